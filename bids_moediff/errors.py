@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error a user can meet, each with the exit code the documentation promises.
+
+A message is one clear sentence that says what is wrong and what to do about it. The command line
+prints it without a traceback and leaves with :attr:`MoediffError.exit_code`.
+"""
+
+
+class MoediffError(Exception):
+    """An expected failure: something was wrong with one or more images."""
+
+    exit_code = 1
+
+
+class ImageError(MoediffError):
+    """One image cannot be processed; the others go on."""
+
+    exit_code = 1
+
+
+class UsageError(MoediffError):
+    """The command line, a settings file or a label is wrong."""
+
+    exit_code = 2
+
+
+class NothingToProcessError(MoediffError):
+    """The data set and the filters in force leave no image."""
+
+    exit_code = 66
+
+
+class DeviceError(MoediffError):
+    """The compute device that was asked for is not there."""
+
+    exit_code = 69
+
+
+class GraphError(MoediffError):
+    """The workflow graph could not be built or executed as a whole."""
+
+    exit_code = 70
+
+
+class WeightsError(MoediffError):
+    """Model weights are missing, unreadable or do not match their checksum."""
+
+    exit_code = 78
