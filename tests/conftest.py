@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures: where the shared brain data live, if they are there."""
+"""Shared fixtures: the shared brain data, if they are there, and one run of the demo."""
 
+import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("NO_ET", "1")
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "bids_moediff" / "data" / "demo"
+# The options of `make demo`; tests/test_project.py keeps the two the same.
+DEMO_OPTIONS = ("--output-resolution", "1")
 
 
 def _shared_candidates() -> list[Path]:
@@ -33,3 +40,67 @@ def shared_data() -> Path:
         if (candidate / "manifest.tsv").is_file():
             return candidate
     pytest.skip("needs the shared brain data: set BIDS_MOEDIFF_SHARED to their folder")
+
+
+def console_script(name: str) -> list[str]:
+    """Command line of an installed console script of this project, else the same entry point.
+
+    The script beside the running interpreter is what a user types. From a bare checkout (no
+    installation) the function it points to is called instead.
+    """
+    script = Path(sys.executable).with_name(name)
+    if script.is_file():
+        return [str(script)]
+    module = "app" if name == "bids_moediff" else name.removeprefix("bids_moediff-")
+    call = f"import sys; from bids_moediff.cli.{module} import main; sys.exit(main())"
+    return [sys.executable, "-c", call]
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """One real run of both levels on the demo data: output folder, exit code and printed text.
+
+    The run takes about a minute, so every test of the session shares it, across the workers of
+    pytest-xdist too. Tests must not write into the output folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    output, record = base / "demo" / "out", base / "demo" / "run.json"
+    with FileLock(str(base / "demo.lock")):
+        if not record.is_file():
+            shutil.rmtree(base / "demo", ignore_errors=True)
+            output.parent.mkdir(parents=True)
+            record.write_text(json.dumps(_run_demo(output)))
+    return {"output": output, **json.loads(record.read_text())}
+
+
+def _run_demo(output: Path) -> dict[str, object]:
+    environment = {**os.environ, "NO_ET": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    texts, code = [], 0
+    for level, options in (("participant", DEMO_OPTIONS), ("group", ())):
+        command = [*console_script("bids_moediff"), str(DEMO), str(output), level, *options]
+        run = subprocess.run(
+            [*command, "-w", str(output.parent / "work")],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd=output.parent,
+            env=environment,
+            check=False,
+        )
+        texts += [run.stdout, run.stderr]
+        code = code or run.returncode
+    return {"code": code, "text": "\n".join(texts)}
+
+
+@pytest.fixture(scope="session")
+def demo_output(demo_run: dict[str, object]) -> Path:
+    """Derivatives of the demo data set; the run must have ended in exit code 0."""
+    assert demo_run["code"] == 0, demo_run["text"]
+    output = demo_run["output"]
+    assert isinstance(output, Path)
+    return output

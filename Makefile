@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a fresh machine needs: git, make and Python >= 3.11. `make demo`, `make test`.
+#   make test PYTHON=/path/to/python3.12     another interpreter
+#   make demo VENV=/tmp/venv                 another place for the virtual environment
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PIP_OPTIONS ?=
+DEMO_OUTPUT ?= demo-output
+# The demo head has slices of 2.3 mm; 1 mm in every direction is what is asked for.
+DEMO_OPTIONS ?= --output-resolution 1
+PYTEST_OPTIONS ?=
+
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+
+# Packages in the user's home must not leak into the environment.
+export PYTHONNOUSERSITE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint docs wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## build the virtual environment (again only when its recipe changed)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "This Python cannot make a virtual environment (Debian: apt install python3-venv)"; exit 2; }
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[test,train,lint,docs]'
+	@touch $@
+
+demo: $(INSTALLED)  ## super-resolve the head that ships with the package
+	$(BIN)/bids_moediff bids_moediff/data/demo $(DEMO_OUTPUT) participant $(DEMO_OPTIONS)
+	$(BIN)/bids_moediff bids_moediff/data/demo $(DEMO_OUTPUT) group
+	@echo
+	@echo "Look at:"
+	@find $(DEMO_OUTPUT) -name '*_desc-sr_T1w.nii.gz' | sed 's/^/  image   /'
+	@find $(DEMO_OUTPUT) -maxdepth 1 -name 'sub-*.html' | sed 's/^/  report  /'
+	@find $(DEMO_OUTPUT) -maxdepth 1 -name 'group*.html' | sed 's/^/  group   /'
+
+test: $(INSTALLED)  ## the whole test suite, style and types included
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(INSTALLED)  ## style, types and import direction only
+	$(BIN)/ruff check bids_moediff tests tools
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+wheel: $(INSTALLED)  ## build a wheel into dist/
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w dist .
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist site *.egg-info $(DEMO_OUTPUT)

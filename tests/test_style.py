@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Style, types, import direction and the small house rules, kept by tests."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path for folder in ("bids_moediff", "tests", "tools") for path in (ROOT / folder).rglob("*.py")
+)
+MAX_LINES = 60
+
+
+def _check(command: list[str], module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"needs {module}: pip install -c constraints.txt -e .[lint]")
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_ruff() -> None:
+    _check([sys.executable, "-m", "ruff", "check", "bids_moediff", "tests", "tools"], "ruff")
+
+
+def test_mypy() -> None:
+    _check([sys.executable, "-m", "mypy"], "mypy")
+
+
+def test_import_arrows_point_down() -> None:
+    call = "from importlinter.cli import lint_imports_command as main; main()"
+    _check([sys.executable, "-c", call], "importlinter")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_first_line_names_the_licence(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if lines and lines[0].startswith("#!"):
+        lines = lines[1:]
+    assert lines, f"{path} is empty"
+    assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
+
+
+def test_functions_are_short() -> None:
+    long = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_LINES:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {length} lines")
+    assert not long, "\n".join(long)
+
+
+def test_no_path_of_a_private_machine() -> None:
+    home = r"(?<![\w.])/(?:home|Users|root)/\w"
+    private = re.compile(home + r"|(?<![\w.$}/])/work/(?:main|wt|shared)\b")
+    texts = [
+        path
+        for pattern in ("*.py", "*.md", "*.yaml", "*.yml", "*.toml", "*.cfg", "*.sh", "*.json")
+        for path in ROOT.rglob(pattern)
+        if not {".venv", "build", "site", ".git"} & set(path.relative_to(ROOT).parts)
+    ]
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in texts
+        if path != Path(__file__).resolve()
+        for match in [private.search(path.read_text(encoding="utf-8", errors="replace"))]
+        if match
+    ]
+    assert not found, "\n".join(found)
