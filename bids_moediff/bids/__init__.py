@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What is on disk: discovery of the input, names, atomic writes, data set files, sidecars."""

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of outputs: one strict table, because general patterns drop entities and names collide.
+
+Every entity of the source is kept. A product adds its own entities, a suffix and an extension. A
+mask or a segmentation bears no contrast in its suffix, so those of any contrast but T1w carry
+``space-<contrast>``: the T1w and the T2w image of a session would share a mask name otherwise
+(an absent ``space`` means the T1w image, as in fMRIPrep's outputs).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from bids_moediff.bids.discover import AnatomicalImage
+from bids_moediff.errors import ImageError
+
+# Order of entities in a file name, BIDS 1.11 (schema: rules/entities).
+ENTITY_ORDER = (
+    "sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run",
+    "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording",
+    "chunk", "seg", "res", "den", "label", "desc",
+)  # fmt: skip
+RESERVED = frozenset({"space", "seg", "res", "den", "label", "desc"})
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a product adds to the entities of its source.
+
+    Parameters
+    ----------
+    entities
+        Entities with fixed values.
+    suffix
+        Suffix, or None for that of the source.
+    on_output_grid
+        Whether ``res-`` is written.
+    extensions
+        Extensions the product may have.
+    """
+
+    entities: Mapping[str, str]
+    suffix: str | None
+    on_output_grid: bool
+    extensions: tuple[str, ...] = (".nii.gz", ".json")
+
+
+PRODUCTS: Mapping[str, Product] = {
+    "sr": Product({"desc": "sr"}, None, True),
+    "preproc": Product({"desc": "preproc"}, None, False),
+    "mask": Product({"desc": "brain"}, "mask", False),
+    "srmask": Product({"desc": "brain"}, "mask", True),
+    "gates": Product({"seg": "moegate"}, "probseg", True),
+    "expert": Product({"seg": "moegate"}, "dseg", True, (".nii.gz", ".json", ".tsv")),
+    "srstd": Product({"desc": "srstd"}, None, True),
+}
+
+
+def resolution_label(zooms: tuple[float, float, float]) -> str:
+    """``0p7mm`` for 0.7 mm isotropic, ``0p7x0p7x1mm`` otherwise (values are alphanumeric).
+
+    >>> resolution_label((0.7, 0.7, 1.0))
+    '0p7x0p7x1mm'
+    """
+    words = [f"{zoom:.4f}".rstrip("0").rstrip(".").replace(".", "p") for zoom in zooms]
+    return (words[0] if len(set(words)) == 1 else "x".join(words)) + "mm"
+
+
+def parse_name(name: str) -> tuple[dict[str, str], str, str]:
+    """Entities in order, suffix and extension of a file name.
+
+    Raises
+    ------
+    ImageError
+        if the name is no BIDS name or its entities are unknown, repeated or out of order.
+    """
+    match = re.fullmatch(
+        r"((?:[a-zA-Z]+-[a-zA-Z0-9+]+_)+)([a-zA-Z0-9]+)((?:\.[a-zA-Z0-9]+)+)", name
+    )
+    if match is None:
+        raise ImageError(f"{name} is no BIDS file name.")
+    pairs = [part.split("-", 1) for part in match[1].rstrip("_").split("_")]
+    keys = [key for key, _ in pairs]
+    known = [key for key in ENTITY_ORDER if key in keys]
+    if keys != known:
+        raise ImageError(f"{name}: entities must be {', '.join(known)} in this order, each once.")
+    return dict(map(tuple, pairs)), match[2], match[3]
+
+
+def build_name(entities: Mapping[str, str], suffix: str, extension: str) -> str:
+    """File name from entities in the order of the standard."""
+    unknown = set(entities) - set(ENTITY_ORDER)
+    if unknown:
+        raise ImageError(f"{sorted(unknown)[0]} is no BIDS entity.")
+    parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
+    return "_".join([*parts, suffix]) + extension
+
+
+def _folder(entities: Mapping[str, str], last: str) -> PurePosixPath:
+    session = [f"ses-{entities['ses']}"] if "ses" in entities and last == "anat" else []
+    return PurePosixPath(f"sub-{entities['sub']}", *session, last)
+
+
+def derivative_path(
+    image: AnatomicalImage,
+    product: str,
+    output_zooms: tuple[float, float, float] | None = None,
+    extension: str = ".nii.gz",
+) -> PurePosixPath:
+    """Where a product of an image goes, relative to the output folder.
+
+    Parameters
+    ----------
+    image
+        The source.
+    product
+        A key of :data:`PRODUCTS`.
+    output_zooms
+        Output voxel size in mm; needed exactly for the products on the output grid.
+    extension
+        One that the product may have.
+
+    Raises
+    ------
+    ValueError
+        for an unknown product or extension, or a voxel size that is missing or not wanted.
+    ImageError
+        if the source bears an entity that only derivatives have.
+    """
+    if product not in PRODUCTS:
+        raise ValueError(f"unknown product {product!r}; known are {', '.join(PRODUCTS)}")
+    row = PRODUCTS[product]
+    if extension not in row.extensions:
+        raise ValueError(f"{product} has no {extension} file")
+    if (output_zooms is not None) != row.on_output_grid:
+        raise ValueError(f"{product} {'needs' if row.on_output_grid else 'has no'} output_zooms")
+    if clash := RESERVED & set(image.entities):
+        raise ImageError(f"{image.relative_path} is a derivative already ({sorted(clash)[0]}-).")
+    entities = {**image.entities, **row.entities}
+    if row.suffix is not None and image.suffix != "T1w":
+        entities["space"] = image.suffix
+    if output_zooms is not None:
+        entities["res"] = resolution_label(output_zooms)
+    name = build_name(entities, row.suffix or image.suffix, extension)
+    return _folder(image.entities, "anat") / name
+
+
+def figure_path(image: AnatomicalImage, desc: str, extension: str = ".svg") -> PurePosixPath:
+    """Where a figure goes: ``sub-01/figures/<entities>_desc-<desc>_<suffix>.svg``."""
+    if extension not in (".svg", ".png"):
+        raise ValueError(f"a figure is .svg or .png, not {extension}")
+    if not re.fullmatch(r"[A-Za-z0-9]+", desc):
+        raise ValueError(f"{desc!r} is no label")
+    name = build_name({**image.entities, "desc": desc}, image.suffix, extension)
+    return _folder(image.entities, "figures") / name

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes that are whole or not at all, with the same bytes for the same content.
+
+A file is written under a hidden temporary name in its own folder, flushed to disk and renamed. So
+a reader never sees half a file, many jobs may share an output folder, and nothing is moved across
+file systems. Gzip streams carry neither a time nor a name.
+"""
+
+import gzip
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Binary stream whose content becomes ``path`` if, and only if, the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.part"
+    try:
+        # Plain open: permissions follow the umask (those of mkstemp would be private).
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(content: bytes, path: Path) -> Path:
+    """Write bytes."""
+    with atomic(path) as stream:
+        stream.write(content)
+    return path
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write text as UTF-8 with the line ends it has."""
+    return write_bytes(text.encode("utf-8"), path)
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy scalars and arrays into plain numbers; refuse anything else."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def write_json(obj: Any, path: Path) -> Path:
+    """Write JSON with the keys in the order given.
+
+    Raises
+    ------
+    ValueError
+        for NaN and infinity, which JSON does not know.
+    """
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    return write_text(text + "\n", path)
+
+
+def write_nifti(img: "nib.Nifti1Image", path: Path) -> Path:
+    """Write a NIfTI image, compressed if the name ends in ``.gz``.
+
+    Header extensions and the file names in the header are left out: they may hold names of
+    persons and host paths.
+    """
+    clean = img.__class__(img.dataobj, img.affine, img.header)
+    clean.header.extensions.clear()
+    clean.header["aux_file"] = b""
+    clean.header["db_name"] = b""
+    content = clean.to_bytes()
+    with atomic(path) as stream:
+        if path.name.endswith(".gz"):
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0) as packed:
+                packed.write(content)
+        else:
+            stream.write(content)
+    return path
+
+
+def table_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Tab-separated table; missing values are ``n/a`` as BIDS wants."""
+    out = io.StringIO()
+    out.write("\t".join(columns) + "\n")
+    for row in rows:
+        cells = (row.get(column) for column in columns)
+        out.write("\t".join("n/a" if cell is None else str(cell) for cell in cells) + "\n")
+    return out.getvalue()

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process may use: processors, memory and compute devices.
+
+A batch job rarely owns the whole machine. The number of processors is the smallest of the
+affinity mask, the control-group quota and SLURM's allocation; the memory is the smallest of the
+physical memory, the control-group limit and SLURM's allocation. All functions are pure: what they
+read (folders, environment) can be handed to them.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+GIGABYTE = 1e9
+# In GB. A bare number is multiplied by exactly 1, so that what is printed reads back the same.
+_UNITS = {"": 1.0, "B": 1e-9}
+for _power, _letter in enumerate("KMGT", 1):
+    _decimal, _binary = 1000**_power / 1e9, 1024**_power / 1e9
+    _UNITS |= {_letter: _decimal, f"{_letter}B": _decimal, f"{_letter}IB": _binary}
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may use at once.
+
+    Parameters
+    ----------
+    nprocs
+        Processors over all processes.
+    omp_nthreads
+        Threads of one process, at most ``nprocs``.
+    memory_gb
+        Memory in GB (10^9 bytes).
+    """
+
+    nprocs: int
+    omp_nthreads: int
+    memory_gb: float
+
+
+def parse_memory(text: str | float) -> float:
+    """Memory in GB from ``8``, ``"8GB"``, ``"8000MB"`` or ``"8GiB"`` (a bare number is GB).
+
+    Raises
+    ------
+    ValueError
+        if it is no positive amount in a known unit.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = match.group(2).upper() if match else None
+    if match is None or unit not in _UNITS or not float(match.group(1)) > 0:
+        raise ValueError(f"{text!r} is no amount of memory; write for example 8, 8GB or 8000MB")
+    return float(match.group(1)) * _UNITS[unit]
+
+
+def _first_number(path: Path) -> float | None:
+    try:
+        word = path.read_text(encoding="ascii").split()[0]
+        return None if word == "max" else float(word)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def cgroup_folders(
+    controller: str, root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")
+) -> list[Path]:
+    """Folders of the control groups this process is in, innermost first, ending at the root.
+
+    Reads version 2 (``0::/path``) and version 1 (``N:controllers:/path``). A limit may be set at
+    any level, so callers take the smallest.
+    """
+    bases: list[tuple[Path, str]] = []
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0" and not names:
+            bases.append((root, path))
+        elif controller in names.split(","):
+            bases += [(root / names, path), (root / controller, path)]
+    # Inside a container the path of the host is often not visible, the root then is our group.
+    bases += [(root, "/"), (root / controller, "/")]
+    folders: list[Path] = []
+    for base, path in bases:
+        folder = base / path.strip("/")
+        while folder != base.parent:
+            if folder.is_dir() and folder not in folders:
+                folders.append(folder)
+            folder = folder.parent
+    return folders
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors that one control group may use, or None where it sets no limit."""
+    try:
+        words = (folder / "cpu.max").read_text(encoding="ascii").split()
+        if words and words[0] != "max":
+            return float(words[0]) / float(words[1] if len(words) > 1 else 100000)
+    except (OSError, ValueError):
+        pass
+    quota = _first_number(folder / "cpu.cfs_quota_us")
+    period = _first_number(folder / "cpu.cfs_period_us")
+    return quota / period if quota and period and quota > 0 else None
+
+
+def available_cpus(
+    environment: Mapping[str, str] | None = None,
+    folders: list[Path] | None = None,
+    affinity: int | None = None,
+) -> int:
+    """Processors that may be used: affinity, control-group quota and SLURM, the smallest."""
+    environment = os.environ if environment is None else environment
+    counts = [float(affinity if affinity is not None else _affinity())]
+    folders = cgroup_folders("cpu") if folders is None else folders
+    # A quota of 2.5 processors feeds two threads well and three badly.
+    counts += [float(max(1, math.floor(q))) for q in map(_quota, folders) if q is not None]
+    slurm = environment.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and int(slurm) > 0:
+        counts.append(float(slurm))
+    return max(1, int(min(counts)))
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def available_memory_gb(
+    environment: Mapping[str, str] | None = None,
+    folders: list[Path] | None = None,
+    physical_bytes: float | None = None,
+) -> float:
+    """Memory that may be used, in GB: physical, control group and SLURM, the smallest."""
+    environment = os.environ if environment is None else environment
+    if physical_bytes is None:
+        physical_bytes = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    amounts = [float(physical_bytes)]
+    for folder in cgroup_folders("memory") if folders is None else folders:
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _first_number(folder / name)
+            if limit is not None and limit > 0:  # version 1 writes about 2^63 for "no limit"
+                amounts.append(limit)
+    amounts += _slurm_memory(environment)
+    return min(amounts) / GIGABYTE
+
+
+def _slurm_memory(environment: Mapping[str, str]) -> list[float]:
+    """SLURM's allocation in bytes; SLURM counts in MiB and writes 0 for "all of the node"."""
+    mebibyte = 1024.0**2
+    per_node = environment.get("SLURM_MEM_PER_NODE", "")
+    if per_node.isdigit() and int(per_node) > 0:
+        return [int(per_node) * mebibyte]
+    per_cpu = environment.get("SLURM_MEM_PER_CPU", "")
+    cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
+    if per_cpu.isdigit() and int(per_cpu) > 0 and cpus.isdigit():
+        return [int(per_cpu) * mebibyte * max(1, int(cpus))]
+    return []
+
+
+def plan(
+    nprocs: int | None = None, omp_nthreads: int | None = None, memory_gb: float | None = None
+) -> Limits:
+    """Fill in what was not asked for from what is there."""
+    processors = nprocs or available_cpus()
+    threads = omp_nthreads or min(processors, 8)  # more than 8 threads rarely pay for one image
+    return Limits(processors, min(threads, processors), memory_gb or available_memory_gb())
+
+
+def visible_devices(
+    device: str, environment: Mapping[str, str] | None = None, count: int | None = None
+) -> list[str]:
+    """Torch device names to hand out, one network each; ``["cpu"]`` where no GPU is used.
+
+    ``CUDA_VISIBLE_DEVICES`` is read, never written: torch numbers what it lists (indices, GPU or
+    MIG UUIDs) from 0. CUDA stops at the first entry it cannot use (``-1``), and so does this.
+
+    Parameters
+    ----------
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as on the command line.
+    environment
+        Environment variables; those of the process by default.
+    count
+        Number of GPUs that torch sees, where the caller has asked torch; caps the list.
+    """
+    environment = os.environ if environment is None else environment
+    if device == "cpu":
+        return ["cpu"]
+    if ":" in device:
+        return [device]
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    number = count
+    if listed is not None:
+        entries = []
+        for entry in (word.strip() for word in listed.split(",")):
+            if not entry or entry == "-1" or entry in entries:
+                break
+            entries.append(entry)
+        number = len(entries) if count is None else min(count, len(entries))
+    if number is None:
+        number = 1 if device == "cuda" else 0
+    names = [f"cuda:{index}" for index in range(number)]
+    return names or (["cpu"] if device == "auto" else [])

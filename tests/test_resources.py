@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of the job on generated control-group folders and environments."""
+
+import pytest
+
+from bids_moediff.resources import (
+    available_cpus,
+    available_memory_gb,
+    cgroup_folders,
+    parse_memory,
+    plan,
+    visible_devices,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "gigabytes"),
+    [
+        *[(8, 8), ("8", 8), ("8GB", 8), ("8 gb", 8), ("8000MB", 8), ("8G", 8), ("0.5T", 500)],
+        *[("8GiB", 8.589934592), ("1024KiB", 0.001048576), (0.25, 0.25), ("2e9B", 2)],
+    ],
+)
+def test_memory_in_words(text, gigabytes):
+    assert parse_memory(text) == pytest.approx(gigabytes, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "GB", "8 XB", "8GBB", "many", "nan", True])
+def test_memory_that_is_none(text):
+    with pytest.raises(ValueError, match="no amount of memory"):
+        parse_memory(text)
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text + "\n")
+    return folder
+
+
+def test_version_2_takes_the_tightest_level(tmp_path):
+    root = write(tmp_path / "fs")
+    write(root / "job", cpu__max="400000 100000", memory__max="max")
+    write(root / "job" / "step", cpu__max="max 100000", memory__max="3000000000")
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/job/step\n")
+    folders = cgroup_folders("cpu", root, membership)
+    assert folders == [root / "job" / "step", root / "job", root]
+    assert available_cpus({}, folders, affinity=64) == 4
+    assert available_memory_gb({}, folders, 64e9) == 3
+
+
+def test_version_1_quota_and_limit(tmp_path):
+    root = tmp_path / "fs"
+    write(root / "cpu,cpuacct" / "a", cpu__cfs_quota_us="250000", cpu__cfs_period_us="100000")
+    write(root / "cpu,cpuacct", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    write(root / "memory" / "a", memory__limit_in_bytes="5000000000")
+    write(root / "memory", memory__limit_in_bytes="9223372036854771712")
+    membership = tmp_path / "cgroup"
+    membership.write_text("4:memory:/a\n3:cpu,cpuacct:/a\n1:name=systemd:/a\n")
+    assert available_cpus({}, cgroup_folders("cpu", root, membership), affinity=16) == 2
+    assert available_memory_gb({}, cgroup_folders("memory", root, membership), 16e9) == 5
+
+
+def test_container_that_hides_the_path_of_its_group(tmp_path):
+    root = write(tmp_path / "fs", cpu__max="50000 100000", memory__max="2000000000")
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/not/visible/here\n")
+    assert available_cpus({}, cgroup_folders("cpu", root, membership), affinity=8) == 1
+    assert available_memory_gb({}, cgroup_folders("memory", root, membership), 8e9) == 2
+
+
+def test_slurm_allocation():
+    assert available_cpus({"SLURM_CPUS_PER_TASK": "3"}, [], affinity=8) == 3
+    assert available_cpus({"SLURM_CPUS_PER_TASK": "12"}, [], affinity=8) == 8
+    mebibyte = 1024**2 / 1e9
+    assert available_memory_gb({"SLURM_MEM_PER_NODE": "4000"}, [], 64e9) == pytest.approx(
+        4000 * mebibyte
+    )
+    assert available_memory_gb({"SLURM_MEM_PER_NODE": "0"}, [], 64e9) == 64
+    per_cpu = {"SLURM_MEM_PER_CPU": "1000", "SLURM_CPUS_PER_TASK": "3"}
+    assert available_memory_gb(per_cpu, [], 64e9) == pytest.approx(3000 * mebibyte)
+
+
+def test_plan_keeps_what_was_asked_for_and_threads_within_processors():
+    limits = plan(4, 16, 6.0)
+    assert (limits.nprocs, limits.omp_nthreads, limits.memory_gb) == (4, 4, 6.0)
+    found = plan()
+    assert found.nprocs >= found.omp_nthreads >= 1
+    assert found.memory_gb > 0.1
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "count", "expected"),
+    [
+        ("cpu", {"CUDA_VISIBLE_DEVICES": "0"}, 1, ["cpu"]),
+        ("auto", {}, None, ["cpu"]),
+        ("auto", {}, 2, ["cuda:0", "cuda:1"]),
+        ("cuda", {}, None, ["cuda:0"]),
+        ("cuda", {}, 0, []),
+        ("cuda:3", {}, 4, ["cuda:3"]),
+        ("auto", {"CUDA_VISIBLE_DEVICES": ""}, 0, ["cpu"]),
+        ("cuda", {"CUDA_VISIBLE_DEVICES": "5,7"}, None, ["cuda:0", "cuda:1"]),
+        ("cuda", {"CUDA_VISIBLE_DEVICES": "2,-1,3"}, None, ["cuda:0"]),
+        ("cuda", {"CUDA_VISIBLE_DEVICES": "MIG-aa,MIG-bb"}, 2, ["cuda:0", "cuda:1"]),
+        ("cuda", {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c"}, 1, ["cuda:0"]),
+    ],
+)
+def test_devices_to_hand_out(device, environment, count, expected):
+    before = dict(environment)
+    assert visible_devices(device, environment, count) == expected
+    assert environment == before
