@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head mask on heads made from ellipsoids, whose true outline is known."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.engine.masks import head_mask, head_mask_array
+
+RADII = np.array([75.0, 95.0, 85.0])
+
+
+def make_head(
+    shape: tuple[int, int, int] = (96, 112, 96),
+    zooms: tuple[float, float, float] = (2.0, 2.0, 2.0),
+    contrast: str = "t1",
+    noise: float = 8.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scalp, bone, fluid and brain as nested ellipsoids, and the true head mask."""
+    axes = [(np.arange(n) - (n - 1) / 2) * z for n, z in zip(shape, zooms, strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    radius = np.sqrt(((grid / RADII) ** 2).sum(-1))
+    values = {
+        "t1": (400.0, 20.0, 60.0, 200.0),
+        "t2": (80.0, 15.0, 500.0, 180.0),
+        "flair": (70.0, 20.0, 60.0, 220.0),
+    }[contrast]
+    data = np.zeros(shape)
+    for limit, value in zip((1.0, 0.93, 0.86, 0.8), values, strict=True):
+        data[radius <= limit] = value
+    rng = np.random.default_rng(0)
+    data = np.hypot(data + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape))
+    return data.astype(np.float32), radius <= 1.0
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+@pytest.mark.parametrize("contrast", ["t1", "t2", "flair"])
+def test_head_is_found_in_every_contrast(contrast: str) -> None:
+    data, truth = make_head(contrast=contrast)
+    assert dice(head_mask_array(data, (2.0, 2.0, 2.0)), truth) > 0.97
+
+
+def test_thick_slices_and_eight_bits() -> None:
+    zooms = (1.5, 1.5, 5.0)
+    data, truth = make_head((120, 144, 40), zooms)
+    quantised = np.clip(data / 2, 0, 255).astype(np.uint8)
+    assert dice(head_mask_array(quantised, zooms), truth) > 0.96
+
+
+def test_defaced_part_is_left_out_and_its_neighbour_kept() -> None:
+    data, truth = make_head()
+    data[:, 85:, :40] = 0.0
+    mask = head_mask_array(data, (2.0, 2.0, 2.0))
+    assert not mask[:, 85:, :40].any()
+    truth[:, 85:, :40] = False
+    assert dice(mask, truth) > 0.97
+
+
+def test_stripped_brain_keeps_its_ventricles() -> None:
+    data, truth = make_head(noise=2.0)
+    brain = truth.copy()
+    radius_cut = data < 100.0
+    brain &= ~radius_cut
+    data[~brain] = 0.0
+    data[40:56, 50:60, 44:54] = 0.0  # a ventricle that was set to 0 with the background
+    mask = head_mask_array(data, (2.0, 2.0, 2.0))
+    assert mask[40:56, 50:60, 44:54].all()
+    assert not mask[0].any()
+
+
+def test_image_in_image_out_on_the_same_grid_whatever_its_orientation() -> None:
+    data, _ = make_head()
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    flipped = nib.Nifti1Image(data[::-1].copy(), np.diag([-2.0, 2.0, 2.0, 1.0]))
+    mask = head_mask(nib.Nifti1Image(data, affine))
+    assert mask.get_data_dtype() == np.uint8
+    assert np.array_equal(mask.affine, affine)
+    mirrored = np.asarray(head_mask(flipped).dataobj)[::-1]
+    assert dice(mirrored > 0, np.asarray(mask.dataobj) > 0) > 0.995
+
+
+def test_an_empty_image_has_no_head() -> None:
+    assert not head_mask_array(np.zeros((8, 8, 8)), (1.0, 1.0, 1.0)).any()
