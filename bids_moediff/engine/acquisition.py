@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The acquisition operator A: what a scanner with coarser voxels would have measured.
+
+Both grids share orientation and outer corner (:mod:`.grid`), so A is separable: one small matrix
+per axis, whatever the voxel ratio. Its singular value decomposition is the Kronecker product of
+three small ones, which makes exact projection, Tikhonov filtering and the discrepancy principle
+closed-form for every slice profile.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from .grid import Shape, Triple
+
+PROFILES = ("none", "box", "gaussian", "kspace")
+_FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
+# Full width at half maximum of a sinc whose first zeros are one voxel away.
+_SINC_FWHM = 1.2067
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis was sampled.
+
+    Parameters
+    ----------
+    profile : "none" (already on the fine grid), "box" (slice or voxel average), "gaussian"
+        (slice-selective pulse) or "kspace" (truncated Fourier encoding)
+    fwhm : width of box or Gaussian in units of the acquired voxel; slice thickness over slice
+        spacing, so below one for gaps
+
+    """
+
+    profile: str = "kspace"
+    fwhm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"unknown profile {self.profile!r}: choose from {PROFILES}")
+        if not 0 < self.fwhm < 10:
+            raise ValueError(f"the profile width must lie between 0 and 10 voxels: {self.fwhm}")
+
+    @property
+    def effective_fwhm(self) -> float:
+        """Width in acquired voxels that the networks are told (a sinc counts as 1.21)."""
+        return {"none": 0.0, "kspace": _SINC_FWHM}.get(self.profile, self.fwhm)
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """Sampling of the three voxel axes."""
+
+    axes: tuple[Axis, Axis, Axis]
+
+    @classmethod
+    def uniform(cls, profile: str, fwhm: float = 1.0) -> "Acquisition":
+        """Sample all three axes alike."""
+        axis = Axis(profile, fwhm)
+        return cls((axis, axis, axis))
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], zooms: Sequence[float]
+    ) -> "Acquisition":
+        """Acquisition declared by a BIDS sidecar (and voxel sizes in mm).
+
+        A 2-D scan has a slice-selective pulse along its coarsest axis (Gaussian, its width
+        SliceThickness over the slice spacing) and k-space in plane; a 3-D scan is Fourier-encoded
+        on all axes. Without `MRAcquisitionType`, an axis over 1.9 times the finest counts as slices.
+        """
+        slice_axis = int(np.argmax(zooms))
+        kind = str(metadata.get("MRAcquisitionType", "")).upper()
+        thick = float(max(zooms)) > 1.9 * float(min(zooms))
+        axes = [Axis("kspace"), Axis("kspace"), Axis("kspace")]
+        if kind == "2D" or (kind != "3D" and thick):
+            spacing = float(zooms[slice_axis])
+            thickness = float(metadata.get("SliceThickness") or spacing)
+            axes[slice_axis] = Axis("gaussian", min(max(thickness / spacing, 0.3), 2.0))
+        return cls((axes[0], axes[1], axes[2]))
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Acquisition":
+        """Inverse of :meth:`to_dict`."""
+        axes = [Axis(axis["profile"], float(axis["fwhm"])) for axis in record["axes"]]
+        return cls((axes[0], axes[1], axes[2]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for sidecars and requests."""
+        return {"axes": [{"profile": axis.profile, "fwhm": axis.fwhm} for axis in self.axes]}
+
+    def condition(self, fine: Sequence[float], coarse: Sequence[float]) -> tuple[float, ...]:
+        """Six numbers the networks are told: log2 voxel ratio and profile width per axis."""
+        ratios = [math.log2(c / f) for f, c in zip(fine, coarse, strict=True)]
+        same = [abs(ratio) < 1e-3 for ratio in ratios]
+        widths = [
+            0.0 if equal else axis.effective_fwhm
+            for axis, equal in zip(self.axes, same, strict=True)
+        ]
+        return (*ratios, *widths)
+
+
+def _overlap(
+    n_fine: int, d_fine: float, n_coarse: int, d_coarse: float, width: float
+) -> np.ndarray:
+    """Length of the overlap of each coarse profile with each fine voxel, (n_coarse, n_fine)."""
+    centre = (np.arange(n_coarse)[:, None] + 0.5) * d_coarse
+    left = np.arange(n_fine)[None] * d_fine
+    low = np.maximum(left, centre - width / 2)
+    high = np.minimum(left + d_fine, centre + width / 2)
+    return np.clip(high - low, 0, None)
+
+
+def _truncated_fourier(n_fine: int, d_fine: float, n_coarse: int, d_coarse: float) -> np.ndarray:
+    """Band-limit to the coarse Nyquist frequency and sample at the coarse centres."""
+    field_of_view = n_fine * d_fine
+    distance = (np.arange(n_coarse)[:, None] + 0.5) * d_coarse - (
+        np.arange(n_fine)[None] + 0.5
+    ) * d_fine
+    nyquist = field_of_view / (2 * d_coarse)
+    last = math.floor(nyquist + 1e-9)
+    matrix = np.ones_like(distance)
+    for harmonic in range(1, last + 1):
+        weight = 1.0 if harmonic < nyquist - 1e-9 else 0.5
+        matrix += 2 * weight * np.cos(2 * np.pi * harmonic * distance / field_of_view)
+    return matrix / n_fine
+
+
+@lru_cache(maxsize=64)
+def axis_matrix(
+    n_fine: int, d_fine: float, n_coarse: int, d_coarse: float, axis: Axis
+) -> np.ndarray | None:
+    """Matrix (n_coarse, n_fine) of one axis; None stands for the identity.
+
+    Sizes in mm. Rows sum to one: a constant image keeps its value.
+    """
+    if n_fine == n_coarse and abs(d_coarse / d_fine - 1) < 1e-4:
+        return None
+    if axis.profile == "none":
+        raise ValueError("an axis with profile 'none' must have the same voxels on both grids")
+    if axis.profile == "kspace":
+        matrix = _truncated_fourier(n_fine, d_fine, n_coarse, d_coarse)
+    elif axis.profile == "box":
+        matrix = _overlap(n_fine, d_fine, n_coarse, d_coarse, max(axis.fwhm * d_coarse, d_fine))
+    else:
+        sigma = axis.fwhm * d_coarse * _FWHM_TO_SIGMA
+        centre = (np.arange(n_coarse)[:, None] + 0.5) * d_coarse
+        distance = (centre - (np.arange(n_fine)[None] + 0.5) * d_fine) / sigma
+        matrix = np.where(np.abs(distance) < 4.5, np.exp(-0.5 * distance**2), 0.0)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _along(tensor: torch.Tensor, matrices: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Apply one matrix per axis of a 3-D tensor."""
+    if matrices[0] is not None:
+        tensor = torch.tensordot(matrices[0], tensor, dims=([1], [0]))
+    if matrices[1] is not None:
+        tensor = torch.matmul(matrices[1], tensor)
+    if matrices[2] is not None:
+        tensor = torch.matmul(tensor, matrices[2].T)
+    return tensor
+
+
+class Operator:
+    """The separable linear map A from a fine grid to the acquired one.
+
+    Parameters
+    ----------
+    matrices : one (n_coarse, n_fine) array per axis, None for the identity
+    fine_shape, coarse_shape : voxel counts
+    device : where tensors live
+
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[np.ndarray | None],
+        fine_shape: Shape,
+        coarse_shape: Shape,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.fine_shape, self.coarse_shape = fine_shape, coarse_shape
+        self._forward = [_tensor(matrix, device) for matrix in matrices]
+        self._adjoint = [None if m is None else m.T.contiguous() for m in self._forward]
+        self._left: list[torch.Tensor | None] = []
+        self._right: list[torch.Tensor | None] = []
+        values = []
+        for matrix, count in zip(matrices, coarse_shape, strict=True):
+            if matrix is None:
+                self._left.append(None)
+                self._right.append(None)
+                values.append(torch.ones(count, device=device))
+                continue
+            left, singular, right = _decompose(matrix.tobytes(), matrix.shape)
+            self._left.append(_tensor(left.T, device))
+            self._right.append(_tensor(right.T, device))
+            padded = np.zeros(count)
+            padded[: singular.size] = singular
+            values.append(torch.as_tensor(padded, dtype=torch.float32, device=device))
+        self._singular = values
+
+    @classmethod
+    def between(
+        cls,
+        fine_shape: Shape,
+        fine_zooms: Triple,
+        coarse_shape: Shape,
+        coarse_zooms: Triple,
+        acquisition: Acquisition,
+        device: torch.device | str = "cpu",
+    ) -> "Operator":
+        """Operator between two grids that share their outer corner (voxel sizes in mm)."""
+        matrices = [
+            axis_matrix(n_f, round(d_f, 6), n_c, round(d_c, 6), axis)
+            for n_f, d_f, n_c, d_c, axis in zip(
+                fine_shape, fine_zooms, coarse_shape, coarse_zooms, acquisition.axes, strict=True
+            )
+        ]
+        return cls(matrices, tuple(fine_shape), tuple(coarse_shape), device)  # type: ignore[arg-type]
+
+    def forward(self, fine: torch.Tensor) -> torch.Tensor:
+        """A x: what the coarse acquisition measures of `fine`."""
+        return _along(fine, self._forward)
+
+    def adjoint(self, coarse: torch.Tensor) -> torch.Tensor:
+        """A^T y."""
+        return _along(coarse, self._adjoint)
+
+    def project(
+        self, fine: torch.Tensor, measured: torch.Tensor, noise: float = 0.0
+    ) -> torch.Tensor:
+        """Closest image to `fine` that explains `measured`.
+
+        With `noise` = 0 the exact projection x + A^+ (y - A x). Otherwise the Tikhonov solution
+        whose residual has the standard deviation `noise` (Morozov's discrepancy principle), so
+        that measured noise is not put back; `fine` itself if it already explains the data.
+        """
+        residual = measured - self.forward(fine)
+        coefficients = _along(residual, self._left)
+        first, second, third = self._singular
+        singular = first[:, None, None] * second[None, :, None] * third[None, None, :]
+        # Directions the scanner practically did not measure carry noise only.
+        power = torch.where(singular > 1e-3 * singular.max(), singular, 0.0).square_()
+        weight = self._damping(coefficients, power, noise)
+        if weight is None:
+            return fine
+        gain = torch.where(power > 0, singular / (power + weight).clamp_min(1e-20), 0.0)
+        return fine + self._synthesis(gain * coefficients)
+
+    def _synthesis(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Right singular vectors times coefficients: coarse-shaped to fine-shaped."""
+        return _along(coefficients, self._right)
+
+    @staticmethod
+    def _damping(coefficients: torch.Tensor, power: torch.Tensor, noise: float) -> float | None:
+        """Tikhonov weight whose residual norm is noise * sqrt(n); None if none is needed."""
+        if noise <= 0:
+            return 0.0
+        measured = power > 0
+        energy = coefficients.square()[measured].double()
+        power = power[measured].double()
+        goal = noise**2 * energy.numel()
+        if float(energy.sum()) <= goal:
+            return None
+        low, high = 1e-9, 1e9
+        for _ in range(60):
+            middle = math.sqrt(low * high)
+            left_over = float((energy * (middle / (power + middle)).square()).sum())
+            low, high = (middle, high) if left_over < goal else (low, middle)
+            if high / low < 1.01:
+                break
+        return math.sqrt(low * high)
+
+
+@lru_cache(maxsize=32)
+def _decompose(content: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Thin SVD of one axis matrix, U (n_c, k), s (k,), V^T (k, n_f) with k padded to n_c."""
+    matrix = np.frombuffer(content).reshape(shape)
+    left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    missing = shape[0] - singular.size
+    if missing > 0:
+        left = np.pad(left, ((0, 0), (0, missing)))
+        right = np.pad(right, ((0, missing), (0, 0)))
+    return left, singular, right
+
+
+def _tensor(matrix: np.ndarray | None, device: torch.device | str) -> torch.Tensor | None:
+    if matrix is None:
+        return None
+    return torch.as_tensor(np.ascontiguousarray(matrix), dtype=torch.float32, device=device)

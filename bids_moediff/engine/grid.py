@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Voxel grids that share the outer corner of the first voxel.
+
+The output grid keeps the input's orientation and field of view: the outer corner of the first
+voxel stays where it is, the voxel size is exactly the one asked for, and the count is the smallest
+that covers the input. World coordinates never move.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+# A field of view that exceeds the count by less than this fraction of a voxel is rounding error of
+# the header's 32-bit floats, not a reason for another slice.
+COVER_TOLERANCE = 1e-3
+
+
+def voxel_sizes(affine: np.ndarray) -> Triple:
+    """Voxel sizes in mm of a 4x4 affine, oblique ones included."""
+    sizes = np.sqrt((np.asarray(affine, dtype=float)[:3, :3] ** 2).sum(axis=0))
+    return (float(sizes[0]), float(sizes[1]), float(sizes[2]))
+
+
+def covering_shape(shape: Sequence[int], zooms: Sequence[float], new: Sequence[float]) -> Shape:
+    """Smallest voxel counts of size `new` (mm) that cover `shape` voxels of size `zooms` (mm)."""
+    counts = [
+        max(1, math.ceil(count * old / size - COVER_TOLERANCE))
+        for count, old, size in zip(shape, zooms, new, strict=True)
+    ]
+    return (counts[0], counts[1], counts[2])
+
+
+def output_grid(
+    shape: Sequence[int], affine: np.ndarray, zooms: Sequence[float]
+) -> tuple[Shape, np.ndarray]:
+    """Grid with voxels of exactly `zooms` mm on the field of view of (`shape`, `affine`).
+
+    Returns
+    -------
+    shape : three voxel counts, the smallest that cover the input
+    affine : float64 4x4; the outer corner of the first voxel is the input's
+
+    Raises
+    ------
+    ValueError : a voxel size that is not positive and finite
+
+    """
+    if not all(math.isfinite(size) and size > 0 for size in zooms):
+        raise ValueError(f"voxel sizes must be positive numbers of mm, not {tuple(zooms)}")
+    affine = np.asarray(affine, dtype=float)
+    old = voxel_sizes(affine)
+    directions = affine[:3, :3] / np.asarray(old)
+    corner = affine[:3, :3] @ np.full(3, -0.5) + affine[:3, 3]
+    new = np.eye(4)
+    new[:3, :3] = directions * np.asarray(zooms, dtype=float)
+    new[:3, 3] = corner + new[:3, :3] @ np.full(3, 0.5)
+    return covering_shape(shape, old, zooms), new
+
+
+def working_zooms(zooms: Sequence[float], target: Sequence[float]) -> Triple:
+    """Voxel sizes that never discard measured detail: per axis the finer of input and target."""
+    sizes = [
+        old if old <= new * (1 + 1e-4) else new for old, new in zip(zooms, target, strict=True)
+    ]
+    return (float(sizes[0]), float(sizes[1]), float(sizes[2]))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The regression mean: one 3-D network for every voxel ratio and slice profile.
+
+It predicts the posterior mean that the diffusion experts start from (decision P of
+docs/science.md). Input and output live on the fine grid; a space-to-depth step makes the
+convolutions run on an eighth of the voxels.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+FOLD = 2
+
+
+@dataclass(frozen=True)
+class MeanConfig:
+    """Hyperparameters of :class:`MeanNetwork`."""
+
+    channels: int = 48
+    blocks: int = 6
+    condition_dim: int = 6
+
+    @property
+    def receptive_radius(self) -> int:
+        """Fine voxels beyond which an input voxel cannot matter."""
+        return FOLD * (2 * self.blocks + 2) + FOLD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for config.json."""
+        return asdict(self)
+
+
+def space_to_depth(image: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 2X, 2Y, 2Z) -> (B, 8, X, Y, Z), lossless."""
+    batch, _, x, y, z = image.shape
+    folded = image.reshape(batch, x // 2, 2, y // 2, 2, z // 2, 2)
+    return folded.permute(0, 2, 4, 6, 1, 3, 5).reshape(batch, 8, x // 2, y // 2, z // 2)
+
+
+def depth_to_space(features: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`space_to_depth`."""
+    batch, _, x, y, z = features.shape
+    unfolded = features.reshape(batch, 2, 2, 2, x, y, z)
+    return unfolded.permute(0, 4, 1, 5, 2, 6, 3).reshape(batch, 1, 2 * x, 2 * y, 2 * z)
+
+
+class _Block(nn.Module):
+    """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(channels, channels, 3, padding=1)
+        self.second = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        hidden = functional.silu(hidden * (1 + scale) + shift)
+        return x + self.second(hidden)
+
+
+class MeanNetwork(nn.Module):
+    """Residual 3-D network on the consistent interpolation.
+
+    ``forward(start, condition)``: start (B, 1, X, Y, Z), even sizes, head intensities in about
+    [0, 1]; condition (B, 6) from :meth:`Acquisition.condition`. Returns (B, 1, X, Y, Z). The last
+    layer starts at zero: an untrained network returns `start` exactly.
+    """
+
+    def __init__(self, config: MeanConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or MeanConfig()
+        width, blocks = self.config.channels, self.config.blocks
+        self.head = nn.Conv3d(FOLD**3, width, 3, padding=1)
+        self.body = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.tail = nn.Conv3d(width, FOLD**3, 3, padding=1)
+        self.film = nn.Sequential(
+            nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
+        )
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.film[-1].weight.mul_(0.1)
+            self.film[-1].bias.zero_()
+            for block in self.body:
+                block.second.weight.mul_(0.3)
+
+    def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Posterior mean on the fine grid."""
+        film = self.film(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
+        features = space_to_depth(start).to(memory_format=torch.channels_last_3d)
+        features = self.head(features)
+        for index, block in enumerate(self.body):
+            features = block(features, film[2 * index], film[2 * index + 1])
+        return start + depth_to_space(self.tail(features).to(start.dtype))

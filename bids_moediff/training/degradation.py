@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random acquisitions for training (docs/science.md, section 7)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bids_moediff.engine.acquisition import Acquisition, Axis
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One random acquisition: voxel ratio per axis, profiles, noise (fraction of the range)."""
+
+    ratios: tuple[float, float, float]
+    acquisition: Acquisition
+    noise: float
+
+
+def _profile(rng: np.random.Generator, thick: bool) -> Axis:
+    kind = rng.choice(["kspace", "gaussian", "box"], p=[0.45, 0.3, 0.25])
+    if kind == "kspace":
+        return Axis("kspace")
+    low = 0.7 if thick else 0.8
+    width = 1.0 if rng.random() < 0.5 else float(rng.uniform(low, 1.2))
+    return Axis(str(kind), round(width, 3))
+
+
+def _canonical(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
+    """Ratios that studies report: x2 and x1.5 isotropic, x2 and x4 slices."""
+    ratios = np.ones(3)
+    choice = rng.random()
+    if choice < 0.4:
+        ratios[:] = 2.0
+    elif choice < 0.55:
+        ratios[:] = 1.5
+    else:
+        ratios[rng.integers(3)] = 4.0 if choice < 0.83 else 2.0
+    return ratios, _profile(rng, thick=False)
+
+
+def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
+    """Ratios from 1.25 to 6: one thick axis, in-plane and slice, or all axes."""
+    ratios = np.ones(3)
+    choice = rng.random()
+    slice_axis = rng.integers(3)
+    if choice < 0.55:
+        ratios[slice_axis] = np.exp(rng.uniform(np.log(1.25), np.log(6)))
+    elif choice < 0.75:
+        ratios[:] = np.exp(rng.uniform(np.log(1.2), np.log(2.2)))
+        ratios[slice_axis] = np.exp(rng.uniform(np.log(2), np.log(6)))
+    else:
+        ratios[:] = np.exp(rng.uniform(np.log(1.2), np.log(3)))
+    return ratios, _profile(rng, thick=True)
+
+
+def draw(rng: np.random.Generator) -> Degradation:
+    """Draw an acquisition: half canonical, half anything."""
+    ratios, axis = _canonical(rng) if rng.random() < 0.5 else _general(rng)
+    slices = ratios == ratios.max()
+    axes = [axis, axis, axis]
+    if slices.sum() == 1 and axis.profile != "kspace":
+        # 2-D imaging: the pulse shapes the slice, Fourier encoding the plane.
+        axes = [axis if thick else Axis("kspace") for thick in slices]
+    noise = 0.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(np.log(0.004), np.log(0.05))))
+    return Degradation(
+        (float(ratios[0]), float(ratios[1]), float(ratios[2])),
+        Acquisition((axes[0], axes[1], axes[2])),
+        noise,
+    )
