@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Networks only: tensors in, tensors out. Nothing here knows of volumes on disk."""

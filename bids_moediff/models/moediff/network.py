@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MoEDiff-SR put together: tokens, gate, experts, and the sampler that mixes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bids_moediff.models.moediff import diffusion
+from bids_moediff.models.moediff.autoencoders import (
+    HaarAutoencoder,
+    build_autoencoder,
+    haar_filters,
+    residual_decode,
+)
+from bids_moediff.models.moediff.config import EXPERTS, MoEDiffConfig
+from bids_moediff.models.moediff.experts import EXPERT_CLASSES
+from bids_moediff.models.moediff.gating import Gate, GateOutput
+from bids_moediff.models.moediff.tokens import MultiScaleEncoder, Tokens
+
+# Typical inverse deviations of Haar bands of a head in [0, 1]: mean, coarse and fine details.
+HAAR_GAINS = (0.5,) + (4.0,) * 3 + (8.0,) * 12
+RESIDUAL_GAIN = 10.0
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """A super-resolved slice and how it came about.
+
+    ``image`` (B, H, W), ``gates`` (B, K, H/4, W/4), and the number of single expert runs
+    (expert x slice x step) that were carried out and that the gate made unnecessary.
+    """
+
+    image: Tensor
+    gates: Tensor
+    evaluated: int
+    skipped: int
+
+
+class MoEDiffSR(nn.Module):
+    """Mixture of diffusion experts on slices whose head is scaled to about [0, 1].
+
+    Source: MoEDiff-SR, sections II-A to II-C; what the text leaves open is settled in
+    docs/science.md.
+    """
+
+    gains: Tensor
+
+    def __init__(self, config: MoEDiffConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = build_autoencoder(config).requires_grad_(False)
+        self.tokens = MultiScaleEncoder(config.embed_dim, config.heads)
+        self.gating = Gate(config)
+        self.experts = nn.ModuleList(EXPERT_CLASSES[name](config) for name in config.experts)
+        plain = (1.0,) * config.latent_channels
+        gains = torch.tensor(HAAR_GAINS if config.latent == "haar" else plain)
+        self.register_buffer("gains", gains[None, :, None, None], persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Scaled latents of slices (B, S, H, W), slice after slice: (B, S z, H/4, W/4)."""
+        batch, slices, height, width = images.shape
+        latent = self.autoencoder.encode(images.reshape(batch * slices, 1, height, width))
+        return self.config.latent_scale * latent.reshape(batch, -1, *latent.shape[2:])
+
+    def decode(self, interpolated: Tensor, start: Tensor, clean: Tensor) -> Tensor:
+        """Slice (B, H, W) by residual coding: interpolated + D(clean) - D(start)."""
+        scale = self.config.latent_scale
+        image = interpolated[:, None]
+        return residual_decode(self.autoencoder, image, start / scale, clean / scale)[:, 0]
+
+    def centre(self, images: Tensor) -> Tensor:
+        """Middle slice (B, H, W) of (B, S, H, W)."""
+        return images[:, images.shape[1] // 2]
+
+    def centre_latent(self, start_latents: Tensor) -> Tensor:
+        """Middle slice's latent (B, z, h, w) of (B, S z, h, w)."""
+        z = self.config.latent_channels
+        first = (self.config.context_slices // 2) * z
+        return start_latents[:, first : first + z]
+
+    def encode_tokens(self, image: Tensor) -> Tokens:
+        """Tokens z_c of a slice (B, H, W)."""
+        return self.tokens(image[:, None])
+
+    def gate_tokens(self, tokens: Tokens) -> GateOutput:
+        """Gate from tokens, on its own and on the latent grid."""
+        return self.gating(tokens)
+
+    def gate(self, image: Tensor) -> Tensor:
+        """Gate (B, K, H/4, W/4) of a slice (B, H, W); sums to one over the experts."""
+        return self.gating(self.encode_tokens(image)).latent
+
+    def expert_input(self, state: Tensor, start_latents: Tensor) -> Tensor:
+        """State and context in numbers of order one; the bridge state as distance from start."""
+        slices = self.config.context_slices
+        context = start_latents * self.gains.repeat(1, slices, 1, 1)
+        if not self.config.predicts_noise:
+            state = RESIDUAL_GAIN * (state - self.centre_latent(start_latents))
+        return torch.cat([state, context], dim=1)
+
+    def run_expert(
+        self,
+        index: int,
+        state: Tensor,
+        s: Tensor,
+        start_latents: Tensor,
+        tokens: Tensor,
+        condition: Tensor,
+        strength: Tensor,
+    ) -> Tensor:
+        """Raw output (B, z, h, w) of one expert: noise, or the residual over start."""
+        time = diffusion.step_index(s, self.config.diffusion_steps[index])
+        inputs = self.expert_input(state, start_latents)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        out = self.experts[index](inputs, time, tokens, condition, strength)
+        return out.float() if self.config.predicts_noise else out.float() / RESIDUAL_GAIN
+
+    def estimate(
+        self, index: int, state: Tensor, s: Tensor, start_latents: Tensor, out: Tensor
+    ) -> Tensor:
+        """Clean latent from an expert's raw output: eq. 8, or start + residual."""
+        if self.config.predicts_noise:
+            level = diffusion.alpha_bar_at(s, self.config.diffusion_steps[index])
+            return diffusion.clean_from_noise(state, out, level)
+        return self.centre_latent(start_latents) + out
+
+    def predict(
+        self,
+        state: Tensor,
+        s: Tensor,
+        start_latents: Tensor,
+        tokens: Tensor | Tokens,
+        condition: Tensor,
+        strength: Tensor,
+    ) -> Tensor:
+        """Every expert's estimate of the clean latent, (B, K, z, h, w).
+
+        ``state`` (B, z, h, w), ``s`` (B,) in [0, 1], ``start_latents`` (B, S z, h, w), ``tokens``
+        z_c (B, N, d), ``condition`` (B, 6), ``strength`` (B,) in [0, 1].
+        """
+        values = tokens.values if isinstance(tokens, Tokens) else tokens
+        estimates = []
+        for index in range(len(self.experts)):
+            out = self.run_expert(index, state, s, start_latents, values, condition, strength)
+            estimates.append(self.estimate(index, state, s, start_latents, out))
+        return torch.stack(estimates, dim=1)
+
+    def latent_noise(self, noise: Tensor | None, like: Tensor) -> Tensor:
+        """Unit latent noise (B, z, h, w) from pixel noise (B, H, W), latent noise or none."""
+        if noise is None:
+            return torch.randn_like(like)
+        if noise.dim() == 4:
+            return noise
+        if like.shape[1] != 16:
+            raise ValueError(
+                "pixel noise needs a latent of 16 channels; give latent noise instead"
+            )
+        if isinstance(self.autoencoder, HaarAutoencoder):
+            return self.autoencoder.encode(noise[:, None])
+        filters = haar_filters().to(noise)
+        return torch.nn.functional.conv2d(noise[:, None], filters, stride=4)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        start: Tensor,
+        condition: Tensor,
+        *,
+        num_steps: int = 4,
+        noise_strength: float = 0.0,
+        noise: Tensor | None = None,
+        skip_threshold: float = 0.0,
+    ) -> SampleOutput:
+        """Super-resolve slices.
+
+        Parameters
+        ----------
+        start
+            Start images (B, S, H, W), the slice itself in the middle; sides multiples of 64.
+        condition
+            (B, 6), see :class:`MoEDiffConfig`.
+        num_steps
+            Steps of the reverse process. Without noise the bridge is a straight line that the
+            first estimate fixes, so one evaluation is made whatever the number.
+        noise_strength
+            0 gives the fidelity output, 1 the full bridge noise (ignored with ``start="noise"``).
+        noise
+            Unit noise, (B, H, W) in pixels or (B, z, H/4, W/4); drawn here if absent.
+        skip_threshold
+            An expert whose gate stays below this over a whole slice is not run for it.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+        if start.shape[1] != self.config.context_slices:
+            raise ValueError(
+                f"needs {self.config.context_slices} neighbouring slices, not {start.shape[1]}"
+            )
+        centre = self.centre(start)
+        tokens = self.encode_tokens(centre)
+        gates, active = self.active_experts(self.gating(tokens).latent, skip_threshold)
+        start_latents = self.encode(start)
+        origin = self.centre_latent(start_latents)
+        strength = torch.full_like(origin[:, 0, 0, 0], noise_strength)
+        if self.config.predicts_noise:
+            state, steps = self.latent_noise(noise, origin), num_steps
+        elif noise_strength == 0.0:
+            state, steps = origin, 1
+        else:
+            amplitude = self.config.kappa * noise_strength * self.config.latent_scale
+            state, steps = origin + amplitude * self.latent_noise(noise, origin), num_steps
+        for step in range(steps):
+            s, s_next = (torch.full_like(strength, 1.0 - k / steps) for k in (step, step + 1))
+            clean = self._mixture(
+                state, s, start_latents, tokens.values, condition, strength, gates, active
+            )
+            state = self.update(state, clean, origin, s, s_next)
+        run = int(active.sum()) * steps
+        image = self.decode(centre, origin, state)
+        return SampleOutput(image, gates, run, active.numel() * steps - run)
+
+    @staticmethod
+    def active_experts(gates: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """Gates (B, K, h, w) with the skipped experts' share redistributed, and who runs (B, K).
+
+        The leading expert of a slice always runs.
+        """
+        peaks = gates.amax((2, 3))
+        active = (peaks >= threshold) | (peaks == peaks.amax(1, keepdim=True))
+        kept = gates * active[:, :, None, None]
+        return kept / kept.sum(1, keepdim=True), active
+
+    def _mixture(
+        self,
+        state: Tensor,
+        s: Tensor,
+        start_latents: Tensor,
+        tokens: Tensor,
+        condition: Tensor,
+        strength: Tensor,
+        gates: Tensor,
+        active: Tensor,
+    ) -> Tensor:
+        """Equation 9 with only the active experts run, each on the slices that need it."""
+        origin = torch.zeros_like(state)
+        if not self.config.predicts_noise:  # mixing residuals keeps "no change" exact
+            origin = self.centre_latent(start_latents)
+        mixture = origin.clone()
+        for index in range(len(self.experts)):
+            rows = active[:, index].nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            given = [t[rows] for t in (state, s, start_latents, tokens, condition, strength)]
+            out = self.run_expert(index, *given)
+            clean = self.estimate(index, given[0], given[1], given[2], out)
+            mixture = mixture.index_add(0, rows, gates[rows, index, None] * (clean - origin[rows]))
+        return mixture
+
+    def update(
+        self, state: Tensor, clean: Tensor, start: Tensor, s: Tensor, s_next: Tensor
+    ) -> Tensor:
+        """One deterministic step of the shared state from s to s_next."""
+        if not self.config.predicts_noise:
+            return diffusion.bridge_step(state, clean, start, s, s_next)
+        steps = max(self.config.diffusion_steps)
+        noise = diffusion.noise_from_clean(state, clean, diffusion.alpha_bar_at(s, steps))
+        level = diffusion.alpha_bar_at(s_next, steps)
+        level = torch.where(s_next > 0, level, torch.ones_like(level))
+        return diffusion.add_noise(clean, noise, level)
+
+
+def parameter_count(module: nn.Module, trainable_only: bool = True) -> int:
+    """Number of (trainable) parameters."""
+    chosen = (p for p in module.parameters() if p.requires_grad or not trainable_only)
+    return sum(p.numel() for p in chosen)
+
+
+def equal_parameter_single(config: MoEDiffConfig, expert: str = "smooth") -> MoEDiffConfig:
+    """A single-expert configuration with (nearly) the parameters of the mixture, for ablation."""
+    with torch.device("meta"):
+        wanted = parameter_count(MoEDiffSR(config))
+        steps = (
+            config.diffusion_steps[config.experts.index(expert)]
+            if (expert in config.experts)
+            else max(config.diffusion_steps)
+        )
+        best, gap = config, None
+        for width in range(config.width, 3 * config.width, 2):
+            single = dataclasses.replace(
+                config, experts=(expert,), diffusion_steps=(steps,), width=width
+            )
+            difference = abs(parameter_count(MoEDiffSR(single)) - wanted)
+            if gap is None or difference < gap:
+                best, gap = single, difference
+    return best
+
+
+__all__ = [
+    "EXPERTS",
+    "MoEDiffSR",
+    "SampleOutput",
+    "equal_parameter_single",
+    "parameter_count",
+]
