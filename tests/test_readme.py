@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the README is run here, by the demo fixture, by CI or by the image test."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import DEMO, DEMO_OPTIONS, console_script
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_commands() -> list[str]:
+    """Lines of the README's shell blocks."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+    unknown = {language for language, _ in blocks} - {"bash"}
+    assert not unknown, f"blocks that no test reads: {unknown}"
+    return [line for _, block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = readme_commands()
+
+
+def _workflow_commands() -> set[str]:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    return {
+        line.strip() for step in steps for line in step.get("run", "").splitlines() if line.strip()
+    }
+
+
+def test_no_command_goes_uncovered() -> None:
+    """A new kind of command in the README must be given a test below."""
+    known = ("make ", "bids_moediff ", "python3 -m venv ", "venv/bin/pip ", "docker ", "apptainer ")
+    assert len(COMMANDS) >= 10
+    assert [line for line in COMMANDS if not line.startswith(known)] == []
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in COMMANDS if line.startswith(("make ", "python3 ", "venv/"))]
+)
+def test_continuous_integration_runs_it(command: str) -> None:
+    assert command in _workflow_commands()
+
+
+def test_the_local_ci_runs_the_test_command() -> None:
+    assert "make test" in COMMANDS
+    assert re.search(r'^make test VENV="\$work/venv"$', (ROOT / ".ci/run").read_text(), re.M)
+
+
+def test_make_demo_is_what_the_demo_fixture_runs() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    recipe = subprocess.run(
+        [make, "-n", "demo", "DEMO_OUTPUT=OUT"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert recipe.returncode == 0, recipe.stderr
+    runs = [shlex.split(line) for line in recipe.stdout.splitlines() if "/bids_moediff " in line]
+    demo = str(DEMO.relative_to(ROOT))
+    assert [words[1:] for words in runs] == [
+        [demo, "OUT", "participant", *DEMO_OPTIONS],
+        [demo, "OUT", "group"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for line in COMMANDS if line.startswith(("bids_moediff ", "docker run", "apptainer "))],
+)
+def test_the_app_takes_these_arguments(command: str, tmp_path: Path) -> None:
+    """The arguments after the name of the app or the image, on the demo data, planning only."""
+    words = shlex.split(command)
+    arguments = words[words.index("/data") :]
+    data = tmp_path / "data"
+    shutil.copytree(DEMO, data)
+    places = {"/data": str(data), "/out": str(tmp_path / "out")}
+    arguments = [places.get(word, word) for word in arguments]
+    if "participant" in arguments and "--dry-run" not in arguments:
+        arguments.append("--dry-run")
+    run = subprocess.run(
+        [*console_script("bids_moediff"), *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    # An empty output folder is all that the group level can complain about here.
+    assert run.returncode == (66 if "group" in arguments else 0), run.stdout + run.stderr
+    if "participant" in arguments:
+        assert "sub-01" in run.stdout
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "docker" in line or "appt" in line])
+def test_the_image_test_runs_it(command: str) -> None:
+    """tools/image_test.sh reads its container commands from the README."""
+    listed = subprocess.run(
+        ["sh", "tools/image_test.sh", "--list"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert command in listed.stdout.splitlines()
+
+
+def test_links_to_files_of_the_repository() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_options_named_in_the_readme_exist() -> None:
+    from bids_moediff.settings import Settings
+
+    # Options of docker, apptainer and pip, and the one that needs no settings field.
+    others = {"--help", "--extra-index-url", "--gpus", "--nv", "--rm", "--network", "--read-only"}
+    others |= {"--tmpfs", "--user", "--containall", "--no-home", "--build-arg"}
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - others:
+        assert option[2:].replace("-", "_") in Settings.__dataclass_fields__, option
