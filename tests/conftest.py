@@ -42,18 +42,28 @@ def shared_data() -> Path:
     pytest.skip("needs the shared brain data: set BIDS_MOEDIFF_SHARED to their folder")
 
 
-def console_script(name: str) -> list[str]:
-    """Command line of an installed console script of this project, else the same entry point.
+def run_script(
+    name: str, *arguments: object, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a console script of this project, with further environment variables.
 
     The script beside the running interpreter is what a user types. From a bare checkout (no
     installation) the function it points to is called instead.
     """
     script = Path(sys.executable).with_name(name)
-    if script.is_file():
-        return [str(script)]
     module = "app" if name == "bids_moediff" else name.removeprefix("bids_moediff-")
     call = f"import sys; from bids_moediff.cli.{module} import main; sys.exit(main())"
-    return [sys.executable, "-c", call]
+    command = [str(script)] if script.is_file() else [sys.executable, "-c", call]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables},
+        check=False,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -76,22 +86,11 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def _run_demo(output: Path) -> dict[str, object]:
-    environment = {**os.environ, "NO_ET": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
     texts, code = [], 0
     for level, options in (("participant", DEMO_OPTIONS), ("group", ())):
-        command = [*console_script("bids_moediff"), str(DEMO), str(output), level, *options]
-        run = subprocess.run(
-            [*command, "-w", str(output.parent / "work")],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            cwd=output.parent,
-            env=environment,
-            check=False,
-        )
+        work = output.parent / "work"
+        arguments = (DEMO, output, level, *options, "-w", work)
+        run = run_script("bids_moediff", *arguments, cwd=output.parent)
         texts += [run.stdout, run.stderr]
         code = code or run.returncode
     return {"code": code, "text": "\n".join(texts)}

@@ -75,7 +75,7 @@ build_image() {
         || templates='--build-arg TEMPLATES='
     [ -z "$templates" ] || say "template archive out of reach: building with TEMPLATES="
     # shellcheck disable=SC2086,SC2046
-    buildah bud --isolation chroot --pull-never $(lend) $templates \
+    buildah bud --layers --isolation chroot --pull-never $(lend) $templates \
         $(echo "$command" | sed 's/^docker build //')
 }
 
