@@ -63,7 +63,7 @@ lend() {  # build options that lend this machine's certificate and wheels to pip
 
 build_image() {
     command=$(readme_lines 'docker build')
-    if command -v docker > /dev/null; then
+    if docker info > /dev/null 2>&1; then
         eval "$command"
         return
     fi
@@ -81,7 +81,7 @@ build_image() {
 
 run_image() {  # the docker run line of the README
     command=$(fill_in "$(readme_lines 'docker run')" "$1")
-    if ! command -v docker > /dev/null; then
+    if ! docker info > /dev/null 2>&1; then
         limits='--ulimit nofile=20000:20000 --ulimit nproc=20000:20000'
         command=$(echo "$command" | sed -e "s#^docker run#podman --runtime runc run $limits#" \
             -e 's# bids_moediff /data# localhost/bids_moediff /data#')

@@ -44,24 +44,26 @@ inside() {  # one shell line, in the root, with the checkout and WORK at their o
         pivot_root . old
         cd "$sources"
         umount -l /old
-        export TMPDIR="$work/tmp" APPTAINER_CACHEDIR="$work/cache"
+        # Root of a container may lack capabilities that Apptainer would otherwise ask for.
+        export TMPDIR="$work/tmp" APPTAINER_CACHEDIR="$work/cache" APPTAINER_NO_PRIVS=1
         exec sh -c "$line"
     ' sh "$root" "$work" "$1" "$PWD"
 }
 
 mkdir -p "$work/tmp"
 command -v apptainer > /dev/null || make_root
-if command -v docker > /dev/null; then
+if docker info > /dev/null 2>&1; then
     docker save -o "$work/bids_moediff.tar" bids_moediff
 else
     rm -f "$work/bids_moediff.tar"
     podman save -q --format docker-archive -o "$work/bids_moediff.tar" localhost/bids_moediff
 fi
 say "archive of $(du -m "$work/bids_moediff.tar" | cut -f 1) MB"
-inside "apptainer build --force --build-arg bootstrap=docker-archive \
+inside "apptainer build --force --notest --build-arg bootstrap=docker-archive \
     --build-arg from=$work/bids_moediff.tar $work/bids_moediff.sif singularity/bids_moediff.def"
 say "SIF of $(du -m "$work/bids_moediff.sif" | cut -f 1) MB"
 rm -f "$work/bids_moediff.tar"
+inside "apptainer test --containall --no-home $work/bids_moediff.sif"
 rm -rf "$work/out-sif" && mkdir -m 777 "$work/out-sif"
 say "$command"
 inside "$command --output-resolution 1"
