@@ -134,7 +134,7 @@ def main() -> None:
     write_json(sidecar, stem.with_suffix(".json"))
     write_json(DESCRIPTION, output / "dataset_description.json")
     write_text(README.format(zooms=" x ".join(map(str, zooms))), output / "README.md")
-    write_text("1.0.0 2025-11-20\n  - First version.\n", output / "CHANGES")
+    write_text("1.0.0 2026-11-20\n  - First version.\n", output / "CHANGES")
     write_text("participant_id\tage\nsub-01\t26\n", output / "participants.tsv")
     write_json({"age": {"Description": "age", "Units": "year"}}, output / "participants.json")
     shutil.copy(ROOT / "LICENSE", output / "LICENSE")
