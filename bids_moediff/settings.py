@@ -24,9 +24,12 @@ from bids_moediff.resources import parse_memory
 PREFIX = "BIDS_MOEDIFF_"
 # Variables with our prefix that are no options: container identity, test data and test hooks.
 OTHER_VARIABLES = ("DOCKER_TAG", "SINGULARITY_URL", "SHARED")
+# Contrasts that are super-resolved unless --modalities says otherwise; maps only when asked for.
+DEFAULT_SUFFIXES = (
+    "T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "inplaneT1", "inplaneT2", "T1rho", "UNIT1",
+)  # fmt: skip
 ANATOMICAL_SUFFIXES = (
-    "T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "inplaneT1", "inplaneT2", "UNIT1",
-    "T1rho", "T1map", "T2map", "T2star", "PDmap", "FLASH", "PD", "angio",
+    *DEFAULT_SUFFIXES, "T1map", "T2map", "T2star", "PDmap", "FLASH", "PD", "angio",
 )  # fmt: skip
 MODELS = ("auto", "moediff", "student", "crfm", "nsmoe")
 

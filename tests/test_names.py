@@ -60,9 +60,10 @@ def test_resolution_label():
 
 
 label = st.from_regex(r"[A-Za-z0-9]{1,4}", fullmatch=True)
+ENTITIES = ("ses", "acq", "ce", "rec", "dir", "run", "echo", "part", "chunk")
 entities = st.fixed_dictionaries(
     {"sub": label},
-    optional=dict.fromkeys("ses acq ce rec dir run echo part chunk".split(), label),
+    optional=dict.fromkeys(ENTITIES, label),
 )
 sources = st.builds(
     lambda keys, suffix: AnatomicalImage(Path("/x"), "x", keys, suffix, {}),

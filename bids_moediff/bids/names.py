@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from bids_moediff.bids.discover import AnatomicalImage
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError
 
 # Order of entities in a file name, BIDS 1.11 (schema: rules/entities).
