@@ -210,7 +210,7 @@ def test_filter_file(dataset, tmp_path):
         t2w,
     ]
     assert select({"t1w": {"acquisition": "*"}}) == [t2w, "sub-01_ses-a_acq-x_T1w.nii.gz"]
-    assert select({"t1w": {"run": 2}}) == ["sub-01_ses-b_run-02_T1w.nii.gz", t2w]
+    assert select({"t1w": {"run": 2}}) == [t2w, "sub-01_ses-b_run-02_T1w.nii.gz"]
     runs = select({"t1w": {"run": ["01", "02"]}, "t2w": {"session": "b"}, "bold": {"foo": 1}})
     assert runs == ["sub-01_ses-b_run-01_T1w.nii.gz", "sub-01_ses-b_run-02_T1w.nii.gz"]
 

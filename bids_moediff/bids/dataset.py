@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that make the output folder a data set: description, names of variants, what to ignore.
+
+``dataset_description.json`` is written before anything else, so the folder is a valid data set at
+every moment. Files that are right already are left alone; so many jobs may start in one folder.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bids_moediff import __version__
+from bids_moediff.bids.sink import table_text, write_json, write_text
+from bids_moediff.errors import UsageError
+from bids_moediff.settings import PREFIX, Settings, closest
+
+NAME = "bids_moediff"
+BIDS_VERSION = "1.11.1"
+RAW = "raw"  # name of the input in BIDS URIs, bids:raw:sub-01/…
+IGNORED = ("*.html", "figures", "*_xfm.*", "group_*.tsv")
+DESCRIPTIONS = (
+    {"desc_id": "desc-preproc", "description": "input image, conformed, on its own grid"},
+    {"desc_id": "desc-brain", "description": "brain mask"},
+    {"desc_id": "desc-sr", "description": "super-resolved image"},
+    {"desc_id": "desc-srstd", "description": "standard deviation over super-resolved samples"},
+)
+BIBLIOGRAPHY = Path(__file__).parents[1] / "data" / "boilerplate.bib"
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Content of a data set's description; empty if there is none.
+
+    Raises
+    ------
+    UsageError
+        if it cannot be read or is no JSON object.
+    """
+    path = folder / "dataset_description.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def check_input(settings: Settings) -> None:
+    """Refuse an input folder that is no BIDS data set, saying what is wrong with it."""
+    root = settings.bids_dir
+    if not root.is_dir():
+        near = closest(root.name, _neighbours(root))
+        raise UsageError(f"The input folder {root} does not exist or is no folder{near}.")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UsageError(f"The input folder {root} may not be read by this user.")
+    description = read_description(root)
+    if settings.skip_bids_validation:
+        return
+    remedy = "or pass --skip-bids-validation"
+    if not description:
+        raise UsageError(
+            f"{root} has no dataset_description.json, so it is no BIDS data set; "
+            f'write one with the keys "Name" and "BIDSVersion", {remedy}.'
+        )
+    missing = [key for key in ("Name", "BIDSVersion") if key not in description]
+    if missing:
+        raise UsageError(f"{root}/dataset_description.json lacks {missing[0]}; add it, {remedy}.")
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        return [item.name for item in path.parent.iterdir() if item.is_dir()]
+    except OSError:
+        return []
+
+
+def check_output(settings: Settings) -> None:
+    """Refuse an output folder that would spoil the input or another pipeline's results."""
+    source, target = settings.bids_dir.resolve(), settings.output_dir.resolve()
+    if target == source:
+        raise UsageError(f"Input and output are the same folder, {source}; give another output.")
+    if source in target.parents and target.relative_to(source).parts[0] != "derivatives":
+        raise UsageError(
+            f"The output folder {settings.output_dir} lies inside the input; there, only "
+            f"{settings.bids_dir}/derivatives/ may hold outputs."
+        )
+    work = settings.work_folder.resolve()
+    if (
+        target != work
+        and target not in work.parents
+        and (source == work or source in work.parents)
+    ):
+        raise UsageError(f"The work folder {settings.work_folder} lies inside the input.")
+    existing = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UsageError(
+            f"The output folder {settings.output_dir} cannot be made: {existing} is a file."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"The output folder {settings.output_dir} may not be written by this user."
+        )
+    _refuse_foreign(target)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    description = read_description(folder)
+    makers = [maker.get("Name") for maker in description.get("GeneratedBy", [])]
+    if description and NAME not in makers:
+        who = f"results of {makers[0]}" if makers else f"the data set {description.get('Name')}"
+        raise UsageError(f"The output folder {folder} holds {who}; give a folder of its own.")
+
+
+def in_container(environment: Mapping[str, str]) -> bool:
+    """Whether paths are those of a container, which mean nothing outside."""
+    names = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", f"{PREFIX}DOCKER_TAG")
+    files = ("/.dockerenv", "/run/.containerenv")
+    return any(environment.get(name) for name in names) or any(Path(f).exists() for f in files)
+
+
+def _container(environment: Mapping[str, str]) -> dict[str, str]:
+    tag = environment.get(f"{PREFIX}DOCKER_TAG")
+    url = environment.get(f"{PREFIX}SINGULARITY_URL")
+    if url:
+        return {"Type": "apptainer", "URI": url} | ({"Tag": tag} if tag else {})
+    return {"Type": "docker", "Tag": tag} if tag else {}
+
+
+def _raw_link(settings: Settings, source: Mapping[str, Any], container: bool) -> str | None:
+    """Where ``bids:raw:`` leads: a short relative path, else the DOI, else nothing.
+
+    Relative only from ``derivatives/`` of the input or a folder beside it: anything longer tells
+    about the host, and a container's path (``/data``) leads nowhere on the machine of a reader.
+    """
+    source_dir, target = settings.bids_dir.resolve(), settings.output_dir.resolve()
+    beside = source_dir.parent == target.parent and not container
+    if source_dir in target.parents or beside:
+        return Path(os.path.relpath(source_dir, target)).as_posix()
+    doi = source.get("DatasetDOI")
+    return _doi_url(str(doi)) if doi else None
+
+
+def _doi_url(doi: str) -> str:
+    return doi if doi.startswith("http") else f"https://doi.org/{doi.removeprefix('doi:')}"
+
+
+def description_of(settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Content of the output's ``dataset_description.json``."""
+    source = read_description(settings.bids_dir)
+    made_by: dict[str, Any] = {"Name": NAME, "Version": __version__}
+    if container := _container(environment):
+        made_by["Container"] = container
+    content: dict[str, Any] = {
+        "Name": f"Super-resolved images of {source.get('Name') or 'a BIDS data set'}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [made_by],
+        "HowToAcknowledge": "Cite what logs/CITATION.md names (bibliography: logs/CITATION.bib).",
+    }
+    if source.get("License"):
+        content["License"] = source["License"]
+    if source.get("DatasetDOI"):
+        doi = str(source["DatasetDOI"])
+        content["SourceDatasets"] = [{"DOI": doi, "URL": _doi_url(doi)}]
+    if link := _raw_link(settings, source, in_container(environment)):
+        content["DatasetLinks"] = {RAW: link}
+    return content
+
+
+def prepare_output(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
+    """Make the output folder a valid, still empty, data set (or check that it is ours already).
+
+    Raises
+    ------
+    UsageError
+        if the folder cannot be used (see :func:`check_output`).
+    """
+    check_output(settings)
+    environment = os.environ if environment is None else environment
+    folder = settings.output_dir
+    content = description_of(settings, environment)
+    if read_description(folder) != content:
+        write_json(content, folder / "dataset_description.json")
+    _write_if_new("".join(f"{line}\n" for line in IGNORED), folder / ".bidsignore")
+    table = table_text([*DESCRIPTIONS], ["desc_id", "description"])
+    _write_if_new(table, folder / "descriptions.tsv")
+
+
+def _write_if_new(text: str, path: Path) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(text, path)
+
+
+def bibliography() -> dict[str, str]:
+    """One line of text per key of the bibliography."""
+    entries = re.findall(
+        r"@\w+\{(\w+),\n(.*?)\n\}", BIBLIOGRAPHY.read_text(encoding="utf-8"), re.S
+    )
+    return {key: _reference(body) for key, body in entries}
+
+
+def _reference(body: str) -> str:
+    fields = dict(re.findall(r"^\s*(\w+) = \{(.*)\},?$", body, re.M))
+    plain = {name: re.sub(r"[{}]|\\['~]", "", value) for name, value in fields.items()}
+    authors = plain["author"].split(" and ")
+    who = f"{authors[0]} et al." if len(authors) > 3 else "; ".join(authors)
+    where = " ".join(
+        filter(None, (plain.get("journal") or plain.get("booktitle"), plain.get("volume")))
+    )
+    doi = f" https://doi.org/{plain['doi']}" if "doi" in plain else ""
+    return f"{who} ({plain['year']}). {plain['title']}. {where}.{doi}"
+
+
+def write_citation(output_dir: Path, text: str) -> None:
+    """Write the methods text and its bibliography to ``logs/CITATION.md`` and ``.bib``.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    text
+        Methods in Markdown with keys as ``[@key]``; the references named are listed at its end.
+    """
+    references = bibliography()
+    keys = dict.fromkeys(re.findall(r"@([A-Za-z]\w*)", text))
+    lines = [f"* [@{key}] {references[key]}" for key in keys if key in references]
+    body = text.strip() + "\n\n" + "".join(f"{line}\n" for line in lines)
+    _write_if_new(body, output_dir / "logs" / "CITATION.md")
+    _write_if_new(BIBLIOGRAPHY.read_text(encoding="utf-8"), output_dir / "logs" / "CITATION.bib")
