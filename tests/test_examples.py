@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SLURM scripts split a data set without losing or repeating anybody.
+
+A stand-in for sbatch runs each array task at once, one after the other; tools/slurm_test.sh runs
+the same scripts on a real SLURM.
+"""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SLURM = ROOT / "examples" / "slurm"
+SBATCH = """#!/bin/sh
+for word in "$@"; do case $word in --array=*) array=${word#--array=} ;; esac; script=$word; done
+for task in $(seq "${array%-*}" "${array#*-}"); do
+    SLURM_ARRAY_TASK_ID=$task sh "$script" >> "$WORK_DIR/calls.txt" || exit 1
+done
+echo 7
+"""
+
+
+def _submit(tmp_path: Path, participants: int, per_gpu: int) -> list[list[str]]:
+    """Words of every call of the app that the arrays make."""
+    for index in range(participants):
+        (tmp_path / "data" / f"sub-{index:03d}").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(SBATCH)
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+        "APP": "echo",
+        "PER_GPU": str(per_gpu),
+    }
+    folders = [str(tmp_path / name) for name in ("data", "out", "work")]
+    command = ["sh", str(SLURM / "submit.sh"), *folders, "--output-resolution", "0.8"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return [shlex.split(line) for line in (tmp_path / "work" / "calls.txt").open()]
+
+
+@pytest.mark.parametrize(("participants", "per_gpu"), [(1, 20), (7, 3), (6, 3)])
+def test_arrays_cover_everybody_once(tmp_path: Path, participants: int, per_gpu: int) -> None:
+    calls = _submit(tmp_path, participants, per_gpu)
+    expected = [f"sub-{index:03d}" for index in range(participants)]
+    for stage in ("preproc", "sr"):
+        of_stage = [call for call in calls if f"--stage {stage}" in " ".join(call)]
+        labels = [word for call in of_stage for word in call if word.startswith("sub-")]
+        assert labels == expected
+        assert all(call[-2:] == ["--output-resolution", "0.8"] for call in of_stage)
+    assert len([call for call in calls if "sr" in call]) == -(-participants // per_gpu)
+    assert calls[-1][2:] == ["group"]
+
+
+def test_the_scripts_use_options_that_exist() -> None:
+    from bids_moediff.settings import Settings
+
+    for path in SLURM.glob("*.sbatch"):
+        call = "\n".join(
+            line for line in path.read_text().splitlines() if not line.startswith("#")
+        )
+        for option in re.findall(r"--[a-z-]+", call):
+            assert option[2:].replace("-", "_") in Settings.__dataclass_fields__, path.name
+
+
+def test_the_plugin_file_names_a_plugin_of_nipype() -> None:
+    from nipype.pipeline import plugins
+
+    content = yaml.safe_load((SLURM / "plugin.yml").read_text())
+    assert hasattr(plugins, f"{content['plugin']}Plugin")
