@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fine a scan really is: power spectra inside the brain, per voxel axis.
+
+The voxel size in a header says how an image is *stored*, not how it was measured. Scanners double
+matrices by zero filling and tools resample, and both leave marks along the axis they touched:
+
+* zero filling and smooth interpolation empty the upper part of the spectrum: the power drops by
+  two or more orders of magnitude at a cut-off and stays low, which the low-pass filters of a
+  scanner do not do;
+* interpolation by linear or cubic kernels makes the local sharpness periodic, because samples
+  near a measured voxel are sharper than samples between two (Gallagher, Detection of linear and
+  cubic interpolation in JPEG compressed images, Canadian Conf. Computer and Robot Vision, 2005).
+
+Spectra are Welch averages over stretches of voxel lines that lie wholly inside the brain, so that
+neither the edge of a skull-stripped or defaced image nor the air around the head leaks in.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+# Thresholds in decibels and in units of the median, set on the shared heads (see docs/quality.md):
+# scanner low-pass filters reach 12 dB and 17 dB, genuine zero filling starts at 15 dB and 20 dB.
+STEP_DECIBEL = 14.0
+WIDE_STEP_DECIBEL = 17.9
+PERIODICITY_RATIO = 7.0
+SEGMENT_LENGTHS = (64, 48, 32, 24, 16)
+FEWEST_SEGMENTS = 300
+MOST_SEGMENTS = 6000
+AXIS_NAMES = ("first", "second", "third")
+
+
+@dataclass(frozen=True)
+class AxisSpectrum:
+    """Mean power spectrum along one voxel axis.
+
+    ``frequency`` runs from 0 to 1 in units of Nyquist; ``power`` is in squared intensity units,
+    so that white noise of standard deviation s has power s**2 at every frequency.
+    """
+
+    frequency: np.ndarray
+    power: np.ndarray
+
+
+@dataclass(frozen=True)
+class AxisResolution:
+    """What one voxel axis holds.
+
+    ``voxel`` and ``usable`` are in mm; ``usable`` is the finest scale with signal above the noise.
+    ``kind`` is "native", "zero-filled" (spectrum empty above a cut-off, whatever emptied it),
+    "interpolated" (periodic sharpness) or "unknown" (too few voxels to tell). ``acquired`` is the
+    voxel size in mm before interpolation, or ``voxel`` where none was found.
+    """
+
+    voxel: float
+    usable: float
+    kind: str
+    acquired: float
+
+
+def _valid(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mask without blocks of exact zeros (defacing, skull-stripping); single zeros may stay."""
+    zeros = data == 0
+    if zeros.any():
+        zeros = ndimage.binary_opening(zeros, structure=np.ones((2, 2, 2)))
+    return (mask > 0) & ~zeros
+
+
+def _segments(lines: np.ndarray, valid: np.ndarray, length: int) -> np.ndarray:
+    """Half-overlapping stretches (n, length) of the lines (m, k) that are valid throughout."""
+    count = np.cumsum(np.pad(valid, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
+    whole = (count[:, length:] - count[:, :-length]) == length
+    starts = np.arange(0, whole.shape[1], length // 2)
+    row, column = np.nonzero(whole[:, starts])
+    if len(row) > MOST_SEGMENTS:
+        keep = np.linspace(0, len(row) - 1, MOST_SEGMENTS).astype(int)
+        row, column = row[keep], column[keep]
+    return lines[row[:, None], starts[column][:, None] + np.arange(length)]
+
+
+def axis_spectrum(data: np.ndarray, mask: np.ndarray, axis: int) -> AxisSpectrum | None:
+    """Welch power spectrum of ``data`` (3-D) along ``axis`` inside ``mask``.
+
+    Returns None where the mask holds too few straight stretches of at least 16 voxels.
+    """
+    lines = np.moveaxis(data, axis, -1).reshape(-1, data.shape[axis])
+    valid = np.moveaxis(_valid(data, mask), axis, -1).reshape(lines.shape)
+    inside = valid.any(axis=1)
+    lines, valid = lines[inside], valid[inside]
+    for length in SEGMENT_LENGTHS:
+        if length > lines.shape[1]:
+            continue
+        segments = _segments(lines, valid, length).astype(np.float64)
+        if len(segments) >= FEWEST_SEGMENTS:
+            break
+    else:
+        return None
+    window = np.hanning(length + 1)[:-1]
+    segments -= segments.mean(axis=1, keepdims=True)
+    power = (np.abs(np.fft.rfft(segments * window, axis=1)) ** 2).mean(axis=0) / (window**2).sum()
+    return AxisSpectrum(np.arange(length // 2 + 1) / (length / 2), power)
+
+
+def usable_fraction(spectrum: AxisSpectrum) -> float:
+    """Fraction of Nyquist at which the signal sinks into the spectrum's own noise floor.
+
+    The floor is the mean of the lowest sixteenth of the spectrum; signal and noise are equal where
+    the power is twice the floor. 1 means "sharp to the grid".
+    """
+    power = spectrum.power
+    floor = np.sort(power)[: max(2, len(power) // 16)].mean()
+    if floor <= 0:
+        floor = np.finfo(float).tiny
+    last = int(np.nonzero(power > 2 * floor)[0].max(initial=0))
+    if last in (0, len(power) - 1):
+        return 1.0
+    above, below = np.log(power[last]), np.log(max(power[last + 1], np.finfo(float).tiny))
+    part = (above - np.log(2 * floor)) / (above - below)
+    return float(spectrum.frequency[last] + part * spectrum.frequency[1])
+
+
+def empty_above(spectrum: AxisSpectrum) -> float | None:
+    """Cut-off (fraction of Nyquist) above which the spectrum is empty, or None.
+
+    A cut-off counts where everything above it lies far below the level just before it. Two widths
+    are tried: a cliff (zero filling) and a steep slope (smooth interpolation kernels).
+    """
+    level = 10 * np.log10(spectrum.power / spectrum.power.max() + 1e-12)
+    frequency = spectrum.frequency
+    best, cutoff = 1.0, None
+    for edge in np.arange(0.2, 0.881, 0.02):
+        above = level[frequency >= edge + 0.03]
+        if len(above) < 2:
+            continue
+        for shift, needed in ((0.0, STEP_DECIBEL), (0.15, WIDE_STEP_DECIBEL)):
+            before = (frequency >= edge - 0.16 - shift) & (frequency <= edge - 0.04 - shift)
+            before &= frequency > 0
+            if before.any():
+                excess = (level[before].mean() - above.max()) / needed
+                if excess > best:
+                    best, cutoff = excess, float(edge)
+    return cutoff
+
+
+def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | None:
+    """Frequency (cycles per voxel, 0.16 to 0.47) at which sharpness repeats along ``axis``.
+
+    None where the sharpness has no period. Exactly every second voxel is left out: interleaved
+    slices differ like that without any interpolation.
+    """
+    lines = np.moveaxis(data, axis, -1).reshape(-1, data.shape[axis])
+    valid = np.moveaxis(_valid(data, mask), axis, -1).reshape(lines.shape)
+    inside = valid.any(axis=1)
+    lines, valid = lines[inside], valid[inside]
+    bend = np.abs(lines[:, 2:] - 2 * lines[:, 1:-1] + lines[:, :-2])
+    known = valid[:, 2:] & valid[:, 1:-1] & valid[:, :-2]
+    count = known.sum(axis=0)
+    covered = np.nonzero(count > max(50, 0.1 * count.max(initial=0)))[0]
+    if len(covered) < 24:
+        return None
+    part = slice(covered[0], covered[-1] + 1)
+    total = (bend[:, part] * known[:, part]).sum(axis=0)
+    profile = np.log(np.maximum(total / np.maximum(count[part], 1), 1e-6 * np.abs(data).max()))
+    profile -= ndimage.gaussian_filter1d(profile, 4, mode="nearest")
+    limit = 4 * 1.4826 * np.median(np.abs(profile))
+    profile = np.clip(profile, -limit, limit) * np.hanning(len(profile) + 2)[1:-1]
+    amplitude = np.abs(np.fft.rfft(profile, 512))
+    frequency = np.fft.rfftfreq(512)
+    usual = np.median(amplitude[(frequency > 0.12) & (frequency < 0.47)])
+    candidates = np.where((frequency > 0.16) & (frequency < 0.47), amplitude, 0)
+    peak = int(np.argmax(candidates))
+    if candidates[peak] <= PERIODICITY_RATIO * usual:
+        return None
+    return float(frequency[peak])
+
+
+def axis_resolution(
+    data: np.ndarray, mask: np.ndarray, axis: int, voxel: float
+) -> AxisResolution:
+    """Usable and acquired resolution along one voxel ``axis`` of size ``voxel`` mm."""
+    spectrum = axis_spectrum(data, mask, axis)
+    if spectrum is None:
+        return AxisResolution(voxel, voxel, "unknown", voxel)
+    fraction = usable_fraction(spectrum)
+    cutoff = empty_above(spectrum)
+    if cutoff is not None:
+        fraction = min(fraction, cutoff)
+        return AxisResolution(voxel, voxel / fraction, "zero-filled", voxel / cutoff)
+    period = sharpness_period(data, mask, axis)
+    if period is not None:
+        # A period of p and of 1 - p cycles per voxel look alike: take what the spectrum supports.
+        factor = min((1 / period, 1 / (1 - period)), key=lambda f: abs(1 / f - fraction))
+        return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
+    return AxisResolution(voxel, voxel / fraction, "native", voxel)
+
+
+def acquired_resolution(
+    data: np.ndarray, zooms: tuple[float, float, float], mask: np.ndarray
+) -> tuple[AxisResolution, AxisResolution, AxisResolution]:
+    """Usable and acquired resolution of a scan per voxel axis.
+
+    data: (x, y, z) intensities; zooms: voxel sizes in mm; mask: (x, y, z) brain or head, non-zero
+    inside. Costs a second for a whole head, whatever its size.
+    """
+    first, second, third = (
+        axis_resolution(data, mask, axis, float(zooms[axis])) for axis in range(3)
+    )
+    return first, second, third
+
+
+def resolution_warnings(axes: tuple[AxisResolution, ...]) -> list[str]:
+    """One plain sentence for the axes that hold less than their voxel size says."""
+    found = [
+        f"{axis.acquired:.2g} mm instead of {axis.voxel:.2g} mm along the {name} voxel axis"
+        for name, axis in zip(AXIS_NAMES, axes, strict=True)
+        if axis.kind in ("zero-filled", "interpolated")
+    ]
+    if not found:
+        return []
+    return [
+        "The image was interpolated before it came here (zero filling or resampling): it holds "
+        "detail of about " + ", ".join(found) + "."
+    ]
