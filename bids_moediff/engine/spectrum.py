@@ -61,10 +61,19 @@ class AxisResolution:
 
 def _valid(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mask without blocks of exact zeros (defacing, skull-stripping); single zeros may stay."""
-    zeros = data == 0
+    valid = mask > 0
+    zeros = (data == 0) & ndimage.binary_dilation(valid)
     if zeros.any():
         zeros = ndimage.binary_opening(zeros, structure=np.ones((2, 2, 2)))
-    return (mask > 0) & ~zeros
+    return valid & ~zeros
+
+
+def _lines(data: np.ndarray, valid: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Voxel lines (m, k) along ``axis`` that touch ``valid``, and where they are valid."""
+    lines = np.moveaxis(data, axis, -1).reshape(-1, data.shape[axis])
+    inside = np.moveaxis(valid, axis, -1).reshape(lines.shape)
+    touched = inside.any(axis=1)
+    return lines[touched], inside[touched]
 
 
 def _segments(lines: np.ndarray, valid: np.ndarray, length: int) -> np.ndarray:
@@ -84,10 +93,7 @@ def axis_spectrum(data: np.ndarray, mask: np.ndarray, axis: int) -> AxisSpectrum
 
     Returns None where the mask holds too few straight stretches of at least 16 voxels.
     """
-    lines = np.moveaxis(data, axis, -1).reshape(-1, data.shape[axis])
-    valid = np.moveaxis(_valid(data, mask), axis, -1).reshape(lines.shape)
-    inside = valid.any(axis=1)
-    lines, valid = lines[inside], valid[inside]
+    lines, valid = _lines(data, _valid(data, mask), axis)
     for length in SEGMENT_LENGTHS:
         if length > lines.shape[1]:
             continue
@@ -149,10 +155,7 @@ def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | N
     None where the sharpness has no period. Exactly every second voxel is left out: interleaved
     slices differ like that without any interpolation.
     """
-    lines = np.moveaxis(data, axis, -1).reshape(-1, data.shape[axis])
-    valid = np.moveaxis(_valid(data, mask), axis, -1).reshape(lines.shape)
-    inside = valid.any(axis=1)
-    lines, valid = lines[inside], valid[inside]
+    lines, valid = _lines(data, _valid(data, mask), axis)
     bend = np.abs(lines[:, 2:] - 2 * lines[:, 1:-1] + lines[:, :-2])
     known = valid[:, 2:] & valid[:, 1:-1] & valid[:, :-2]
     count = known.sum(axis=0)
@@ -203,6 +206,10 @@ def acquired_resolution(
     data: (x, y, z) intensities; zooms: voxel sizes in mm; mask: (x, y, z) brain or head, non-zero
     inside. Costs a second for a whole head, whatever its size.
     """
+    mask = _valid(data, mask)
+    if mask.any():
+        box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+        data, mask = data[box], mask[box]
     first, second, third = (
         axis_resolution(data, mask, axis, float(zooms[axis])) for axis in range(3)
     )

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality figures and noise against analytic values and independent computations."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_moediff.engine import quality
+from bids_moediff.engine.noise import air_noise, estimate_noise, tissue_noise
+
+
+def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
+    grid = np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2
+    return (grid**2).sum(axis=0) <= radius**2
+
+
+def rician(signal: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    real, imaginary = rng.normal(0, sigma, (2, *signal.shape))
+    return np.hypot(signal + real, imaginary).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> tuple[np.ndarray, np.ndarray]:
+    brain = ball((96, 96, 96), 30)
+    signal = np.where(brain, 60.0, 0.0) + 40.0 * ball((96, 96, 96), 20)
+    return signal, brain
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+def test_noise_is_recovered_in_tissue_and_air(phantom, sigma):
+    signal, brain = phantom
+    data = rician(signal, sigma)
+    noise = estimate_noise(data, brain, brain, (1.0, 1.0, 1.0))
+    assert noise.tissue == pytest.approx(sigma, rel=0.05)
+    assert noise.air == pytest.approx(sigma, rel=0.02)
+    assert noise.sigma == noise.tissue
+
+
+def test_noise_without_air_comes_from_tissue(phantom):
+    signal, brain = phantom
+    stripped = rician(signal, 2.0) * brain
+    noise = estimate_noise(stripped, brain, brain, (1.0, 1.0, 1.0))
+    assert noise.air is None
+    assert noise.sigma == pytest.approx(2.0, rel=0.05)
+
+
+def test_noise_of_an_empty_mask_is_unknown(phantom):
+    signal, brain = phantom
+    assert tissue_noise(signal, np.zeros_like(brain)) is None
+    assert air_noise(np.zeros_like(signal), brain, (1.0, 1.0, 1.0)) is None
+
+
+def test_efc_has_its_analytic_limits():
+    assert quality.entropy_focus(np.full((8, 8, 8), 7.0)) == pytest.approx(1.0)
+    single = np.zeros((8, 8, 8))
+    single[1, 2, 3] = 5
+    assert quality.entropy_focus(single) == pytest.approx(0.0)
+
+
+def test_efc_agrees_with_the_published_formula():
+    data = np.random.default_rng(1).gamma(2.0, 10.0, (7, 8, 9))
+    largest = data.size * (1 / np.sqrt(data.size)) * np.log(1 / np.sqrt(data.size))
+    top = np.sqrt((data**2).sum())
+    expected = (1.0 / largest) * np.sum((data / top) * np.log((data + 1e-16) / top))
+    assert quality.entropy_focus(data) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fber_is_the_ratio_of_median_energies(phantom):
+    signal, brain = phantom
+    data = np.where(brain, 50.0, 2.0)
+    assert quality.foreground_background_ratio(data, brain) == pytest.approx(625.0)
+    assert quality.foreground_background_ratio(signal * brain, brain) is None
+
+
+def test_smoothness_of_filtered_white_noise():
+    rng = np.random.default_rng(0)
+    wanted = (4.0, 6.0, 5.0)
+    zooms = (1.0, 2.0, 0.5)
+    sigma = [f / z / np.sqrt(8 * np.log(2)) for f, z in zip(wanted, zooms, strict=True)]
+    data = ndimage.gaussian_filter(rng.normal(size=(96, 96, 96)), sigma)
+    found = quality.smoothness(data, np.ones(data.shape), zooms)
+    assert found == pytest.approx(wanted, rel=0.05)
+    white = quality.smoothness(rng.normal(size=(64, 64, 64)), np.ones((64, 64, 64)), (1, 1, 1))
+    assert max(white) < 0.6
+
+
+def tissue_sample(suffix: str = "T1w") -> np.ndarray:
+    rng = np.random.default_rng(2)
+    parts = [(30, 8, 20000), (70, 6, 50000), (110, 5, 60000)]
+    return np.concatenate([rng.normal(mean, spread, n) for mean, spread, n in parts])
+
+
+def test_tissue_classes_are_the_gaussians_that_made_the_sample():
+    classes = quality.tissue_classes(tissue_sample(), "T1w")
+    assert classes is not None
+    assert list(classes) == ["csf", "gm", "wm"]
+    assert classes["gm"].mean == pytest.approx(70, abs=1)
+    assert classes["wm"].deviation == pytest.approx(5, rel=0.1)
+    assert classes["csf"].share == pytest.approx(20 / 130, abs=0.02)
+    inverse = quality.tissue_classes(tissue_sample(), "T2w")
+    assert inverse is not None
+    assert inverse["wm"].mean == pytest.approx(30, abs=2)
+
+
+def test_tissue_classes_without_fluid_and_without_a_rule():
+    bare = tissue_sample()[20000:]
+    classes = quality.tissue_classes(bare, "T1w")
+    assert classes is not None
+    assert set(classes) == {"gm", "wm"}
+    assert quality.tissue_classes(tissue_sample(), "FLAIR") is None
+    uniform = np.random.default_rng(0).normal(100, 5, 50000)
+    assert quality.tissue_classes(uniform, "T1w") is None
+
+
+def test_cjv_and_cnr_follow_their_formulas():
+    classes = quality.tissue_classes(tissue_sample(), "T1w")
+    figures = quality._tissue_figures(classes, 3.0, 120.0)
+    assert figures["cjv"] == pytest.approx((6 + 5) / 40, rel=0.1)
+    assert figures["cnr"] == pytest.approx(40 / np.sqrt(9 + 36 + 25), rel=0.1)
+    assert figures["wm2max"] == pytest.approx(110 / 120, rel=0.02)
+
+
+def test_summary_matches_numpy_and_survives_nothing():
+    values = np.arange(101.0)
+    found = quality.summary(values)
+    assert (found["mean"], found["median"], found["mad"]) == (50, 50, 25)
+    assert (found["p05"], found["p95"], found["n"]) == (5, 95, 101)
+    assert quality.summary(values[:0])["mean"] is None
+    assert quality.summary(np.ones(5))["k"] is None
+
+
+def test_quality_figures_are_complete_and_plain(phantom):
+    signal, brain = phantom
+    data = rician(signal, 2.0)
+    figures = quality.quality_figures(data, np.diag([1.0, 1.0, 2.0, 1.0]), brain, "T1w")
+    assert set(figures) == set(quality.DESCRIPTIONS)
+    assert all(value is None or type(value) in (float, str) for value in figures.values())
+    assert figures["snr_brain"] == pytest.approx(60 / 2, rel=0.1)
+    assert figures["snrd_brain"] == pytest.approx(60 / 2, rel=0.1)
+    assert figures["spacing_z"] == 2
+    assert figures["brain_volume"] == pytest.approx(brain.sum() * 2 / 1000)
+    assert figures["qi_1"] < 1e-3
+
+
+def test_ghost_in_the_air_raises_qi_1(phantom):
+    signal, brain = phantom
+    ghost = 0.15 * np.roll(signal, 40, axis=1)
+    clean = quality.quality_figures(rician(signal, 1.0), np.eye(4), brain)
+    ghosted = quality.quality_figures(rician(signal + ghost, 1.0), np.eye(4), brain)
+    assert ghosted["qi_1"] > 10 * clean["qi_1"] + 0.005
+    assert ghosted["efc"] > clean["efc"]
+
+
+def test_a_mask_of_another_shape_is_refused(phantom):
+    signal, brain = phantom
+    with pytest.raises(ValueError, match="differ in shape"):
+        quality.quality_figures(signal, np.eye(4), brain[1:])
+    empty = quality.quality_figures(signal, np.eye(4), np.zeros(signal.shape))
+    assert empty["snr_brain"] is None
