@@ -148,6 +148,20 @@ def test_skipping_saves_runs_and_hardly_changes_the_result() -> None:
     assert torch.allclose(few.gates.sum(1), torch.ones(2, 16, 16))
 
 
+def test_half_precision_changes_the_correction_by_at_most_two_percent() -> None:
+    network, start = shaken(), random_start()
+    condition, noise = torch.zeros(2, 6), torch.randn(2, 64, 64)
+    arguments = {"num_steps": 3, "noise_strength": 0.3, "noise": noise}
+    exact = network.sample(start, condition, **arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network.sample(start, condition, **arguments)
+        latents = network.encode(start)
+    assert torch.equal(latents, network.encode(start))
+    error, change = (half.image - exact.image).std(), (exact.image - start[:, 2]).std()
+    assert 0 < error < 0.02 * change
+    assert (half.gates - exact.gates).abs().max() < 0.02
+
+
 def test_leading_expert_always_runs() -> None:
     gates = torch.tensor([0.3, 0.4, 0.3]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
     kept, active = MoEDiffSR.active_experts(gates, 0.99)

@@ -56,7 +56,9 @@ class MoEDiffModel(nn.Module):
 def _dataclass_builder(module: str, config_name: str, network_name: str) -> Builder:
     def build(values: Mapping[str, Any]) -> nn.Module:
         namespace = importlib.import_module(f"bids_moediff.models.{module}")
-        return getattr(namespace, network_name)(getattr(namespace, config_name).from_dict(values))
+        config_class = getattr(namespace, config_name)
+        read = getattr(config_class, "from_dict", lambda keys: config_class(**keys))
+        return getattr(namespace, network_name)(read(values))
 
     return build
 

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from bids_moediff.models.moediff import diffusion
 from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.models.precision import full_precision
 
 MAD_TO_DEVIATION = 1.4826
 TEMPERATURE_FLOOR = 1e-3
@@ -247,6 +248,14 @@ def draw_times(
     return torch.where(fidelity, one, s), torch.where(fidelity, zero, strength)
 
 
+def weighted_error(image: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean absolute error, weighted pixel by pixel where a weight is given; a scalar."""
+    error = (image - target).abs()
+    if weight is None:
+        return error.mean()
+    return (weight * error).sum() / weight.sum().clamp_min(1.0)
+
+
 @dataclass(frozen=True)
 class Estimates:
     """Clean latents of the experts (B, K, z, h, w) and their diffusion losses (B, K, h, w)."""
@@ -345,7 +354,8 @@ def joint_loss(
         its own forward.
     batch
         ``start`` (B, S, H, W), ``target`` (B, H, W), ``condition`` (B, 6); optionally ``tissue``
-        (B, 3, H, W) with ``tissue_valid`` (B,).
+        (B, 3, H, W) with ``tissue_valid`` (B,), and ``weight`` (B, H, W), the share of every
+        pixel in the fidelity term (1 in the head, less outside).
     state
         Memory of the losses; its ``progress`` fades the tissue supervision.
     uniform_gate
@@ -372,14 +382,17 @@ def joint_loss(
     mixing = torch.full_like(gate.latent, 1.0 / gate.latent.shape[1])
     if not uniform_gate:
         mixing = gate.latent
-    mixture = model.decode(centre, origin, diffusion.mix(estimates.clean, mixing))
-    fidelity = (mixture - target).abs().mean()
-    experts = expert_losses(model, target, centre, origin, estimates, mixing, weights.task)
-    loss = weights.fidelity * fidelity + weights.experts * experts
-    logs = {"fidelity": float(fidelity.detach()), "experts": float(experts.detach())}
-    if len(model.config.experts) > 1:
-        extra, more = _gate_terms(model, batch, state, estimates.clean, truth, origin, gate.coarse)
-        loss, logs = loss + extra, logs | more
+    with full_precision(target.device):
+        mixture = model.decode(centre, origin, diffusion.mix(estimates.clean, mixing))
+        fidelity = weighted_error(mixture, target, batch.get("weight"))
+        experts = expert_losses(model, target, centre, origin, estimates, mixing, weights.task)
+        loss = weights.fidelity * fidelity + weights.experts * experts
+        logs = {"fidelity": float(fidelity.detach()), "experts": float(experts.detach())}
+        if len(model.config.experts) > 1:
+            extra, more = _gate_terms(
+                model, batch, state, estimates.clean, truth, origin, gate.coarse
+            )
+            loss, logs = loss + extra, logs | more
     return loss, logs | {"loss": float(loss.detach())}
 
 

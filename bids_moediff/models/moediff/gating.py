@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.tokens import Tokens, mlp
+from bids_moediff.models.precision import full_precision
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 
@@ -58,7 +59,8 @@ class Gate(nn.Module):
         """Cosine of every query with every refined token, (B, N, d) -> (B, K, N)."""
         refined = functional.normalize(self.refine(values).float(), dim=-1)
         queries = functional.normalize(self.queries.float(), dim=-1)
-        return torch.einsum("kd,bnd->bkn", queries, refined)
+        with full_precision(values.device):
+            return torch.einsum("kd,bnd->bkn", queries, refined)
 
     def logits(self, tokens: Tokens) -> Tensor:
         """Logits on the gate's own grid, (B, K, R, C)."""

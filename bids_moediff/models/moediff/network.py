@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bids_moediff.models.moediff import diffusion
 from bids_moediff.models.moediff.autoencoders import (
-    HaarAutoencoder,
     build_autoencoder,
     haar_filters,
     residual_decode,
@@ -20,6 +19,7 @@ from bids_moediff.models.moediff.config import EXPERTS, MoEDiffConfig
 from bids_moediff.models.moediff.experts import EXPERT_CLASSES
 from bids_moediff.models.moediff.gating import Gate, GateOutput
 from bids_moediff.models.moediff.tokens import MultiScaleEncoder, Tokens
+from bids_moediff.models.precision import full_precision
 
 # Typical inverse deviations of Haar bands of a head in [0, 1]: mean, coarse and fine details.
 HAAR_GAINS = (0.5,) + (4.0,) * 3 + (8.0,) * 12
@@ -63,14 +63,17 @@ class MoEDiffSR(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Scaled latents of slices (B, S, H, W), slice after slice: (B, S z, H/4, W/4)."""
         batch, slices, height, width = images.shape
-        latent = self.autoencoder.encode(images.reshape(batch * slices, 1, height, width))
+        flat = images.float().reshape(batch * slices, 1, height, width)
+        with full_precision(images.device):
+            latent = self.autoencoder.encode(flat)
         return self.config.latent_scale * latent.reshape(batch, -1, *latent.shape[2:])
 
     def decode(self, interpolated: Tensor, start: Tensor, clean: Tensor) -> Tensor:
         """Slice (B, H, W) by residual coding: interpolated + D(clean) - D(start)."""
         scale = self.config.latent_scale
-        image = interpolated[:, None]
-        return residual_decode(self.autoencoder, image, start / scale, clean / scale)[:, 0]
+        image, start, clean = interpolated[:, None].float(), start / scale, clean / scale
+        with full_precision(image.device):
+            return residual_decode(self.autoencoder, image, start, clean)[:, 0]
 
     def centre(self, images: Tensor) -> Tensor:
         """Middle slice (B, H, W) of (B, S, H, W)."""
@@ -159,10 +162,9 @@ class MoEDiffSR(nn.Module):
             raise ValueError(
                 "pixel noise needs a latent of 16 channels; give latent noise instead"
             )
-        if isinstance(self.autoencoder, HaarAutoencoder):
-            return self.autoencoder.encode(noise[:, None])
         filters = haar_filters().to(noise)
-        return torch.nn.functional.conv2d(noise[:, None], filters, stride=4)
+        with full_precision(noise.device):
+            return torch.nn.functional.conv2d(noise[:, None], filters, stride=4)
 
     @torch.no_grad()
     def sample(
