@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-superres``: images through one network, in a process of its own.
+
+Two ways to call it: ``--request request.json --results results.json`` for all images of a participant (the
+model is loaded once; this is what the app does), or ``IN.nii.gz OUT.nii.gz --zooms 0.7`` as a plain tool.
+
+The results file is rewritten after every image. A key that it already holds as done or failed is not
+processed again, so a run that was killed half-way is continued by the same command; the key that was
+under way reads ``"running"``.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_moediff import __version__
+from bids_moediff.errors import ImageError, MoediffError, UsageError
+
+if TYPE_CHECKING:
+    from bids_moediff.engine.enhance import SuperResolver
+
+DEFAULTS: dict[str, Any] = {
+    "model": "auto",
+    "device": "auto",
+    "precision": "auto",
+    "seed": 0,
+    "num_steps": None,
+    "num_samples": 1,
+    "noise_strength": 0.0,
+    "batch_size": None,
+    "want_gates": False,
+}
+ENHANCE_OPTIONS = ("seed", "num_samples", "num_steps", "noise_strength", "batch_size")
+IMAGE_KEYS = ("key", "image", "zooms", "out_dir")
+TERMINATED = 128 + signal.SIGTERM
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the command; imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="bids_moediff-superres",
+        description="Super-resolve one image, or a batch of images described by a request file.",
+    )
+    parser.add_argument("input", nargs="?", type=Path, metavar="IN", help="NIfTI image")
+    parser.add_argument("output", nargs="?", type=Path, metavar="OUT", help="NIfTI image to write")
+    batch = parser.add_argument_group("batch of images")
+    batch.add_argument("--request", type=Path, help="JSON file that lists the images")
+    batch.add_argument("--results", type=Path, help="JSON file to write, one entry an image")
+    one = parser.add_argument_group("one image")
+    one.add_argument(
+        "--zooms", type=float, nargs="+", metavar="MM", help="voxel size asked for: one or three"
+    )
+    one.add_argument("--mask", type=Path, help="brain mask on the grid of the image")
+    one.add_argument("--seed", type=int, help="random seed (default 0)")
+    one.add_argument("--num-steps", type=int, help="sampling steps (default: the model's)")
+    one.add_argument("--num-samples", type=int, help="samples to average (default 1)")
+    one.add_argument("--noise-strength", type=float, help="0 (fidelity) to 1 (texture)")
+    both = parser.add_argument_group("model and device")
+    both.add_argument("--model", help="name or folder of the model")
+    both.add_argument("--device", help="auto, cpu, cuda, cuda:N or several of them with commas")
+    both.add_argument("--precision", help="auto, float32 or bfloat16")
+    both.add_argument("--batch-size", type=int, help="slices at a time")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point; gives the exit code."""
+    options = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if options.request:
+            return run_request(options)
+        return run_single(options)
+    except MoediffError as error:
+        print(f"bids_moediff-superres: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _terminate(_signal: int, _frame: Any) -> None:
+    # An exception, so that every "finally" runs and no temporary file stays behind.
+    raise SystemExit(TERMINATED)
+
+
+def run_request(options: argparse.Namespace) -> int:
+    """Process a request file: 0 if every image was done, 1 if some failed."""
+    if not options.results:
+        raise UsageError("--request needs --results FILE as well.")
+    request = load_request(options.request)
+    request.update(_given(options))
+    results = Results(options.results)
+    progress = Progress(sys.stdout, follow_parent=True)
+    todo = [entry for entry in request["images"] if not results.settled(entry["key"])]
+    if todo:
+        with _device(request["device"], progress) as device:
+            progress(None, "loading", 0.0)
+            resolver = _load(request, device)
+            for entry in todo:
+                results.set(entry["key"], {"status": "running"})
+                results.set(entry["key"], _attempt(resolver, request, entry, progress))
+    failed = [key for key, item in results.items.items() if item["status"] != "done"]
+    return 1 if failed else 0
+
+
+def load_request(path: Path) -> dict[str, Any]:
+    """Read and check a request file; options that are absent get their defaults."""
+    try:
+        request = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The request file {path.name} cannot be read: {error}.") from error
+    if not isinstance(request, dict) or not isinstance(request.get("images"), list):
+        raise UsageError(f"The request file {path.name} has no list 'images'.")
+    unknown = sorted(set(request) - set(DEFAULTS) - {"images"})
+    if unknown:
+        raise UsageError(f"The request file {path.name} has unknown keys: {', '.join(unknown)}.")
+    for entry in request["images"]:
+        missing = [key for key in IMAGE_KEYS if key not in entry]
+        if missing:
+            raise UsageError(f"An image of {path.name} lacks {', '.join(missing)}.")
+    return {**DEFAULTS, **request}
+
+
+class Results:
+    """The results file, written whole and atomically at every change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.items: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            self.items = json.loads(path.read_text(encoding="utf-8"))
+
+    def settled(self, key: str) -> bool:
+        """Whether the image needs no further attempt."""
+        return self.items.get(key, {}).get("status") in ("done", "failed")
+
+    def set(self, key: str, item: dict[str, Any]) -> None:
+        """Record one image and write the file."""
+        from bids_moediff.bids.sink import write_json
+
+        self.items[key] = item
+        write_json(self.items, self.path)
+
+
+class Progress:
+    """One JSON object a line: key, stage, fraction (0 to 1); at most one line per percent."""
+
+    def __init__(self, stream: Any, *, follow_parent: bool) -> None:
+        self._stream = stream
+        self._parent = os.getppid() if follow_parent else None
+        self._last: tuple[Any, ...] = ()
+
+    def __call__(self, key: str | None, stage: str, fraction: float) -> None:
+        """Say how far the image is; leaves if the process that asked for it is gone."""
+        if self._parent is not None and os.getppid() != self._parent:
+            raise SystemExit(TERMINATED)
+        if (line := (key, stage, int(100 * fraction))) != self._last:
+            self._last = line
+            text = json.dumps({"key": key, "stage": stage, "fraction": round(fraction, 4)})
+            print(text, file=self._stream, flush=True)
+
+
+def _attempt(
+    resolver: "SuperResolver", request: dict[str, Any], entry: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """Result entry of one image; nothing but a request to stop escapes."""
+    try:
+        return _enhance_entry(resolver, request, entry, progress)
+    except MoediffError as error:
+        return {"status": "failed", "message": str(error)}
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return {"status": "failed", "message": memory_sentence(request, entry)}
+        import traceback
+
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:300]
+        message = f"Super-resolution failed unexpectedly ({type(error).__name__}: {reason})."
+        return {"status": "failed", "message": message}
+
+
+def _enhance_entry(
+    resolver: "SuperResolver", request: dict[str, Any], entry: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    import nibabel as nib
+
+    from bids_moediff.bids.sink import write_json, write_nifti
+
+    key, folder = entry["key"], Path(entry["out_dir"])
+
+    def optional(name: str) -> Any:
+        return nib.load(entry[name]) if entry.get(name) else None
+
+    started = time.monotonic()
+    result = resolver.enhance(
+        nib.load(entry["image"]),
+        tuple(entry["zooms"]),
+        mask=optional("mask"),
+        bias_field=optional("bias_field"),
+        acquisition=_acquisition(entry.get("acquisition")),
+        want_gates=request["want_gates"],
+        progress=_stages(progress, key),
+        **{name: request[name] for name in ENHANCE_OPTIONS},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {"sr": result.image, "gates": result.gates, "std": result.standard_deviation}
+    files = {}
+    for name, image in images.items():
+        if image is not None:
+            files[name] = str(folder / f"{name}.nii.gz")
+            write_nifti(image, Path(files[name]))
+    record = {**result.record, "residual": result.residual}
+    write_json(record, folder / "record.json")
+    progress(key, "done", 1.0)
+    seconds = round(time.monotonic() - started, 3)
+    return {
+        "status": "done",
+        "message": "",
+        "files": files,
+        "record": record,
+        "seconds": seconds,
+        "peak_memory_gb": _peak_memory_gb(),
+    }
+
+
+def _stages(progress: Progress, key: str) -> Callable[..., None]:
+    """The engine calls ``progress(fraction)`` or ``progress(stage, fraction)``."""
+
+    def report(*arguments: Any) -> None:
+        stage = str(arguments[0]) if len(arguments) > 1 else "super-resolution"
+        progress(key, stage, float(arguments[-1]))
+
+    return report
+
+
+def _acquisition(description: dict[str, Any] | None) -> Any:
+    if description is None:
+        return None
+    from bids_moediff.engine.acquisition import Acquisition, Axis
+
+    return Acquisition(axes=tuple(Axis(**axis) for axis in description["axes"]))
+
+
+def _peak_memory_gb() -> float:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 3)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises RuntimeError on the processor, OutOfMemoryError on a card.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
+    """What an image that did not fit would have needed."""
+    import nibabel as nib
+
+    from bids_moediff.engine.estimate import estimate
+
+    header = nib.load(entry["image"]).header
+    needed = estimate(
+        tuple(int(n) for n in header.get_data_shape()[:3]),
+        tuple(float(z) for z in header.get_zooms()[:3]),
+        tuple(entry["zooms"]),
+        device=str(request["device"]),
+        num_steps=request["num_steps"],
+        num_samples=request["num_samples"],
+    )
+    return (
+        f"Super-resolution ran out of memory: the image needs about {needed.gigabytes:.1f} GB; "
+        "give it more memory, a smaller --batch-size or coarser output voxels."
+    )
+
+
+def _device(choice: str, progress: Progress) -> Any:
+    """Context that yields the device to run on; waits while every card asked for is in use."""
+    from bids_moediff.engine.devices import hold_device
+
+    if choice == "auto":
+        import torch
+
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    devices = [device.strip() for device in choice.split(",")]
+    if devices[0] == "cpu":
+        return nullcontext("cpu")
+    return hold_device(devices, on_wait=lambda: progress(None, "waiting for a device", 0.0))
+
+
+def _load(request: dict[str, Any], device: str) -> "SuperResolver":
+    from bids_moediff.engine.enhance import SuperResolver
+
+    return SuperResolver.from_pretrained(
+        request["model"], device=device, precision=request["precision"]
+    )
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Options typed on the command line; they win over the request file."""
+    values = vars(options)
+    return {name: values[name] for name in DEFAULTS if values.get(name) is not None}
+
+
+def run_single(options: argparse.Namespace) -> int:
+    """The plain tool: one image in, one image out, its record beside it."""
+    from bids_moediff.bids.sink import write_json, write_nifti
+
+    if not options.input or not options.output:
+        raise UsageError("Give IN.nii.gz and OUT.nii.gz, or --request and --results.")
+    if not str(options.output).endswith((".nii", ".nii.gz")):
+        raise UsageError(f"{options.output.name} does not end in .nii or .nii.gz.")
+    zooms = _zooms(options.zooms)
+    request = {**DEFAULTS, **_given(options)}
+    progress = Progress(sys.stderr, follow_parent=False)
+    from bids_moediff.engine.prepare import conform
+
+    image = _first(conform(options.input))
+    mask = _first(conform(options.mask)) if options.mask else None
+    with _device(request["device"], progress) as device:
+        resolver = _load(request, device)
+        result = resolver.enhance(
+            image,
+            zooms,
+            mask=mask,
+            progress=_stages(progress, options.input.name),
+            **{name: request[name] for name in ENHANCE_OPTIONS},
+        )
+    write_nifti(result.image, options.output)
+    stem = options.output.name.removesuffix(".gz").removesuffix(".nii")
+    record = {**result.record, "residual": result.residual}
+    write_json(record, options.output.with_name(f"{stem}.json"))
+    return 0
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _zooms(values: Sequence[float] | None) -> tuple[float, float, float]:
+    if values is None:
+        raise UsageError("Say which voxel size you want: --zooms 0.7, or three numbers.")
+    if len(values) not in (1, 3) or min(values) <= 0:
+        raise UsageError("--zooms takes one or three positive numbers (mm).")
+    first, second, third = values * 3 if len(values) == 1 else values
+    return (first, second, third)
+
+
+def check_image_error(error: BaseException) -> bool:
+    """Whether the error concerns one image only."""
+    return isinstance(error, ImageError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

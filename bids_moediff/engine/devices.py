@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One network on a device at a time, and no device idle while a network waits.
+
+Workflow engines count GPU slots but hand out no device, so two networks may land on one card. Here every
+network takes an advisory lock (``flock``) on a small file named after the device before it touches
+it. The kernel drops the lock when the process ends, however it ends: there is no stale state to clean. The
+lock is taken by the process that runs the network, and ``CUDA_VISIBLE_DEVICES`` is only ever read: it says
+which physical card ``cuda:0`` is, so two jobs with different visible cards do not wait for each other.
+"""
+
+import fcntl
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_SECONDS = 0.1
+
+
+def default_lock_directory() -> Path:
+    """Folder for the lock files: private to the user, on this machine (a device is a thing of one machine)."""
+    return Path(tempfile.gettempdir()) / f"bids_moediff-devices-{os.getuid()}"
+
+
+def physical_name(device: str, visible: str | None) -> str:
+    """File-name-safe name of the card behind ``device``.
+
+    Parameters
+    ----------
+    device
+        What torch calls it: ``"cuda"``, ``"cuda:1"`` or any other token (taken as it is).
+    visible
+        Value of ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or MIG UUIDs separated by commas) or None.
+    """
+    index = device.partition(":")[2] or "0" if device.partition(":")[0] == "cuda" else ""
+    tokens = [token.strip() for token in (visible or "").split(",") if token.strip()]
+    card = tokens[int(index)] if index.isdigit() and int(index) < len(tokens) else index
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", f"cuda-{card}" if index else device)
+
+
+@contextmanager
+def hold_device(
+    devices: Sequence[str],
+    lock_directory: Path | None = None,
+    *,
+    on_wait: Callable[[], None] | None = None,
+) -> Iterator[str]:
+    """Wait for a free device out of ``devices``, hold it, and yield its name.
+
+    The processor is not a device that has to be shared out: ``"cpu"`` is yielded at once.
+    """
+    if not devices:
+        raise ValueError("no device to choose from")
+    if devices[0] == "cpu":
+        yield "cpu"
+        return
+    directory = lock_directory or default_lock_directory()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, device = _first_free(devices, directory, on_wait)
+    try:
+        yield device
+    finally:
+        os.close(descriptor)
+
+
+def _first_free(
+    devices: Sequence[str], directory: Path, on_wait: Callable[[], None] | None
+) -> tuple[int, str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    waiting = False
+    while True:
+        for device in devices:
+            path = directory / f"{physical_name(device, visible)}.lock"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor, device
+            except BlockingIOError:
+                os.close(descriptor)
+        if on_wait and not waiting:
+            on_wait()
+        waiting = True
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step every image goes through, and how one bad image leaves the others alone.
+
+Nipype drops everything downstream of a node that raises, and the network of a participant is downstream
+of all its images: one unreadable file would take the whole participant with it. So a step does not raise: it
+puts one sentence into its output ``failure``, and the steps after it hand that sentence on.
+"""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from nipype import logging
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+from bids_moediff.errors import MoediffError
+
+LOGGER = logging.getLogger("nipype.interface")
+TRACEBACK_FILE = "traceback.txt"
+
+
+class ImageStepInputSpec(BaseInterfaceInputSpec):
+    """Nothing but what went wrong before; files are never mandatory, as a failed step gives none."""
+
+    failure = traits.Str("", usedefault=True, desc="one sentence if an earlier step failed")
+
+
+class ImageStepOutputSpec(TraitedSpec):
+    """Nothing but what went wrong so far."""
+
+    failure = traits.Str(desc="one sentence if this or an earlier step failed, else empty")
+
+
+class ImageStep(SimpleInterface):
+    """A step that turns every failure into a sentence; subclasses write :meth:`_process`."""
+
+    input_spec = ImageStepInputSpec
+    output_spec = ImageStepOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        """Do the work in ``folder`` and give the outputs; may raise anything."""
+        raise NotImplementedError
+
+    def _run_interface(self, runtime: Any) -> Any:
+        failure = self.inputs.failure
+        if not failure:
+            try:
+                self._results.update(self._process(Path(runtime.cwd)))
+            except MoediffError as error:
+                failure = str(error)
+            except Exception as error:
+                failure = unexpected(type(self).__name__, error)
+                (Path(runtime.cwd) / TRACEBACK_FILE).write_text(traceback.format_exc())
+        if failure and not self.inputs.failure:
+            LOGGER.warning("%s: %s", type(self).__name__, failure)
+        self._results["failure"] = failure
+        return runtime
+
+
+def unexpected(step: str, error: BaseException) -> str:
+    """Sentence for a failure nobody foresaw."""
+    reason = " ".join(str(error).split()) or "no reason given"
+    if isinstance(error, MemoryError):
+        return f"{step} ran out of memory: {reason}."
+    return f"{step} failed unexpectedly ({type(error).__name__}: {reason})."

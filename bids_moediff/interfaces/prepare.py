@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation, step by step: conform, brain mask, bias field.
+
+Files between nodes are uncompressed: they live for minutes, and gzip would take longer than the work.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from nipype.interfaces.base import File, traits
+
+from bids_moediff.bids.sink import write_json
+from bids_moediff.engine import prepare
+from bids_moediff.errors import ImageError
+
+from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from .source import load_source
+
+
+def save(image: nib.Nifti1Image, path: Path) -> str:
+    """Write an intermediate image."""
+    nib.save(image, path)
+    return str(path)
+
+
+class _ConformInputSpec(ImageStepInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+
+
+class _ConformOutputSpec(ImageStepOutputSpec):
+    image = File(desc="float32, 3-D, finite, grid and orientation of the source")
+    notes = File(desc="JSON list of remarks on the source")
+
+
+class Conform(ImageStep):
+    """Read a source image or say why it cannot be used."""
+
+    input_spec = _ConformInputSpec
+    output_spec = _ConformOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        source = load_source(self.inputs.source)
+        if source.problem:
+            raise ImageError(source.problem)
+        image, notes = prepare.conform(source.path)
+        return {
+            "image": save(image, folder / "conformed.nii"),
+            "notes": str(write_json(list(notes), folder / "notes.json")),
+        }
+
+
+class _BrainMaskInputSpec(ImageStepInputSpec):
+    image = File(desc="conformed image")
+
+
+class _BrainMaskOutputSpec(ImageStepOutputSpec):
+    mask = File(desc="uint8 brain mask on the grid of the image")
+    record = File(desc="JSON: how the mask was made, with remarks")
+
+
+class BrainMask(ImageStep):
+    """Find the brain."""
+
+    input_spec = _BrainMaskInputSpec
+    output_spec = _BrainMaskOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        mask, record = prepare.brain_mask(nib.load(self.inputs.image))
+        return {
+            "mask": save(mask, folder / "mask.nii"),
+            "record": str(write_json(record, folder / "record.json")),
+        }
+
+
+class _BiasFieldInputSpec(ImageStepInputSpec):
+    image = File(desc="conformed image")
+    mask = File(desc="brain mask")
+    skip = traits.Bool(False, usedefault=True, desc="no field: the prepared image is the input")
+
+
+class _BiasFieldOutputSpec(ImageStepOutputSpec):
+    bias_field = File(desc="smooth positive field, mean 1 in the mask")
+    corrected = File(desc="image divided by the field")
+
+
+class BiasField(ImageStep):
+    """Estimate the smooth shading of the receive coil (N4)."""
+
+    input_spec = _BiasFieldInputSpec
+    output_spec = _BiasFieldOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        if self.inputs.skip:
+            return {"corrected": self.inputs.image}
+        image = nib.load(self.inputs.image)
+        field = prepare.bias_field(image, nib.load(self.inputs.mask))
+        corrected = prepare.divide(image, field)
+        return {
+            "bias_field": save(field, folder / "bias_field.nii"),
+            "corrected": save(corrected, folder / "corrected.nii"),
+        }
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file between nodes."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
