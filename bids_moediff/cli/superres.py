@@ -15,13 +15,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.errors import MoediffError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.engine.enhance import SuperResolver
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     both = parser.add_argument_group("model and device")
     both.add_argument("--model", help="name or folder of the model")
     both.add_argument("--device", help="auto, cpu, cuda, cuda:N or several of them with commas")
-    both.add_argument("--precision", help="auto, float32 or bfloat16")
+    both.add_argument("--precision", help="auto, fp32, bf16 or fp16")
     both.add_argument("--batch-size", type=int, help="slices at a time")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -200,14 +201,15 @@ def _enhance_entry(
         return nib.load(entry[name]) if entry.get(name) else None
 
     started = time.monotonic()
+    image = nib.load(entry["image"])
     result = resolver.enhance(
-        nib.load(entry["image"]),
+        image,
         tuple(entry["zooms"]),
         mask=optional("mask"),
         bias_field=optional("bias_field"),
-        acquisition=_acquisition(entry.get("acquisition")),
+        acquisition=_acquisition(entry, image),
         want_gates=request["want_gates"],
-        progress=_stages(progress, key),
+        progress=partial(progress, key),
         **{name: request[name] for name in ENHANCE_OPTIONS},
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,36 +219,26 @@ def _enhance_entry(
         if image is not None:
             files[name] = str(folder / f"{name}.nii.gz")
             write_nifti(image, Path(files[name]))
-    record = {**result.record, "residual": result.residual}
-    write_json(record, folder / "record.json")
+    write_json(result.record, folder / "record.json")
     progress(key, "done", 1.0)
     seconds = round(time.monotonic() - started, 3)
     return {
         "status": "done",
         "message": "",
         "files": files,
-        "record": record,
+        "record": result.record,
         "seconds": seconds,
         "peak_memory_gb": _peak_memory_gb(),
     }
 
 
-def _stages(progress: Progress, key: str) -> Callable[..., None]:
-    """The engine calls ``progress(fraction)`` or ``progress(stage, fraction)``."""
+def _acquisition(entry: dict[str, Any], image: Any) -> Any:
+    """How the image was sampled: as the request says, else from the sidecar's keys."""
+    from bids_moediff.engine.acquisition import Acquisition
 
-    def report(*arguments: Any) -> None:
-        stage = str(arguments[0]) if len(arguments) > 1 else "super-resolution"
-        progress(key, stage, float(arguments[-1]))
-
-    return report
-
-
-def _acquisition(description: dict[str, Any] | None) -> Any:
-    if description is None:
-        return None
-    from bids_moediff.engine.acquisition import Acquisition, Axis
-
-    return Acquisition(axes=tuple(Axis(**axis) for axis in description["axes"]))
+    if entry.get("acquisition"):
+        return Acquisition.from_dict(entry["acquisition"])
+    return Acquisition.from_metadata(entry.get("metadata", {}), image.header.get_zooms()[:3])
 
 
 def _peak_memory_gb() -> float:
@@ -273,7 +265,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
         tuple(float(z) for z in header.get_zooms()[:3]),
         tuple(entry["zooms"]),
         device=str(request["device"]),
-        num_steps=request["num_steps"],
+        num_steps=request["num_steps"] or 1,
         num_samples=request["num_samples"],
     )
     return (
@@ -299,9 +291,8 @@ def _device(choice: str, progress: Progress) -> Any:
 def _load(request: dict[str, Any], device: str) -> "SuperResolver":
     from bids_moediff.engine.enhance import SuperResolver
 
-    return SuperResolver.from_pretrained(
-        request["model"], device=device, precision=request["precision"]
-    )
+    name = "moediff" if request["model"] == "auto" else request["model"]
+    return SuperResolver.from_pretrained(name, device=device, precision=request["precision"])
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -331,13 +322,12 @@ def run_single(options: argparse.Namespace) -> int:
             image,
             zooms,
             mask=mask,
-            progress=_stages(progress, options.input.name),
+            progress=partial(progress, options.input.name),
             **{name: request[name] for name in ENHANCE_OPTIONS},
         )
     write_nifti(result.image, options.output)
     stem = options.output.name.removesuffix(".gz").removesuffix(".nii")
-    record = {**result.record, "residual": result.residual}
-    write_json(record, options.output.with_name(f"{stem}.json"))
+    write_json(result.record, options.output.with_name(f"{stem}.json"))
     return 0
 
 
@@ -352,11 +342,6 @@ def _zooms(values: Sequence[float] | None) -> tuple[float, float, float]:
         raise UsageError("--zooms takes one or three positive numbers (mm).")
     first, second, third = values * 3 if len(values) == 1 else values
     return (first, second, third)
-
-
-def check_image_error(error: BaseException) -> bool:
-    """Whether the error concerns one image only."""
-    return isinstance(error, ImageError)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,6 @@ class _RequestInputSpec(BaseInterfaceInputSpec):
     noise_strength = traits.Float(0.0, usedefault=True)
     batch_size = traits.Either(None, traits.Int, default=None, usedefault=True)
     want_gates = traits.Bool(False, usedefault=True)
-    corrected = traits.Bool(False, usedefault=True, desc="leave the bias field out")
 
 
 class _RequestOutputSpec(TraitedSpec):
@@ -118,7 +117,6 @@ class WriteRequest(SimpleInterface):
             "model precision seed num_steps num_samples noise_strength batch_size want_gates"
         ).split()
         request = {name: getattr(self.inputs, name) for name in options}
-        request["intensities"] = "corrected" if self.inputs.corrected else "input"
         path = write_json({**request, "images": images}, folder / "request.json")
         self._results["request"] = str(path)
         return runtime

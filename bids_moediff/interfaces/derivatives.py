@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products onto the output grid and into the derivatives folder."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import File, traits
+
+from bids_moediff.bids import sidecar
+from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.bids.sink import write_json, write_nifti, write_text
+
+from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from .prepare import read_json, save
+from .source import load_source
+
+
+class _ResampleMaskInputSpec(ImageStepInputSpec):
+    mask = File(desc="brain mask on the input grid")
+    image = File(desc="image on the output grid")
+
+
+class _ResampleMaskOutputSpec(ImageStepOutputSpec):
+    mask = File(desc="brain mask on the output grid")
+
+
+class ResampleMask(ImageStep):
+    """Bring a mask to the grid of an image, its outline interpolated linearly."""
+
+    input_spec = _ResampleMaskInputSpec
+    output_spec = _ResampleMaskOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from nilearn.image import resample_to_img
+
+        target = nib.load(self.inputs.image)
+        soft = resample_to_img(
+            nib.Nifti1Image(
+                np.asanyarray(nib.load(self.inputs.mask).dataobj).astype(np.float32),
+                nib.load(self.inputs.mask).affine,
+            ),
+            target,
+            interpolation="linear",
+            force_resample=True,
+            copy_header=True,
+        )
+        data = (np.asanyarray(soft.dataobj) >= 0.5).astype(np.uint8)
+        header = target.header.copy()
+        header.set_data_dtype(np.uint8)
+        return {"mask": save(nib.Nifti1Image(data, target.affine, header), folder / "mask.nii")}
+
+
+class _WinnerInputSpec(ImageStepInputSpec):
+    gates = File(desc="expert weights (x, y, z, experts)")
+
+
+class _WinnerOutputSpec(ImageStepOutputSpec):
+    labels = File(desc="index of the expert with the largest weight, counted from 1")
+
+
+class WinningExpert(ImageStep):
+    """Find the expert that has the most to say in each voxel."""
+
+    input_spec = _WinnerInputSpec
+    output_spec = _WinnerOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        gates = nib.load(self.inputs.gates)
+        labels = (np.argmax(np.asanyarray(gates.dataobj), axis=3) + 1).astype(np.uint8)
+        image = nib.Nifti1Image(labels, gates.affine)
+        image.header.set_xyzt_units("mm")
+        return {"labels": save(image, folder / "labels.nii")}
+
+
+class _WriteInputSpec(ImageStepInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
+    product = traits.Enum(*PRODUCTS, mandatory=True)
+    image = File(desc="image to write")
+    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
+    records = traits.List(File, desc="JSON files whose keys go into the sidecar")
+
+
+class _WriteOutputSpec(ImageStepOutputSpec):
+    path = traits.Str(desc="what was written, relative to the output folder")
+
+
+class WriteDerivative(ImageStep):
+    """Write one product and its sidecar under the names of the standard."""
+
+    input_spec = _WriteInputSpec
+    output_spec = _WriteOutputSpec

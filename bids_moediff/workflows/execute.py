@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a graph under Nipype, with its logs beside the derivatives."""
+
+import logging
+import shutil
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from nipype import config
+from nipype import logging as nipype_logging
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from bids_moediff.bids.dataset import write_citation
+from bids_moediff.bids.discover import Participant
+from bids_moediff.bids.sink import write_text
+from bids_moediff.errors import GraphError
+from bids_moediff.resources import Limits
+from bids_moediff.settings import Settings
+
+from .base import WORKFLOW_NAME, Plan, run_file
+from .outcome import crash_sentences
+from .progress import ProgressWatcher
+from .resources import choose_plugin
+
+LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def configure_nipype(settings: Settings, crash_folder: Path) -> None:
+    """Set every Nipype option that matters here, whatever a user's configuration file says."""
+    config.update_config({
+        "logging": {"log_to_file": False, "workflow_level": "INFO", "interface_level": "INFO"},
+        "monitoring": {"enabled": settings.resource_monitor, "sample_frequency": "0.5"},
+        "execution": {
+            "crashdump_dir": str(crash_folder),
+            "crashfile_format": "txt",
+            "get_linked_libs": False,
+            "stop_on_first_crash": settings.stop_on_first_crash,
+            "stop_on_first_rerun": False,
+            "remove_unnecessary_outputs": False,
+            "remove_node_directories": False,
+            "keep_inputs": False,
+            "check_version": False,
+            "create_report": False,
+            "hash_method": "timestamp",
+            "poll_sleep_duration": 0.1,
+            "parameterize_dirs": False,
+        },
+    })  # fmt: skip
+    if settings.resource_monitor:
+        config.enable_resource_monitor()
+    nipype_logging.update_logging(config)
+
+
+class _OfParticipant(logging.Filter):
+    """Let through what concerns one participant, or nobody in particular."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._own = f"sub_{label.replace('+', '_')}_wf"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return self._own in message or f"{WORKFLOW_NAME}.sub_" not in message
+
+
+@contextmanager
+def run_logs(
+    settings: Settings, plan: Plan, participants: Sequence[Participant]
+) -> Iterator[None]:
+    """Logs of a run: settings, Nipype's messages and the output of the network, per participant."""
+    terminal = LEVELS[min(1 + settings.verbose, 3)]
+    with ExitStack() as stack:
+        for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(min(logging.INFO, terminal))
+        for handler in logging.getLogger("nipype").handlers:
+            stack.callback(handler.setLevel, handler.level)
+            handler.setLevel(terminal)
+        for participant in participants:
+            folder = run_file(settings, plan, participant).parent
+            write_text(settings.to_toml(), folder / "config.toml")
+            handler = logging.FileHandler(folder / "nipype.log", encoding="utf-8")
+            handler.setFormatter(logging.Formatter(LOG_FORMAT))
+            handler.addFilter(_OfParticipant(participant.label))
+            logging.getLogger("nipype").addHandler(handler)
+            stack.callback(handler.close)
+            stack.callback(logging.getLogger("nipype").removeHandler, handler)
+        try:
+            yield
+        finally:
+            for participant in participants:
+                _keep_network_log(settings, plan, participant)
+
+
+def _keep_network_log(settings: Settings, plan: Plan, participant: Participant) -> None:
+    name = f"sub_{participant.label.replace('+', '_')}_wf"
+    node = settings.work_folder / WORKFLOW_NAME / name / "superres_wf" / "superres"
+    for stream in ("stdout", "stderr"):
+        source = node / f"{stream}.nipype"
+        if source.exists() and source.stat().st_size:
+            folder = run_file(settings, plan, participant).parent
+            shutil.copyfile(source, folder / f"superres_{stream}.log")
+
+
+def write_methods(settings: Settings, workflow: Workflow) -> None:
+    """Write the methods text that the graph tells about itself."""
+    write_citation(settings.output_dir, workflow.visit_desc())
+
+
+def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) -> Path:
+    """Run the graph; gives the folder of the crash files.
+
+    Raises
+    ------
+    GraphError
+        if the graph as a whole could not be run (no node is to blame).
+    """
+    crash_folder = settings.output_dir / "logs" / "crashes" / plan.run_id
+    configure_nipype(settings, crash_folder)
+    if settings.write_graph:
+        _write_graph(settings, workflow)
+    devices = [device for device in plan.devices if device != "cpu"]
+    runner = choose_plugin(settings, limits, len(devices))
+    try:
+        with ProgressWatcher(settings.work_folder):
+            workflow.run(**runner)
+    except Exception as error:
+        if not crash_sentences(crash_folder):
+            reason = " ".join(str(error).split())[-300:]
+            logging.getLogger("nipype.workflow").debug(traceback.format_exc())
+            raise GraphError(
+                f"The workflow could not be run ({type(error).__name__}: {reason})."
+            ) from error
+    return crash_folder
+
+
+def _write_graph(settings: Settings, workflow: Workflow) -> None:
+    """Graph as a dot file (and a picture where Graphviz is installed)."""
+    folder = settings.output_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.which("dot"):
+        workflow.write_graph(str(folder / "graph.dot"), graph2use="colored", format="svg")
+        return
+    write_text(_dot(workflow), folder / "graph.dot")
+
+
+def _dot(workflow: Workflow) -> str:
+    """Flat graph in the language of Graphviz."""
+    graph = workflow._create_flat_graph()
+    lines = [f'  "{a.fullname}" -> "{b.fullname}";' for a, b in graph.edges()]
+    return "digraph bids_moediff {\n" + "\n".join(sorted(lines)) + "\n}\n"

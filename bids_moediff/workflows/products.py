@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes out of the network, judged and written, one image at a time."""
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from bids_moediff.interfaces.quality import ImageQuality
+from bids_moediff.interfaces.superres import SelectResult
+from bids_moediff.settings import Settings
+
+from .outputs import init_ds_gates_wf, init_ds_superres_wf, init_ds_uncertainty_wf
+
+INPUT_FIELDS = [
+    "source", "key", "results", "prepared", "mask", "notes", "mask_record", "failure",
+]  # fmt: skip
+
+
+def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf") -> Workflow:
+    """Pick the result of one image, compute its quality figures and write it.
+
+    Workflow Graph
+        .. workflow::
+
+            from bids_moediff.settings import Settings
+            from bids_moediff.workflows.products import init_image_products_wf
+            wf = init_image_products_wf(settings=Settings())
+
+    Parameters
+    ----------
+    settings
+        Output folder, voxel size and further outputs are taken from here.
+    name
+        Name of the workflow.
+
+    Inputs
+    ------
+    source, key
+        Source image as text and its name in the results.
+    results
+        Results of the participant.
+    prepared, mask, notes, mask_record
+        Products of the preparation.
+    failure
+        What went wrong before.
+
+    Outputs
+    -------
+    quality
+        JSON file: quality figures.
+    failure
+        What went wrong so far.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(niu.IdentityInterface(fields=INPUT_FIELDS), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["quality", "failure"]), name="outputnode")
+    select = pe.Node(SelectResult(), name="select", run_without_submitting=True)
+    quality = pe.Node(ImageQuality(), name="quality", mem_gb=1.5)
+    records = pe.Node(niu.Merge(4), name="records", run_without_submitting=True)
+    ds_superres_wf = init_ds_superres_wf(
+        output_dir=str(settings.output_dir), zooms=settings.output_resolution
+    )
+    workflow.connect([
+        (inputnode, select, [("results", "results"), ("key", "key"), ("failure", "failure")]),
+        (inputnode, quality, [("prepared", "image"), ("mask", "mask"), ("source", "source")]),
+        (select, quality, [("image", "superres"), ("failure", "failure")]),
+        (inputnode, records, [("notes", "in1"), ("mask_record", "in2")]),
+        (select, records, [("result", "in3")]),
+        (quality, records, [("quality", "in4")]),
+        (inputnode, ds_superres_wf, [("source", "inputnode.source"), ("mask", "inputnode.mask")]),
+        (select, ds_superres_wf, [("image", "inputnode.image")]),
+        (records, ds_superres_wf, [("out", "inputnode.records")]),
+        (quality, ds_superres_wf, [("failure", "inputnode.failure")]),
+        (quality, outputnode, [("quality", "quality")]),
+    ])  # fmt: skip
+    _connect_further_outputs(workflow, settings)
+    return workflow
+
+
+def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
+    """Write gates and standard deviation where asked for, then end the chain of failures."""
+    chain = workflow.get_node("ds_superres_wf")
+    further = []
+    options = {"output_dir": str(settings.output_dir), "zooms": settings.output_resolution}
+    if "gates" in settings.outputs:
+        further.append((init_ds_gates_wf(**options), "gates"))
+    if settings.num_samples > 1:
+        further.append((init_ds_uncertainty_wf(**options), "standard_deviation"))
+    inputnode, select = workflow.get_node("inputnode"), workflow.get_node("select")
+    for ds_wf, field in further:
+        workflow.connect([
+            (inputnode, ds_wf, [("source", "inputnode.source")]),
+            (select, ds_wf, [(field, f"inputnode.{field}")]),
+            (workflow.get_node("records"), ds_wf, [("out", "inputnode.records")]),
+            (chain, ds_wf, [("outputnode.failure", "inputnode.failure")]),
+        ])  # fmt: skip
+        chain = ds_wf
+    workflow.connect(
+        chain, "outputnode.failure", workflow.get_node("outputnode"), "failure"
+    )

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices a run may hand out, and which Nipype plugin runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nipype.pipeline.plugins.base import PluginBase
+from nipype.pipeline.plugins.linear import LinearPlugin
+
+from bids_moediff.errors import DeviceError, UsageError
+from bids_moediff.resources import Limits, visible_devices
+from bids_moediff.settings import Settings
+
+from .plugin import IsolatedMultiProcPlugin
+
+COUNT_DEVICES = "import torch; print(torch.cuda.device_count())"
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+
+
+def count_devices() -> int:
+    """Devices that torch can use; asked in a process of its own, as CUDA does not survive a fork."""
+    if not any(Path(name).exists() for name in DRIVER_FILES):
+        return 0
+    command = [sys.executable, "-c", COUNT_DEVICES]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(answer.stdout) if answer.stdout.strip().isdigit() else 0
+
+
+def choose_devices(device: str) -> tuple[str, ...]:
+    """Devices to hand out.
+
+    Raises
+    ------
+    DeviceError
+        if a device was asked for that is not there.
+    """
+    count = 0 if device == "cpu" else count_devices()
+    devices = visible_devices(device, count=count)
+    wanted = int(device.partition(":")[2] or 0)
+    if device.startswith("cuda") and (not devices or wanted >= count):
+        raise DeviceError(
+            f"--device {device} was asked for, but {count} CUDA devices can be used here; in a "
+            "container add --gpus all (Docker) or --nv (Apptainer), or use --device cpu."
+        )
+    return tuple(devices)
+
+
+def choose_plugin(settings: Settings, limits: Limits, num_devices: int) -> Any:
+    """Plugin and its arguments for ``Workflow.run``.
+
+    One processor: in this process, step by step. More: a process for each step. A plugin file (YAML
+    with ``plugin`` and ``plugin_args``) wins.
+    """
+    arguments = {
+        "n_procs": limits.nprocs,
+        "memory_gb": limits.memory_gb,
+        "n_gpu_procs": num_devices,
+        "raise_insufficient": False,
+    }
+    if settings.use_plugin is None:
+        name = "Linear" if limits.nprocs == 1 else "MultiProc"
+    else:
+        name, given = read_plugin_file(settings.use_plugin)
+        arguments = {**arguments, **given} if name == "MultiProc" else given
+    if name == "MultiProc":
+        return {"plugin": IsolatedMultiProcPlugin(plugin_args=arguments)}
+    if name == "Linear":
+        return {"plugin": LinearPlugin()}
+    return {"plugin": name, "plugin_args": arguments}
+
+
+def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the plugin in a YAML file."""
+    import nipype.pipeline.plugins as plugins
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"The plugin file {path} cannot be read: {reason}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f"The plugin file {path} has no line 'plugin: NAME'.")
+    unknown = sorted(set(content) - {"plugin", "plugin_args"})
+    if unknown:
+        raise UsageError(f"The plugin file {path} has an unknown key: {unknown[0]}.")
+    name, arguments = content["plugin"], content.get("plugin_args") or {}
+    kind = getattr(plugins, f"{name}Plugin", None)
+    if not (isinstance(kind, type) and issubclass(kind, PluginBase)):
+        raise UsageError(f"The plugin file {path} names {name!r}, which Nipype does not have.")
+    if not isinstance(arguments, dict):
+        raise UsageError(f"In the plugin file {path}, plugin_args is no mapping.")
+    return name, arguments

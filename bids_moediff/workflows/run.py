@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The participant level: from settings to derivatives, a table of failures and an exit code.
+
+Nothing heavy is imported here at module level: the environment of Nipype and of the numerical libraries
+has to be set before they are loaded.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bids_moediff.bids.discover import Participant, discover_participant, find_participants
+from bids_moediff.errors import MoediffError
+from bids_moediff.resources import Limits
+from bids_moediff.resources import plan as plan_resources
+from bids_moediff.settings import Settings
+
+PARTICIPANTS_AT_ONCE = 50
+
+
+def run_participants(settings: Settings) -> int:
+    """Process every participant asked for; one that fails does not stop the others.
+
+    Parameters
+    ----------
+    settings
+        Options of the run.
+
+    Returns
+    -------
+    int
+        0 if every image was done, 1 if some failed (a table on standard error says which and
+        why), 2, 69 or 78 if all of them failed for want of a device or a model.
+
+    Raises
+    ------
+    MoediffError
+        for what concerns the run as a whole.
+    """
+    limits = plan_resources(settings.nprocs, settings.omp_nthreads, settings.mem)
+    prepare_environment(settings.work_folder, limits.omp_nthreads)
+    labels = find_participants(settings)
+    from bids_moediff.bids.dataset import prepare_output
+
+    from .base import Plan
+    from .outcome import Outcome, exit_code, print_table
+    from .resources import choose_devices
+
+    prepare_output(settings)
+    plan = Plan(
+        model=str(settings.weights or settings.model),
+        devices=choose_devices(settings.device),
+        num_threads=limits.omp_nthreads,
+        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
+    )
+    outcomes: list[Outcome] = []
+    for start in range(0, len(labels), PARTICIPANTS_AT_ONCE):
+        outcomes += _run_batch(settings, labels[start:][:PARTICIPANTS_AT_ONCE], plan, limits)
+    if settings.boilerplate_only:
+        return 0
+    print_table(outcomes)
+    code = exit_code(outcomes)
+    if settings.stage == "all" and not settings.keep_workdir:
+        remove_work(settings.work_folder)
+    return code
+
+
+def prepare_environment(work_folder: Path, num_threads: int) -> None:
+    """Set what Nipype and the numerical libraries read at import; what is set already stays.
+
+    Homes may be missing or read-only (containers, batch jobs): every cache goes to the work folder.
+    """
+    caches = work_folder / "cache"
+    values = {
+        "NO_ET": "1",
+        "NIPYPE_NO_ET": "1",
+        "NIPYPE_CONFIG_DIR": str(caches / "nipype"),
+        "MPLCONFIGDIR": str(caches / "matplotlib"),
+        "TEMPLATEFLOW_HOME": str(caches / "templateflow"),
+        "MPLBACKEND": "Agg",
+        "OMP_NUM_THREADS": str(num_threads),
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(num_threads),
+        "LOGNAME": str(os.getuid()),  # Nipype's batch plugins insist on it
+    }
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    for name in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME"):
+        if os.environ[name].startswith(str(caches)):
+            Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def _run_batch(
+    settings: Settings, labels: Sequence[str], plan: "Plan", limits: Limits
+) -> "list[Outcome]":
+    from bids_moediff.interfaces.source import image_key
+
+    from .base import init_bids_moediff_wf, run_file
+    from .execute import execute, run_logs, write_methods
+    from .outcome import Outcome, failed, read_outcomes
+
+    outcomes: list[Outcome] = []
+    participants: list[Participant] = []
+    for label in labels:
+        try:
+            participants.append(discover_participant(settings, label))
+        except MoediffError as error:
+            outcomes.append(failed(label, "", str(error)))
+    with run_logs(settings, plan, participants):
+        workflow = init_bids_moediff_wf(settings, participants, plan)
+        write_methods(settings, workflow)
+        if settings.boilerplate_only:
+            return outcomes
+        crash_folder = execute(settings, workflow, plan, limits)
+    for participant in participants:
+        keys = [image_key(image) for image in participant.images]
+        path = run_file(settings, plan, participant)
+        outcomes += read_outcomes(participant.label, keys, path, crash_folder)
+    return outcomes
+
+
+def remove_work(folder: Path) -> None:
+    """Remove what runs of this app made in the work folder, and the folder if nothing is left."""
+    from .base import WORKFLOW_NAME
+
+    for name in (WORKFLOW_NAME, "cache"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    try:
+        folder.rmdir()
+    except OSError:
+        return

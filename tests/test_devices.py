@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handing out devices. The two devices are a fake: nothing but two names and two lock files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bids_moediff.engine.devices import hold_device, physical_name
+
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from bids_moediff.engine.devices import hold_device
+with hold_device(["cuda:0", "cuda:1"], Path(sys.argv[1])) as device:
+    start = time.monotonic()
+    time.sleep(float(sys.argv[2]))
+    print(json.dumps([device, start, time.monotonic()]))
+"""
+
+
+def start(folder: Path, seconds: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", WORKER, str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_fake_devices_hold_one_network_each(tmp_path: Path) -> None:
+    workers = [start(tmp_path, 0.3) for _ in range(6)]
+    spans = [json.loads(worker.communicate(timeout=60)[0]) for worker in workers]
+    by_device = {
+        name: sorted((begin, end) for device, begin, end in spans if device == name)
+        for name in ("cuda:0", "cuda:1")
+    }
+    assert all(by_device.values()), "one device was never used"
+    for turns in by_device.values():
+        for (_, end), (begin, _) in zip(turns, turns[1:], strict=False):
+            assert begin >= end, "two networks on one device"
+
+
+def test_a_device_that_comes_free_goes_to_the_one_who_waits(tmp_path: Path) -> None:
+    """Two fake devices are held; whichever is given back first is the one that is handed out."""
+    with hold_device(["cuda:0", "cuda:1"], tmp_path) as first:
+        assert first == "cuda:0"
+        second = hold_device(["cuda:0", "cuda:1"], tmp_path)
+        assert second.__enter__() == "cuda:1"
+        waiting = start(tmp_path, 0)
+        time.sleep(0.3)
+        assert waiting.poll() is None or waiting.returncode != 0, "it should wait"
+        second.__exit__(None, None, None)
+        device, *_ = json.loads(waiting.communicate(timeout=60)[0])
+        assert device == "cuda:1"
+
+
+def test_a_killed_holder_leaves_its_device_free(tmp_path: Path) -> None:
+    holder = start(tmp_path, 600)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.glob("*.lock")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with hold_device(["cuda:0"], tmp_path) as device:
+        assert device == "cuda:0"
+
+
+def test_the_visible_devices_variable_is_read_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-11aa/2")
+    with hold_device(["cuda:1"], tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["cuda-MIG-11aa-2.lock"]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,MIG-11aa/2"
+    assert physical_name("cuda", "3,5") == "cuda-3"
+    assert physical_name("cuda:1", None) == "cuda-1"
+
+
+def test_the_processor_needs_no_lock(tmp_path: Path) -> None:
+    with hold_device(["cpu"], tmp_path) as first, hold_device(["cpu"], tmp_path) as second:
+        assert first == second == "cpu"
+    assert not list(tmp_path.iterdir())
