@@ -6,10 +6,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, isdefined, traits
 
-from bids_moediff.bids import sidecar
 from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.bids.sidecar import build_sidecar, expert_table
 from bids_moediff.bids.sink import write_json, write_nifti, write_text
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
@@ -74,13 +74,44 @@ class WinningExpert(ImageStep):
         return {"labels": save(image, folder / "labels.nii")}
 
 
+class _RecordInputSpec(ImageStepInputSpec):
+    result = File(desc="JSON: what the network did")
+    quality = File(desc="JSON: quality figures of the input")
+    notes = File(desc="JSON: remarks on the source")
+    mask_record = File(desc="JSON: how the brain mask was made")
+
+
+class _RecordOutputSpec(ImageStepOutputSpec):
+    record = File(desc="JSON: own keys of the sidecar")
+
+
+class SidecarRecord(ImageStep):
+    """Bring together what the sidecar of a super-resolved image says about its making."""
+
+    input_spec = _RecordInputSpec
+    output_spec = _RecordOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        record = dict(read_json(self.inputs.result)["record"])
+        mask_record = dict(read_json(self.inputs.mask_record))
+        remarks = [
+            *read_json(self.inputs.notes),
+            *mask_record.pop("Warnings", []),
+            *record.pop("Warnings", []),
+        ]
+        record["BrainMask"] = mask_record
+        record["Quality"] = read_json(self.inputs.quality)
+        record["Warnings"] = list(dict.fromkeys(remarks))
+        return {"record": str(write_json(record, folder / "record.json"))}
+
+
 class _WriteInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
     product = traits.Enum(*PRODUCTS, mandatory=True)
-    image = File(desc="image to write")
+    image = File(desc="image to write; undefined if this model has no such product")
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
-    records = traits.List(File, desc="JSON files whose keys go into the sidecar")
+    record = File(desc="JSON: own keys of the sidecar")
 
 
 class _WriteOutputSpec(ImageStepOutputSpec):
@@ -92,3 +123,21 @@ class WriteDerivative(ImageStep):
 
     input_spec = _WriteInputSpec
     output_spec = _WriteOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        if not isdefined(self.inputs.image):
+            return {}
+        product, root = self.inputs.product, Path(self.inputs.output_dir)
+        source = load_source(self.inputs.source)
+        zooms = self.inputs.zooms if PRODUCTS[product].on_output_grid else None
+        record = read_json(self.inputs.record) if isdefined(self.inputs.record) else None
+
+        def name(extension: str) -> Path:
+            return root / derivative_path(source, product, zooms, extension)
+
+        # The sidecar first: an image on disk always has one.
+        write_json(build_sidecar(source, product, zooms, record), name(".json"))
+        if product == "expert":
+            write_text(expert_table(), name(".tsv"))
+        write_nifti(nib.load(self.inputs.image), name(".nii.gz"))
+        return {"path": name(".nii.gz").relative_to(root).as_posix()}

@@ -51,7 +51,7 @@ def init_ds_preparation_wf(*, output_dir: str, name: str = "ds_preparation_wf") 
             ("source", "source"), ("corrected", "image"), ("failure", "failure"),
         ]),
         (inputnode, ds_mask, [
-            ("source", "source"), ("mask", "image"), ("mask_record", "records"),
+            ("source", "source"), ("mask", "image"), ("mask_record", "record"),
         ]),
         (ds_preproc, ds_mask, [("failure", "failure")]),
         (ds_mask, outputnode, [("failure", "failure")]),
@@ -85,8 +85,8 @@ def init_ds_superres_wf(
         Source image as text.
     image, mask
         Super-resolved image; brain mask on the input grid.
-    records
-        JSON files for the sidecar.
+    record
+        JSON file for the sidecar.
     failure
         What went wrong before.
 
@@ -98,7 +98,7 @@ def init_ds_superres_wf(
         What went wrong so far.
     """
     workflow = Workflow(name=name)
-    fields = ["source", "image", "mask", "records", "failure"]
+    fields = ["source", "image", "mask", "record", "failure"]
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["mask", "failure"]), name="outputnode")
     resample_mask = pe.Node(ResampleMask(), name="resample_mask", mem_gb=1.5)
@@ -111,7 +111,7 @@ def init_ds_superres_wf(
         (inputnode, ds_mask, [("source", "source")]),
         (resample_mask, ds_mask, [("mask", "image"), ("failure", "failure")]),
         (inputnode, ds_image, [
-            ("source", "source"), ("image", "image"), ("records", "records"),
+            ("source", "source"), ("image", "image"), ("record", "record"),
         ]),
         (ds_mask, ds_image, [("failure", "failure")]),
         (resample_mask, outputnode, [("mask", "mask")]),
@@ -144,8 +144,8 @@ def init_ds_gates_wf(*, output_dir: str, zooms: Zooms, name: str = "ds_gates_wf"
         Source image as text.
     gates
         Weights of the experts, 4-D; undefined for a model without experts (nothing is written).
-    records
-        JSON files for the sidecar.
+    record
+        JSON file for the sidecar.
     failure
         What went wrong before.
 
@@ -155,7 +155,7 @@ def init_ds_gates_wf(*, output_dir: str, zooms: Zooms, name: str = "ds_gates_wf"
         What went wrong so far.
     """
     workflow = Workflow(name=name)
-    fields = ["source", "gates", "records", "failure"]
+    fields = ["source", "gates", "record", "failure"]
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["failure"]), name="outputnode")
     winner = pe.Node(WinningExpert(), name="winner", mem_gb=1.5)
@@ -164,10 +164,10 @@ def init_ds_gates_wf(*, output_dir: str, zooms: Zooms, name: str = "ds_gates_wf"
     workflow.connect([
         (inputnode, winner, [("gates", "gates"), ("failure", "failure")]),
         (inputnode, ds_gates, [
-            ("source", "source"), ("gates", "image"), ("records", "records"),
+            ("source", "source"), ("gates", "image"), ("record", "record"),
         ]),
         (winner, ds_gates, [("failure", "failure")]),
-        (inputnode, ds_expert, [("source", "source"), ("records", "records")]),
+        (inputnode, ds_expert, [("source", "source"), ("record", "record")]),
         (winner, ds_expert, [("labels", "image")]),
         (ds_gates, ds_expert, [("failure", "failure")]),
         (ds_expert, outputnode, [("failure", "failure")]),
@@ -201,8 +201,8 @@ def init_ds_uncertainty_wf(
         Source image as text.
     standard_deviation
         Standard deviation over samples, in the units of the image.
-    records
-        JSON files for the sidecar.
+    record
+        JSON file for the sidecar.
     failure
         What went wrong before.
 
@@ -212,13 +212,13 @@ def init_ds_uncertainty_wf(
         What went wrong so far.
     """
     workflow = Workflow(name=name)
-    fields = ["source", "standard_deviation", "records", "failure"]
+    fields = ["source", "standard_deviation", "record", "failure"]
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["failure"]), name="outputnode")
     ds_deviation = _ds_node("srstd", output_dir, zooms)
     workflow.connect([
         (inputnode, ds_deviation, [
-            ("source", "source"), ("standard_deviation", "image"), ("records", "records"),
+            ("source", "source"), ("standard_deviation", "image"), ("record", "record"),
             ("failure", "failure"),
         ]),
         (ds_deviation, outputnode, [("failure", "failure")]),

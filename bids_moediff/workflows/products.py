@@ -5,6 +5,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.interfaces.derivatives import SidecarRecord
 from bids_moediff.interfaces.quality import ImageQuality
 from bids_moediff.interfaces.superres import SelectResult
 from bids_moediff.settings import Settings
@@ -56,7 +57,7 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
     outputnode = pe.Node(niu.IdentityInterface(fields=["quality", "failure"]), name="outputnode")
     select = pe.Node(SelectResult(), name="select", run_without_submitting=True)
     quality = pe.Node(ImageQuality(), name="quality", mem_gb=1.5)
-    records = pe.Node(niu.Merge(4), name="records", run_without_submitting=True)
+    record = pe.Node(SidecarRecord(), name="record", run_without_submitting=True)
     ds_superres_wf = init_ds_superres_wf(
         output_dir=str(settings.output_dir), zooms=settings.output_resolution
     )
@@ -64,13 +65,14 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
         (inputnode, select, [("results", "results"), ("key", "key"), ("failure", "failure")]),
         (inputnode, quality, [("prepared", "image"), ("mask", "mask"), ("source", "source")]),
         (select, quality, [("image", "superres"), ("failure", "failure")]),
-        (inputnode, records, [("notes", "in1"), ("mask_record", "in2")]),
-        (select, records, [("result", "in3")]),
-        (quality, records, [("quality", "in4")]),
+        (inputnode, record, [("notes", "notes"), ("mask_record", "mask_record")]),
+        (select, record, [("result", "result")]),
+        (quality, record, [("quality", "quality"), ("failure", "failure")]),
         (inputnode, ds_superres_wf, [("source", "inputnode.source"), ("mask", "inputnode.mask")]),
         (select, ds_superres_wf, [("image", "inputnode.image")]),
-        (records, ds_superres_wf, [("out", "inputnode.records")]),
-        (quality, ds_superres_wf, [("failure", "inputnode.failure")]),
+        (record, ds_superres_wf, [
+            ("record", "inputnode.record"), ("failure", "inputnode.failure"),
+        ]),
         (quality, outputnode, [("quality", "quality")]),
     ])  # fmt: skip
     _connect_further_outputs(workflow, settings)
@@ -91,7 +93,7 @@ def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
         workflow.connect([
             (inputnode, ds_wf, [("source", "inputnode.source")]),
             (select, ds_wf, [(field, f"inputnode.{field}")]),
-            (workflow.get_node("records"), ds_wf, [("out", "inputnode.records")]),
+            (workflow.get_node("record"), ds_wf, [("record", "inputnode.record")]),
             (chain, ds_wf, [("outputnode.failure", "inputnode.failure")]),
         ])  # fmt: skip
         chain = ds_wf
