@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products onto the output grid and into the derivatives folder."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,16 @@ class ResampleMask(ImageStep):
         from nilearn.image import resample_to_img
 
         target = nib.load(self.inputs.image)
-        soft = resample_to_img(
-            nib.Nifti1Image(
-                np.asanyarray(nib.load(self.inputs.mask).dataobj).astype(np.float32),
-                nib.load(self.inputs.mask).affine,
-            ),
-            target,
-            interpolation="linear",
-            force_resample=True,
-            copy_header=True,
-        )
+        with warnings.catch_warnings():
+            # nilearn warns of linear interpolation of a mask; the threshold below makes it right.
+            warnings.simplefilter("ignore", UserWarning)
+            soft = resample_to_img(
+                nib.load(self.inputs.mask),
+                target,
+                interpolation="linear",
+                force_resample=True,
+                copy_header=True,
+            )
         data = (np.asanyarray(soft.dataobj) >= 0.5).astype(np.uint8)
         header = target.header.copy()
         header.set_data_dtype(np.uint8)

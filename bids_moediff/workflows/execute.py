@@ -28,13 +28,21 @@ LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-def configure_nipype(settings: Settings, crash_folder: Path) -> None:
-    """Set every Nipype option that matters here, whatever a user's configuration file says."""
+def crash_files(settings: Settings, plan: Plan) -> Path:
+    """Folder of the crash files of a run."""
+    return settings.output_dir / "logs" / "crashes" / plan.run_id
+
+
+def configure_nipype(settings: Settings, plan: Plan) -> None:
+    """Set every Nipype option that matters here, whatever a user's configuration file says.
+
+    To be called before the graph is built: nodes copy the configuration when they are made.
+    """
     config.update_config({
         "logging": {"log_to_file": False, "workflow_level": "INFO", "interface_level": "INFO"},
         "monitoring": {"enabled": settings.resource_monitor, "sample_frequency": "0.5"},
         "execution": {
-            "crashdump_dir": str(crash_folder),
+            "crashdump_dir": str(crash_files(settings, plan)),
             "crashfile_format": "txt",
             "get_linked_libs": False,
             "stop_on_first_crash": settings.stop_on_first_crash,
@@ -119,8 +127,7 @@ def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) 
     GraphError
         if the graph as a whole could not be run (no node is to blame).
     """
-    crash_folder = settings.output_dir / "logs" / "crashes" / plan.run_id
-    configure_nipype(settings, crash_folder)
+    crash_folder = crash_files(settings, plan)
     if settings.write_graph:
         _write_graph(settings, workflow)
     devices = [device for device in plan.devices if device != "cpu"]

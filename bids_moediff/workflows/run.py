@@ -98,9 +98,10 @@ def _run_batch(
     from bids_moediff.interfaces.source import image_key
 
     from .base import init_bids_moediff_wf, run_file
-    from .execute import execute, run_logs, write_methods
+    from .execute import configure_nipype, execute, run_logs, write_methods
     from .outcome import Outcome, failed, read_outcomes
 
+    configure_nipype(settings, plan)
     outcomes: list[Outcome] = []
     participants: list[Participant] = []
     for label in labels:
