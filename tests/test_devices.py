@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handing out devices. The two devices are a fake: nothing but two names and two lock files."""
 
+import itertools
 import json
 import os
 import signal
@@ -38,7 +39,7 @@ def test_two_fake_devices_hold_one_network_each(tmp_path: Path) -> None:
     }
     assert all(by_device.values()), "one device was never used"
     for turns in by_device.values():
-        for (_, end), (begin, _) in zip(turns, turns[1:], strict=False):
+        for (_, end), (begin, _) in itertools.pairwise(turns):
             assert begin >= end, "two networks on one device"
 
 

@@ -66,8 +66,8 @@ def test_a_killed_worker_fails_its_own_image_only(tmp_path: Path, workers: int) 
     failures = run_deeds(tmp_path, ["fine", "die", "refuse", "stumble"], plugin)
     assert failures[0] == ""
     assert failures[1] == (
-        "Deed was killed, most likely for want of memory: it needs about 0.3 GB; give the run more "
-        "memory or fewer processes at a time (--nprocs)."
+        "Deed was killed, most likely for want of memory: it needs about 0.3 GB; give the run "
+        "more memory or fewer processes at a time (--nprocs)."
     )
     assert failures[2] == "This image is no good."
     assert failures[3] == "Deed failed unexpectedly (ZeroDivisionError: by zero)."

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bids_moediff-superres``: images through one network, in a process of its own.
 
-Two ways to call it: ``--request request.json --results results.json`` for all images of a participant (the
-model is loaded once; this is what the app does), or ``IN.nii.gz OUT.nii.gz --zooms 0.7`` as a plain tool.
+Two ways to call it: ``--request request.json --results results.json`` for all images of a
+participant (the model is loaded once; this is what the app does), or ``IN.nii.gz OUT.nii.gz
+--zooms 0.7`` as a plain tool.
 
-The results file is rewritten after every image. A key that it already holds as done or failed is not
-processed again, so a run that was killed half-way is continued by the same command; the key that was
-under way reads ``"running"``.
+The results file is rewritten after every image. A key that it already holds as done or failed
+is not processed again, so a run that was killed half-way is continued by the same command; the
+key that was under way reads ``"running"``.
 """
 
 import argparse
@@ -198,10 +199,10 @@ def _enhance_entry(
     key, folder = entry["key"], Path(entry["out_dir"])
 
     def optional(name: str) -> Any:
-        return nib.load(entry[name]) if entry.get(name) else None
+        return nib.Nifti1Image.from_filename(entry[name]) if entry.get(name) else None
 
     started = time.monotonic()
-    image = nib.load(entry["image"])
+    image = nib.Nifti1Image.from_filename(entry["image"])
     result = resolver.enhance(
         image,
         tuple(entry["zooms"]),
@@ -259,7 +260,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
 
     from bids_moediff.engine.estimate import estimate
 
-    header = nib.load(entry["image"]).header
+    header = nib.Nifti1Image.from_filename(entry["image"]).header
     needed = estimate(
         tuple(int(n) for n in header.get_data_shape()[:3]),
         tuple(float(z) for z in header.get_zooms()[:3]),
@@ -340,7 +341,7 @@ def _zooms(values: Sequence[float] | None) -> tuple[float, float, float]:
         raise UsageError("Say which voxel size you want: --zooms 0.7, or three numbers.")
     if len(values) not in (1, 3) or min(values) <= 0:
         raise UsageError("--zooms takes one or three positive numbers (mm).")
-    first, second, third = values * 3 if len(values) == 1 else values
+    first, second, third = [*values] * 3 if len(values) == 1 else values
     return (first, second, third)
 
 

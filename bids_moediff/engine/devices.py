@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One network on a device at a time, and no device idle while a network waits.
 
-Workflow engines count GPU slots but hand out no device, so two networks may land on one card. Here every
-network takes an advisory lock (``flock``) on a small file named after the device before it touches
-it. The kernel drops the lock when the process ends, however it ends: there is no stale state to clean. The
-lock is taken by the process that runs the network, and ``CUDA_VISIBLE_DEVICES`` is only ever read: it says
-which physical card ``cuda:0`` is, so two jobs with different visible cards do not wait for each other.
+Workflow engines count GPU slots but hand out no device, so two networks may land on one card.
+Here every network takes an advisory lock (``flock``) on a small file named after the device
+before it touches it. The kernel drops the lock when the process ends, however it ends: there is
+no stale state to clean. The lock is taken by the process that runs the network, and
+``CUDA_VISIBLE_DEVICES`` is only ever read: it says which physical card ``cuda:0`` is, so two
+jobs with different visible cards do not wait for each other.
 """
 
 import fcntl
@@ -21,7 +22,7 @@ POLL_SECONDS = 0.1
 
 
 def default_lock_directory() -> Path:
-    """Folder for the lock files: private to the user, on this machine (a device is a thing of one machine)."""
+    """Folder of the lock files: private to the user, on this machine like the devices."""
     return Path(tempfile.gettempdir()) / f"bids_moediff-devices-{os.getuid()}"
 
 
@@ -33,7 +34,7 @@ def physical_name(device: str, visible: str | None) -> str:
     device
         What torch calls it: ``"cuda"``, ``"cuda:1"`` or any other token (taken as it is).
     visible
-        Value of ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or MIG UUIDs separated by commas) or None.
+        Value of ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or MIG UUIDs with commas) or None.
     """
     index = device.partition(":")[2] or "0" if device.partition(":")[0] == "cuda" else ""
     tokens = [token.strip() for token in (visible or "").split(",") if token.strip()]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step every image goes through, and how one bad image leaves the others alone.
 
-Nipype drops everything downstream of a node that raises, and the network of a participant is downstream
-of all its images: one unreadable file would take the whole participant with it. So a step does not raise: it
-puts one sentence into its output ``failure``, and the steps after it hand that sentence on.
+Nipype drops everything downstream of a node that raises, and the network of a participant is
+downstream of all its images: one unreadable file would take the whole participant with it. So a
+step does not raise: it puts one sentence into its output ``failure``, and the steps after it
+hand that sentence on.
 """
 
 import traceback
@@ -25,7 +26,7 @@ TRACEBACK_FILE = "traceback.txt"
 
 
 class ImageStepInputSpec(BaseInterfaceInputSpec):
-    """Nothing but what went wrong before; files are never mandatory, as a failed step gives none."""
+    """What went wrong before. Files are never mandatory, as a failed step gives none."""
 
     failure = traits.Str("", usedefault=True, desc="one sentence if an earlier step failed")
 

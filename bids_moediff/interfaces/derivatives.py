@@ -14,7 +14,7 @@ from bids_moediff.bids.sidecar import build_sidecar, expert_table
 from bids_moediff.bids.sink import write_json, write_nifti, write_text
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
-from .prepare import read_json, save
+from .files import load_image, read_json, save_image
 from .source import load_source
 
 
@@ -36,12 +36,12 @@ class ResampleMask(ImageStep):
     def _process(self, folder: Path) -> dict[str, Any]:
         from nilearn.image import resample_to_img
 
-        target = nib.load(self.inputs.image)
+        target = load_image(self.inputs.image)
         with warnings.catch_warnings():
             # nilearn warns of linear interpolation of a mask; the threshold below makes it right.
             warnings.simplefilter("ignore", UserWarning)
             soft = resample_to_img(
-                nib.load(self.inputs.mask),
+                load_image(self.inputs.mask),
                 target,
                 interpolation="linear",
                 force_resample=True,
@@ -50,7 +50,9 @@ class ResampleMask(ImageStep):
         data = (np.asanyarray(soft.dataobj) >= 0.5).astype(np.uint8)
         header = target.header.copy()
         header.set_data_dtype(np.uint8)
-        return {"mask": save(nib.Nifti1Image(data, target.affine, header), folder / "mask.nii")}
+        return {
+            "mask": save_image(nib.Nifti1Image(data, target.affine, header), folder / "mask.nii")
+        }
 
 
 class _WinnerInputSpec(ImageStepInputSpec):
@@ -68,11 +70,11 @@ class WinningExpert(ImageStep):
     output_spec = _WinnerOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        gates = nib.load(self.inputs.gates)
+        gates = load_image(self.inputs.gates)
         labels = (np.argmax(np.asanyarray(gates.dataobj), axis=3) + 1).astype(np.uint8)
         image = nib.Nifti1Image(labels, gates.affine)
         image.header.set_xyzt_units("mm")
-        return {"labels": save(image, folder / "labels.nii")}
+        return {"labels": save_image(image, folder / "labels.nii")}
 
 
 class _RecordInputSpec(ImageStepInputSpec):
@@ -140,5 +142,5 @@ class WriteDerivative(ImageStep):
         write_json(build_sidecar(source, product, zooms, record), name(".json"))
         if product == "expert":
             write_text(expert_table(), name(".tsv"))
-        write_nifti(nib.load(self.inputs.image), name(".nii.gz"))
+        write_nifti(load_image(self.inputs.image), name(".nii.gz"))
         return {"path": name(".nii.gz").relative_to(root).as_posix()}

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preparation, step by step: conform, brain mask, bias field.
+"""Preparation, step by step: conform, brain mask, bias field."""
 
-Files between nodes are uncompressed: they live for minutes, and gzip would take longer than the work.
-"""
-
-import json
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 from nipype.interfaces.base import File, traits
 
 from bids_moediff.bids.sink import write_json
@@ -16,13 +11,8 @@ from bids_moediff.engine import prepare
 from bids_moediff.errors import ImageError
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from .files import load_image, save_image
 from .source import load_source
-
-
-def save(image: nib.Nifti1Image, path: Path) -> str:
-    """Write an intermediate image."""
-    nib.save(image, path)
-    return str(path)
 
 
 class _ConformInputSpec(ImageStepInputSpec):
@@ -46,7 +36,7 @@ class Conform(ImageStep):
             raise ImageError(source.problem)
         image, notes = prepare.conform(source.path)
         return {
-            "image": save(image, folder / "conformed.nii"),
+            "image": save_image(image, folder / "conformed.nii"),
             "notes": str(write_json(list(notes), folder / "notes.json")),
         }
 
@@ -67,9 +57,9 @@ class BrainMask(ImageStep):
     output_spec = _BrainMaskOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        mask, record = prepare.brain_mask(nib.load(self.inputs.image))
+        mask, record = prepare.brain_mask(load_image(self.inputs.image))
         return {
-            "mask": save(mask, folder / "mask.nii"),
+            "mask": save_image(mask, folder / "mask.nii"),
             "record": str(write_json(record, folder / "record.json")),
         }
 
@@ -94,15 +84,10 @@ class BiasField(ImageStep):
     def _process(self, folder: Path) -> dict[str, Any]:
         if self.inputs.skip:
             return {"corrected": self.inputs.image}
-        image = nib.load(self.inputs.image)
-        field = prepare.bias_field(image, nib.load(self.inputs.mask))
+        image = load_image(self.inputs.image)
+        field = prepare.bias_field(image, load_image(self.inputs.mask))
         corrected = prepare.divide(image, field)
         return {
-            "bias_field": save(field, folder / "bias_field.nii"),
-            "corrected": save(corrected, folder / "corrected.nii"),
+            "bias_field": save_image(field, folder / "bias_field.nii"),
+            "corrected": save_image(corrected, folder / "corrected.nii"),
         }
-
-
-def read_json(path: str | Path) -> Any:
-    """Content of a JSON file between nodes."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -4,13 +4,12 @@
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 from nipype.interfaces.base import File, traits
 
 from bids_moediff.bids.sink import write_json
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from .files import load_array, load_image
 from .source import load_source
 
 
@@ -34,11 +33,10 @@ class ImageQuality(ImageStep):
     def _process(self, folder: Path) -> dict[str, Any]:
         from bids_moediff.engine.quality import quality_figures
 
-        image = nib.load(self.inputs.image)
         figures = quality_figures(
-            np.asanyarray(image.dataobj),
-            image.affine,
-            np.asanyarray(nib.load(self.inputs.mask).dataobj),
+            load_array(self.inputs.image),
+            load_image(self.inputs.image).affine,
+            load_array(self.inputs.mask),
             load_source(self.inputs.source).suffix,
         )
         return {"quality": str(write_json(figures, folder / "quality.json"))}

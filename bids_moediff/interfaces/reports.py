@@ -21,7 +21,7 @@ from bids_moediff.bids.discover import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path
 from bids_moediff.bids.sink import write_json
 
-from .prepare import read_json
+from .files import read_json
 from .source import image_key, load_source
 
 Zooms = tuple[float, float, float]

@@ -2,8 +2,9 @@
 """From prepared images to super-resolved ones, through the child process.
 
 The network runs as a console script of its own, one process for all images of a participant: a
-network killed by the kernel inside a Nipype worker would hang the run, and the model is loaded once. When
-the child dies, the image it was working on gets a sentence and the child is started again for the rest.
+network killed by the kernel inside a Nipype worker would hang the run, and the model is loaded
+once. When the child dies, the image it was working on gets a sentence and the child is started
+again for the rest.
 """
 
 import json
@@ -74,9 +75,7 @@ class DescribePrepared(ImageStep):
                 "zooms": list(self.inputs.zooms),
                 "acquisition": None,
                 "metadata": {
-                    key: source.metadata[key]
-                    for key in ACQUISITION_KEYS
-                    if key in source.metadata
+                    key: source.metadata[key] for key in ACQUISITION_KEYS if key in source.metadata
                 },
             }
         self._results["entry"] = str(write_json(entry, Path(runtime.cwd) / "entry.json"))
@@ -125,9 +124,13 @@ class WriteRequest(SimpleInterface):
 class _SuperResolveInputSpec(CommandLineInputSpec):
     request = File(exists=True, mandatory=True, argstr="--request %s")
     results = File("results.json", usedefault=True, argstr="--results %s")
-    device = traits.Str("auto", usedefault=True, argstr="--device %s", desc="commas between several")
+    device = traits.Str(
+        "auto", usedefault=True, argstr="--device %s", desc="commas between several"
+    )
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="for Nipype's GPU slots")
-    gigabytes = traits.Float(0.0, usedefault=True, nohash=True, desc="estimated need, for messages")
+    gigabytes = traits.Float(
+        0.0, usedefault=True, nohash=True, desc="estimated need, for messages"
+    )
 
 
 class _SuperResolveOutputSpec(TraitedSpec):
@@ -165,7 +168,7 @@ class SuperResolve(CommandLine):
 
 
 def _settle(results: Path, pending: list[str], runtime: Any, gigabytes: float) -> dict[str, Any]:
-    """Entries that need no further attempt after the child ended; at least one more than before."""
+    """Entries that need no further attempt; at least one more than before."""
     items = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     settled = {key: item for key, item in items.items() if item["status"] != "running"}
     if runtime.returncode in (0, 1) and all(key in settled for key in pending):

@@ -99,9 +99,7 @@ it into their manuscripts unchanged. It is released under the CC0 licence.
     return workflow
 
 
-def init_single_subject_wf(
-    participant: Participant, settings: Settings, plan: Plan
-) -> Workflow:
+def init_single_subject_wf(participant: Participant, settings: Settings, plan: Plan) -> Workflow:
     """Build the graph of one participant.
 
     Workflow Graph
@@ -174,7 +172,9 @@ def _connect_processing(
             name=f"prepare_{name}_wf",
         )
         prepare_wf.inputs.inputnode.source = source
-        ds_prepared_wf = init_ds_preparation_wf(output_dir=output_dir, name=f"ds_prepared_{name}_wf")
+        ds_prepared_wf = init_ds_preparation_wf(
+            output_dir=output_dir, name=f"ds_prepared_{name}_wf"
+        )
         ds_prepared_wf.inputs.inputnode.source = source
         status = _init_status(image, settings, plan)
         workflow.connect([
@@ -267,7 +267,7 @@ def node_name(image: AnatomicalImage) -> str:
 def _shape_and_zooms(image: AnatomicalImage) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Of the header; of a 1 mm head where the header cannot be read (the image fails later)."""
     try:
-        header = nib.load(image.path).header
+        header = nib.Nifti1Image.from_filename(str(image.path)).header
         shape = tuple(int(n) for n in header.get_data_shape()[:3])
         zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
     except Exception:

@@ -78,7 +78,7 @@ class _OfParticipant(logging.Filter):
 def run_logs(
     settings: Settings, plan: Plan, participants: Sequence[Participant]
 ) -> Iterator[None]:
-    """Logs of a run: settings, Nipype's messages and the output of the network, per participant."""
+    """Logs per participant: settings, Nipype's messages and the output of the network."""
     terminal = LEVELS[min(1 + settings.verbose, 3)]
     with ExitStack() as stack:
         for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """MultiProc that survives the death of a worker.
 
-In Nipype's own plugin all nodes share one process pool: when the kernel kills one worker (out of memory),
-every pending node of the pool is lost and the loop waits for ever for results that never come
-(nipype issue 2548). Here each node has a process of its own, so a death concerns that node alone; the node
-is then told why and run again, to pass the sentence on to the steps after it.
+In Nipype's own plugin all nodes share one process pool: when the kernel kills one worker (out
+of memory), every pending node of the pool is lost and the loop waits for ever for results that
+never come (nipype issue 2548). Here each node has a process of its own, so a death concerns
+that node alone; the node is then told why and run again, to pass the sentence on to the steps
+after it.
 """
 
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -58,7 +59,11 @@ class IsolatedMultiProcPlugin(MultiProcPlugin):
             node.inputs.failure = death_sentence(type(node.interface).__name__, node.mem_gb)
             self._start(taskid)
             return None
-        return {"result": None, "traceback": [f"{type(error).__name__}: {error}"], "taskid": taskid}
+        return {
+            "result": None,
+            "traceback": [f"{type(error).__name__}: {error}"],
+            "taskid": taskid,
+        }
 
     def _clear_task(self, taskid: int) -> None:
         del self._task_obj[taskid]

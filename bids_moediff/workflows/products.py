@@ -83,11 +83,12 @@ def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
     """Write gates and standard deviation where asked for, then end the chain of failures."""
     chain = workflow.get_node("ds_superres_wf")
     further = []
-    options = {"output_dir": str(settings.output_dir), "zooms": settings.output_resolution}
+    folder, zooms = str(settings.output_dir), settings.output_resolution
     if "gates" in settings.outputs:
-        further.append((init_ds_gates_wf(**options), "gates"))
+        further.append((init_ds_gates_wf(output_dir=folder, zooms=zooms), "gates"))
     if settings.num_samples > 1:
-        further.append((init_ds_uncertainty_wf(**options), "standard_deviation"))
+        ds_wf = init_ds_uncertainty_wf(output_dir=folder, zooms=zooms)
+        further.append((ds_wf, "standard_deviation"))
     inputnode, select = workflow.get_node("inputnode"), workflow.get_node("select")
     for ds_wf, field in further:
         workflow.connect([
@@ -97,6 +98,4 @@ def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
             (chain, ds_wf, [("outputnode.failure", "inputnode.failure")]),
         ])  # fmt: skip
         chain = ds_wf
-    workflow.connect(
-        chain, "outputnode.failure", workflow.get_node("outputnode"), "failure"
-    )
+    workflow.connect(chain, "outputnode.failure", workflow.get_node("outputnode"), "failure")

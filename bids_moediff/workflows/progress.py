@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the networks are: read from the children's output files, shown on the terminal.
 
-The child processes write one JSON object a line into a file of their node. Reading these files from the
-main process works for every Nipype plugin alike, also where the nodes run on other machines. On a
-terminal there is one bar an image; elsewhere (batch logs) one plain line every ten per cent.
+The child processes write one JSON object a line into a file of their node. Reading these files
+from the main process works for every Nipype plugin alike, also where the nodes run on other
+machines. On a terminal there is one bar an image; elsewhere (batch logs) one plain line every
+ten per cent.
 """
 
 import json

@@ -21,7 +21,7 @@ DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
 
 def count_devices() -> int:
-    """Devices that torch can use; asked in a process of its own, as CUDA does not survive a fork."""
+    """Devices that torch can use; asked in another process, as CUDA does not survive a fork."""
     if not any(Path(name).exists() for name in DRIVER_FILES):
         return 0
     command = [sys.executable, "-c", COUNT_DEVICES]
@@ -51,8 +51,8 @@ def choose_devices(device: str) -> tuple[str, ...]:
 def choose_plugin(settings: Settings, limits: Limits, num_devices: int) -> Any:
     """Plugin and its arguments for ``Workflow.run``.
 
-    One processor: in this process, step by step. More: a process for each step. A plugin file (YAML
-    with ``plugin`` and ``plugin_args``) wins.
+    One processor: in this process, step by step. More: a process for each step. A plugin file
+    (YAML with ``plugin`` and ``plugin_args``) wins.
     """
     arguments = {
         "n_procs": limits.nprocs,

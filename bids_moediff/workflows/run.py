@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The participant level: from settings to derivatives, a table of failures and an exit code.
 
-Nothing heavy is imported here at module level: the environment of Nipype and of the numerical libraries
-has to be set before they are loaded.
+Nothing heavy is imported here at module level: the environment of Nipype and of the numerical
+libraries has to be set before they are loaded.
 """
 
 import os
@@ -11,12 +11,17 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_moediff.bids.discover import Participant, discover_participant, find_participants
 from bids_moediff.errors import MoediffError
 from bids_moediff.resources import Limits
 from bids_moediff.resources import plan as plan_resources
 from bids_moediff.settings import Settings
+
+if TYPE_CHECKING:
+    from .base import Plan
+    from .outcome import Outcome
 
 PARTICIPANTS_AT_ONCE = 50
 
@@ -71,7 +76,8 @@ def run_participants(settings: Settings) -> int:
 def prepare_environment(work_folder: Path, num_threads: int) -> None:
     """Set what Nipype and the numerical libraries read at import; what is set already stays.
 
-    Homes may be missing or read-only (containers, batch jobs): every cache goes to the work folder.
+    Homes may be missing or read-only (containers, batch jobs): every cache goes to the work
+    folder.
     """
     caches = work_folder / "cache"
     values = {

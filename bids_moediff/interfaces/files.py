@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files between nodes: they live for minutes, so images are not compressed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+
+def load_image(path: str | Path) -> nib.Nifti1Image:
+    """Read an intermediate image."""
+    return nib.Nifti1Image.from_filename(str(path))
+
+
+def load_array(path: str | Path) -> np.ndarray:
+    """Voxels of an intermediate image."""
+    return np.asanyarray(load_image(path).dataobj)
+
+
+def save_image(image: nib.Nifti1Image, path: Path) -> str:
+    """Write an intermediate image; gives its path."""
+    nib.save(image, path)
+    return str(path)
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
