@@ -260,7 +260,8 @@ class Settings:
 
 
 def _toml_line(name: str, value: Any) -> str:
-    return f"# {name} is not set" if value is None else f"{name} = {_toml_value(value)}"
+    unset = value is None or value == Path()
+    return f"# {name} is not set" if unset else f"{name} = {_toml_value(value)}"
 
 
 def _toml_value(value: Any) -> str:
@@ -287,6 +288,7 @@ def load_settings(
     options: Mapping[str, Any],
     config_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    complete: bool = True,
 ) -> Settings:
     """Merge defaults < TOML file < environment < command line.
 
@@ -299,6 +301,8 @@ def load_settings(
         TOML file with field names as keys.
     environment
         Environment variables, ``BIDS_MOEDIFF_<FIELD>``; those of the process by default.
+    complete
+        Whether the folders must be given (``--check`` and ``--print-config`` do without).
 
     Raises
     ------
@@ -320,20 +324,20 @@ def load_settings(
             option = name if name in _POSITIONAL else f"--{name.replace('_', '-')}"
             values[name] = _converted(name, value, option)
     settings = Settings(**values)
-    _check_together(settings, values)
+    missing = [name for name in _POSITIONAL if name not in values]
+    if missing and complete and not settings.check:
+        raise UsageError(
+            f"Missing: {', '.join(name.upper() for name in missing)}. "
+            "The call is bids_moediff BIDS_DIR OUTPUT_DIR {participant,group}."
+        )
+    _check_together(settings)
     return settings
 
 
 _POSITIONAL = ("bids_dir", "output_dir", "analysis_level")
 
 
-def _check_together(settings: Settings, given: Mapping[str, Any]) -> None:
-    missing = [name for name in _POSITIONAL if name not in given]
-    if missing and not settings.check:
-        raise UsageError(
-            f"Missing: {', '.join(name.upper() for name in missing)}. "
-            "The call is bids_moediff BIDS_DIR OUTPUT_DIR {participant,group}."
-        )
+def _check_together(settings: Settings) -> None:
     if settings.reference is not None and settings.model != "crfm":
         raise UsageError("--reference guides only --model crfm; ask for that model too.")
     both = set(settings.participant_label) & set(settings.exclude_participant_label)

@@ -14,6 +14,7 @@ from typing import Any
 
 from bids_moediff import __version__
 from bids_moediff.bids.sink import table_text, write_json, write_text
+from bids_moediff.devices import container_kind
 from bids_moediff.errors import UsageError
 from bids_moediff.settings import PREFIX, Settings, closest
 
@@ -118,9 +119,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def in_container(environment: Mapping[str, str]) -> bool:
     """Whether paths are those of a container, which mean nothing outside."""
-    names = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", f"{PREFIX}DOCKER_TAG")
-    files = ("/.dockerenv", "/run/.containerenv")
-    return any(environment.get(name) for name in names) or any(Path(f).exists() for f in files)
+    return bool(container_kind(environment) or environment.get(f"{PREFIX}DOCKER_TAG"))
 
 
 def _container(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``bids_moediff BIDS_DIR OUTPUT_DIR {participant,group}``.
+
+Checks come in the order in which a mistake is cheapest to find: options, folders, labels, device,
+weights. Nothing is written before all of them have passed.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_moediff.errors import GraphError, MoediffError, UsageError
+from bids_moediff.settings import Settings, closest, load_settings
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code (see :mod:`bids_moediff.errors`).
+    """
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except MoediffError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", INTERRUPTED)
+    except Exception as error:
+        # Nobody foresaw this one: the traceback is for the bug report.
+        traceback.print_exc()
+        return _fail(
+            f"Unexpected {type(error).__name__}; please report the lines above.",
+            GraphError.exit_code,
+        )
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"bids_moediff: {sentence}", file=sys.stderr)
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    from bids_moediff.cli.parser import build_parser
+
+    parser = build_parser()
+    options, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        what = "option" if unknown[0].startswith("-") else "argument"
+        raise UsageError(f"Unknown {what} {unknown[0]}{closest(unknown[0], known)}.")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    printing = given.pop("print_config", False)
+    config_file = given.pop("config_file", None)
+    settings = load_settings(
+        given, Path(config_file) if config_file else None, complete=not printing
+    )
+    if printing:
+        sys.stdout.write(settings.to_toml())
+        return 0
+    if settings.check:
+        from bids_moediff.cli.check import print_check
+
+        return print_check(settings)
+    return _dispatch(settings)
+
+
+def _dispatch(settings: Settings) -> int:
+    from bids_moediff.bids.dataset import check_input, check_output
+    from bids_moediff.bids.filters import load_filters
+
+    check_input(settings)
+    check_output(settings)
+    if settings.analysis_level == "group":
+        from bids_moediff.workflows.group import run_group
+
+        return run_group(settings)
+    load_filters(settings.bids_filter_file)
+    if settings.dry_run:
+        from bids_moediff.cli.dry_run import print_plan
+
+        return print_plan(settings)
+    from bids_moediff.bids.discover import find_participants
+
+    find_participants(settings)
+    if needs_network(settings):
+        from bids_moediff.cli.check import require_weights
+        from bids_moediff.devices import require_devices
+
+        require_devices(settings.device)
+        require_weights(settings)
+    from bids_moediff.workflows.run import run_participants
+
+    return run_participants(settings)
+
+
+def needs_network(settings: Settings) -> bool:
+    """Whether this run will load a model."""
+    only = settings.reports_only or settings.boilerplate_only
+    return settings.stage in ("all", "sr") and not only
+
+
+if __name__ == "__main__":
+    sys.exit(main())

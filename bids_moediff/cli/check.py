@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--check``: device, driver, weights and memory in plain words."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+from bids_moediff import devices
+from bids_moediff.errors import DeviceError, MoediffError, WeightsError
+from bids_moediff.resources import plan
+from bids_moediff.settings import Settings
+
+MINIMUM_GIGABYTES = 6.0  # a whole head from 1 mm to 0.7 mm
+
+Finding = tuple[bool, str, str, int]  # in order, subject, sentence, exit code if not
+
+
+def model_name(settings: Settings) -> str:
+    """Name or folder of the model that will run."""
+    if settings.weights is not None:
+        return str(settings.weights)
+    return "moediff" if settings.model == "auto" else settings.model
+
+
+def require_weights(settings: Settings) -> str:
+    """Load the model once, so that missing or damaged weights show before anything is written.
+
+    Returns
+    -------
+    str
+        What was loaded, in words.
+
+    Raises
+    ------
+    WeightsError
+        for a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
+    """
+    from bids_moediff.models.hub import load_model
+
+    model = load_model(model_name(settings))
+    version = model.config.get("version", "unknown")
+    return f"{model.name}, version {version}, SHA-256 {model.sha256[:12]}…"
+
+
+def print_check(settings: Settings) -> int:
+    """Print one line per finding; exit code of the first that is not in order."""
+    code = 0
+    for good, subject, sentence, finding_code in findings(settings):
+        print(f"{'ok' if good else 'NOT OK':7} {subject}: {sentence}", file=sys.stdout)
+        code = code or (0 if good else finding_code)
+    return code
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """What is in order and what is not."""
+    limits = plan(settings.nprocs, settings.omp_nthreads, settings.mem)
+    yield True, "processors", f"{limits.nprocs}, {limits.omp_nthreads} threads per process", 0
+    enough = limits.memory_gb >= MINIMUM_GIGABYTES
+    needed = f"; a whole head wants about {MINIMUM_GIGABYTES:.0f} GB"
+    yield enough, "memory", f"{limits.memory_gb:.1f} GB{'' if enough else needed}", 1
+    yield from _devices(settings)
+    try:
+        yield True, "weights", require_weights(settings), 0
+    except MoediffError as error:
+        yield False, "weights", str(error), WeightsError.exit_code
+
+
+def _devices(settings: Settings) -> Iterator[Finding]:
+    driver = devices.driver_is_visible()
+    version = devices.driver_version()
+    if driver:
+        yield True, "driver", f"NVIDIA {version or '(version unknown: no nvidia-smi)'}", 0
+    try:
+        found = devices.ask_torch()
+    except DeviceError as error:
+        yield False, "torch", str(error), DeviceError.exit_code
+        return
+    yield True, "torch", f"{found.torch}, {f'CUDA {found.cuda}' if found.cuda else 'CPU only'}", 0
+    for index, card in enumerate(found.cards):
+        yield from _card(index, card, found.architectures)
+    try:
+        names = devices.require_devices(settings.device)
+    except DeviceError as error:
+        yield False, "device", str(error), DeviceError.exit_code
+        return
+    remark = ""
+    if names == ["cpu"] and settings.device == "auto":
+        flag = devices.missing_flag(devices.container_kind(os.environ), os.environ)
+        remark = f" (no GPU is visible; to use one, {flag})"
+    yield True, "device", f"{', '.join(names)}{remark}", 0
+
+
+def _card(index: int, card: devices.Card, architectures: tuple[str, ...]) -> Iterator[Finding]:
+    label = f"GPU {index}"
+    words = f"{card.name}, {card.gigabytes:.0f} GB"
+    if supported(card.capability, architectures):
+        yield True, label, words, 0
+        return
+    capability = ".".join(map(str, card.capability))
+    sentence = f"{words}: this torch was not built for it (compute capability {capability})"
+    yield False, label, sentence, DeviceError.exit_code
+
+
+def supported(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool:
+    """Whether code built for these architectures (``sm_80``, ``compute_90``) runs on a card.
+
+    Binary code (sm) runs on the same major version from its own minor version on; intermediate
+    code (compute) is compiled for anything newer.
+    """
+    for name in architectures:
+        kind, _, number = name.partition("_")
+        digits = number.rstrip("af")
+        if not digits.isdigit():
+            continue
+        major, minor = divmod(int(digits), 10)
+        if kind == "sm" and major == capability[0] and minor <= capability[1]:
+            return True
+        if kind == "compute" and (major, minor) <= capability:
+            return True
+    return False

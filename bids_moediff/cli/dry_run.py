@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--dry-run``: a table of what would be done; headers are read, nothing is written."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bids_moediff.bids.discover import discover_participant, find_participants, nothing_to_process
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import ImageError, MoediffError
+from bids_moediff.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Triple = tuple[int, int, int]
+Zooms = tuple[float, float, float]
+NON_TERMINAL_WIDTH = 140
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One row: what goes in, what comes out, what it costs, or why it cannot be done."""
+
+    name: str
+    matrix_in: Triple | None = None
+    zooms_in: Zooms | None = None
+    matrix_out: Triple | None = None
+    gigabytes: float = 0.0
+    seconds: float = 0.0
+    problem: str | None = None
+
+
+def print_plan(settings: Settings) -> int:
+    """Print the table and totals; 0 if every image can be done, 1 if not, 66 if there is none."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=NON_TERMINAL_WIDTH)
+    rows = list(plan_images(settings))
+    if not rows:
+        raise nothing_to_process(settings)
+    console.print(_table(rows, settings))
+    good = [row for row in rows if row.problem is None]
+    if good:
+        peak = max(row.gigabytes for row in good)
+        minutes = sum(row.seconds for row in good) / 60
+        console.print(
+            f"{len(good)} images, at most {peak:.1f} GB at a time, "
+            f"about {minutes:.0f} min of super-resolution. Nothing was written."
+        )
+    failed = [row for row in rows if row.problem is not None]
+    for row in failed:
+        print(f"bids_moediff: {row.problem}", file=sys.stderr)
+    return ImageError.exit_code if failed else 0
+
+
+def plan_images(settings: Settings) -> Iterator[PlannedImage]:
+    """One row per image, participant by participant."""
+    for label in find_participants(settings):
+        try:
+            participant = discover_participant(settings, label)
+        except ImageError as error:
+            yield PlannedImage(f"sub-{label}", problem=str(error))
+            continue
+        for notice in participant.notices:
+            print(f"bids_moediff: {notice}", file=sys.stderr)
+        for image in participant.images:
+            yield _plan_image(image, settings)
+
+
+def _plan_image(image: AnatomicalImage, settings: Settings) -> PlannedImage:
+    try:
+        shape, zooms = _header(image)
+    except MoediffError as error:
+        return PlannedImage(image.relative_path, problem=str(error))
+    from bids_moediff.engine.estimate import estimate
+
+    cost = estimate(
+        shape,
+        zooms,
+        settings.output_resolution,
+        device="cpu" if settings.device == "auto" else settings.device,
+        num_steps=settings.num_steps or 1,
+        num_samples=settings.num_samples,
+    )
+    return PlannedImage(
+        image.relative_path, shape, zooms, cost.shape, cost.gigabytes, cost.seconds
+    )
+
+
+def _header(image: AnatomicalImage) -> tuple[Triple, Zooms]:
+    """Matrix and voxel size from the header.
+
+    Raises
+    ------
+    ImageError
+        if it cannot be read or is no single volume.
+    """
+    import nibabel as nib
+
+    if image.problem is not None:
+        raise ImageError(image.problem)
+    try:
+        header: Any = nib.load(image.path).header
+        shape = tuple(int(count) for count in header.get_data_shape())
+        zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
+    except Exception as error:
+        raise ImageError(f"{image.relative_path} is no readable NIfTI image: {error}") from error
+    if len(shape) < 3 or any(count != 1 for count in shape[3:]) or min(shape) < 1:
+        raise ImageError(f"{image.relative_path} is no single volume (matrix {shape}).")
+    if not all(zoom > 0 for zoom in zooms):
+        raise ImageError(f"{image.relative_path} has no voxel size in its header ({zooms}).")
+    return (shape[0], shape[1], shape[2]), (zooms[0], zooms[1], zooms[2])
+
+
+def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"What would be done in {settings.output_dir}")
+    table.add_column("image", overflow="fold")
+    for heading in ("matrix in", "voxel in (mm)", "matrix out", "voxel out (mm)", "GB", "min"):
+        table.add_column(heading, justify="right")
+    zooms_out = " x ".join(f"{zoom:g}" for zoom in settings.output_resolution)
+    for row in rows:
+        if row.problem is not None or row.matrix_in is None or row.zooms_in is None:
+            table.add_row(row.name, "cannot be read")
+            continue
+        table.add_row(
+            row.name,
+            " x ".join(map(str, row.matrix_in)),
+            " x ".join(f"{zoom:.4g}" for zoom in row.zooms_in),
+            " x ".join(map(str, row.matrix_out or ())),
+            zooms_out,
+            f"{row.gigabytes:.1f}",
+            f"{row.seconds / 60:.1f}",
+        )
+    return table

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real command in a process of its own: exit codes, sentences, and what is imported when."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff import __version__
+from bids_moediff.cli.check import supported
+from bids_moediff.cli.parser import build_parser
+from bids_moediff.devices import Acceleration, Card, explain_absence
+from bids_moediff.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[1]
+needs_estimate = pytest.mark.skipif(
+    not (ROOT / "bids_moediff/engine/estimate.py").exists(), reason="needs engine/estimate.py"
+)
+
+
+def run(*words, environment=None, stdin=""):
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("BIDS_MOEDIFF_")}
+    variables |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **(environment or {})}
+    command = [sys.executable, "-m", "bids_moediff.cli.app", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=variables, input=stdin, check=False
+    )
+
+
+def refused(done, code):
+    """One sentence on standard error, no traceback, the documented exit code."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("bids_moediff: ")
+    return lines[0]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    root = tmp_path / "raw"
+    for label, shape in (("01", (20, 24, 10)), ("02", (16, 16, 16))):
+        folder = root / f"sub-{label}" / "anat"
+        folder.mkdir(parents=True)
+        volume = nib.Nifti1Image(np.ones(shape, np.int16), np.diag([1, 1, 2, 1]))
+        nib.save(volume, folder / f"sub-{label}_T1w.nii.gz")
+    description = {"Name": "x", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    return root
+
+
+@pytest.fixture
+def call(dataset):
+    def do(*words, level="participant", **options):
+        return run(dataset, dataset.parent / "out", level, *words, **options)
+
+    return do
+
+
+def listing(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def test_version_and_help():
+    assert run("--version").stdout == f"bids_moediff {__version__}\n"
+    text = run("--help").stdout
+    assert "BIDS_DIR OUTPUT_DIR {participant,group}" in text
+    assert "69 no such device" in text
+
+
+def test_nothing_heavy_is_imported_before_arguments_are_parsed():
+    """Seconds depend on the machine; what is imported does not."""
+    heavy = ["torch", "nipype", "niworkflows", "bids", "nibabel", "numpy", "scipy", "pandas"]
+    heavy += ["SimpleITK", "rich", "monai", "matplotlib", "nilearn", "yaml", "templateflow"]
+    code = f"""
+import sys
+from bids_moediff.cli.app import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print("imported", sorted(set({heavy}) & set(sys.modules)))
+"""
+    for words in (["--help"], ["--version"], ["--print-config"], ["--bad-option"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == "imported []"
+
+
+def test_every_setting_is_an_option_with_help():
+    actions = {action.dest: action for action in build_parser()._actions}
+    for name in Settings.__dataclass_fields__:
+        assert actions[name].help, name
+
+
+def test_options_and_folders_in_any_order(dataset, tmp_path):
+    out = tmp_path / "o"
+    orders = (
+        [
+            dataset,
+            out,
+            "participant",
+            "--device",
+            "cpu",
+            "-vv",
+            "--output-resolution",
+            "1",
+            "1",
+            "2",
+        ],
+        [
+            "--device",
+            "cpu",
+            "-vv",
+            dataset,
+            out,
+            "participant",
+            "--output-resolution",
+            "1",
+            "1",
+            "2",
+        ],
+        [
+            "-v",
+            dataset,
+            out,
+            "--output-resolution",
+            "1",
+            "1",
+            "2",
+            "-v",
+            "participant",
+            "--device=cpu",
+        ],
+    )
+    printed = {run(*words, "--print-config").stdout for words in orders[:2]}
+    assert len(printed) == 1
+    assert "output_resolution = [1.0, 1.0, 2.0]" in printed.pop()
+
+
+def test_printed_configuration_can_be_used(call, tmp_path, dataset):
+    options = ["--mem", "3GiB", "--participant-label", "02", "--keep-workdir", "-v"]
+    printed = call(*options, "--print-config", environment={"BIDS_MOEDIFF_NPROCS": "3"})
+    assert printed.returncode == 0
+    path = tmp_path / "settings.toml"
+    path.write_text(printed.stdout)
+    again = run("--config-file", path, "--print-config")
+    assert again.stdout == printed.stdout
+    settings = load_settings({}, path, {})
+    assert (settings.nprocs, settings.participant_label) == (3, ("02",))
+    undone = run("--config-file", path, "--no-keep-workdir", "--print-config")
+    assert "keep_workdir = false" in undone.stdout
+
+
+@needs_estimate
+def test_dry_run_prints_a_table_and_writes_nothing(call, dataset):
+    before = listing(dataset.parent)
+    done = call("--dry-run", "--output-resolution", "0.5")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[1]: line for line in done.stdout.splitlines() if "sub-" in line}
+    first = rows["sub-01/anat/sub-01_T1w.nii.gz"]
+    for words in ("20 x 24 x 10", "1 x 1 x 2", "40 x 48 x 40", "0.5 x 0.5 x 0.5"):
+        assert words in first
+    assert len(rows) == 2
+    assert "2 images" in done.stdout
+    assert listing(dataset.parent) == before
+
+
+@needs_estimate
+def test_dry_run_names_what_cannot_be_read_and_goes_on(call, dataset):
+    (dataset / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"no image")
+    (dataset / "sub-02/anat/sub-02_T2w.nii.gz").symlink_to("absent")
+    done = call("--dry-run")
+    assert done.returncode == 1
+    assert "1 images" in done.stdout
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert "sub-01_T1w.nii.gz is no readable NIfTI image" in lines[0]
+    assert "datalad get sub-02/anat/sub-02_T2w.nii.gz" in lines[1]
+
+
+def test_unknown_label_is_named_with_the_closest(call):
+    sentence = refused(call("--participant-label", "sub-1"), 2)
+    assert "sub-1 " in sentence
+    assert "did you mean 01?" in sentence
+
+
+def test_wrong_usage(call, dataset, tmp_path):
+    assert "did you mean --participant-label?" in refused(call("--participant-lable", "01"), 2)
+    assert "BIDS_DIR" in refused(run(), 2)
+    assert "did you mean participant?" in refused(call(level="particpant"), 2)
+    assert "--num-steps" in refused(call("--num-steps", "0"), 2)
+    assert "same folder" in refused(run(dataset, dataset, "participant"), 2)
+    assert "derivatives" in refused(run(dataset, dataset / "out", "participant"), 2)
+    assert "does not exist" in refused(run(tmp_path / "absent", tmp_path / "o", "participant"), 2)
+    settings = tmp_path / "settings.toml"
+    settings.write_text("nprocz = 2\n")
+    assert "did you mean nprocs?" in refused(call("--config-file", settings), 2)
+    variable = {"BIDS_MOEDIFF_DEVISE": "cpu"}
+    assert "did you mean BIDS_MOEDIFF_DEVICE?" in refused(call(environment=variable), 2)
+
+
+@needs_estimate
+def test_input_that_is_no_data_set(call, dataset):
+    (dataset / "dataset_description.json").unlink()
+    assert "no dataset_description.json" in refused(call(), 2)
+    assert call("--skip-bids-validation", "--dry-run").returncode == 0
+
+
+def test_output_of_another_pipeline(call, dataset):
+    foreign = dataset.parent / "out" / "dataset_description.json"
+    foreign.parent.mkdir()
+    foreign.write_text('{"Name": "x", "GeneratedBy": [{"Name": "MRIQC"}]}')
+    assert "results of MRIQC" in refused(call(), 2)
+    assert len(listing(foreign.parent)) == 1
+
+
+def test_bad_filter_file(call, tmp_path):
+    path = tmp_path / "filter.json"
+    path.write_text('{"t1w": {"aquisition": "x"}}')
+    assert "did you mean acquisition?" in refused(call("--bids-filter-file", path), 2)
+    assert "Cannot read" in refused(call("--bids-filter-file", tmp_path / "absent.json"), 2)
+
+
+def test_nothing_to_process(call, dataset):
+    for words in (["--dry-run"], []):
+        done = call("--session-label", "x", "--modalities", "T2w", *words, "--sloppy")
+        if words:
+            assert "--session-label x, --modalities T2w" in refused(done, 66)
+    for folder in ("sub-01", "sub-02"):
+        (dataset / folder).rename(dataset / f"no-{folder}")
+    assert "filters in force: none" in refused(call(), 66)
+
+
+@pytest.mark.skipif(
+    any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")),
+    reason="needs a machine without a GPU",
+)
+def test_missing_device_names_the_flag(call, dataset):
+    sentence = refused(call("--device", "cuda"), 69)
+    assert "--nv" in sentence or "--gpus all" in sentence
+    inside = call("--device", "cuda:1", environment={"APPTAINER_CONTAINER": "/x.sif"})
+    assert "add --nv to the apptainer call" in refused(inside, 69)
+    hidden = call("--device", "cuda", environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert "hides every GPU" in refused(hidden, 69)
+    assert not (dataset.parent / "out").exists()
+
+
+def test_missing_weights(call, tmp_path, dataset):
+    sentence = refused(call("--device", "cpu", "--weights", tmp_path), 78)
+    assert str(tmp_path) in sentence
+    assert not (dataset.parent / "out").exists()
+
+
+def test_check_says_what_is_there(tmp_path):
+    done = run("--check", "--mem", "16GB", "--device", "cpu", "--weights", tmp_path)
+    assert done.returncode == 78
+    lines = {line[8:].split(":")[0]: line for line in done.stdout.splitlines()}
+    assert lines["memory"] == "ok      memory: 16.0 GB"
+    assert lines["device"] == "ok      device: cpu"
+    assert lines["weights"].startswith("NOT OK")
+    assert "Traceback" not in done.stderr
+
+
+def test_check_of_little_memory(tmp_path):
+    done = run("--check", "--mem", "500MB", "--device", "cpu", "--weights", tmp_path)
+    assert "NOT OK  memory: 0.5 GB; a whole head wants" in done.stdout
+
+
+GPU = Card("H200", 141.0, (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "driver", "container", "environment", "words"),
+    [
+        ("cuda", None, False, "apptainer", {}, "add --nv"),
+        ("cuda", None, False, "docker", {}, "--gpus all"),
+        ("cuda", None, False, None, {"SLURM_JOB_ID": "1"}, "--gres=gpu:1"),
+        ("cuda", None, True, None, {"CUDA_VISIBLE_DEVICES": "-1"}, "unset it"),
+        ("cuda", Acceleration("2.13.0+cpu", None, (), ()), True, None, {}, "without CUDA"),
+        ("cuda", Acceleration("2.13.0", "13.0", (), ()), True, None, {}, "too old for CUDA 13.0"),
+        ("cuda:4", Acceleration("2", "13", (), (GPU, GPU)), True, None, {}, "numbers 0 to 1"),
+        ("cuda:1", Acceleration("2", "13", (), (GPU,)), True, None, {}, "numbers 0;"),
+    ],
+)
+def test_why_a_device_is_not_there(device, found, driver, container, environment, words):
+    sentence = explain_absence(device, found, driver, container, environment)
+    assert words in sentence
+    assert sentence.startswith(f"--device {device} was asked for, but")
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "expected"),
+    [
+        ((9, 0), ("sm_80", "sm_90"), True),
+        ((8, 6), ("sm_80",), True),
+        ((7, 5), ("sm_80", "sm_90"), False),
+        ((8, 0), ("sm_86",), False),
+        ((12, 0), ("sm_90", "compute_90"), True),
+        ((9, 0), ("sm_90a",), True),
+        ((6, 1), (), False),
+    ],
+)
+def test_cards_that_this_torch_was_built_for(capability, architectures, expected):
+    assert supported(capability, architectures) is expected
