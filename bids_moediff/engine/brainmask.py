@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brain mask of a head of any contrast: a small network on a coarse grid, outlined finely."""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from scipy import ndimage
+
+from bids_moediff.engine.masks import head_mask_array, largest_component, outside_zeros
+from bids_moediff.errors import ImageError, WeightsError
+
+WORKING_ZOOM = 4.0  # mm
+MODEL_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models" / "brainmask"
+
+
+def brain_mask(
+    image: nib.Nifti1Image, model_folder: Path = MODEL_FOLDER
+) -> tuple[nib.Nifti1Image, dict[str, Any]]:
+    """Brain mask on the grid of ``image``: brain tissue with the fluid in and between its folds.
+
+    Parameters
+    ----------
+    image
+        3-D head or skull-stripped brain, any contrast, orientation and voxel size.
+    model_folder
+        Folder with ``config.json`` and ``model.safetensors``.
+
+    Returns
+    -------
+    mask
+        ``uint8``, 0 or 1. The same bytes whatever the number of threads.
+    record
+        ``model``, ``sha256``, ``method`` (``"network"``, or ``"nonzero"`` where the skull had been
+        removed before), ``volume_ml`` and ``warnings``.
+
+    Raises
+    ------
+    ImageError
+        If no brain is found.
+    WeightsError
+        If the weights are missing or do not match their checksum.
+    """
+    data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
+    zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))
+    logits, record = _network_logits(data, image.affine, model_folder)
+    mask = clean_mask(logits > 0)
+    method = "network"
+    stripped = _stripped_brain(data, zooms, mask)
+    if stripped is not None:
+        mask, method = stripped, "nonzero"
+    voxel_ml = float(np.prod(zooms)) / 1000.0
+    volume = float(mask.sum()) * voxel_ml
+    if volume < 50.0:
+        raise ImageError("no brain found in the image: is it a head, and is the contrast usual?")
+    record |= {"method": method, "volume_ml": round(volume, 1), "warnings": []}
+    if not 700.0 <= volume <= 2200.0:
+        record["warnings"].append(
+            f"the brain mask holds {volume:.0f} ml, unusual for a whole brain: check it"
+        )
+    result = nib.Nifti1Image(mask.astype(np.uint8), image.affine)
+    result.header.set_xyzt_units("mm")
+    return result, record
+
+
+def clean_mask(mask: np.ndarray) -> np.ndarray:
+    """Largest component without holes."""
+    return np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
+
+
+def normalise(data: np.ndarray) -> np.ndarray:
+    """Intensities to [0, 1]: from the minimum to the 99.5th percentile of what is not air."""
+    low = float(data.min())
+    rest = data[data > low + 0.02 * (float(data.max()) - low)]
+    high = float(np.percentile(rest, 99.5)) if rest.size else low
+    return np.clip((data - low) / max(high - low, 1e-6), 0.0, 1.0).astype(np.float32)
+
+
+def tent_matrix(size_in: int, zoom_in: float, size_out: int, zoom_out: float) -> np.ndarray:
+    """Linear interpolation, anti-aliased where the output grid is the coarser one.
+
+    Both grids start at the same outer corner. Returns (``size_out``, ``size_in``), rows sum to 1.
+    """
+    centres_in = (np.arange(size_in) + 0.5) * zoom_in
+    centres_out = (np.arange(size_out) + 0.5) * zoom_out
+    centres_out = np.clip(centres_out, centres_in[0], centres_in[-1])
+    distance = np.abs(centres_out[:, None] - centres_in[None, :])
+    weights = np.maximum(0.0, 1.0 - distance / max(zoom_in, zoom_out))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def resample(data: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
+    """Apply one matrix per axis."""
+    for axis, matrix in enumerate(matrices):
+        data = np.moveaxis(np.tensordot(matrix, data, axes=(1, axis)), 0, axis)
+    return data
+
+
+def _network_logits(
+    data: np.ndarray, affine: np.ndarray, model_folder: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Logits of brain on the grid of ``data``."""
+    import torch
+
+    network, record = load_network(str(model_folder))
+    orientation = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
+    ras = apply_orientation(data, orientation)
+    zooms = nib.affines.voxel_sizes(affine @ inv_ornt_aff(orientation, data.shape))
+    sizes = [
+        max(1, round(size * zoom / WORKING_ZOOM))
+        for size, zoom in zip(ras.shape, zooms, strict=True)
+    ]
+    grids = list(zip(ras.shape, zooms, sizes, strict=True))
+    coarse = resample(ras, [tent_matrix(n, z, m, WORKING_ZOOM) for n, z, m in grids])
+    padding = [(0, -size % network.multiple) for size in sizes]
+    volume = np.pad(normalise(coarse), padding)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # sums of floats depend on how they are shared out
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(volume)[None, None])[0, 0].numpy()
+    finally:
+        torch.set_num_threads(threads)
+    logits = logits[tuple(slice(size) for size in sizes)]
+    fine = resample(
+        np.clip(logits, -8.0, 8.0), [tent_matrix(m, WORKING_ZOOM, n, z) for n, z, m in grids]
+    )
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
+    return np.asarray(apply_orientation(fine, back)), record
+
+
+def _stripped_brain(
+    data: np.ndarray, zooms: tuple[float, ...], mask: np.ndarray
+) -> np.ndarray | None:
+    """What is left of a skull-stripped head, or None where the skull is still there."""
+    deleted = outside_zeros(data)
+    faces = [np.take(deleted, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
+    if np.concatenate(faces).mean() < 0.9 or not mask.any():
+        return None
+    left = head_mask_array(data, zooms)
+    overlap = float((left & mask).sum()) / float((left | mask).sum())
+    return left if overlap > 0.85 else None
+
+
+@lru_cache(maxsize=2)
+def load_network(folder: str) -> tuple[Any, dict[str, Any]]:
+    """The network of a model folder and ``{"model", "sha256"}``.
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing or the weights do not match the checksum in ``config.json``.
+    """
+    from safetensors.torch import load
+
+    from bids_moediff.models.brainmask import BrainMaskNet
+
+    weights = Path(folder) / "model.safetensors"
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        content = weights.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"the brain mask network lacks {error.filename}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != config["sha256"]:
+        raise WeightsError(f"{weights} does not match the checksum in its config.json")
+    network = BrainMaskNet(**config["hyperparameters"])
+    network.load_state_dict({name: value.float() for name, value in load(content).items()})
+    return network.eval(), {"model": config["name"], "sha256": digest}

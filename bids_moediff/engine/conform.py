@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a scan into one plain form, or say in one sentence why it cannot be used.
+
+Nothing is interpolated or turned: the grid, the orientation (oblique ones too) and the units of
+intensity stay those of the file.
+"""
+
+import warnings
+import zlib
+from pathlib import Path
+from typing import TypeGuard
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from bids_moediff.errors import ImageError
+
+SMALLEST_SIZE = 6  # voxels along every axis
+UNIT_SCALES = {"meter": 1000.0, "micron": 0.001}
+_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+
+
+def conform(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
+    """Read an anatomical image.
+
+    Parameters
+    ----------
+    path
+        NIfTI file, 3-D, or with further axes of one element.
+
+    Returns
+    -------
+    image
+        3-D ``float32`` NIfTI-1 with scaling applied, every value finite, sform and qform equal.
+    remarks
+        One plain sentence for everything that was put right.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, not fetched, unreadable, cut short, empty, constant, complex or
+        coloured, a time series, or has fewer than 6 voxels along an axis.
+
+    Notes
+    -----
+    The sform places the image where it is usable: right angles, no zeros, and the voxel size of
+    the header within 1 %. Else the qform does, else the voxel size alone. Where both are usable
+    and disagree by more than a tenth of a voxel at a corner, the sform wins with a remark.
+    """
+    path = Path(path)
+    _check_file(path)
+    remarks: list[str] = []
+    image, data = _read(path)
+    data = _three_axes(data, path.name)
+    data = _finite(data, path.name, remarks)
+    affine, code = _affine(image, data.shape, path.name, remarks)
+    header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1.0, 0.0)
+    result = nib.Nifti1Image(data, affine, nib.Nifti1Header.from_header(header, check=False))
+    result.header.set_xyzt_units("mm", "sec")
+    result.set_sform(affine, code)
+    result.set_qform(affine, code)
+    return result, remarks
+
+
+def _check_file(path: Path) -> None:
+    """Missing, empty and not yet fetched files, each by its name."""
+    hint = f"{path.name} is not here yet: fetch its content first (datalad get, git annex get)"
+    if path.is_symlink() and not path.exists():
+        if "annex" in path.readlink().parts:
+            raise ImageError(hint)
+        raise ImageError(f"{path.name} is a link that leads nowhere")
+    if not path.is_file():
+        raise ImageError(f"{path.name} does not exist")
+    size = path.stat().st_size
+    if size == 0:
+        raise ImageError(f"{path.name} is an empty file")
+    if size < 1024:
+        start = path.read_bytes()[:200]
+        if b"annex/objects/" in start or start.startswith(b"version https://git-lfs"):
+            raise ImageError(hint)
+
+
+def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
+    """Image and its scaled values; every way of being broken becomes an ImageError."""
+    try:
+        image = nib.load(path)
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path.name} is not a readable NIfTI image") from error
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise ImageError(f"{path.name} is not a volume")
+    kind = image.get_data_dtype()
+    if kind.fields is not None:
+        raise ImageError(f"{path.name} is a colour image, not a scan")
+    if kind.kind == "c":
+        raise ImageError(f"{path.name} holds complex numbers; give its magnitude")
+    if np.prod(image.shape[3:], dtype=int) > 1:  # before a long series is read
+        volumes = int(np.prod(image.shape[3:]))
+        raise ImageError(f"{path.name} holds {volumes} volumes; give one 3-D image")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            data = np.asarray(image.dataobj).astype(np.float32)
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path.name} is cut short or damaged") from error
+    return image, data
+
+
+def _three_axes(data: np.ndarray, name: str) -> np.ndarray:
+    """The array without trailing axes of one element."""
+    if data.size == 0:
+        raise ImageError(f"{name} holds no voxels")
+    data = data.reshape(data.shape[:3])
+    if data.ndim < 3 or 1 in data.shape:
+        raise ImageError(f"{name} is a single slice, not a volume")
+    if min(data.shape) < SMALLEST_SIZE:
+        shape = " x ".join(map(str, data.shape))
+        raise ImageError(f"{name} has too few voxels along an axis: {shape}")
+    return data
+
+
+def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
+    """Values that are not numbers become 0, infinite ones the nearest finite value."""
+    bad = ~np.isfinite(data)
+    count = int(bad.sum())
+    if count == data.size:
+        raise ImageError(f"{name} holds no finite value")
+    if count:
+        good = data[~bad]
+        low, high = float(good.min()), float(good.max())
+        data = np.nan_to_num(data, nan=0.0, posinf=high, neginf=low)
+        remarks.append(f"{count} voxels were not finite numbers and have been replaced")
+    if data.min() == data.max():
+        raise ImageError(f"{name} holds the same value everywhere")
+    return data
+
+
+def _usable(affine: np.ndarray | None) -> TypeGuard[np.ndarray]:
+    """Finite, no axis of length 0, right angles."""
+    if affine is None or not np.isfinite(affine).all():
+        return False
+    sizes = nib.affines.voxel_sizes(affine)
+    if (sizes <= 1e-6).any():
+        return False
+    directions = affine[:3, :3] / sizes
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-3)
+
+
+def _affine(
+    image: nib.spatialimages.SpatialImage,
+    shape: tuple[int, ...],
+    name: str,
+    remarks: list[str],
+) -> tuple[np.ndarray, int]:
+    """The affine that places the image (mm), and its NIfTI code."""
+    if not isinstance(image, nib.Nifti1Pair):  # NIfTI-1 and NIfTI-2 alike, single file or pair
+        return np.asarray(image.affine), 1
+    header = image.header
+    zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
+    if not np.isfinite(zooms).all() or (zooms <= 1e-6).any():
+        if not _usable(header.get_sform()):
+            raise ImageError(f"{name} states no voxel size")
+        zooms = nib.affines.voxel_sizes(header.get_sform())
+    scale = UNIT_SCALES.get(header.get_xyzt_units()[0], 1.0)
+    if scale != 1.0:
+        remarks.append("the header gives lengths in another unit than mm; they were converted")
+    matrix = np.diag([scale, scale, scale, 1.0])
+    sform, sform_code = header.get_sform(coded=True)
+    qform, qform_code = _quiet_qform(header)
+    sizes = np.zeros(3) if sform is None else nib.affines.voxel_sizes(sform)
+    if sform_code and _usable(sform) and np.allclose(sizes, zooms, rtol=0.01):
+        if qform_code and _usable(qform) and _corner_shift(sform, qform, shape) > 0.1:
+            remarks.append("sform and qform of the header disagree; the sform was used")
+        return matrix @ sform, int(sform_code)
+    if qform_code and _usable(qform):
+        if sform_code:
+            remarks.append("the sform of the header contradicts its voxel size; the qform was used")
+        return matrix @ qform, int(qform_code)
+    remarks.append(
+        "the header does not say how the image lies; left and right cannot be told apart"
+    )
+    affine = np.diag([*zooms, 1.0])
+    affine[:3, 3] = -0.5 * zooms * (np.asarray(shape) - 1)
+    return matrix @ affine, 1
+
+
+def _quiet_qform(header: nib.Nifti1Header) -> tuple[np.ndarray | None, int]:
+    try:
+        qform, code = header.get_qform(coded=True)
+    except (HeaderDataError, ValueError):
+        return None, 0
+    return qform, int(code)
+
+
+def _corner_shift(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance of the eight corners under two affines, in voxels."""
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape])).reshape(3, -1).T
+    distance = nib.affines.apply_affine(first, corners) - nib.affines.apply_affine(second, corners)
+    smallest = float(nib.affines.voxel_sizes(first).min())
+    return float(np.linalg.norm(distance, axis=1).max()) / smallest

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the brain mask network on images made from label maps, so that no contrast is special.
+
+A label map is warped, every label gets a random brightness, and the result is given what scans
+have: shading, thick slices, noise, a cropped field of view, a deleted face or skull. The idea is
+that of SynthStrip (Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474).
+
+    python -m bids_moediff.training.brain_mask --labels DIR --out DIR --minutes 40
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from bids_moediff.engine.brainmask import WORKING_ZOOM, normalise
+from bids_moediff.models.brainmask import BrainMaskNet
+
+FLUID = 24  # label of cerebrospinal fluid
+OUTSIDE = 500  # labels from here on are skull, skin, eyes and neck
+LEFT_OUT = ("training_seg_17", "training_seg_18", "training_seg_19", "training_seg_20", "brain5")
+# Right-hand labels of the usual segmentation and their left-hand partners.
+PARTNERS = {
+    41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18,
+    57: 25, 58: 26, 60: 28, 62: 30, 137: 136, 164: 163, 63: 31,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Head:
+    """A label map ready for sampling: uint8 indices, brain truth, RAS, 1 mm."""
+
+    name: str
+    indices: torch.Tensor  # (x, y, z) uint8
+    brain: torch.Tensor  # (x, y, z) uint8
+    centre: np.ndarray  # voxel coordinates of the brain's centre
+    whole: bool  # whether skull and skin are there
+
+
+def brain_truth(labels: np.ndarray) -> np.ndarray:
+    """Tissue, ventricles and the fluid between the folds; no skull, no spine."""
+    tissue = (labels > 0) & (labels < OUTSIDE) & (labels != FLUID)
+    box = ndimage.find_objects(tissue.astype(np.uint8))[0]
+    box = tuple(slice(max(0, part.start - 12), part.stop + 12) for part in box)
+    inner = np.pad(tissue[box], 12)
+    grown = ndimage.distance_transform_edt(~inner) <= 10.0
+    closed = ndimage.distance_transform_edt(grown) > 10.0
+    closed = closed[12:-12, 12:-12, 12:-12] & (labels[box] < OUTSIDE)
+    truth = np.zeros_like(tissue)
+    truth[box] = ndimage.binary_fill_holes(closed | tissue[box])
+    return truth
+
+
+def load_head(path: Path, table: dict[int, int]) -> Head:
+    """Read one label map; ``table`` collects a small index for every label met."""
+    image = nib.as_closest_canonical(nib.load(path))
+    labels = np.asarray(image.dataobj).astype(np.int32)
+    truth = brain_truth(labels)
+    whole = bool((labels >= OUTSIDE).any())
+    if not whole:  # folds without a label hold fluid; grow shells of skull and skin around it
+        labels[truth & (labels == 0)] = FLUID
+        padding = ((30, 30), (30, 30), (30, 30))
+        labels, truth = np.pad(labels, padding), np.pad(truth, padding)
+        distance = ndimage.distance_transform_edt(~truth)
+        rough = 2.0 * ndimage.gaussian_filter(
+            np.random.default_rng(0).standard_normal(labels.shape), 8.0
+        )
+        distance += rough / rough.std()
+        for limit, label in ((17.0, 507), (10.0, 511), (3.5, FLUID)):
+            labels[~truth & (distance <= limit)] = label
+    indices = np.zeros(labels.shape, dtype=np.uint8)  # contiguous, whatever the file's axes
+    for label in np.unique(labels):
+        indices[labels == label] = table.setdefault(int(label), len(table))
+    return Head(
+        path.name.split(".")[0],
+        torch.from_numpy(indices),
+        torch.from_numpy(truth.astype(np.uint8, order="C")),
+        np.argwhere(truth).mean(0),
+        whole,
+    )
+
+
+def _smooth(
+    rng: np.random.Generator, shape: tuple[int, ...], nodes: int, channels: int = 1
+) -> torch.Tensor:
+    """Smooth random field (1, channels, x, y, z) of unit variance at its ``nodes``."""
+    coarse = rng.standard_normal((1, channels, nodes, nodes, nodes)).astype(np.float32)
+    return functional.interpolate(
+        torch.from_numpy(coarse), size=shape, mode="trilinear", align_corners=True
+    )
+
+
+def _coordinates(
+    rng: np.random.Generator, head: Head, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each voxel of the working grid lies in the label map (x, y, z, 3), and the matrix."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(rng.normal(0.0, [12.0, 7.0, 7.0]))):
+        first, second = (k for k in range(3) if k != axis)
+        turn = np.eye(3)
+        turn[[first, second], [first, second]] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    size = rng.uniform(0.8, 1.13) * rng.uniform(0.94, 1.06, 3)  # of this head against the source
+    matrix = matrix @ np.diag(1.0 / size) @ (np.eye(3) + rng.normal(0.0, 0.03, (3, 3)))
+    linear = torch.tensor(matrix.T, dtype=torch.float32)
+    shift = torch.tensor(rng.normal(0.0, [8.0, 12.0, 25.0]), dtype=torch.float32)
+    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * WORKING_ZOOM for n in shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    points = (grid + shift) @ linear + torch.tensor(head.centre, dtype=torch.float32)
+    for nodes, strength in ((5, 5.0), (12, 1.5)):
+        warp = _smooth(rng, shape, nodes, 3) * float(rng.uniform(0.0, strength))
+        points = points + warp[0].permute(1, 2, 3, 0)
+    return points, linear
+
+
+def _nearest(points: torch.Tensor, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat index of the nearest voxel of a label map, and whether the point lies inside."""
+    size = torch.tensor(shape, dtype=torch.int32)
+    nearest = points.round().int()
+    bounded = torch.minimum(nearest.clamp(min=0), size - 1)
+    inside = (nearest == bounded).all(-1)
+    return (bounded[..., 0] * size[1] + bounded[..., 1]) * size[2] + bounded[..., 2], inside
+
+
+def _paint(
+    head: Head, points: torch.Tensor, linear: torch.Tensor, means: np.ndarray, spreads: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Brightness, spread and brain share per voxel, each the mean over four points in it."""
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * WORKING_ZOOM / 4
+    total = torch.zeros(3, *points.shape[:3])
+    for corner in corners:
+        flat, inside = _nearest(points + corner @ linear, tuple(head.indices.shape))
+        label = head.indices.view(-1)[flat].int() * inside
+        total[0] += torch.from_numpy(means)[label]
+        total[1] += torch.from_numpy(spreads)[label]
+        total[2] += head.brain.view(-1)[flat] * inside
+    image, spread, brain = (total / len(corners))[:, None, None]
+    return image, spread, brain
+
+
+def _brightness(rng: np.random.Generator, table: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of every label; partners share them, tissues often look like scans do."""
+    means = rng.uniform(0.0, 1.0, len(table)).astype(np.float32)
+    spreads = (rng.uniform(0.0, 0.1) * rng.uniform(0.3, 1.0, len(table))).astype(np.float32)
+    white, grey, fluid = rng.uniform(0.0, 1.0, 3)
+    kind = rng.integers(5)
+    if kind == 0:  # T1-weighted
+        white, grey, fluid = rng.uniform([0.65, 0.4, 0.05], [0.9, 0.7, 0.25])
+    elif kind == 1:  # T2-weighted
+        white, grey, fluid = rng.uniform([0.2, 0.3, 0.7], [0.4, 0.5, 1.0])
+    elif kind == 2:  # FLAIR
+        white, grey, fluid = rng.uniform([0.5, 0.6, 0.02], [0.7, 0.85, 0.2])
+    groups = {
+        white: (2, 7, 28, 16, 85), grey: (3, 8, 10, 11, 12, 13, 17, 18, 26),
+        fluid: (4, 5, 14, 15, FLUID, 72, 31),
+    }  # fmt: skip
+    for value, labels in groups.items():
+        for label in labels:
+            if label in table:
+                means[table[label]] = value + rng.normal(0.0, 0.03)
+    for right, left in PARTNERS.items():
+        if right in table and left in table:
+            means[table[right]], spreads[table[right]] = means[table[left]], spreads[table[left]]
+    if 511 in table and rng.random() < 0.6:
+        means[table[511]] = rng.uniform(0.0, 0.15)  # bone is mostly dark
+    means[table[0]] = 0.0 if rng.random() < 0.7 else rng.uniform(0.0, 0.1)
+    spreads[table[0]] = 0.0
+    return means, spreads
+
+
+def _delete(
+    rng: np.random.Generator, image: torch.Tensor, brain: torch.Tensor, whole: bool
+) -> None:
+    """Skull-stripping, defacing and a cropped field of view, in place."""
+    shape = image.shape[2:]
+    soft = brain[0, 0].numpy() > 0.5
+    if not soft.any():
+        return
+    if rng.random() < (0.2 if whole else 0.6):
+        distance = ndimage.distance_transform_edt(~soft) - ndimage.distance_transform_edt(soft)
+        wobble = _smooth(rng, shape, 6)[0, 0].numpy() * rng.uniform(0.0, 1.0)
+        keep = torch.from_numpy(distance + wobble < rng.uniform(-0.2, 1.5))
+        image *= keep
+        if rng.random() < 0.5:
+            brain *= keep
+    elif rng.random() < 0.35:  # everything in front of and below an oblique plane
+        normal = np.array([rng.normal(0, 0.05), rng.uniform(0.3, 1.0), -rng.uniform(0.2, 1.0)])
+        normal /= np.linalg.norm(normal)
+        axes = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+        height = sum(part * axis for part, axis in zip(normal, axes, strict=True))
+        limit = float(np.max(height[soft])) + rng.uniform(-1.5, 6.0)
+        keep = torch.from_numpy(height < limit)
+        image *= keep
+        brain *= keep
+    if rng.random() < 0.3:
+        axis, side = int(rng.integers(3)), int(rng.integers(2))
+        extent = np.flatnonzero(soft.any(axis=tuple(k for k in range(3) if k != axis)))
+        depth = int(rng.uniform(-5, 0.25 * len(extent)))
+        edge = extent[0] + depth if side == 0 else extent[-1] - depth
+        where = slice(0, max(edge, 0)) if side == 0 else slice(max(edge, 0), None)
+        for volume in (image, brain):
+            volume.movedim(2 + axis, 0)[where] = 0.0
+
+
+def _blur_one_axis(rng: np.random.Generator, image: torch.Tensor) -> torch.Tensor:
+    """Thick slices along one axis: averaged and linearly interpolated back."""
+    axis = int(rng.integers(3))
+    shape = list(image.shape[2:])
+    coarse = list(shape)
+    coarse[axis] = max(8, round(shape[axis] / rng.uniform(1.1, 2.0)))
+    thick = functional.interpolate(image, size=coarse, mode="area")
+    return functional.interpolate(thick, size=shape, mode="trilinear", align_corners=False)
+
+
+def synthesize(
+    rng: np.random.Generator, head: Head, table: dict[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image in [0, 1] and its brain truth in [0, 1], both (1, 1, x, y, z) at 4 mm."""
+    shape = tuple(int(8 * n) for n in rng.integers([5, 6, 5], [8, 9, 9]))
+    points, linear = _coordinates(rng, head, shape)
+    means, spreads = _brightness(rng, table)
+    image, spread, brain = _paint(head, points, linear, means, spreads)
+    if rng.random() < 0.5:
+        image, spread, brain = (volume.flip(2) for volume in (image, spread, brain))
+    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))[None, None]
+    texture = noise if rng.random() < 0.5 else functional.avg_pool3d(noise, 3, 1, 1) * 3.0
+    image = (image + spread * texture).clamp(min=0.0)
+    image = image * torch.exp(_smooth(rng, shape, 4) * float(rng.uniform(0.0, 0.35)))
+    if rng.random() < 0.4:
+        image = _blur_one_axis(rng, image)
+    image = (image / image.max().clamp(min=1e-3)) ** float(np.exp(rng.normal(0.0, 0.3)))
+    level = float(rng.uniform(0.0, 0.06)) * float(rng.random() < 0.7)
+    first, second = rng.standard_normal((2, *shape), dtype=np.float32) * level
+    image = torch.hypot(image + torch.from_numpy(first), torch.from_numpy(second))
+    _delete(rng, image, brain, head.whole)
+    return torch.from_numpy(normalise(image.numpy())), brain
+
+
+def loss_function(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus soft Dice, both against the partial-volume truth."""
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth)
+    probability = torch.sigmoid(logits)
+    overlap = 2.0 * (probability * truth).sum() / (probability.sum() + truth.sum() + 1.0)
+    return entropy + 1.0 - overlap
+
+
+def dice(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """Dice of the thresholded logits on the working grid."""
+    found, true = logits > 0, truth > 0.5
+    return float(2.0 * (found & true).sum() / (found.sum() + true.sum()).clamp(min=1))
+
+
+def validate(network: BrainMaskNet, heads: list[Head], table: dict[int, int]) -> list[float]:
+    """Dice on eight fixed images of every left-out head."""
+    scores = []
+    with torch.inference_mode():
+        for number, head in enumerate(heads):
+            for repeat in range(8):
+                rng = np.random.default_rng([7, number, repeat])
+                image, truth = synthesize(rng, head, table)
+                if float(truth.sum()) > 5000:
+                    scores.append(dice(network(image), truth))
+    return scores
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Train until the wall-clock budget is spent; a checkpoint in ``out`` is resumed."""
+    torch.manual_seed(options.seed)
+    table: dict[int, int] = {0: 0}
+    paths = sorted(options.labels.rglob("*.nii.gz"))
+    heads = [load_head(path, table) for path in paths]
+    left_out = [head for head in heads if head.name.startswith(LEFT_OUT)]
+    training = [head for head in heads if not head.name.startswith(LEFT_OUT)]
+    network = BrainMaskNet()
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
+    step, spent = 0, 0.0
+    checkpoint = options.out / "checkpoint.pt"
+    options.out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, step, spent = state["average"], state["step"], state["spent"]
+    began, running = time.monotonic() - spent, 0.0
+    budget = options.minutes * 60.0
+    while (elapsed := time.monotonic() - began) < budget:
+        rng = np.random.default_rng([options.seed, step])
+        image, truth = synthesize(rng, training[int(rng.integers(len(training)))], table)
+        warm = min(1.0, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * warm * min(1.0, 5.0 * (1.0 - elapsed / budget))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(image.to(memory_format=torch.channels_last_3d))
+        loss = loss_function(logits.float(), truth)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(0.999, (step + 1) / (step + 10))
+        for name, value in network.state_dict().items():
+            average[name].lerp_(value, 1.0 - decay)
+        running += (loss.item() - running) / min(step, 50)
+        if step % 250 == 0:
+            _report(options.out, step, time.monotonic() - began, running, average, left_out, table)
+            torch.save(
+                {
+                    "network": network.state_dict(), "optimizer": optimizer.state_dict(),
+                    "average": average, "step": step, "spent": time.monotonic() - began,
+                },
+                checkpoint,
+            )  # fmt: skip
+    scores = _report(
+        options.out, step, time.monotonic() - began, running, average, left_out, table
+    )
+    _save(options, average, paths, step, scores)
+
+
+def _report(
+    out: Path, step: int, seconds: float, loss: float, average: dict[str, torch.Tensor],
+    left_out: list[Head], table: dict[int, int],
+) -> list[float]:  # fmt: skip
+    """Validate the averaged weights and append one line to the curve."""
+    network = BrainMaskNet()
+    network.load_state_dict(average)
+    scores = validate(network.eval(), left_out, table)
+    row = [step, round(seconds), f"{loss:.4f}", f"{np.mean(scores):.4f}", f"{np.min(scores):.4f}"]
+    print(*row, flush=True)
+    with (out / "curve.csv").open("a", newline="") as stream:
+        csv.writer(stream).writerow(row)
+    return scores
+
+
+def _save(
+    options: argparse.Namespace, average: dict[str, torch.Tensor], paths: list[Path], step: int,
+    scores: list[float],
+) -> None:  # fmt: skip
+    """Write the model folder: half-precision weights and a configuration that pins them."""
+    from safetensors.torch import save
+
+    content = save({name: value.half().contiguous() for name, value in average.items()})
+    (options.out / "model.safetensors").write_bytes(content)
+    config = {
+        "family": "brainmask",
+        "name": "brainmask",
+        "version": "1",
+        "hyperparameters": {"widths": list(BrainMaskNet().widths)},
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "training": {
+            "seed": options.seed,
+            "steps": step,
+            "minutes": options.minutes,
+            "left_out": list(LEFT_OUT),
+            "working_grid_dice": {
+                "mean": round(float(np.mean(scores)), 4),
+                "minimum": round(float(np.min(scores)), 4),
+            },
+            "data_sha256": {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+            },
+        },
+    }
+    (options.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--labels", type=Path, required=True, help="folder with label maps")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and curve")
+    parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock budget")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    fit(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scan may look like on disk, and the sentence for everything it may not."""
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.engine.conform import conform
+from bids_moediff.errors import ImageError
+
+SHAPE = (12, 14, 10)
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 200, SHAPE)
+
+
+def oblique(zooms: tuple[float, float, float] = (1.0, 1.2, 3.0)) -> np.ndarray:
+    angle = 0.3
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, -1.0]]
+    )
+    return nib.affines.from_matvec(turn @ np.diag(zooms), [11.0, -7.0, 3.5])
+
+
+def write(
+    path: Path, data: np.ndarray, sform: np.ndarray | None, qform: np.ndarray | None
+) -> Path:
+    image = nib.Nifti1Image(data, None)
+    known = next((affine for affine in (sform, qform) if affine is not None), np.eye(4))
+    image.header.set_zooms([*nib.affines.voxel_sizes(known), *[1.0] * (data.ndim - 3)])
+    image.header.set_sform(sform, 1 if sform is not None else 0)
+    if qform is not None:
+        image.header.set_qform(qform, 1)
+    else:
+        image.header["qform_code"] = 0
+    image.to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32", "float64"])
+def test_values_grid_and_orientation_stay(tmp_path: Path, values: np.ndarray, kind: str) -> None:
+    affine = oblique()
+    path = write(tmp_path / "a.nii.gz", values.astype(kind), affine, affine)
+    image, remarks = conform(path)
+    assert image.get_data_dtype() == np.float32
+    assert np.array_equal(np.asarray(image.dataobj), values.astype(np.float32))
+    for form in (image.affine, image.get_sform(), image.get_qform()):
+        assert np.allclose(form, affine, atol=1e-4)
+    assert remarks == []
+
+
+def test_scaling_is_applied_once(tmp_path: Path, values: np.ndarray) -> None:
+    image = nib.Nifti1Image(values.astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(0.25, 10.0)
+    image.to_filename(tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())  # nibabel rescales; put the integers back
+    raw[352:] = values.astype("<i2").tobytes(order="F")
+    raw[112:120] = np.array([0.25, 10.0], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    conformed, _ = conform(tmp_path / "a.nii")
+    assert np.allclose(conformed.get_fdata(), values * 0.25 + 10.0)
+    conformed.to_filename(tmp_path / "b.nii.gz")
+    again, _ = conform(tmp_path / "b.nii.gz")
+    assert np.array_equal(np.asarray(again.dataobj), np.asarray(conformed.dataobj))
+
+
+def test_a_fourth_axis_of_one_volume_goes(tmp_path: Path, values: np.ndarray) -> None:
+    affine = oblique()
+    path = write(tmp_path / "a.nii.gz", values[..., None].astype(np.int16), affine, affine)
+    assert conform(path)[0].shape == SHAPE
+
+
+def test_not_a_number_and_infinity_are_replaced_with_a_remark(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    data = values.astype(np.float32)
+    data[0, 0, 0], data[1, 0, 0], data[2, 0, 0] = np.nan, np.inf, -np.inf
+    image, remarks = conform(write(tmp_path / "a.nii", data, np.eye(4), np.eye(4)))
+    result = np.asarray(image.dataobj)
+    finite = data[np.isfinite(data)]
+    assert (result[0, 0, 0], result[1, 0, 0], result[2, 0, 0]) == (0, finite.max(), finite.min())
+    assert len(remarks) == 1 and remarks[0].startswith("3 voxels")
+
+
+def test_sform_wins_over_another_qform_with_a_remark(tmp_path: Path, values: np.ndarray) -> None:
+    other = oblique()
+    other[:3, 3] += 5.0
+    image, remarks = conform(write(tmp_path / "a.nii", values.astype("i2"), oblique(), other))
+    assert np.allclose(image.affine, oblique(), atol=1e-4)
+    assert "disagree" in remarks[0]
+    assert np.allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+
+
+def test_qform_serves_where_the_sform_is_absent_or_slanted(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    image, remarks = conform(write(tmp_path / "a.nii", values.astype("i2"), None, oblique()))
+    assert np.allclose(image.affine, oblique(), atol=1e-4) and remarks == []
+    slanted = oblique()
+    slanted[0, 1] += 0.4
+    path = write(tmp_path / "b.nii", values.astype("i2"), slanted, oblique())
+    image, remarks = conform(path)
+    assert np.allclose(image.affine, oblique(), atol=1e-4)
+    assert "sform" in remarks[0]
+
+
+def test_without_any_form_the_voxel_size_is_kept_and_the_doubt_is_stated(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    image = nib.Nifti1Image(values.astype("i2"), None)
+    image.header.set_zooms((1.5, 2.0, 2.5))
+    image.to_filename(tmp_path / "a.nii")
+    conformed, remarks = conform(tmp_path / "a.nii")
+    assert np.allclose(nib.affines.voxel_sizes(conformed.affine), (1.5, 2.0, 2.5))
+    assert "left and right" in remarks[0]
+    assert conformed.header["sform_code"] == conformed.header["qform_code"] == 1
+
+
+def test_metres_become_millimetres(tmp_path: Path, values: np.ndarray) -> None:
+    affine = np.diag([0.001, 0.001, 0.002, 1.0])
+    path = write(tmp_path / "a.nii", values.astype("i2"), affine, affine)
+    image = nib.load(path)
+    image.header.set_xyzt_units("meter")
+    image.to_filename(tmp_path / "b.nii")
+    conformed, remarks = conform(tmp_path / "b.nii")
+    assert np.allclose(conformed.header.get_zooms(), (1.0, 1.0, 2.0))
+    assert "unit" in remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (np.ones((8, 8, 8, 5), np.int16), "5 volumes"),
+        (np.arange(64, dtype=np.int16).reshape(8, 8), "single slice"),
+        (np.arange(64, dtype=np.int16).reshape(8, 8, 1), "single slice"),
+        (np.arange(192, dtype=np.int16).reshape(8, 8, 3), "too few voxels"),
+        (np.zeros((8, 8, 8), np.int16), "same value"),
+        (np.full((8, 8, 8), np.nan, np.float32), "no finite value"),
+        (np.ones((8, 8, 8), np.complex64), "complex"),
+        (np.ones((8, 8, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colour"),
+    ],
+)
+def test_what_is_not_a_volume_is_refused(tmp_path: Path, data: np.ndarray, says: str) -> None:
+    nib.Nifti1Image(data, np.eye(4)).to_filename(tmp_path / "a.nii.gz")
+    with pytest.raises(ImageError, match=says) as caught:
+        conform(tmp_path / "a.nii.gz")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_files_that_are_not_there_or_broken(tmp_path: Path, values: np.ndarray) -> None:
+    whole = write(tmp_path / "whole.nii.gz", values.astype("i2"), oblique(), oblique())
+    content = whole.read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(content[: len(content) // 2])
+    (tmp_path / "cut.nii").write_bytes(gzip.decompress(content)[:-500])
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    (tmp_path / "flipped.nii.gz").write_bytes(flipped)
+    (tmp_path / "text.nii.gz").write_text("not an image at all" * 100)
+    (tmp_path / "empty.nii.gz").touch()
+    (tmp_path / "pointer.nii.gz").write_text("/annex/objects/MD5E-s123--abc.nii.gz\n")
+    (tmp_path / "link.nii.gz").symlink_to("../.git/annex/objects/xx/yy/MD5E-s1--a.nii.gz")
+    (tmp_path / "dangling.nii.gz").symlink_to("nowhere.nii.gz")
+    expected = {
+        "cut.nii.gz": "cut short", "cut.nii": "cut short", "flipped.nii.gz": "damaged|readable",
+        "text.nii.gz": "not a readable", "empty.nii.gz": "empty", "pointer.nii.gz": "datalad get",
+        "link.nii.gz": "datalad get", "dangling.nii.gz": "leads nowhere",
+        "absent.nii.gz": "does not exist",
+    }  # fmt: skip
+    for name, says in expected.items():
+        with pytest.raises(ImageError, match=says):
+            conform(tmp_path / name)
+
+
+@pytest.mark.shared
+def test_every_shared_scan_conforms(shared_data: Path) -> None:
+    for path in sorted(shared_data.glob("bids_mini/sub-*/anat/*.nii.gz")):
+        image, remarks = conform(path)
+        assert np.allclose(image.affine, nib.load(path).affine, atol=1e-4), path.name
+        assert remarks == [], path.name
