@@ -65,9 +65,7 @@ class Acquisition:
         return cls((axis, axis, axis))
 
     @classmethod
-    def from_metadata(
-        cls, metadata: Mapping[str, Any], zooms: Sequence[float]
-    ) -> "Acquisition":
+    def from_metadata(cls, metadata: Mapping[str, Any], zooms: Sequence[float]) -> "Acquisition":
         """Acquisition declared by a BIDS sidecar (and voxel sizes in mm).
 
         A 2-D scan has a slice-selective pulse along its coarsest axis (Gaussian, its width

@@ -62,9 +62,7 @@ def interpolate(
     `coarse` is (X, Y, Z); sizes in mm. Agrees with scipy.ndimage (mirrored ends).
     """
     matrices = []
-    for n_c, d_c, n_f, d_f in zip(
-        coarse.shape, coarse_zooms, fine_shape, fine_zooms, strict=True
-    ):
+    for n_c, d_c, n_f, d_f in zip(coarse.shape, coarse_zooms, fine_shape, fine_zooms, strict=True):
         matrix = _spline_matrix(n_c, round(d_c, 6), n_f, round(d_f, 6), order)
         matrices.append(
             None

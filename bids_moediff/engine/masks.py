@@ -88,9 +88,7 @@ def _border_share(mask: np.ndarray) -> float:
     return float(np.mean(np.concatenate([face.ravel() for face in _faces(mask)])))
 
 
-def _above_background(
-    data: np.ndarray, kept: np.ndarray, zooms: tuple[float, ...]
-) -> np.ndarray:
+def _above_background(data: np.ndarray, kept: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
     """Voxels above the noise of the air, and above a small share of the tissue's brightness."""
     smooth = ndimage.gaussian_filter(data, [1.0 / zoom for zoom in zooms])
     values = np.minimum(smooth, np.percentile(smooth[kept], 99.0)).ravel()

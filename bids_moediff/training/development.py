@@ -63,8 +63,15 @@ def make_cases(heads: Sequence[Head], block: int = 112) -> list[Case]:
             operator = Operator.between(shape, ONES, coarse, ratios, acquisition)  # type: ignore[arg-type]
             measured = operator.forward(truth)
             case = Case(
-                head.name, name, initial_estimate(measured, operator, ratios, ONES), truth, mask,
-                torch.tensor(acquisition.condition(ONES, ratios)), operator, measured, 0.0,
+                head.name,
+                name,
+                initial_estimate(measured, operator, ratios, ONES),
+                truth,
+                mask,
+                torch.tensor(acquisition.condition(ONES, ratios)),
+                operator,
+                measured,
+                0.0,
             )
             cubic = case.psnr(interpolate(measured, ratios, shape, ONES))
             cases.append(Case(**{**case.__dict__, "cubic_psnr": cubic}))

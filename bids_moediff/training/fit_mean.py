@@ -96,13 +96,20 @@ def fit(pack: Path, folder: Path, recipe: MeanRecipe, device: str = "cpu") -> di
         optimiser.step()
         average.update(network, step)
         losses.append(loss.item())
-        record = {"step": step + 1, "seconds": before + time.monotonic() - begun,
-                  "recipe": asdict(recipe)}
+        record = {
+            "step": step + 1,
+            "seconds": before + time.monotonic() - begun,
+            "recipe": asdict(recipe),
+        }
         if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.steps:
             evaluator.load_state_dict(average.values)
-            row = {"step": step + 1, "seconds": round(record["seconds"]),
-                   "loss": sum(losses) / len(losses), "rate": rate,
-                   "gains": gains(cases, restore)}
+            row = {
+                "step": step + 1,
+                "seconds": round(record["seconds"]),
+                "loss": sum(losses) / len(losses),
+                "rate": rate,
+                "gains": gains(cases, restore),
+            }
             losses = []
             with (folder / "curve.jsonl").open("a") as stream:
                 stream.write(json.dumps(row) + "\n")

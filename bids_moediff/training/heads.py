@@ -41,11 +41,11 @@ class Head:
 
 
 def _bounding_box(volume: np.ndarray, margin: int) -> tuple[slice, ...]:
-    occupied = [np.flatnonzero(volume.any(axis=tuple(a for a in range(3) if a != axis)))
-                for axis in range(3)]
-    return tuple(
-        slice(max(0, index[0] - margin), index[-1] + 1 + margin) for index in occupied
-    )
+    occupied = [
+        np.flatnonzero(volume.any(axis=tuple(a for a in range(3) if a != axis)))
+        for axis in range(3)
+    ]
+    return tuple(slice(max(0, index[0] - margin), index[-1] + 1 + margin) for index in occupied)
 
 
 def quantise(volume: np.ndarray) -> np.ndarray:

@@ -42,9 +42,7 @@ def _prepare(head: Head, rng: np.random.Generator, block: int) -> tuple[np.ndarr
     volume = head.volume.transpose(rng.permutation(3))
     volume = np.flip(volume, tuple(np.flatnonzero(rng.random(3) < 0.5)))
     corner = [rng.integers(0, max(size - block, 0) + 1) for size in volume.shape]
-    volume = np.ascontiguousarray(
-        volume[tuple(slice(c, c + block) for c in corner)]
-    )
+    volume = np.ascontiguousarray(volume[tuple(slice(c, c + block) for c in corner)])
     if head.kind == "labels":
         image = synthesise(volume, rng)
         weight = np.where(image > 0.02, 1.0, 0.1).astype(np.float32)
@@ -103,10 +101,7 @@ def head_patches(
     if patches.tissue and head.kind == "labels":
         tissue = tissue_masks(volume)
     low = [min(MARGIN, max(0, s - p)) for s, p in zip(truth.shape, patches.size, strict=True)]
-    high = [
-        max(a, s - MARGIN - p)
-        for a, s, p in zip(low, truth.shape, patches.size, strict=True)
-    ]
+    high = [max(a, s - MARGIN - p) for a, s, p in zip(low, truth.shape, patches.size, strict=True)]
     if any(s < p for s, p in zip(truth.shape, patches.size, strict=True)):
         return
     made = 0

@@ -44,7 +44,9 @@ def save_state(
         for key, value in values.items():
             tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value).contiguous()
     temporary = folder / "state.tmp"
-    save_file({k: v.clone() for k, v in tensors.items()}, temporary, {"record": json.dumps(record)})
+    save_file(
+        {k: v.clone() for k, v in tensors.items()}, temporary, {"record": json.dumps(record)}
+    )
     os.replace(temporary, folder / "state.safetensors")
 
 

@@ -6,7 +6,8 @@ docs/science.md). Input and output live on the fine grid; a space-to-depth step 
 convolutions run on an eighth of the voxels.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ class MeanConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for config.json."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MeanConfig":
+        """Inverse of :meth:`to_dict`; an unknown key is a ValueError."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown hyperparameters of the mean network: {sorted(unknown)}")
+        return cls(**values)
 
 
 def space_to_depth(image: torch.Tensor) -> torch.Tensor:

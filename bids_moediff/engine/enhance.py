@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volume in, super-resolved volume out: what the command line and the workflow call.
+
+The walk: scale intensities, interpolate consistently with the acquisition, regression mean,
+mixture of diffusion experts on slices, undo the scaling, project onto the measured data.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from bids_moediff.errors import DeviceError, ImageError
+from bids_moediff.models.hub import LoadedModel, load_model
+
+from .acquisition import Acquisition, Operator
+from .grid import Shape, Triple, output_grid, voxel_sizes
+from .interpolation import interpolate
+from .noise import noise_standard_deviation
+from .slices import restore_slices
+from .tiling import pad_to_multiple, run_in_slabs
+
+Progress = Callable[[str, float], None]
+# A slab of this many voxels keeps the mean network under 3 GB.
+SLAB_VOXELS = 24_000_000
+TRAINED_RATIO = 6.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one image became.
+
+    Parameters
+    ----------
+    image : float32 on the output grid, in the units of the input
+    gates : (X, Y, Z, experts) float32 that sum to one, or None
+    standard_deviation : over samples, or None
+    residual : ||A x - y|| / ||y||, the relative consistency residual
+    record : what ran, for the sidecar
+
+    """
+
+    image: nib.Nifti1Image
+    gates: nib.Nifti1Image | None
+    standard_deviation: nib.Nifti1Image | None
+    residual: float
+    record: dict[str, Any]
+
+
+@dataclass
+class _Problem:
+    """One image on its way through the engine (intensities scaled to about [0, 1])."""
+
+    measured: torch.Tensor
+    scale: float
+    zooms: Triple
+    coarse_zooms: Triple
+    shape: Shape
+    affine: np.ndarray
+    operator: Operator
+    condition: torch.Tensor
+    noise: float
+    field_coarse: torch.Tensor | None = None
+    field_fine: torch.Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware."""
+    flags = torch.backends.cpu.get_cpu_capability()
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "AVX512" in flags
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def open_device(device: str) -> torch.device:
+    """Device by name; DeviceError names the missing flag."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                f"--device {device} was asked for, but no CUDA device is visible; start the "
+                "container with `docker run --gpus all` or `apptainer run --nv`, or use "
+                "--device cpu."
+            )
+        index = torch.device(device).index or 0
+        if index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"--device {device} was asked for, but there are only "
+                f"{torch.cuda.device_count()} CUDA devices."
+            )
+    return torch.device(device)
+
+
+class SuperResolver:
+    """A loaded model, ready for any number of images."""
+
+    def __init__(self, model: LoadedModel, device: torch.device, precision: str = "auto") -> None:
+        self.model = model
+        self.device = device
+        self.mean = getattr(model.network, "mean", None)
+        self.moediff = getattr(model.network, "moediff", None)
+        fast = device.type == "cuda" or has_fast_bfloat16()
+        self.precision = ("bf16" if fast else "fp32") if precision == "auto" else precision
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_dir: str | Path, device: str = "cpu", precision: str = "auto"
+    ) -> "SuperResolver":
+        """Load a model folder or a shipped model; WeightsError, DeviceError."""
+        place = open_device(device)
+        return cls(load_model(name_or_dir, place), place, precision)
+
+    def enhance(
+        self,
+        image: nib.Nifti1Image,
+        target_zooms: Sequence[float],
+        *,
+        mask: nib.Nifti1Image | None = None,
+        bias_field: nib.Nifti1Image | None = None,
+        acquisition: Acquisition | None = None,
+        reference: nib.Nifti1Image | None = None,
+        seed: int = 0,
+        num_samples: int = 1,
+        num_steps: int | None = None,
+        noise_strength: float = 0.0,
+        batch_size: int | None = None,
+        want_gates: bool = False,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Super-resolve one 3-D image to voxels of `target_zooms` mm (input axis order).
+
+        `mask`, `bias_field` live on the input grid. The output keeps the input's units, shading
+        and field of view; A(output) equals the input. Same arguments, same bytes.
+
+        Raises
+        ------
+        ImageError : the image cannot be super-resolved, with the reason
+
+        """
+        if reference is not None:
+            raise ImageError("this model takes no reference contrast; use a crfm model.")
+        report = progress or (lambda stage, fraction: None)
+        problem = self._pose(image, target_zooms, mask, bias_field, acquisition)
+        report("interpolate", 0.0)
+        coarse = problem.measured
+        if problem.field_coarse is not None:
+            coarse = coarse / problem.field_coarse
+        start = interpolate(coarse, problem.coarse_zooms, problem.shape, problem.zooms)
+        start = problem.operator.project(start, coarse, problem.noise)
+        mean = self._run_mean(start, problem, report)
+        steps = 1 if num_steps is None else num_steps
+        if num_samples > 1 and noise_strength == 0:
+            noise_strength = 1.0
+        total, squares, gates, counts = None, None, None, None
+        for sample in range(num_samples):
+            restored, gates, counts = self._run_experts(
+                mean,
+                problem,
+                steps,
+                noise_strength,
+                seed + sample,
+                batch_size,
+                want_gates,
+                lambda f, s=sample: report("experts", (s + f) / num_samples),  # type: ignore[misc]
+            )
+            restored = self._finish(restored, problem)
+            if num_samples > 1:
+                total = restored if total is None else total + restored
+                squares = restored**2 if squares is None else squares + restored**2
+        deviation = None
+        if num_samples > 1 and total is not None and squares is not None:
+            restored = total / num_samples
+            variance = (squares - num_samples * restored**2) / (num_samples - 1)
+            deviation = variance.clamp_min(0).sqrt() * problem.scale
+        residual = problem.operator.forward(restored) - problem.measured
+        relative = float(residual.norm() / problem.measured.norm().clamp_min(1e-12))
+        report("done", 1.0)
+        record = self._record(problem, seed, num_samples, steps, noise_strength, relative, counts)
+        return Result(
+            _image(restored * problem.scale, problem.affine, image),
+            None if gates is None else _image(gates, problem.affine, image),
+            None if deviation is None else _image(deviation, problem.affine, image),
+            relative,
+            record,
+        )
+
+    def _pose(
+        self,
+        image: nib.Nifti1Image,
+        target_zooms: Sequence[float],
+        mask: nib.Nifti1Image | None,
+        bias_field: nib.Nifti1Image | None,
+        acquisition: Acquisition | None,
+    ) -> _Problem:
+        data = np.asarray(image.dataobj, dtype=np.float32)
+        if data.ndim != 3 or min(data.shape) < 2:
+            raise ImageError(f"a 3-D image is needed, this one has the shape {data.shape}.")
+        inside = data[np.asarray(mask.dataobj) > 0] if mask is not None else data[data > 0]
+        scale = float(np.percentile(inside, 99.5)) if inside.size else 0.0
+        if not np.isfinite(data).all() or scale <= 0:
+            raise ImageError("the image holds no positive finite intensities.")
+        affine = np.asarray(image.affine)
+        acquisition = acquisition or Acquisition.uniform("kspace")
+        measured, affine, zooms, notes = _reduce_finer_axes(
+            torch.from_numpy(data / scale).to(self.device), affine, target_zooms, acquisition
+        )
+        shape, affine_out = output_grid(measured.shape, affine, target_zooms)
+        fine = voxel_sizes(affine_out)
+        coarse_shape = (measured.shape[0], measured.shape[1], measured.shape[2])
+        operator = Operator.between(shape, fine, coarse_shape, zooms, acquisition, self.device)
+        ratio = max(c / f for c, f in zip(zooms, fine, strict=True))
+        if ratio > TRAINED_RATIO * 1.01:
+            notes.append(
+                f"The voxel ratio of {ratio:.1f} is beyond the {TRAINED_RATIO:.0f} the model was "
+                "trained for; fine detail is not to be relied on."
+            )
+        # Fourier and box sampling invert without gain; a Gaussian profile would amplify noise.
+        gaussian = any(axis.profile == "gaussian" for axis in acquisition.axes)
+        noise = noise_standard_deviation(measured.cpu().numpy()) if gaussian else 0.0
+        condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
+        problem = _Problem(
+            measured,
+            scale,
+            fine,
+            zooms,
+            shape,
+            affine_out,
+            operator,
+            condition,
+            noise,
+            warnings=notes,
+        )
+        if bias_field is not None:
+            field_in = torch.from_numpy(np.asarray(bias_field.dataobj, dtype=np.float32))
+            problem.field_coarse = interpolate(
+                field_in.to(self.device), voxel_sizes(image.affine), coarse_shape, zooms, 1
+            )
+            problem.field_fine = interpolate(problem.field_coarse, zooms, shape, fine, 1)
+        return problem
+
+    def _run_mean(self, start: torch.Tensor, problem: _Problem, report: Progress) -> torch.Tensor:
+        if self.mean is None:
+            return start
+        padded = pad_to_multiple(start, 2)
+        network, condition = self.mean, problem.condition[None]
+
+        def restore(block: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(), self._autocast():
+                return network(block, condition).float()
+
+        halo = self.mean.config.receptive_radius
+        result = run_in_slabs(restore, padded, halo, SLAB_VOXELS, lambda f: report("mean", f))
+        return result[: start.shape[0], : start.shape[1], : start.shape[2]]
+
+    def _run_experts(
+        self,
+        mean: torch.Tensor,
+        problem: _Problem,
+        steps: int,
+        strength: float,
+        seed: int,
+        batch_size: int | None,
+        want_gates: bool,
+        report: Callable[[float], None],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int] | None]:
+        if self.moediff is None:
+            return mean, None, None
+        with torch.inference_mode(), self._autocast():
+            return restore_slices(
+                self.moediff,
+                mean,
+                problem.condition,
+                num_steps=steps,
+                noise_strength=strength,
+                seed=seed,
+                batch_size=batch_size,
+                want_gates=want_gates,
+                progress=report,
+            )
+
+    def _autocast(self) -> torch.autocast:
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.bfloat16}
+        return torch.autocast(
+            self.device.type, kinds[self.precision], enabled=self.precision != "fp32"
+        )
+
+    @staticmethod
+    def _finish(restored: torch.Tensor, problem: _Problem) -> torch.Tensor:
+        if problem.field_fine is not None:
+            restored = restored * problem.field_fine
+        return problem.operator.project(restored, problem.measured, problem.noise)
+
+    def _record(
+        self,
+        problem: _Problem,
+        seed: int,
+        samples: int,
+        steps: int,
+        strength: float,
+        residual: float,
+        counts: dict[str, int] | None,
+    ) -> dict[str, Any]:
+        return {
+            "Model": self.model.name,
+            "ModelVersion": str(self.model.config.get("version", "")),
+            "ModelSHA256": self.model.sha256,
+            "Sampler": "deterministic residual shift from the regression mean",
+            "NumberOfSteps": steps,
+            "NumberOfSamples": samples,
+            "NoiseStrength": strength,
+            "RandomSeed": seed,
+            "Precision": self.precision,
+            "Device": self.device.type,
+            "InputVoxelSize": [round(z, 6) for z in problem.coarse_zooms],
+            "OutputVoxelSize": [round(z, 6) for z in problem.zooms],
+            "ConsistencyResidual": round(residual, 8),
+            "EstimatedNoise": round(problem.noise * problem.scale, 6),
+            "ExpertEvaluations": counts,
+            "Warnings": list(problem.warnings),
+        }
+
+
+def _reduce_finer_axes(
+    measured: torch.Tensor,
+    affine: np.ndarray,
+    target: Sequence[float],
+    acquisition: Acquisition,
+) -> tuple[torch.Tensor, np.ndarray, Triple, list[str]]:
+    """Bring axes that are finer than asked for to the asked-for voxel size first."""
+    zooms = voxel_sizes(affine)
+    finer = [old < new * (1 - 1e-4) for old, new in zip(zooms, target, strict=True)]
+    if not any(finer):
+        return measured, affine, zooms, []
+    wanted = [new if f else old for f, old, new in zip(finer, zooms, target, strict=True)]
+    shape, reduced = output_grid(measured.shape, affine, wanted)
+    # The covering grid may exceed the input by part of a voxel, which repeats the last plane.
+    fits = tuple(
+        max(1, int(n * old / new + 1e-3))
+        for n, old, new in zip(measured.shape, zooms, wanted, strict=True)
+    )
+    sizes = voxel_sizes(reduced)
+    source = (measured.shape[0], measured.shape[1], measured.shape[2])
+    box = Acquisition.uniform("box")
+    small = Operator.between(source, zooms, fits, sizes, box, measured.device).forward(measured)
+    padding: list[int] = []
+    for have, need in zip(reversed(fits), reversed(shape), strict=True):
+        padding += [0, need - have]
+    small = torch.nn.functional.pad(small[None, None], padding, mode="replicate")[0, 0]
+    note = (
+        "The output voxels asked for are coarser than the scan's on "
+        f"{sum(finer)} of 3 axes ({', '.join(f'{z:g}' for z in zooms)} mm scanned): "
+        "these axes were averaged down and lose detail."
+    )
+    return small, reduced, sizes, [note]
+
+
+def _image(data: torch.Tensor, affine: np.ndarray, source: nib.Nifti1Image) -> nib.Nifti1Image:
+    """NIfTI image on the output grid with the source's coordinate codes."""
+    image = nib.Nifti1Image(data.cpu().numpy().astype(np.float32), affine)
+    code = int(source.header["sform_code"]) or int(source.header["qform_code"]) or 1
+    image.set_sform(affine, code)
+    image.set_qform(affine, int(source.header["qform_code"]) or code)
+    image.header.set_xyzt_units("mm", "sec")
+    return image
