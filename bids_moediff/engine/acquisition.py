@@ -70,7 +70,8 @@ class Acquisition:
 
         A 2-D scan has a slice-selective pulse along its coarsest axis (Gaussian, its width
         SliceThickness over the slice spacing) and k-space in plane; a 3-D scan is Fourier-encoded
-        on all axes. Without `MRAcquisitionType`, an axis over 1.9 times the finest counts as slices.
+        on all axes. Without `MRAcquisitionType`, an axis over 1.9 times the finest counts as
+        slices.
         """
         slice_axis = int(np.argmax(zooms))
         kind = str(metadata.get("MRAcquisitionType", "")).upper()

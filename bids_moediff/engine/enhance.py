@@ -20,7 +20,7 @@ from bids_moediff.models.hub import LoadedModel, load_model
 from .acquisition import Acquisition, Operator
 from .grid import Shape, Triple, output_grid, voxel_sizes
 from .interpolation import interpolate
-from .noise import noise_standard_deviation
+from .noise import tissue_noise
 from .slices import restore_slices
 from .tiling import pad_to_multiple, run_in_slabs
 
@@ -223,7 +223,7 @@ class SuperResolver:
             )
         # Fourier and box sampling invert without gain; a Gaussian profile would amplify noise.
         gaussian = any(axis.profile == "gaussian" for axis in acquisition.axes)
-        noise = noise_standard_deviation(measured.cpu().numpy()) if gaussian else 0.0
+        noise = (tissue_noise(array := measured.cpu().numpy(), array > 0.1) or 0.0) if gaussian else 0.0
         condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
         problem = _Problem(
             measured,
@@ -341,10 +341,11 @@ def _reduce_finer_axes(
     wanted = [new if f else old for f, old, new in zip(finer, zooms, target, strict=True)]
     shape, reduced = output_grid(measured.shape, affine, wanted)
     # The covering grid may exceed the input by part of a voxel, which repeats the last plane.
-    fits = tuple(
+    counts = [
         max(1, int(n * old / new + 1e-3))
         for n, old, new in zip(measured.shape, zooms, wanted, strict=True)
-    )
+    ]
+    fits = (counts[0], counts[1], counts[2])
     sizes = voxel_sizes(reduced)
     source = (measured.shape[0], measured.shape[1], measured.shape[2])
     box = Acquisition.uniform("box")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Measured with the shipped model (docs/benchmarks.md): bytes and multiply-accumulates a fine voxel.
+# Measured with the shipped model (docs/benchmarks.md), per voxel of the output.
 _BYTES_PER_VOXEL = 60.0
 _MEAN_MACS_PER_VOXEL = 101_000.0
 _EXPERT_MACS_PER_VOXEL_AND_STEP = 34_000.0

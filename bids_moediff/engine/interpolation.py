@@ -22,12 +22,11 @@ def _spline_matrix(
     if n_fine == n_coarse and abs(d_coarse / d_fine - 1) < 1e-4:
         return None
     position = (np.arange(n_fine) + 0.5) * d_fine / d_coarse - 0.5
-    columns = ndimage.spline_filter1d(np.eye(n_coarse), order, axis=0, mode="mirror")
-    across = np.arange(n_coarse)
-    grid = np.meshgrid(position, across, indexing="ij")
-    if order > 1:
+    if order == 3:
+        columns = ndimage.spline_filter1d(np.eye(n_coarse), order, axis=0, mode="mirror")
         return _bspline_rows(position, columns)
-    return ndimage.map_coordinates(columns, grid, order=order, mode="nearest")
+    grid = np.meshgrid(position, np.arange(n_coarse), indexing="ij")
+    return ndimage.map_coordinates(np.eye(n_coarse), grid, order=order, mode="nearest")
 
 
 def _bspline_rows(position: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

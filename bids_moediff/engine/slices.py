@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from bids_moediff.models.moediff.network import MoEDiffSR
+
 SLICE_MULTIPLE = 64
 
 
@@ -28,7 +30,7 @@ def plane_condition(condition: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def restore_slices(
-    network: torch.nn.Module,
+    network: MoEDiffSR,
     volume: torch.Tensor,
     condition: torch.Tensor,
     *,

@@ -43,9 +43,9 @@ def run_in_slabs(
     max_voxels: int,
     progress: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
-    """Apply `network` ((1, 1, X, Y, Z) -> same) to (X, Y, Z) with even sides, along the first axis.
+    """Apply `network` ((1, 1, X, Y, Z) -> same) to (X, Y, Z) along the first axis.
 
-    `max_voxels` bounds a slab, its halo included.
+    All sides are even. `max_voxels` bounds a slab, its halo included.
     """
     plane = volume.shape[1] * volume.shape[2]
     core = max(16, max_voxels // plane - 2 * halo)

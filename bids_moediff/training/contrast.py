@@ -21,13 +21,13 @@ def random_contrast(volume: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if choice < 0.75:
         return np.power(volume, rng.uniform(0.6, 1.6), dtype=np.float32)
     knots = np.linspace(0, 1.3, 7)
-    values = np.concatenate([[0.0], rng.uniform(0.1, 1.0, 6)])
+    values = rng.uniform(0.1, 1.0, 7)
     if rng.random() < 0.4:
-        values[1:] = np.sort(values[1:])[::-1]
-    smooth = ndimage.gaussian_filter1d(np.interp(np.linspace(0, 1.3, 261), knots, values), 18)
-    smooth -= smooth[0]
-    curve = smooth / max(smooth.max(), 1e-3)
-    return np.interp(volume, np.linspace(0, 1.3, 261), curve).astype(np.float32)
+        values = np.sort(values)[::-1]
+    level = np.linspace(0, 1.3, 261)
+    smooth = ndimage.gaussian_filter1d(np.interp(level, knots, values), 18, mode="nearest")
+    curve = smooth / smooth.max() * (1 - np.exp(-level / 0.08))  # air stays dark
+    return np.interp(volume, level, curve).astype(np.float32)
 
 
 def synthesise(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

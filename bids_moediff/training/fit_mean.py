@@ -67,7 +67,7 @@ def fit(pack: Path, folder: Path, recipe: MeanRecipe, device: str = "cpu") -> di
     record = load_state(folder, network, average, optimiser) or {"step": 0, "seconds": 0.0}
     pool = PatchPool(
         [head for head in heads if head.name not in recipe.keep_out],
-        Patches((recipe.patch,) * 3),  # type: ignore[arg-type]
+        Patches((recipe.patch, recipe.patch, recipe.patch)),
         recipe.seed + record["step"],
         recipe.workers,
     )

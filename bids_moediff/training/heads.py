@@ -55,16 +55,22 @@ def quantise(volume: np.ndarray) -> np.ndarray:
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
-def load_images(paths: Iterable[Path]) -> list[Head]:
-    """Read NIfTI volumes as training heads."""
+def _read(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     import nibabel as nib
 
+    image = nib.nifti1.load(path)
+    zooms = [float(z) for z in image.header.get_zooms()[:3]]
+    data = np.asarray(image.dataobj, dtype=np.float32).squeeze()
+    return data, (zooms[0], zooms[1], zooms[2])
+
+
+def load_images(paths: Iterable[Path]) -> list[Head]:
+    """Read NIfTI volumes as training heads."""
     heads = []
     for path in paths:
-        image = nib.load(path)
-        volume = quantise(np.asarray(image.dataobj, dtype=np.float32).squeeze())
+        data, zooms = _read(path)
+        volume = quantise(data)
         box = _bounding_box(volume > 12, 4)
-        zooms = tuple(float(z) for z in image.header.get_zooms()[:3])
         name = path.name.removesuffix(".nii.gz").removesuffix(".nii")
         heads.append(Head(name, np.ascontiguousarray(volume[box]), zooms, "image"))
     return heads
@@ -72,15 +78,12 @@ def load_images(paths: Iterable[Path]) -> list[Head]:
 
 def load_labels(paths: Iterable[Path]) -> list[Head]:
     """Read FreeSurfer label maps; extra-cerebral labels from 400 on are moved down by 300."""
-    import nibabel as nib
-
     heads = []
     for path in paths:
-        image = nib.load(path)
-        labels = np.asarray(image.dataobj).astype(np.int32)
+        data, zooms = _read(path)
+        labels = np.round(data).astype(np.int32)
         box = _bounding_box(labels > 0, 2)
         labels = np.where(labels >= 400, labels - 300, labels)[box].astype(np.uint8)
-        zooms = tuple(float(z) for z in image.header.get_zooms()[:3])
         name = path.name.removesuffix(".nii.gz")
         heads.append(Head(name, np.ascontiguousarray(labels), zooms, "labels"))
     return heads
@@ -106,7 +109,8 @@ def save_pack(heads: Sequence[Head], path: Path) -> str:
     arrays = {f"v{index}": head.volume for index, head in enumerate(heads)}
     meta = [{"name": h.name, "zooms": h.zooms, "kind": h.kind} for h in heads]
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

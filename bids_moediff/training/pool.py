@@ -110,7 +110,7 @@ def head_patches(
         cut = tuple(slice(c, c + p) for c, p in zip(corner, patches.size, strict=True))
         if weight[cut].mean() < 0.45:
             continue
-        item = {
+        item: dict[str, np.ndarray] = {
             "start": start[cut].numpy().astype(np.float16),
             "target": truth[cut].numpy().astype(np.float16),
             "weight": weight[cut].astype(np.float16),
@@ -129,7 +129,7 @@ def head_patches(
 
 
 def _head_weights(heads: Sequence[Head]) -> np.ndarray:
-    """Sampling weights: sharp isotropic heads most, one site's many heads together, labels 15 %."""
+    """Sampling weights: sharp isotropic heads most, the many of one site less, labels 15 %."""
     sharp = ("niimath", "skyra", "uih", "chris", "sub-01_T1w", "FLAIR", "m2265")
     weights = []
     for head in heads:

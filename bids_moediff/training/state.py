@@ -2,7 +2,6 @@
 """Resumable training state in safetensors: weights, their average, optimiser moments."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def save_state(
     save_file(
         {k: v.clone() for k, v in tensors.items()}, temporary, {"record": json.dumps(record)}
     )
-    os.replace(temporary, folder / "state.safetensors")
+    temporary.replace(folder / "state.safetensors")
 
 
 def load_state(

@@ -92,10 +92,11 @@ class MeanNetwork(nn.Module):
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.film[-1].weight.mul_(0.1)
-            self.film[-1].bias.zero_()
+            last = self.film[-1]
+            last.weight.mul_(0.1)  # type: ignore[operator]
+            last.bias.zero_()  # type: ignore[operator]
             for block in self.body:
-                block.second.weight.mul_(0.3)
+                block.second.weight.mul_(0.3)  # type: ignore
 
     def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Posterior mean on the fine grid."""
