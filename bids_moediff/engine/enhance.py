@@ -223,7 +223,7 @@ class SuperResolver:
             )
         # Fourier and box sampling invert without gain; a Gaussian profile would amplify noise.
         gaussian = any(axis.profile == "gaussian" for axis in acquisition.axes)
-        noise = (tissue_noise(array := measured.cpu().numpy(), array > 0.1) or 0.0) if gaussian else 0.0
+        noise = _noise(measured) if gaussian else 0.0
         condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
         problem = _Problem(
             measured,
