@@ -78,7 +78,23 @@ def build_moediff(config: Mapping[str, Any]) -> nn.Module:
     return MoEDiffModel(parts["mean"], parts["moediff"])
 
 
-FAMILIES: dict[str, Builder] = {"moediff": build_moediff}
+def _single(family: str, builder: Builder) -> Builder:
+    def build(config: Mapping[str, Any]) -> nn.Module:
+        if not isinstance(config.get(family), Mapping):
+            raise ValueError(f"the section {family!r} is missing")
+        return builder(config[family])
+
+    return build
+
+
+FAMILIES: dict[str, Builder] = {
+    "moediff": build_moediff,
+    "student": _single(
+        "student", _dataclass_builder("student.network", "StudentConfig", "StudentNetwork")
+    ),
+    "crfm": _single("crfm", _dataclass_builder("crfm.network", "CRFMConfig", "CRFMNetwork")),
+    "nsmoe": _single("nsmoe", _dataclass_builder("nsmoe.network", "NSMoEConfig", "NSMoENetwork")),
+}
 
 
 def available() -> list[str]:

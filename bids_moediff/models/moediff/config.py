@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from bids_moediff.models.json_config import JsonConfig
 
 LATENTS = ("haar", "kl", "vq")
 GATES = ("token", "slice")
@@ -17,7 +18,7 @@ LATENT_FACTOR = 4
 
 
 @dataclass(frozen=True)
-class MoEDiffConfig:
+class MoEDiffConfig(JsonConfig):
     """Hyperparameters of the mixture of diffusion experts.
 
     Attributes
@@ -87,23 +88,6 @@ class MoEDiffConfig:
     def predicts_noise(self) -> bool:
         """Whether experts predict noise from pure noise (the paper) or a clean residual."""
         return self.start == "noise"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only: ready for JSON."""
-        values = dataclasses.asdict(self)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MoEDiffConfig:
-        """Read what :meth:`to_dict` wrote; ValueError names the keys that are not known."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown MoEDiff-SR settings: {', '.join(unknown)}")
-        plain: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
-        }
-        return cls(**plain)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MoEDiffConfig:
