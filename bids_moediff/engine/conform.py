@@ -177,7 +177,9 @@ def _affine(
         return matrix @ sform, int(sform_code)
     if qform_code and _usable(qform):
         if sform_code:
-            remarks.append("the sform of the header contradicts its voxel size; the qform was used")
+            remarks.append(
+                "the sform of the header contradicts its voxel size; the qform was used"
+            )
         return matrix @ qform, int(qform_code)
     remarks.append(
         "the header does not say how the image lies; left and right cannot be told apart"

@@ -362,6 +362,11 @@ def _reduce_finer_axes(
     return small, reduced, sizes, [note]
 
 
+def _noise(measured: torch.Tensor) -> float:
+    array = measured.cpu().numpy()
+    return tissue_noise(array, array > 0.1) or 0.0
+
+
 def _image(data: torch.Tensor, affine: np.ndarray, source: nib.Nifti1Image) -> nib.Nifti1Image:
     """NIfTI image on the output grid with the source's coordinate codes."""
     image = nib.Nifti1Image(data.cpu().numpy().astype(np.float32), affine)

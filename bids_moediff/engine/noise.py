@@ -46,9 +46,7 @@ def tissue_noise(data: np.ndarray, mask: np.ndarray) -> float | None:
         inner = (mask > 0) & (data != 0)
     if inner.sum() < 100:
         return None
-    box = tuple(
-        slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(mask > 0)
-    )
+    box = tuple(slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(mask > 0))
     part, inside = np.asarray(data[box], dtype=np.float32), inner[box]
     steepness = ndimage.gaussian_gradient_magnitude(part, 2.0)
     flat = inside & (steepness <= np.quantile(steepness[inside], FLAT_SHARE))

@@ -178,9 +178,7 @@ def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | N
     return float(frequency[peak])
 
 
-def axis_resolution(
-    data: np.ndarray, mask: np.ndarray, axis: int, voxel: float
-) -> AxisResolution:
+def axis_resolution(data: np.ndarray, mask: np.ndarray, axis: int, voxel: float) -> AxisResolution:
     """Usable and acquired resolution along one voxel ``axis`` of size ``voxel`` mm."""
     spectrum = axis_spectrum(data, mask, axis)
     if spectrum is None:
