@@ -50,9 +50,7 @@ class BrainMaskNet(nn.Module):
         encoder_inputs = [1, *self.widths[:-1]]
         self.encoder = nn.ModuleList(
             _Block(before, after, 1 if level == 0 else 2)
-            for level, (before, after) in enumerate(
-                zip(encoder_inputs, self.widths, strict=True)
-            )
+            for level, (before, after) in enumerate(zip(encoder_inputs, self.widths, strict=True))
         )
         self.decoder = nn.ModuleList(
             _Block(self.widths[level] + self.widths[level + 1], self.widths[level], 1)

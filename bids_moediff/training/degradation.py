@@ -55,14 +55,14 @@ def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
 
 
 def draw(rng: np.random.Generator) -> Degradation:
-    """Draw an acquisition: half canonical, half anything."""
-    ratios, axis = _canonical(rng) if rng.random() < 0.5 else _general(rng)
+    """Draw an acquisition: more than half canonical, the rest anything."""
+    ratios, axis = _canonical(rng) if rng.random() < 0.6 else _general(rng)
     slices = ratios == ratios.max()
     axes = [axis, axis, axis]
     if slices.sum() == 1 and axis.profile != "kspace":
         # 2-D imaging: the pulse shapes the slice, Fourier encoding the plane.
         axes = [axis if thick else Axis("kspace") for thick in slices]
-    noise = 0.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(np.log(0.004), np.log(0.05))))
+    noise = 0.0 if rng.random() < 0.6 else float(np.exp(rng.uniform(np.log(0.004), np.log(0.05))))
     return Degradation(
         (float(ratios[0]), float(ratios[1]), float(ratios[2])),
         Acquisition((axes[0], axes[1], axes[2])),

@@ -23,14 +23,14 @@ class MeanRecipe:
 
     channels: int = 48
     blocks: int = 6
-    steps: int = 3000
+    steps: int = 4200
     batch: int = 4
-    patch: int = 64
+    patch: int = 48
     learning_rate: float = 1e-3
     warm_up: int = 100
     border: int = 4
-    epsilon: float = 0.01
-    decay: float = 0.998
+    epsilon: float = 0.02
+    decay: float = 0.999
     seed: int = 1
     workers: int = 1
     evaluate_every: int = 250

@@ -32,7 +32,7 @@ class Patches:
     """What a patch is made of; `size` in fine voxels per axis."""
 
     size: tuple[int, int, int] = (64, 64, 64)
-    per_head: int = 10
+    per_head: int = 16
     block: int = 168
     tissue: bool = False
 
@@ -159,7 +159,7 @@ class PatchPool:
     """Endless shuffled batches; start/target (B, 1, X, Y, Z), weight alike, condition (B, 6)."""
 
     def __init__(
-        self, heads: list[Head], patches: Patches, seed: int, workers: int = 1, size: int = 160
+        self, heads: list[Head], patches: Patches, seed: int, workers: int = 1, size: int = 320
     ) -> None:
         context = multiprocessing.get_context("fork")
         self._queue: Queue[dict[str, np.ndarray]] = context.Queue(maxsize=32)
