@@ -5,10 +5,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from test_masks import make_head
 
 from bids_moediff.engine.biasfield import bias_field, divide
 from bids_moediff.errors import ImageError
+from test_masks import make_head
 
 ZOOMS = (3.0, 3.0, 3.0)
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
