@@ -69,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     both.add_argument("--device", help="auto, cpu, cuda, cuda:N or several of them with commas")
     both.add_argument("--precision", help="auto, fp32, bf16 or fp16")
     both.add_argument("--batch-size", type=int, help="slices at a time")
+    parser.add_argument(
+        "--check-model", action="store_true", help="load the model, say what it is, and stop"
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -78,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if options.check_model:
+            return check_model(options)
         if options.request:
             return run_request(options)
         return run_single(options)
@@ -91,6 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _terminate(_signal: int, _frame: Any) -> None:
     # An exception, so that every "finally" runs and no temporary file stays behind.
     raise SystemExit(TERMINATED)
+
+
+def check_model(options: argparse.Namespace) -> int:
+    """Print what the model is; a process of its own keeps torch out of the one that forks."""
+    from bids_moediff.models.hub import load_model
+
+    model = load_model(_model(options.model or "auto"))
+    version = model.config.get("version", "unknown")
+    print(f"{model.name}, version {version}, SHA-256 {model.sha256[:12]}…")
+    return 0
 
 
 def run_request(options: argparse.Namespace) -> int:
@@ -292,8 +307,13 @@ def _device(choice: str, progress: Progress) -> Any:
 def _load(request: dict[str, Any], device: str) -> "SuperResolver":
     from bids_moediff.engine.enhance import SuperResolver
 
-    name = "moediff" if request["model"] == "auto" else request["model"]
-    return SuperResolver.from_pretrained(name, device=device, precision=request["precision"])
+    return SuperResolver.from_pretrained(
+        _model(request["model"]), device=device, precision=request["precision"]
+    )
+
+
+def _model(name: str) -> str:
+    return "moediff" if name == "auto" else name
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ def run_participants(settings: Settings) -> int:
     MoediffError
         for what concerns the run as a whole.
     """
+    if settings.reports_only:
+        settings = replace(settings, stage="report")
     limits = plan_resources(settings.nprocs, settings.omp_nthreads, settings.mem)
     prepare_environment(settings.work_folder, limits.omp_nthreads)
     labels = find_participants(settings)

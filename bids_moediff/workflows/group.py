@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The group level: tables and a page over all participants, and who failed or is missing."""
+
+from pathlib import Path
+
+from bids_moediff.bids.discover import find_participants
+from bids_moediff.settings import Settings
+
+from .run import prepare_environment
+
+
+def run_group(settings: Settings) -> int:
+    """Write the group tables and page from what is in the output folder.
+
+    Parameters
+    ----------
+    settings
+        Options of the run; the participants are those of the input data set.
+
+    Returns
+    -------
+    int
+        0, or 1 if an image of any participant failed in its last run. Participants that were
+        never processed are named in the table but are no failure of this run.
+    """
+    prepare_environment(settings.work_folder, settings.omp_nthreads or 1)
+    labels = find_participants(settings)
+    from bids_moediff.bids.dataset import prepare_output
+    from bids_moediff.reports.group import write_group_report
+
+    prepare_output(settings)
+    states = {label: participant_state(settings.output_dir, label) for label in labels}
+    write_group_report(settings.output_dir, states)
+    print_states(states)
+    return int(any(state["status"] == "failed" for state in states.values()))
+
+
+def participant_state(output_dir: Path, label: str) -> dict[str, str]:
+    """Status of a participant (``done``, ``failed`` or ``missing``) and what went wrong.
+
+    An image counts with the last run that processed it, so a failure that a later run made good
+    is forgotten.
+    """
+    from bids_moediff.interfaces.files import read_json
+
+    last: dict[str, dict[str, str]] = {}
+    for path in sorted((output_dir / "logs" / f"sub-{label}").glob("*/run.json")):
+        record = read_json(path)
+        if record["stage"] in ("all", "sr"):
+            last |= {item["key"]: item for item in record["images"]}
+    if not last:
+        found = any((output_dir / f"sub-{label}").rglob("*_desc-sr_*.nii.gz"))
+        return {"status": "done" if found else "missing", "message": ""}
+    failures = [
+        f"{key}: {item['message']}" for key, item in last.items() if item["status"] != "done"
+    ]
+    return {"status": "failed" if failures else "done", "message": " ".join(failures)}
+
+
+def print_states(states: dict[str, dict[str, str]]) -> None:
+    """Table of those who are not done, on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    count = {
+        status: sum(state["status"] == status for state in states.values())
+        for status in ("done", "failed", "missing")
+    }
+    words = ", ".join(f"{number} {status}" for status, number in count.items())
+    console.print(f"{len(states)} participants: {words}.", highlight=False)
+    if count["done"] < len(states):
+        table = Table("participant", "status", "what went wrong")
+        for label, state in states.items():
+            if state["status"] != "done":
+                table.add_row(f"sub-{label}", state["status"], state["message"])
+        console.print(table)
