@@ -2,6 +2,7 @@
 """``--check``: device, driver, weights and memory in plain words."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -25,6 +26,8 @@ def model_name(settings: Settings) -> str:
 def require_weights(settings: Settings) -> str:
     """Load the model once, so that missing or damaged weights show before anything is written.
 
+    This happens in another process: a process that has used torch must not be forked.
+
     Returns
     -------
     str
@@ -35,11 +38,14 @@ def require_weights(settings: Settings) -> str:
     WeightsError
         for a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
     """
-    from bids_moediff.models.hub import load_model
-
-    model = load_model(model_name(settings))
-    version = model.config.get("version", "unknown")
-    return f"{model.name}, version {version}, SHA-256 {model.sha256[:12]}…"
+    command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
+    answer = subprocess.run(
+        [*command, "--model", model_name(settings)], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise WeightsError(last.removeprefix("bids_moediff-superres: "))
+    return answer.stdout.strip()
 
 
 def print_check(settings: Settings) -> int:

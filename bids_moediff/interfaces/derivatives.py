@@ -99,7 +99,7 @@ class SidecarRecord(ImageStep):
         mask_record = dict(read_json(self.inputs.mask_record))
         remarks = [
             *read_json(self.inputs.notes),
-            *mask_record.pop("Warnings", []),
+            *mask_record.pop("warnings", []),
             *record.pop("Warnings", []),
         ]
         record["BrainMask"] = mask_record

@@ -22,7 +22,7 @@ from bids_moediff.settings import Settings
 from .base import WORKFLOW_NAME, Plan, run_file
 from .outcome import crash_sentences
 from .progress import ProgressWatcher
-from .resources import choose_plugin
+from .choose import choose_plugin
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_moediff.bids.discover import Participant, discover_participant, find_participants
+from bids_moediff.devices import require_devices
 from bids_moediff.errors import MoediffError
 from bids_moediff.resources import Limits
 from bids_moediff.resources import plan as plan_resources
@@ -55,12 +56,11 @@ def run_participants(settings: Settings) -> int:
 
     from .base import Plan
     from .outcome import Outcome, exit_code, print_table
-    from .resources import choose_devices
 
     prepare_output(settings)
     plan = Plan(
         model=str(settings.weights or settings.model),
-        devices=choose_devices(settings.device),
+        devices=tuple(require_devices(settings.device)) if needs_network(settings) else ("cpu",),
         num_threads=limits.omp_nthreads,
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
     )
@@ -74,6 +74,11 @@ def run_participants(settings: Settings) -> int:
     if settings.stage == "all" and not settings.keep_workdir:
         remove_work(settings.work_folder)
     return code
+
+
+def needs_network(settings: Settings) -> bool:
+    """Whether this run loads a model."""
+    return settings.stage in ("all", "sr") and not settings.boilerplate_only
 
 
 def prepare_environment(work_folder: Path, num_threads: int) -> None:

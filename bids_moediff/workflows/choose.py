@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices a run may hand out, and which Nipype plugin runs it."""
+"""Which Nipype plugin runs the graph."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +8,11 @@ import yaml
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.linear import LinearPlugin
 
-from bids_moediff.errors import DeviceError, UsageError
-from bids_moediff.resources import Limits, visible_devices
+from bids_moediff.errors import UsageError
+from bids_moediff.resources import Limits
 from bids_moediff.settings import Settings
 
 from .plugin import IsolatedMultiProcPlugin
-
-COUNT_DEVICES = "import torch; print(torch.cuda.device_count())"
-DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
-
-
-def count_devices() -> int:
-    """Devices that torch can use; asked in another process, as CUDA does not survive a fork."""
-    if not any(Path(name).exists() for name in DRIVER_FILES):
-        return 0
-    command = [sys.executable, "-c", COUNT_DEVICES]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(answer.stdout) if answer.stdout.strip().isdigit() else 0
-
-
-def choose_devices(device: str) -> tuple[str, ...]:
-    """Devices to hand out.
-
-    Raises
-    ------
-    DeviceError
-        if a device was asked for that is not there.
-    """
-    count = 0 if device == "cpu" else count_devices()
-    devices = visible_devices(device, count=count)
-    wanted = int(device.partition(":")[2] or 0)
-    if device.startswith("cuda") and (not devices or wanted >= count):
-        raise DeviceError(
-            f"--device {device} was asked for, but {count} CUDA devices can be used here; in a "
-            "container add --gpus all (Docker) or --nv (Apptainer), or use --device cpu."
-        )
-    return tuple(devices)
 
 
 def choose_plugin(settings: Settings, limits: Limits, num_devices: int) -> Any:
