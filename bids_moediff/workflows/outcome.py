@@ -51,10 +51,8 @@ def read_outcomes(
     if run_file.exists():
         record = json.loads(run_file.read_text(encoding="utf-8"))
         items = {item["key"]: item for item in record["images"]}
-    reason = ""
-    if set(keys) - set(items):
-        sentences = crash_sentences(crash_folder, f"sub_{label.replace('+', '_')}_wf")
-        reason = sentences[0] if sentences else "The image was not processed."
+    sentences = crash_sentences(crash_folder, f"sub_{label.replace('+', '_')}_wf")
+    reason = sentences[0] if sentences else "The image was not processed."
     outcomes = []
     for key in keys:
         item = items.get(key)
@@ -65,6 +63,8 @@ def read_outcomes(
         else:
             code = item.get("exit_code", ImageError.exit_code)
             outcomes.append(failed(label, key, item["message"], code if code in FATAL else 1))
+    if sentences and not set(keys) - set(items):  # the images are there, but not the report
+        outcomes.append(failed(label, "", " ".join(sentences)))
     return outcomes
 
 
@@ -97,7 +97,9 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 
     console = Console(stderr=True, soft_wrap=False)
     bad = [outcome for outcome in outcomes if outcome.status == "failed"]
-    console.print(f"{len(outcomes) - len(bad)} of {len(outcomes)} images done.", highlight=False)
+    images = [outcome for outcome in outcomes if outcome.image]
+    done = sum(outcome.status == "done" for outcome in images)
+    console.print(f"{done} of {len(images)} images done.", highlight=False)
     if bad:
         table = Table("participant", "image", "what went wrong", title="Failed")
         for outcome in bad:
