@@ -229,12 +229,12 @@ def _enhance_entry(
         **{name: request[name] for name in ENHANCE_OPTIONS},
     )
     folder.mkdir(parents=True, exist_ok=True)
-    images = {"sr": result.image, "gates": result.gates, "std": result.standard_deviation}
+    products = {"sr": result.image, "gates": result.gates, "std": result.standard_deviation}
     files = {}
-    for name, image in images.items():
-        if image is not None:
+    for name, product in products.items():
+        if product is not None:
             files[name] = str(folder / f"{name}.nii.gz")
-            write_nifti(image, Path(files[name]))
+            write_nifti(product, Path(files[name]))
     write_json(result.record, folder / "record.json")
     progress(key, "done", 1.0)
     seconds = round(time.monotonic() - started, 3)

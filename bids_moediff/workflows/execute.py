@@ -20,9 +20,9 @@ from bids_moediff.resources import Limits
 from bids_moediff.settings import Settings
 
 from .base import WORKFLOW_NAME, Plan, run_file
+from .choose import choose_plugin
 from .outcome import crash_sentences
 from .progress import ProgressWatcher
-from .choose import choose_plugin
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
