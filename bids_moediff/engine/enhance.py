@@ -20,13 +20,11 @@ from bids_moediff.models.hub import LoadedModel, load_model
 from .acquisition import Acquisition, Operator
 from .grid import Shape, Triple, output_grid, voxel_sizes
 from .interpolation import interpolate
+from .mean import apply_mean
 from .noise import tissue_noise
 from .slices import restore_slices
-from .tiling import pad_to_multiple, run_in_slabs
 
 Progress = Callable[[str, float], None]
-# A slab of this many voxels keeps the mean network under 3 GB.
-SLAB_VOXELS = 24_000_000
 TRAINED_RATIO = 6.0
 
 
@@ -248,16 +246,10 @@ class SuperResolver:
     def _run_mean(self, start: torch.Tensor, problem: _Problem, report: Progress) -> torch.Tensor:
         if self.mean is None:
             return start
-        padded = pad_to_multiple(start, 2)
-        network, condition = self.mean, problem.condition[None]
-
-        def restore(block: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode(), self._autocast():
-                return network(block, condition).float()
-
-        halo = self.mean.config.receptive_radius
-        result = run_in_slabs(restore, padded, halo, SLAB_VOXELS, lambda f: report("mean", f))
-        return result[: start.shape[0], : start.shape[1], : start.shape[2]]
+        with self._autocast():
+            return apply_mean(
+                self.mean, start, problem.condition, lambda fraction: report("mean", fraction)
+            )
 
     def _run_experts(
         self,

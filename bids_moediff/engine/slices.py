@@ -16,16 +16,21 @@ from bids_moediff.models.moediff.network import MoEDiffSR
 SLICE_MULTIPLE = 64
 
 
-def stacking_axis(condition: torch.Tensor) -> int:
-    """Volume axis across slices: the smallest voxel ratio, the last one among equals."""
+def slice_axes(condition: torch.Tensor) -> tuple[int, int, int]:
+    """Volume axes across slices, along rows and along columns.
+
+    Across: the smallest voxel ratio, the last axis among equals. Columns are the coarser of the
+    two that remain, so that the network meets one orientation only.
+    """
     ratios = [round(float(value), 3) for value in condition[:3]]
-    smallest = min(ratios)
-    return max(axis for axis in range(3) if ratios[axis] == smallest)
+    across = max(axis for axis in range(3) if ratios[axis] == min(ratios))
+    rows, columns = sorted((axis for axis in range(3) if axis != across), key=ratios.__getitem__)
+    return across, rows, columns
 
 
-def plane_condition(condition: torch.Tensor, axis: int) -> torch.Tensor:
+def plane_condition(condition: torch.Tensor, axes: tuple[int, int, int]) -> torch.Tensor:
     """Reorder (ratio x3, width x3) to (rows, columns, across slices)."""
-    order = [other for other in range(3) if other != axis] + [axis]
+    order = [axes[1], axes[2], axes[0]]
     return condition[[*order, *(3 + index for index in order)]]
 
 
@@ -45,14 +50,14 @@ def restore_slices(
 
     On a CPU slices go one by one, so that the result does not depend on the batch size.
     """
-    axis = stacking_axis(condition)
-    stack = volume.movedim(axis, 0)
+    axes = slice_axes(condition)
+    stack = volume.permute(axes)
     count, rows, columns = stack.shape
     padding = (0, -columns % SLICE_MULTIPLE, 0, -rows % SLICE_MULTIPLE)
     stack = functional.pad(stack[:, None], padding, mode="constant")[:, 0]
     reach = network.config.context_slices // 2
     batch = 1 if volume.device.type == "cpu" else (batch_size or 16)
-    plane = plane_condition(condition, axis)
+    plane = plane_condition(condition, axes)
     noise = None
     if noise_strength > 0:
         generator = torch.Generator().manual_seed(seed)
@@ -78,8 +83,9 @@ def restore_slices(
             gates.append(_full_size(result.gates.float(), rows, columns).cpu())
         if progress is not None:
             progress((begin + len(centres)) / count)
-    image = output[:, :rows, :columns].movedim(0, axis).contiguous()
-    maps = torch.cat(gates).movedim(1, -1).movedim(0, axis) if gates else None
+    back = [axes.index(axis) for axis in range(3)]
+    image = output[:, :rows, :columns].permute(back).contiguous()
+    maps = torch.cat(gates).movedim(1, -1).permute(*back, 3) if gates else None
     return image, maps, counts
 
 

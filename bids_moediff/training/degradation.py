@@ -57,6 +57,7 @@ def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
 def draw(rng: np.random.Generator) -> Degradation:
     """Draw an acquisition: more than half canonical, the rest anything."""
     ratios, axis = _canonical(rng) if rng.random() < 0.6 else _general(rng)
+    ratios = np.sort(ratios)  # heads come in any orientation; the networks know one
     slices = ratios == ratios.max()
     axes = [axis, axis, axis]
     if slices.sum() == 1 and axis.profile != "kspace":

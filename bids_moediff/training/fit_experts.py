@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from bids_moediff.engine.mean import apply_mean
 from bids_moediff.engine.slices import restore_slices
-from bids_moediff.engine.tiling import pad_to_multiple
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.mean import MeanNetwork
 from bids_moediff.models.moediff.network import MoEDiffSR
@@ -45,10 +45,8 @@ def mean_images(cases: Sequence[Case], mean: MeanNetwork) -> list[tuple[Case, to
     """Output of the mean network for each development case, computed once."""
     images = []
     for case in cases:
-        padded = pad_to_multiple(case.start, 2)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            image = mean(padded[None, None], case.condition[None])[0, 0].float()
-        images.append((case, image[tuple(slice(0, size) for size in case.start.shape)]))
+        with torch.autocast("cpu", torch.bfloat16):
+            images.append((case, apply_mean(mean, case.start, case.condition)))
     return images
 
 

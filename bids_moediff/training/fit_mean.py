@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bids_moediff.engine.mean import apply_mean
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
 
 from .development import gains, make_cases
@@ -74,9 +75,8 @@ def fit(pack: Path, folder: Path, recipe: MeanRecipe, device: str = "cpu") -> di
     evaluator = MeanNetwork(network.config).to(device).eval()
 
     def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-            image = evaluator(start[None, None].to(device), condition[None].to(device))
-        return image[0, 0].float().cpu()
+        with torch.autocast(device, torch.bfloat16):
+            return apply_mean(evaluator, start, condition)
 
     folder.mkdir(parents=True, exist_ok=True)
     begun, before, losses = time.monotonic(), record["seconds"], []

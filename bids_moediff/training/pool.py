@@ -129,12 +129,12 @@ def head_patches(
 
 
 def _head_weights(heads: Sequence[Head]) -> np.ndarray:
-    """Sampling weights: sharp isotropic heads most, the many of one site less, labels 15 %."""
+    """Sampling weights: sharp isotropic heads most, the many of one site less, labels least."""
     sharp = ("niimath", "skyra", "uih", "chris", "sub-01_T1w", "FLAIR", "m2265")
     weights = []
     for head in heads:
         if head.kind == "labels":
-            weights.append(0.15 / 25)
+            weights.append(0.08 / 25)
         elif head.name.startswith(sharp) or any(word in head.name for word in sharp):
             weights.append(0.06)
         elif head.name.startswith("ds"):

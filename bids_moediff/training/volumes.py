@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bids_moediff.engine.slices import plane_condition
-from bids_moediff.engine.tiling import pad_to_multiple
+from bids_moediff.engine.mean import apply_mean
+from bids_moediff.engine.slices import plane_condition, slice_axes
 from bids_moediff.models.moediff.mean import MeanNetwork
 
 from .degradation import draw
@@ -33,16 +33,15 @@ def make_volume(
         image = image * bias_field(image.shape, rng, rng.uniform(0, 0.25))
     start, truth, condition = degrade(torch.from_numpy(image), draw(rng), rng)
     shape = truth.shape
-    padded = pad_to_multiple(start, 2)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        output = mean(padded[None, None], torch.tensor(condition)[None])[0, 0].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = apply_mean(mean, start, torch.tensor(condition))
     cut = tuple(slice(0, size) for size in shape)
     tissue = np.zeros(shape, np.uint8)
     if head.kind == "labels":
         for index, mask in enumerate(tissue_masks(volume)[(slice(None), *cut)]):
             tissue[mask] = index + 1
     return {
-        "start": output[cut].numpy().astype(np.float16),
+        "start": output.numpy().astype(np.float16),
         "target": truth.numpy().astype(np.float16),
         "weight": (weight[cut] > 0.5).astype(np.uint8),
         "tissue": tissue,
@@ -80,11 +79,12 @@ class SliceSampler:
 
     def _one(self) -> dict[str, np.ndarray] | None:
         volume = self.volumes[self.rng.integers(len(self.volumes))]
-        condition = torch.from_numpy(volume["condition"])
-        smallest = np.flatnonzero(volume["condition"][:3] <= volume["condition"][:3].min() + 1e-3)
-        axis = int(self.rng.choice(smallest))
+        # Any axis may come last among equals, so shuffle before the order is decided.
+        shuffled = self.rng.permutation(3)
+        condition = torch.from_numpy(volume["condition"])[[*shuffled, *(3 + shuffled)]]
+        axes = slice_axes(condition)
         views = {
-            key: np.moveaxis(volume[key], axis, 0)
+            key: volume[key].transpose(shuffled).transpose(axes)
             for key in ("start", "target", "weight", "tissue")
         }
         count, rows, columns = views["start"].shape
@@ -98,15 +98,12 @@ class SliceSampler:
             return None
         reach = self.context // 2
         index = np.clip(np.arange(where - reach, where + reach + 1), 0, count - 1)
-        plane = plane_condition(condition, axis).numpy()
+        plane = plane_condition(condition, axes).numpy()
         item = {
             "start": views["start"][index][(slice(None), *cut)],
             "target": views["target"][where][cut][None],
             "tissue": views["tissue"][where][cut][None],
         }
-        if self.rng.random() < 0.5:
-            item = {key: value.swapaxes(1, 2) for key, value in item.items()}
-            plane = plane[[1, 0, 2, 4, 3, 5]]
         for flipped in np.flatnonzero(self.rng.random(3) < 0.5):
             item = {key: np.flip(value, int(flipped)) for key, value in item.items()}
         return item | {"condition": plane}
