@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a report: each takes volumes and writes one file, the same bytes every time.
+
+The input is shown at its own voxels, never smoothed, in the same window and at the same scale as
+the result: what looks sharper is sharper, not drawn differently.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from matplotlib import colormaps
+from scipy import ndimage
+
+from bids_moediff.reports import canvas
+from bids_moediff.reports.canvas import GAP, NORMAL, PLANES, Canvas, Frame, Volume
+
+ORDER = ("axial", "coronal", "sagittal")
+MARGIN = 18.0  # mm around the brain
+CROP = 44.0  # mm, side of a zoomed crop
+WIDEST = 1900  # pixels
+EXPERT_COLOURS = ((230, 159, 0), (86, 180, 233), (204, 121, 167))  # told apart by all eyes
+EXPERT_NAMES = ("expert 1: white-matter core", "expert 2: cortex", "expert 3: grey-white border")
+DIFFERENCE_MAP = "berlin" if "berlin" in colormaps else "RdBu_r"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything the pictures of one image share: volumes, frame, slices and grey window."""
+
+    original: Volume
+    enhanced: Volume
+    mask: Volume | None
+    frame: Frame
+    positions: Mapping[str, float]
+    window: tuple[float, float]
+
+    @property
+    def panels(self) -> dict[str, tuple[int, int]]:
+        """Left edge and width of each plane's panel in a row of the three planes."""
+        left, result = 0, {}
+        for plane in ORDER:
+            width = self.frame.size(plane)[0]
+            result[plane] = (left, width)
+            left += width + GAP
+        return result
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a row of the three planes."""
+        width = sum(self.frame.size(plane)[0] for plane in ORDER) + 2 * GAP
+        return width, max(self.frame.size(plane)[1] for plane in ORDER)
+
+
+def make_scene(
+    original: nib.Nifti1Image, enhanced: nib.Nifti1Image, mask: nib.Nifti1Image | None = None
+) -> Scene:
+    """Frame around the brain, slices through its middle and a window from the input's tissue.
+
+    Parameters
+    ----------
+    original, enhanced
+        3-D images with the same orientation and field of view.
+    mask
+        Brain mask on the grid of ``original``; without one the brightest half counts as brain.
+    """
+    source, result = Volume.from_image(original), Volume.from_image(enhanced)
+    brain = None if mask is None else Volume.from_image(mask)
+    if brain is not None and brain.data.any():
+        where = brain.data > 0
+    else:
+        where = source.data > np.percentile(source.data, 50)
+    box = [(int(i.min()), int(i.max()) + 1) for i in np.nonzero(where)]
+    low, high = (
+        source.start + source.zooms * np.array([edges[end] for edges in box]) for end in (0, 1)
+    )
+    low, high = np.maximum(low - MARGIN, source.start), np.minimum(high + MARGIN, source.stop)
+    middle = source.start + source.zooms * (np.array(ndimage.center_of_mass(where)) + 0.5)
+    # Slightly off the midline, where a sagittal slice shows cortex and not the falx.
+    middle[0] += min(8.0, 0.1 * (high[0] - low[0]))
+    values = source.data[where]
+    low_grey, high_grey = np.percentile(values, [0.5, 99.7])
+    window = (float(min(low_grey, 0.0)), float(1.05 * high_grey))
+    positions = {plane: float(middle[NORMAL[plane]]) for plane in ORDER}
+    frame = Frame(low, high, _scale(low, high, result))
+    return Scene(source, result, brain, frame, positions, window)
+
+
+def _scale(low: np.ndarray, high: np.ndarray, result: Volume) -> float:
+    """Pixels per mm: whole pixels for a voxel of the result, as many as the width takes."""
+    extent = high - low
+    total = sum(extent[PLANES[plane][0]] for plane in ORDER)
+    finest = float(result.zooms.min())
+    pixels = max(1, int(WIDEST * finest / total))
+    return min(pixels / finest, WIDEST / total) if pixels == 1 else pixels / finest
+
+
+def _zooms(volume: Volume) -> str:
+    return " x ".join(f"{zoom:.3g}" for zoom in volume.zooms) + " mm"
+
+
+def _row(
+    scene: Scene, paint: Mapping[str, np.ndarray], title: str, extra: int = 0
+) -> Canvas:
+    """A row of the three planes with letters, slice positions, scale bar and a title."""
+    width, height = scene.size
+    board = Canvas(width + extra, height + 30)
+    middle = (scene.frame.low + scene.frame.high) / 2
+    board.write(title, 6, 6, fontweight="bold")
+    for plane, (left, panel_width) in scene.panels.items():
+        top = 30 + (height - scene.frame.size(plane)[1]) // 2
+        board.put(paint[plane], left, top)
+        board.letters(plane, left, top, scene.frame.size(plane))
+        axis = "xyz"[NORMAL[plane]]
+        place = scene.original.world(plane, scene.positions[plane], middle)
+        words = f"{axis} = {place:.0f} mm"
+        board.write(words, left + panel_width - 6, top + 4, "right", fontsize=9)
+    board.scale_bar(0, 30 + height, scene.frame.scale, 20)
+    return board
+
+
+def _greys(scene: Scene, volume: Volume) -> dict[str, np.ndarray]:
+    return {
+        plane: canvas.grey(
+            canvas.draw_plane(volume, scene.frame, plane, scene.positions[plane]), scene.window
+        )
+        for plane in ORDER
+    }
+
+
+def write_input(scene: Scene, path: Path) -> Path:
+    """The input at its own voxels in three planes."""
+    title = f"Input, voxels of {_zooms(scene.original)}"
+    return _row(scene, _greys(scene, scene.original), title).save(path)
+
+
+def write_result(scene: Scene, path: Path) -> Path:
+    """The super-resolved image: same planes, window and scale as :func:`write_input`."""
+    title = f"Super-resolved, voxels of {_zooms(scene.enhanced)}"
+    return _row(scene, _greys(scene, scene.enhanced), title).save(path)
+
+
+def cubic_on(original: Volume, enhanced: Volume) -> Volume:
+    """Cubic B-spline interpolation of the input on the grid of the result, brought up for eyes."""
+    ratio = enhanced.zooms / original.zooms
+    first = (enhanced.start + enhanced.zooms / 2 - original.start) / original.zooms - 0.5
+    data = ndimage.affine_transform(
+        original.data, ratio, first, enhanced.data.shape, order=3, mode="nearest"
+    )
+    return Volume(data, enhanced.zooms, enhanced.start, enhanced.rotation)
+
+
+def write_cubic(scene: Scene, cubic: Volume, path: Path) -> Path:
+    """Cubic interpolation of the input, in the same planes, window and scale."""
+    title = f"Cubic interpolation of the input, voxels of {_zooms(cubic)}"
+    return _row(scene, _greys(scene, cubic), title).save(path)
+
+
+def difference_limit(scene: Scene, cubic: Volume) -> float:
+    """Half-width of the difference's colour scale in input units: its 99.5th percentile.
+
+    Inside the brain where there is a mask: the rim of a stripped head would dwarf everything.
+    """
+    parts = []
+    for plane, place in scene.positions.items():
+        size = np.abs(
+            canvas.draw_plane(scene.enhanced, scene.frame, plane, place)
+            - canvas.draw_plane(cubic, scene.frame, plane, place)
+        )
+        if scene.mask is not None:
+            inside = canvas.draw_plane(scene.mask, scene.frame, plane, place) > 0.5
+            size = size[canvas.erode(inside, 6)]
+        parts.append(size.ravel())
+    sizes = np.concatenate(parts)
+    return (float(np.percentile(sizes, 99.5)) if sizes.size else 0.0) or 1.0
+
+
+def write_difference(scene: Scene, cubic: Volume, path: Path) -> Path:
+    """What the network adds to cubic interpolation: signed, centred, in input units."""
+    limit = difference_limit(scene, cubic)
+    paint = {
+        plane: canvas.coloured(
+            canvas.draw_plane(scene.enhanced, scene.frame, plane, place)
+            - canvas.draw_plane(cubic, scene.frame, plane, place),
+            (-limit, limit),
+            DIFFERENCE_MAP,
+        )
+        for plane, place in scene.positions.items()
+    }
+    title = "Super-resolved minus cubic interpolation"
+    board = _row(scene, paint, title, extra=90)
+    board.colour_bar(scene.size[0] + 16, 60, 260, (-limit, limit), DIFFERENCE_MAP, "input units")
+    return board.save(path)
+
+
+def write_mask(scene: Scene, path: Path) -> Path:
+    """Outline of the brain mask on the input, in three planes."""
+    if scene.mask is None:
+        raise ValueError("the scene has no mask")
+    paint = _greys(scene, scene.original)
+    for plane, place in scene.positions.items():
+        drawn = canvas.draw_plane(scene.mask, scene.frame, plane, place) > 0.5
+        paint[plane][canvas.outline(drawn)] = (255, 92, 92)
+    return _row(scene, paint, "Brain mask on the input").save(path)
+
+
+def write_deviation(scene: Scene, deviation: nib.Nifti1Image, path: Path) -> Path:
+    """Standard deviation over samples, in input units."""
+    volume = Volume.from_image(deviation)
+    top = float(np.percentile(volume.data, 99.8)) or 1.0
+    paint = {
+        plane: canvas.coloured(
+            canvas.draw_plane(volume, scene.frame, plane, place), (0, top), "inferno"
+        )
+        for plane, place in scene.positions.items()
+    }
+    board = _row(scene, paint, "Standard deviation over samples", extra=90)
+    board.colour_bar(scene.size[0] + 16, 60, 260, (0, top), "inferno", "input units")
+    return board.save(path)
+
+
+def write_gates(scene: Scene, gates: nib.Nifti1Image, path: Path) -> Path:
+    """Weight of each expert, one row an expert, colour laid over the result."""
+    volume = Volume.from_image(gates)
+    width, height = scene.size
+    board = Canvas(width + 90, 3 * (height + 30))
+    for expert in range(volume.data.shape[3]):
+        part = Volume(volume.data[..., expert], volume.zooms, volume.start, volume.rotation)
+        top = expert * (height + 30)
+        board.write(f"Weight of {EXPERT_NAMES[expert]}", 6, top + 6, fontweight="bold")
+        for plane, (left, _) in scene.panels.items():
+            weight = canvas.draw_plane(part, scene.frame, plane, scene.positions[plane])
+            colour = canvas.coloured(weight, (0, 1), "viridis").astype(np.float32)
+            tissue = _greys(scene, scene.enhanced)[plane].astype(np.float32) / 255
+            panel = np.rint(colour * (0.25 + 0.75 * tissue)).astype(np.uint8)
+            size = scene.frame.size(plane)
+            board.put(panel, left, top + 30 + (height - size[1]) // 2)
+            board.letters(plane, left, top + 30 + (height - size[1]) // 2, size)
+        board.colour_bar(width + 16, top + 60, 220, (0, 1), "viridis", "weight")
+    return board.save(path)
+
+
+def write_winner(scene: Scene, gates: nib.Nifti1Image, path: Path) -> Path:
+    """The expert with the largest weight, in colours over the result."""
+    volume = Volume.from_image(gates)
+    best = np.argmax(volume.data, axis=3).astype(np.float32)
+    winner = Volume(best, volume.zooms, volume.start, volume.rotation)
+    colours = np.array(EXPERT_COLOURS, dtype=np.float32)
+    paint = {}
+    for plane, place in scene.positions.items():
+        which = canvas.draw_plane(winner, scene.frame, plane, place).astype(int)
+        tissue = _greys(scene, scene.enhanced)[plane].astype(np.float32)
+        # Brightness stays the tissue's, hue is the expert's.
+        paint[plane] = np.rint(tissue * (0.25 + 0.75 * colours[which] / 255)).astype(np.uint8)
+    board = _row(scene, paint, "Expert with the largest weight")
+    left = 330.0
+    for name, colour in zip(EXPERT_NAMES, EXPERT_COLOURS, strict=True):
+        board.write("■ " + name, left, 6, color="#{:02x}{:02x}{:02x}".format(*colour))
+        left += 50 + 8 * len(name)
+    return board.save(path)
+
+
+def depth_in_brain(scene: Scene, plane: str) -> np.ndarray:
+    """Distance in mm (in the plane) of each pixel from the outline of the brain; 0 outside."""
+    position = scene.positions[plane]
+    if scene.mask is None:
+        inside = canvas.draw_plane(scene.original, scene.frame, plane, position) > 0
+    else:
+        inside = canvas.draw_plane(scene.mask, scene.frame, plane, position) > 0.5
+    return ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] / scene.frame.scale
+
+
+def informative_places(scene: Scene) -> dict[str, Frame]:
+    """In each plane the square of 44 mm with the most cortex edges, judged on the input alone."""
+    places = {}
+    for plane, position in scene.positions.items():
+        drawn = canvas.draw_plane(scene.original, scene.frame, plane, position)
+        depth = depth_in_brain(scene, plane)
+        energy = ndimage.gaussian_gradient_magnitude(drawn, 1.0 * scene.frame.scale)
+        # Edges inside the brain but near its outline: neither the rim of the head nor ventricles.
+        energy = np.where((depth > 3) & (depth < 35), energy, 0)
+        side = max(3, round(CROP * scene.frame.scale))
+        score = ndimage.uniform_filter(energy, side, mode="constant")
+        score = np.where((depth > 12) & (depth < 26), score, 0)
+        row, column = np.unravel_index(int(np.argmax(score)), score.shape)
+        columns, rows = scene.frame.positions(plane)
+        across, up = PLANES[plane]
+        centre = np.zeros(3)
+        centre[across], centre[up] = columns[column], rows[row]
+        scale = max(1, round(8 * scene.enhanced.zooms.min())) / scene.enhanced.zooms.min()
+        places[plane] = Frame(centre - CROP / 2, centre + CROP / 2, float(scale))
+    return places
+
+
+def write_crops(scene: Scene, cubic: Volume, path: Path) -> Path:
+    """Zoomed squares: input, cubic interpolation, result, and result minus cubic."""
+    places = informative_places(scene)
+    limit = difference_limit(scene, cubic)
+    side = next(iter(places.values())).size("axial")[0]
+    board = Canvas(4 * side + 3 * GAP + 90, 3 * (side + GAP) + 30)
+    heads = ("Input", "Cubic interpolation", "Super-resolved", "Super-resolved - cubic")
+    for column, words in enumerate(heads):
+        board.write(words, column * (side + GAP) + 6, 6, fontweight="bold")
+    for row, (plane, frame) in enumerate(places.items()):
+        top, place = 30 + row * (side + GAP), scene.positions[plane]
+        volumes = (scene.original, cubic, scene.enhanced)
+        drawn = [canvas.draw_plane(volume, frame, plane, place) for volume in volumes]
+        panels = [canvas.grey(values, scene.window) for values in drawn]
+        panels.append(canvas.coloured(drawn[2] - drawn[1], (-limit, limit), DIFFERENCE_MAP))
+        for column, panel in enumerate(panels):
+            board.put(panel, column * (side + GAP), top)
+        board.letters(plane, 0, top, (side, side))
+        board.scale_bar(0, top + side, frame.scale, 10)
+    left = 4 * side + 3 * GAP + 16
+    board.colour_bar(left, 60, 220, (-limit, limit), DIFFERENCE_MAP, "input units")
+    return board.save(path)
