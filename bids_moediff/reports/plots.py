@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bids_moediff.bids.sink import write_bytes
 from bids_moediff.reports import canvas
-from bids_moediff.reports.canvas import NORMAL, PLANES, Volume
+from bids_moediff.reports.canvas import PLANES, Volume
 from bids_moediff.reports.figures import Scene, depth_in_brain
 
 LENGTH = 32.0  # mm of a profile
@@ -21,8 +21,14 @@ STYLES: dict[str, dict[str, Any]] = {
     "cubic interpolation": {"color": "#0072b2", "linewidth": 1.4, "linestyle": "--"},
     "super-resolved": {"color": "#d55e00", "linewidth": 1.8},
 }
-_STYLE: dict[Any, Any] = {"svg.hashsalt": "bids_moediff", "font.size": 10, "axes.spines.top": False,
-          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}  # fmt: skip
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "bids_moediff",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -113,7 +119,7 @@ def _locate(
     horizontal = PLANES[plane][0] == axis
     axes.plot(*((ends, fixed) if horizontal else (fixed, ends)), color="#d55e00", linewidth=1.5)
     axes.set_axis_off()
-    axes.set_title(f"{plane}, {'xyz'[NORMAL[plane]]} slice of the pictures above", fontsize=8)
+    axes.set_title(f"{plane} plane", fontsize=9)
 
 
 def write_histogram(scene: Scene, path: Path) -> Path:

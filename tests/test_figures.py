@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures: orientation, scale, untouched voxels, same bytes."""
+
+import xml.etree.ElementTree as ET
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from bids_moediff.reports import canvas, figures, plots
+from bids_moediff.reports.canvas import Frame, Volume
+from report_data import SHAPE, affine, head
+
+
+def marked(codes: str) -> nib.Nifti1Image:
+    """An image in any orientation with a mark at the patient's left, front and top."""
+    data = np.zeros(SHAPE, dtype=np.float32)
+    data[2:12, 44:54, 28:38] = 100.0
+    canonical = nib.Nifti1Image(data, affine((1.0, 1.0, 1.0)))
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    return canonical.as_reoriented(turn)
+
+
+def corner(pixels: np.ndarray) -> tuple[str, str]:
+    rows, columns = np.nonzero(pixels > 50)
+    height, width = pixels.shape
+    return (
+        "top" if rows.mean() < height / 2 else "bottom",
+        "left" if columns.mean() < width / 2 else "right",
+    )
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "PIR", "ASL"])
+def test_the_patients_left_is_at_the_viewers_right(codes):
+    volume = Volume.from_image(marked(codes))
+    frame = Frame(volume.start, volume.stop, 2.0)
+    places = {"axial": 33.0, "coronal": 49.0, "sagittal": 7.0}
+    seen = {p: corner(canvas.draw_plane(volume, frame, p, at)) for p, at in places.items()}
+    assert seen == {
+        "axial": ("top", "right"),
+        "coronal": ("top", "right"),
+        "sagittal": ("top", "left"),
+    }
+
+
+def test_sizes_are_true_to_scale_and_grids_share_a_frame():
+    fine = Volume.from_image(nib.Nifti1Image(head(), affine((1.0, 1.0, 1.0))))
+    coarse = Volume.from_image(nib.Nifti1Image(head((24, 28, 20)), affine((2.0, 2.0, 2.0))))
+    assert np.allclose(fine.start, coarse.start)
+    assert np.allclose(fine.stop, coarse.stop)
+    frame = Frame(fine.start, fine.stop, 3.0)
+    assert frame.size("coronal") == (3 * 48, 3 * 40)
+    drawn = canvas.draw_plane(coarse, frame, "axial", 20.5)
+    assert drawn.shape == (3 * 56, 3 * 48)
+    blocks = drawn.reshape(28, 6, 24, 6)
+    assert np.ptp(blocks, axis=(1, 3)).max() == 0, "each voxel is one square of its own value"
+    assert np.array_equal(blocks[:, 0, :, 0], coarse.data[::-1, ::-1, 10].T)
+
+
+def test_oblique_voxels_are_shown_as_they_are():
+    angle = np.deg2rad(12)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    image = nib.Nifti1Image(head(), turn @ affine((1.0, 1.0, 1.0)))
+    volume = Volume.from_image(image)
+    drawn = canvas.draw_plane(volume, Frame(volume.start, volume.stop, 1.0), "axial", 20.5)
+    assert np.array_equal(drawn, volume.data[::-1, ::-1, 20].T)
+    middle = (volume.start + volume.stop) / 2
+    expected = (image.affine @ [23.5, 27.5, 20.0, 1.0])[2]
+    assert volume.world("axial", float(volume.start[2] + 20.5), middle) == pytest.approx(expected)
+
+
+def test_outside_of_the_volume_is_black():
+    volume = Volume.from_image(nib.Nifti1Image(np.ones(SHAPE, np.float32), affine((1, 1, 1))))
+    frame = Frame(volume.start - 5, volume.stop + 5, 1.0)
+    drawn = canvas.draw_plane(volume, frame, "axial", 20.0)
+    assert drawn[:5].max() == drawn[:, :5].max() == 0
+    assert drawn[5:-5, 5:-5].min() == 1
+
+
+@pytest.fixture(scope="module")
+def scene() -> figures.Scene:
+    fine = head()
+    half = fine.reshape(24, 2, 28, 2, 20, 2).mean(axis=(1, 3, 5))
+    matrix = affine((2.0, 2.0, 2.0))
+    return figures.make_scene(
+        nib.Nifti1Image(half, matrix),
+        nib.Nifti1Image(fine, affine((1.0, 1.0, 1.0))),
+        nib.Nifti1Image((half > 40).astype(np.uint8), matrix),
+    )
+
+
+def test_before_and_after_have_one_layout(scene, tmp_path):
+    cubic = figures.cubic_on(scene.original, scene.enhanced)
+    figures.write_input(scene, tmp_path / "a.png")
+    figures.write_result(scene, tmp_path / "b.png")
+    figures.write_cubic(scene, cubic, tmp_path / "c.png")
+    shapes = {Image.open(path).size for path in tmp_path.glob("*.png")}
+    assert len(shapes) == 1
+    scale = scene.frame.scale * scene.enhanced.zooms.min()
+    assert scale == pytest.approx(round(scale)), "whole pixels for a voxel of the result"
+
+
+def test_cubic_planes_agree_with_interpolation_of_the_volume(scene):
+    cubic = figures.cubic_on(scene.original, scene.enhanced)
+    from scipy import ndimage
+
+    whole = ndimage.affine_transform(
+        scene.original.data, [0.5] * 3, [-0.25] * 3, SHAPE, order=3, mode="mirror"
+    )
+    assert np.allclose(cubic.slice_at("coronal", 30.5), whole[:, 30], atol=1e-3)
+
+
+def test_difference_is_signed_and_centred(scene, tmp_path):
+    cubic = figures.cubic_on(scene.original, scene.enhanced)
+    planes = [cubic.slice_at("sagittal", x + 0.5) for x in range(SHAPE[0])]
+    data = np.stack(planes, axis=0)
+    data[24:] += 50.0
+    changed = Volume(data, cubic.zooms, cubic.start, cubic.rotation)
+    brighter = figures.Scene(
+        scene.original, changed, scene.mask, scene.frame, scene.positions, scene.window
+    )
+    assert figures.difference_limit(brighter, cubic) == pytest.approx(50.0, rel=1e-3)
+    figures.write_difference(brighter, cubic, tmp_path / "difference.png")
+    pixels = np.asarray(Image.open(tmp_path / "difference.png")).astype(int)
+    width = scene.panels["axial"][1]
+    row = pixels[30 + scene.size[1] // 2, 30 : width - 30]
+    first, last = row[: len(row) // 2 - 12], row[len(row) // 2 + 12 :]
+    assert (first[:, 0] > first[:, 2]).all(), "the patient's right half got brighter: warm"
+    assert last.max() < 40, "no difference is dark"
+
+
+def test_every_picture_has_the_same_bytes_twice(scene, tmp_path):
+    cubic = figures.cubic_on(scene.original, scene.enhanced)
+    gates = np.random.default_rng(0).dirichlet(np.ones(3), SHAPE).astype(np.float32)
+    gates_image = nib.Nifti1Image(gates, affine((1.0, 1.0, 1.0)))
+    deviation = nib.Nifti1Image(gates[..., 0], affine((1.0, 1.0, 1.0)))
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        figures.write_crops(scene, cubic, folder / "crops.png")
+        figures.write_difference(scene, cubic, folder / "difference.png")
+        figures.write_mask(scene, folder / "mask.png")
+        figures.write_gates(scene, gates_image, folder / "gates.png")
+        figures.write_winner(scene, gates_image, folder / "winner.png")
+        figures.write_deviation(scene, deviation, folder / "deviation.png")
+        plots.write_profile(scene, cubic, folder / "profile.svg")
+        plots.write_histogram(scene, folder / "histogram.svg")
+    for path in sorted((tmp_path / "1").iterdir()):
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
+        if path.suffix == ".png":
+            assert np.asarray(Image.open(path)).std() > 5, f"{path.name} is blank"
+        else:
+            ET.fromstring(path.read_text())
+
+
+def test_mask_outline_lies_on_the_mask(scene, tmp_path):
+    figures.write_mask(scene, tmp_path / "mask.png")
+    pixels = np.asarray(Image.open(tmp_path / "mask.png")).astype(int)
+    red = (pixels[..., 0] - pixels[..., 1] > 100) & (pixels[..., 0] > 200)
+    left, width = scene.panels["axial"]
+    height = scene.frame.size("axial")[1]
+    top = 30 + (scene.size[1] - height) // 2
+    drawn = canvas.draw_plane(scene.mask, scene.frame, "axial", scene.positions["axial"]) > 0
+    found = red[top : top + height, left : left + width]
+    expected = canvas.outline(drawn)
+    assert (found & expected).sum() > 0.95 * expected.sum()
+
+
+def test_profile_runs_along_the_axis_that_gained_most():
+    fine = head()
+    thick = fine.reshape(48, 56, 10, 4).mean(axis=3)
+    scene = figures.make_scene(
+        nib.Nifti1Image(thick, affine((1.0, 1.0, 4.0))),
+        nib.Nifti1Image(fine, affine((1.0, 1.0, 1.0))),
+        nib.Nifti1Image((thick > 40).astype(np.uint8), affine((1.0, 1.0, 4.0))),
+    )
+    plane, axis, across, centre = plots.profile_place(scene)
+    assert axis == 2
+    place = scene.positions[plane]
+    at, coarse = plots.profile(scene.original, plane, axis, place, across, centre)
+    _, line = plots.profile(scene.enhanced, plane, axis, place, across, centre)
+    assert np.diff(at) == pytest.approx(4.0)
+    assert len(line) >= 3 * len(coarse)
+    assert set(coarse) <= set(thick.ravel())
+
+
+def test_blank_and_tiny_images_still_give_pictures(tmp_path):
+    blank = nib.Nifti1Image(np.zeros((6, 5, 4), np.float32), affine((3.0, 3.0, 3.0)))
+    scene = figures.make_scene(blank, blank, blank)
+    cubic = figures.cubic_on(scene.original, scene.enhanced)
+    for write in (figures.write_difference, figures.write_crops, plots.write_profile):
+        assert write(scene, cubic, tmp_path / f"{write.__name__}.png").stat().st_size > 0
