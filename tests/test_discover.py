@@ -89,7 +89,7 @@ def test_only_the_participant_asked_for_is_indexed(dataset):
             put(dataset, f"sub-{number:04d}/anat/sub-{number:04d}_{suffix}.nii.gz")
         put(dataset, f"sub-{number:04d}/func/sub-{number:04d}_task-rest_bold.nii.gz")
         put(dataset, f"sub-{number:04d}/anat/sub-{number:04d}_T1w.json", {"EchoTime": number})
-    layout = _index_participant(dataset, "0007", [])
+    layout = _index_participant(dataset, "0007", sorted(dataset.glob("*.json")), [])
     indexed = sorted(str(Path(path).relative_to(dataset)) for path in layout.files)
     folder = "sub-0007/anat/sub-0007"
     assert indexed == [
@@ -150,6 +150,7 @@ def test_odd_files_are_left_out_with_a_reason(dataset):
         "sub-01_part-mag_T2w.nii.gz",
         "sub-01_desc-preproc_T1w.nii.gz",
         "sub-01_run-1_acq-x_T1w.nii.gz",
+        "sub-01_dir-AP_T1w.nii.gz",
         "sub-01_T1w_old.nii.gz",
         ".sub-01_T1w.nii.gz",
     ):
@@ -161,7 +162,8 @@ def test_odd_files_are_left_out_with_a_reason(dataset):
     assert "magnitude" in reasons["sub-01_part-phase_T2w.nii.gz"]
     assert ".nii.gz of the same name" in reasons["sub-01_T1w.nii"]
     assert "order" in reasons["sub-01_run-1_acq-x_T1w.nii.gz"]
-    assert len(reasons) == 4
+    assert "no dir-" in reasons["sub-01_dir-AP_T1w.nii.gz"]
+    assert len(reasons) == 5
 
 
 def test_labels(dataset):

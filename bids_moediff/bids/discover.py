@@ -30,6 +30,10 @@ __all__ = [
     "nothing_to_process",
 ]
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
+# What BIDS allows for anatomical images; with any other entity the outputs would be invalid.
+ANATOMICAL_ENTITIES = frozenset(
+    {"sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk"}
+)
 
 
 def find_participants(settings: Settings) -> list[str]:
@@ -93,20 +97,20 @@ def discover_participant(settings: Settings, label: str) -> Participant:
     notices: list[str] = []
     queries = load_filters(settings.bids_filter_file)
     if settings.bids_database_dir is None:
-        broken = [*_broken_sidecars(settings.bids_dir, recursive=False)]
-        broken += _broken_sidecars(folder, recursive=True)
+        shared = [settings.bids_dir / name for name in _json_names(settings.bids_dir)]
+        broken = [path for path in (*shared, *_sidecars(folder)) if not _is_json(path)]
         notices += [
             f"{_relative(path, settings)} is left out: it is no readable JSON." for path in broken
         ]
-        layout = _index_participant(settings.bids_dir, label, broken)
+        layout = _index_participant(settings.bids_dir, label, shared, broken)
     else:
         layout = _database(settings.bids_dir, settings.bids_database_dir)
-    suffixes = settings.modalities or DEFAULT_SUFFIXES
-    found = {
-        path: metadata
-        for suffix in suffixes
-        for path, metadata in _query(layout, settings, label, suffix, queries)
-    }
+    try:
+        found = dict(_query(layout, settings, label, queries))
+    finally:
+        # Without this a run over many participants keeps every one of their indices.
+        layout.connection_manager.session.close()
+        layout.connection_manager.engine.dispose()
     images = _select(found, settings, notices)
     return Participant(label, tuple(images), tuple(notices))
 
@@ -128,18 +132,22 @@ def _json_names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
 
 
-def _broken_sidecars(folder: Path, recursive: bool) -> Iterator[Path]:
-    """JSON files that pybids would stumble over: dangling links and files that are no JSON."""
+def _sidecars(folder: Path) -> Iterator[Path]:
+    """JSON files of a participant that may describe its anatomical images."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if name.startswith("ses-") or name == "anat"]
         for name in files:
             if name.endswith(".json") and not name.startswith("."):
-                try:
-                    json.loads((Path(parent) / name).read_text(encoding="utf-8"))
-                except (OSError, ValueError):
-                    yield Path(parent) / name
-        if not recursive:
-            return
+                yield Path(parent) / name
+
+
+def _is_json(path: Path) -> bool:
+    """Whether pybids would not stumble over it: dangling links and half files it would."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _ignore(root: Path, broken: list[Path]) -> list[re.Pattern[str]]:
@@ -151,7 +159,9 @@ def _ignore(root: Path, broken: list[Path]) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in patterns]
 
 
-def _index_participant(root: Path, label: str, broken: list[Path]) -> "BIDSLayout":
+def _index_participant(
+    root: Path, label: str, shared: list[Path], broken: list[Path]
+) -> "BIDSLayout":
     """Layout in memory with the root's sidecars and the participant's ``anat`` folders."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
@@ -167,9 +177,9 @@ def _index_participant(root: Path, label: str, broken: list[Path]) -> "BIDSLayou
                 return super()._index_dir(path, config, force)
             entities = {name: item for part in config for name, item in part.entities.items()}
             files, tags = super()._index_dir(path / f"sub-{label}", config)
-            for name in _json_names(root):
-                if self._validate_file(path / name):
-                    file, file_tags = self._index_file(path / name, entities)
+            for sidecar in shared:
+                if self._validate_file(path / sidecar.name):
+                    file, file_tags = self._index_file(path / sidecar.name, entities)
                     files.append(file)
                     tags += file_tags
             return files, tags
@@ -186,10 +196,9 @@ def _database(root: Path, folder: Path) -> "BIDSLayout":
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     if not folder.is_dir() or not any(folder.iterdir()):
-        broken = [
-            path for sub in sorted(root.glob("sub-*")) for path in _broken_sidecars(sub, True)
-        ]
-        broken += _broken_sidecars(root, recursive=False)
+        sidecars = [path for sub in sorted(root.glob("sub-*")) for path in _sidecars(sub)]
+        sidecars += [root / name for name in _json_names(root)]
+        broken = [path for path in sidecars if not _is_json(path)]
         indexer = BIDSLayoutIndexer(validate=False, ignore=_ignore(root, broken))
         temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -211,18 +220,21 @@ def _database(root: Path, folder: Path) -> "BIDSLayout":
 
 
 def _query(
-    layout: "BIDSLayout", settings: Settings, label: str, suffix: str, queries: FilterQueries
+    layout: "BIDSLayout", settings: Settings, label: str, queries: FilterQueries
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    query: dict[str, Any] = {
-        "datatype": "anat",
-        "suffix": suffix,
-        "extension": [*IMAGE_EXTENSIONS],
-    }
+    """Path and merged sidecars of each image: one query, and one for each suffix with a filter."""
+    query: dict[str, Any] = {"datatype": "anat", "extension": [*IMAGE_EXTENSIONS]}
     if settings.session_label:
         query["session"] = [*settings.session_label]
-    query |= queries.get(suffix.lower(), {})
-    for file in layout.get(subject=label, **query):
-        yield Path(file.path), file.get_metadata()
+    suffixes = settings.modalities or DEFAULT_SUFFIXES
+    plain = [suffix for suffix in suffixes if suffix.lower() not in queries]
+    parts = [{**query, "suffix": plain}] if plain else []
+    for suffix in suffixes:
+        if suffix not in plain:
+            parts.append({**query, "suffix": suffix, **queries[suffix.lower()]})
+    for part in parts:
+        for file in layout.get(subject=label, **part):
+            yield Path(file.path), file.get_metadata()
 
 
 def _select(
@@ -243,6 +255,8 @@ def _select(
             reason = f"it is a derivative ({min(derived)}-)"
         elif entities.get("part", "mag") != "mag":
             reason = f"part-{entities['part']} is no magnitude image"
+        elif foreign := set(entities) - ANATOMICAL_ENTITIES:
+            reason = f"BIDS knows no {min(foreign)}- for anatomical images"
         elif suffix not in ANATOMICAL_SUFFIXES:
             reason = f"{suffix} is no anatomical contrast"
         if reason is not None:
