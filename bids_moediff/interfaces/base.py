@@ -23,6 +23,8 @@ from bids_moediff.errors import MoediffError
 
 LOGGER = logging.getLogger("nipype.interface")
 TRACEBACK_FILE = "traceback.txt"
+# Marks a folder whose result must not be reused by a later run.
+FAILED_FILE = "failed.txt"
 
 
 class ImageStepInputSpec(BaseInterfaceInputSpec):
@@ -59,6 +61,7 @@ class ImageStep(SimpleInterface):
                 (Path(runtime.cwd) / TRACEBACK_FILE).write_text(traceback.format_exc())
         if failure and not self.inputs.failure:
             LOGGER.warning("%s: %s", type(self).__name__, failure)
+            (Path(runtime.cwd) / FAILED_FILE).write_text(f"{failure}\n", encoding="utf-8")
         self._results["failure"] = failure
         return runtime
 

@@ -29,7 +29,7 @@ from nipype.interfaces.base import (
 from bids_moediff.bids.sink import write_json
 from bids_moediff.errors import ImageError
 
-from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from .base import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from .source import image_key, load_source
 
 ANY_EXIT_CODE = range(-64, 256)
@@ -157,6 +157,9 @@ class SuperResolve(CommandLine):
             log.append(runtime.stderr)
             settled = _settle(results, pending, runtime, self.inputs.gigabytes)
             write_json(settled, results)
+        failures = [item["message"] for item in settled.values() if item["status"] != "done"]
+        if failures:
+            (results.parent / FAILED_FILE).write_text("\n".join(failures), encoding="utf-8")
         runtime.returncode = 0
         runtime.stderr = "\n".join(log)
         if not keys:

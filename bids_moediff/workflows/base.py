@@ -23,8 +23,8 @@ from .outputs import init_ds_preparation_wf
 from .preparation import init_image_preparation_wf
 from .products import init_image_products_wf
 from .superres import init_superres_wf
+from .work import WORKFLOW_NAME, participant_workflow_name
 
-WORKFLOW_NAME = "bids_moediff_wf"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def init_single_subject_wf(participant: Participant, settings: Settings, plan: P
     -------
     None; products go to the output folder.
     """
-    workflow = Workflow(name=f"sub_{participant.label.replace('+', '_')}_wf")
+    workflow = Workflow(name=participant_workflow_name(participant.label))
     images = participant.images
     collect = pe.Node(
         CollectRun(

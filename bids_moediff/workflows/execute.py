@@ -19,10 +19,11 @@ from bids_moediff.errors import GraphError
 from bids_moediff.resources import Limits
 from bids_moediff.settings import Settings
 
-from .base import WORKFLOW_NAME, Plan, run_file
+from .base import Plan, run_file
 from .choose import choose_plugin
 from .outcome import crash_sentences
 from .progress import ProgressWatcher
+from .work import WORKFLOW_NAME, participant_folder, participant_workflow_name
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -67,7 +68,7 @@ class _OfParticipant(logging.Filter):
 
     def __init__(self, label: str) -> None:
         super().__init__()
-        self._own = f"sub_{label.replace('+', '_')}_wf"
+        self._own = participant_workflow_name(label)
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -105,8 +106,8 @@ def run_logs(
 
 
 def _keep_network_log(settings: Settings, plan: Plan, participant: Participant) -> None:
-    name = f"sub_{participant.label.replace('+', '_')}_wf"
-    node = settings.work_folder / WORKFLOW_NAME / name / "superres_wf" / "superres"
+    folder = participant_folder(settings.work_folder, participant.label)
+    node = folder / "superres_wf" / "superres"
     for stream in ("stdout", "stderr"):
         source = node / f"{stream}.nipype"
         if source.exists() and source.stat().st_size:

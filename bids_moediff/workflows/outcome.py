@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bids_moediff.errors import ImageError
 
+from .work import participant_workflow_name
+
 # Exit codes of the child process that concern the whole call outrank "some images failed".
 FATAL = (2, 69, 78)
 
@@ -51,7 +53,7 @@ def read_outcomes(
     if run_file.exists():
         record = json.loads(run_file.read_text(encoding="utf-8"))
         items = {item["key"]: item for item in record["images"]}
-    sentences = crash_sentences(crash_folder, f"sub_{label.replace('+', '_')}_wf")
+    sentences = crash_sentences(crash_folder, participant_workflow_name(label))
     reason = sentences[0] if sentences else "The image was not processed."
     outcomes = []
     for key in keys:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .base import WORKFLOW_NAME
+from .work import WORKFLOW_NAME
 
 PATTERN = f"{WORKFLOW_NAME}/*/superres_wf/superres/stdout.nipype"
 SECONDS_BETWEEN_LOOKS = 0.5

@@ -6,7 +6,6 @@ libraries has to be set before they are loaded.
 """
 
 import os
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,8 @@ from bids_moediff.errors import MoediffError
 from bids_moediff.resources import Limits
 from bids_moediff.resources import plan as plan_resources
 from bids_moediff.settings import Settings
+
+from .work import forget_failures, make_caches, remove_work
 
 if TYPE_CHECKING:
     from .base import Plan
@@ -72,7 +73,7 @@ def run_participants(settings: Settings) -> int:
     print_table(outcomes)
     code = exit_code(outcomes)
     if settings.stage == "all" and not settings.keep_workdir:
-        remove_work(settings.work_folder)
+        remove_work(settings.work_folder, labels)
     return code
 
 
@@ -87,7 +88,7 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
     Homes may be missing or read-only (containers, batch jobs): every cache goes to the work
     folder.
     """
-    caches = work_folder / "cache"
+    caches = make_caches(work_folder)
     values = {
         "NO_ET": "1",
         "NIPYPE_NO_ET": "1",
@@ -116,6 +117,7 @@ def _run_batch(
     from .outcome import Outcome, failed, read_outcomes
 
     configure_nipype(settings, plan)
+    forget_failures(settings.work_folder, labels)
     outcomes: list[Outcome] = []
     participants: list[Participant] = []
     for label in labels:
@@ -134,15 +136,3 @@ def _run_batch(
         path = run_file(settings, plan, participant)
         outcomes += read_outcomes(participant.label, keys, path, crash_folder)
     return outcomes
-
-
-def remove_work(folder: Path) -> None:
-    """Remove what runs of this app made in the work folder, and the folder if nothing is left."""
-    from .base import WORKFLOW_NAME
-
-    for name in (WORKFLOW_NAME, "cache"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    try:
-        folder.rmdir()
-    except OSError:
-        return
