@@ -24,8 +24,7 @@ from conftest import ROOT
 
 
 class _InputSpec(ImageStepInputSpec):
-    flag = traits.Str(mandatory=True)
-    calls = traits.Str(mandatory=True)
+    folder = traits.Str(mandatory=True)
 
 
 class OnlyWithFlag(ImageStep):
@@ -35,9 +34,10 @@ class OnlyWithFlag(ImageStep):
     output_spec = ImageStepOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        with Path(self.inputs.calls).open("a") as stream:
+        outside = Path(self.inputs.folder)
+        with (outside / "calls").open("a") as stream:
             stream.write("x")
-        if not Path(self.inputs.flag).exists():
+        if not (outside / "flag").exists():
             raise ImageError("The flag is not there.")
         return {}
 
@@ -46,8 +46,7 @@ def run_step(tmp_path: Path) -> str:
     """Failure of one run of a step that needs the flag."""
     workflow = pe.Workflow(name=WORKFLOW_NAME, base_dir=str(tmp_path / "work"))
     inner = pe.Workflow(name=participant_workflow_name("01"))
-    step = OnlyWithFlag(flag=str(tmp_path / "flag"), calls=str(tmp_path / "calls"))
-    inner.add_nodes([pe.Node(step, name="step")])
+    inner.add_nodes([pe.Node(OnlyWithFlag(folder=str(tmp_path)), name="step")])
     workflow.add_nodes([inner])
     graph = workflow.run(plugin="Linear")
     (node,) = graph.nodes()

@@ -26,7 +26,6 @@ from .superres import init_superres_wf
 from .work import WORKFLOW_NAME, participant_workflow_name
 
 
-
 @dataclass(frozen=True)
 class Plan:
     """What a run may use, decided before the graph is built.
