@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of MODEL_CARD.md: what a model is, what it was trained on, how, and how well it did."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from .export import Run
+
+DESCRIPTIONS = {
+    "moediff": "MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a "
+    "gate that looks at multi-scale patch tokens.",
+    "student": "One 3-D network, distilled from MoEDiff-SR, that restores any voxel size in one "
+    "step.",
+}
+LIMITS = """\
+Research use. Trained on adult heads (and one child's) at 1.5 and 3 T with voxels of about 1 mm;
+contrasts other than T1w, T2w and FLAIR come from synthetic heads. Voxel ratios from 1.25 to 6 were
+seen. Detail that no scan measured is an estimate: do not read lesions off it alone.
+"""
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _table(rows: Sequence[tuple[str, Any]], heading: tuple[str, str]) -> list[str]:
+    lines = [f"| {heading[0]} | {heading[1]} |", "|---|---|"]
+    return [*lines, *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+def _gains(row: Mapping[str, Any]) -> list[str]:
+    protocols: Mapping[str, Mapping[str, float]] = row["gains"]
+    columns = list(dict.fromkeys(key for values in protocols.values() for key in values))
+    heading = ["protocol", *(name.replace("_", " ") for name in columns)]
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    for protocol, values in protocols.items():
+        cells = [f"{values[key]:+.2f}" if key in values else "n/a" for key in columns]
+        lines.append(f"| {protocol} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _stage(run: "Run") -> list[str]:
+    record, data = run.record, run.record["data"]
+    lines = [f"## Training: {run.stage}", ""]
+    lines += _table(
+        [
+            ("steps", record["step"]),
+            ("hours", f"{record['seconds'] / 3600:.2f}"),
+            ("hardware", record["hardware"]),
+            ("training data, SHA-256 of the pack", f"`{data['sha256']}`"),
+        ],
+        ("run", ""),
+    )
+    if data.get("training"):
+        lines += [f"Trained on {len(data['training'])} volumes: {', '.join(data['training'])}."]
+        lines += [f"Steered by: {', '.join(data['validation'])}.", ""]
+    lines += _table([(key, value) for key, value in record["recipe"].items()], ("recipe", ""))
+    rows = [row for row in run.curve if row["step"] <= record["step"]]
+    if rows:
+        lines += [f"Gain in dB on the validation heads at step {rows[-1]['step']}:", ""]
+        lines += _gains(rows[-1])
+    return lines
+
+
+def model_card(config: Mapping[str, Any], network: nn.Module, runs: Sequence["Run"]) -> str:
+    """Markdown of the card; `curve.png` stands beside it."""
+    family = str(config["family"])
+    lines = [f"# {family}, version {config['version']}", "", DESCRIPTIONS[family], ""]
+    lines += [f"{parameters(network) / 1e6:.2f} million weights, stored as 16-bit floats."]
+    lines += ["The moving average of the weights is what is stored.", ""]
+    for run in runs:
+        lines += _stage(run)
+    lines += ["![Loss and validation gain against the step](curve.png)", ""]
+    lines += ["The same numbers stand in `curve.json`.", "", "## Limits", "", LIMITS]
+    lines += ["## Licence", "", "Apache-2.0. Training data and their licences: docs/data.md."]
+    return "\n".join(lines) + "\n"
