@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nipype import config
 from nipype.interfaces.base import traits
 from nipype.pipeline import engine as pe
 
@@ -21,6 +22,12 @@ from bids_moediff.workflows.work import (
     remove_work,
 )
 from conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def files_of_steps_stay() -> None:
+    """As in the app: Nipype would remove the mark of a failure."""
+    config.update_config({"execution": {"remove_unnecessary_outputs": False}})
 
 
 class _InputSpec(ImageStepInputSpec):
