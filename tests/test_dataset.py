@@ -205,7 +205,7 @@ def test_second_run_writes_nothing(settings):
 def test_bidsignore_is_as_documented(settings):
     prepare_output(settings, {})
     ignored = (settings.output_dir / ".bidsignore").read_text()
-    assert ignored == "*.html\nfigures\n*_xfm.*\ngroup_*.tsv\n"
+    assert ignored == "*.html\nfigures\n*_xfm.*\ngroup_*.tsv\ngroup_*.json\n"
 
 
 def _start_job(settings, gate):

@@ -21,7 +21,7 @@ from bids_moediff.settings import PREFIX, Settings, closest
 NAME = "bids_moediff"
 BIDS_VERSION = "1.11.1"
 RAW = "raw"  # name of the input in BIDS URIs, bids:raw:sub-01/…
-IGNORED = ("*.html", "figures", "*_xfm.*", "group_*.tsv")
+IGNORED = ("*.html", "figures", "*_xfm.*", "group_*.tsv", "group_*.json")
 DESCRIPTIONS = (
     {"desc_id": "desc-preproc", "description": "input image, conformed, on its own grid"},
     {"desc_id": "desc-brain", "description": "brain mask"},
