@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocols of docs/science.md on whole heads: degrade, restore, compare.
+"""Whole heads: degrade, restore, compare.
 
-Every method gets the same measurement and the same declared acquisition. Gains are stated over
-cubic B-spline and over cubic with back-projection (10 iterations, same operator).
+Every method gets the same measurement and the same declared acquisition. Rows are kept on disk and
+never computed twice, so a benchmark that was interrupted goes on where it stopped and the
+baselines are shared by all models.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,48 +17,54 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from bids_moediff.bids.sink import table_text, write_text
 from bids_moediff.engine.acquisition import Acquisition, Operator
 from bids_moediff.engine.enhance import SuperResolver
-from bids_moediff.engine.grid import Triple, covering_shape, output_grid, voxel_sizes
+from bids_moediff.engine.grid import Triple, covering_shape, output_grid
 from bids_moediff.engine.interpolation import back_projection, initial_estimate, interpolate
-from bids_moediff.engine.masks import head_mask_array
+from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 from . import metrics
+from .heads import Head, Loaded
+from .protocols import Protocol
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """Voxel ratio per axis and slice profile; `slices` is the axis of the thick slices."""
-
-    name: str
-    ratios: Triple
-    profile: str
-
-
-PROTOCOLS = (
-    Protocol("x2 isotropic, k-space", (2.0, 2.0, 2.0), "kspace"),
-    Protocol("x2 isotropic, Gaussian", (2.0, 2.0, 2.0), "gaussian"),
-    Protocol("x2 isotropic, box", (2.0, 2.0, 2.0), "box"),
-    Protocol("x4 slices, Gaussian", (1.0, 1.0, 4.0), "gaussian"),
-    Protocol("x4 slices, k-space", (1.0, 1.0, 4.0), "kspace"),
-    Protocol("x2 slices, Gaussian", (1.0, 1.0, 2.0), "gaussian"),
-    Protocol("x1.5 isotropic, k-space", (1.5, 1.5, 1.5), "kspace"),
-)
+KEY = ("head", "image", "protocol", "ratios", "method", "version")
+FAST = ("psnr", "nrmse", "residual", "seconds")
+SLOW = ("ssim", "hfen", "flicker", "band_correlation", "band_power")
+COLUMNS = ("group", *KEY, *FAST, *SLOW)
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One head under one protocol, ready to be restored; intensities in the file's units."""
+    """One head under one protocol, ready to be restored; intensities in the file's units.
 
-    head: str
-    protocol: Protocol
+    Parameters
+    ----------
+    truth, mask : (X, Y, Z) intensities and head mask
+    measured : what the coarse acquisition measured, without noise
+    operator : from truth to measurement
+    coarse_zooms, zooms : voxel sizes in mm
+    affine : of the truth
+
+    """
+
     truth: np.ndarray
     mask: np.ndarray
     measured: torch.Tensor
     operator: Operator
+    acquisition: Acquisition
     coarse_zooms: Triple
     zooms: Triple
     affine: np.ndarray
+
+    @property
+    def ratios(self) -> Triple:
+        """Coarse over fine voxel size."""
+        first, second, third = (
+            coarse / fine for coarse, fine in zip(self.coarse_zooms, self.zooms, strict=True)
+        )
+        return (first, second, third)
 
     @property
     def coarse_image(self) -> nib.Nifti1Image:
@@ -64,128 +73,298 @@ class Task:
         return nib.Nifti1Image(self.measured.numpy(), affine)
 
 
-def make_task(path: Path, protocol: Protocol) -> Task:
-    """Degrade one head without noise."""
-    image = nib.nifti1.load(path)
-    truth = np.asarray(image.dataobj, dtype=np.float32).squeeze()
-    zooms = voxel_sizes(image.affine)
-    ratios = protocol.ratios
+def make_task(
+    truth: np.ndarray,
+    mask: np.ndarray,
+    zooms: Triple,
+    affine: np.ndarray,
+    ratios: Triple,
+    profile: str,
+) -> Task:
+    """Degrade (X, Y, Z) `truth` without noise; what does not fill a coarse voxel is cut off."""
     coarse_zooms = (zooms[0] * ratios[0], zooms[1] * ratios[1], zooms[2] * ratios[2])
     counts = [int(size / ratio + 1e-6) for size, ratio in zip(truth.shape, ratios, strict=True)]
     coarse = (counts[0], counts[1], counts[2])
+    if min(coarse) < 4:
+        raise ImageError(f"at ratios {ratios} fewer than four voxels are left on a side.")
     shape = covering_shape(coarse, coarse_zooms, zooms)
-    truth = np.ascontiguousarray(truth[tuple(slice(0, size) for size in shape)])
-    mask = head_mask_array(truth, zooms)
-    operator = Operator.between(
-        shape, zooms, coarse, coarse_zooms, Acquisition.uniform(protocol.profile)
-    )
+    cut = tuple(slice(0, size) for size in shape)
+    truth, mask = np.ascontiguousarray(truth[cut]), mask[cut]
+    acquisition = Acquisition.uniform(profile)
+    operator = Operator.between(shape, zooms, coarse, coarse_zooms, acquisition)
     measured = operator.forward(torch.from_numpy(truth))
-    name = path.name.removesuffix(".nii.gz")
-    return Task(name, protocol, truth, mask, measured, operator, coarse_zooms, zooms, image.affine)
+    return Task(truth, mask, measured, operator, acquisition, coarse_zooms, zooms, affine)
 
 
-Method = Callable[[Task], np.ndarray]
+Restore = Callable[[Task], np.ndarray]
 
 
-def baselines() -> dict[str, Method]:
-    """Linear, cubic, cubic + back-projection, and cubic projected onto the data."""
+@dataclass(frozen=True)
+class Method:
+    """A way to restore a task; `version` tells results of different weights or options apart."""
 
-    def spline(order: int) -> Method:
-        return lambda t: interpolate(
-            t.measured, t.coarse_zooms, t.operator.fine_shape, t.zooms, order
-        ).numpy()
-
-    def projected(task: Task) -> np.ndarray:
-        cubic = torch.from_numpy(spline(3)(task))
-        return back_projection(
-            cubic, task.measured, task.operator, task.coarse_zooms, task.zooms
-        ).numpy()
-
-    return {
-        "linear": spline(1),
-        "cubic": spline(3),
-        "back-projection": projected,
-        "consistent": lambda t: initial_estimate(
-            t.measured, t.operator, t.coarse_zooms, t.zooms
-        ).numpy(),
-    }
+    name: str
+    version: str
+    restore: Restore
 
 
-def model_method(resolver: SuperResolver, **options: Any) -> Method:
-    """A loaded model as a method; `options` go to :meth:`SuperResolver.enhance`."""
-
+def _spline(order: int) -> Restore:
     def restore(task: Task) -> np.ndarray:
-        result = resolver.enhance(
-            task.coarse_image,
-            task.zooms,
-            acquisition=Acquisition.uniform(task.protocol.profile),
-            **options,
-        )
-        return np.asarray(result.image.dataobj)
+        shape = task.operator.fine_shape
+        return interpolate(task.measured, task.coarse_zooms, shape, task.zooms, order).numpy()
 
     return restore
 
 
-def score(task: Task, image: np.ndarray, *, full: bool = True) -> dict[str, float]:
+def _back_projected(task: Task) -> np.ndarray:
+    cubic = torch.from_numpy(_spline(3)(task))
+    return back_projection(
+        cubic, task.measured, task.operator, task.coarse_zooms, task.zooms
+    ).numpy()
+
+
+def _consistent(task: Task) -> np.ndarray:
+    return initial_estimate(task.measured, task.operator, task.coarse_zooms, task.zooms).numpy()
+
+
+# "1" is the version of these definitions: raise it when one of them changes.
+BASELINES = (
+    Method("linear", "1", _spline(1)),
+    Method("cubic", "1", _spline(3)),
+    Method("back-projection", "1", _back_projected),
+    Method("consistent", "1", _consistent),
+)
+
+
+def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Method:
+    """A loaded model as a method; `options` go to :meth:`SuperResolver.enhance`."""
+
+    def restore(task: Task) -> np.ndarray:
+        result = resolver.enhance(
+            task.coarse_image, task.zooms, acquisition=task.acquisition, **options
+        )
+        return np.asarray(result.image.dataobj, dtype=np.float32)
+
+    words = [f"{key}={value}" for key, value in options.items() if value is not None]
+    version = " ".join([resolver.model.sha256[:12], resolver.precision, *words])
+    return Method(name or resolver.model.name, version, restore)
+
+
+def score(task: Task, image: np.ndarray, *, full: bool) -> dict[str, float]:
     """All figures of one result; `full` adds the slow ones."""
+    if image.shape != task.truth.shape or not np.isfinite(image).all():
+        raise ImageError(f"the result {image.shape} does not fit the truth {task.truth.shape}.")
+    residual = task.operator.forward(torch.from_numpy(image)) - task.measured
     row = {
         "psnr": metrics.psnr(image, task.truth, task.mask),
         "nrmse": metrics.nrmse(image, task.truth, task.mask),
+        "residual": float(residual.norm() / task.measured.norm()),
     }
-    residual = task.operator.forward(torch.from_numpy(image)) - task.measured
-    row["residual"] = float(residual.norm() / task.measured.norm())
     if full:
-        row["ssim"] = metrics.ssim(image, task.truth, task.mask)
-        row["hfen"] = metrics.hfen(image, task.truth, task.mask)
-        row["flicker"] = max(metrics.flicker(image, task.truth, task.mask))
-        spectrum = metrics.recovered_spectrum(image, task.truth, task.mask, task.protocol.ratios)
-        row["band_correlation"] = spectrum["correlation"]
-        row["band_power"] = spectrum["power"]
+        row |= metrics.slow_figures(image, task.truth, task.mask, task.ratios)
     return row
 
 
-def run(
-    paths: Iterable[Path],
-    methods: dict[str, Method],
-    protocols: Sequence[Protocol] = PROTOCOLS,
-    *,
-    full: bool = True,
-    report: Callable[[dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """One row per head, protocol and method."""
-    rows = []
-    for path in paths:
-        for protocol in protocols:
-            task = make_task(path, protocol)
-            for name, method in methods.items():
-                row: dict[str, Any] = {
-                    "head": task.head,
-                    "protocol": protocol.name,
-                    "method": name,
-                }
-                row |= score(task, method(task), full=full)
-                rows.append(row)
-                if report is not None:
-                    report(row)
+class Rows:
+    """The table of finished rows, on disk after every one of them."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._rows: dict[tuple[str, ...], Row] = {}
+        if path is not None and path.is_file():
+            for row in read_rows(path):
+                self._rows[_key(row)] = row
+
+    def finished(self, key: Row, full: bool) -> bool:
+        """Whether the row is there, with the slow figures if they are wanted."""
+        row = self._rows.get(_key(key))
+        return row is not None and (not full or row.get("ssim") is not None)
+
+    def add(self, row: Row) -> None:
+        """Keep a row."""
+        self._rows[_key(row)] = row
+        if self.path is not None:
+            write_text(table_text([_rounded(row) for row in self.all()], [*COLUMNS]), self.path)
+
+    def all(self) -> list[Row]:
+        """Every row, in the order of computation."""
+        return list(self._rows.values())
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in KEY)
+
+
+def _rounded(row: Row) -> Row:
+    known = {k: v for k, v in row.items() if v == v}  # a figure that is not a number is missing
+    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in known.items()}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a table written by :class:`Rows`; UsageError if it is another kind of table."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows: list[Row] = list(csv.DictReader(stream, delimiter="\t"))
+    try:
+        for row in rows:
+            for name in (*FAST, *SLOW):
+                row[name] = None if row[name] == "n/a" else float(row[name])
+            _key(row)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no table of this benchmark; move it away or give another folder."
+        ) from error
     return rows
 
 
-def gains(rows: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    """Per protocol: mean PSNR gain with 95 % interval over cubic and over back-projection."""
-    table = {(row["head"], row["protocol"], row["method"]): row["psnr"] for row in rows}
-    summary = []
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        heads = [h for h, p, m in table if p == protocol and m == method]
-        entry: dict[str, Any] = {"protocol": protocol, "heads": len(heads)}
-        entry["psnr"] = float(np.mean([table[h, protocol, method] for h in heads]))
-        for baseline, key in (("cubic", "over_cubic"), ("back-projection", "over_bp")):
-            gain = [table[h, protocol, method] - table[h, protocol, baseline] for h in heads]
-            low, high = metrics.bootstrap_interval(gain)
-            entry |= {
-                key: float(np.mean(gain)),
-                f"{key}_low": low,
-                f"{key}_high": high,
-                f"{key}_worst": float(min(gain)),
-            }
-        summary.append(entry)
-    return summary
+@dataclass
+class Plan:
+    """What is to be computed.
+
+    Parameters
+    ----------
+    heads, protocols, methods : every combination of them
+    full : whether the slow figures are wanted
+    all_axes : degrade axes without truth as well
+
+    """
+
+    heads: Sequence[Head]
+    protocols: Sequence[Protocol]
+    methods: Sequence[Method]
+    full: bool = False
+    all_axes: bool = False
+
+    def __len__(self) -> int:
+        return len(self.heads) * len(self.protocols) * len(self.methods)
+
+
+class HeadTable:
+    """What was found out about each head, so that finished heads need not be read again."""
+
+    columns = ("head", "group", "image", "voxel_mm", "axes", "note")
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._rows: dict[str, Row] = {}
+        if path is not None and path.is_file():
+            with path.open(newline="", encoding="utf-8") as stream:
+                self._rows = {row["image"]: row for row in csv.DictReader(stream, delimiter="\t")}
+
+    def get(self, head: Head) -> tuple[tuple[int, ...], str] | None:
+        """Axes that hold truth and why the others do not, if the head was read before."""
+        row = self._rows.get(head.digest)
+        if row is None:
+            return None
+        note = "" if row["note"] == "n/a" else row["note"]
+        return tuple(int(axis) for axis in row["axes"].split(",")), note
+
+    def add(self, loaded: Loaded) -> None:
+        """Keep what is known of a head."""
+        head = loaded.head
+        self._rows[head.digest] = {
+            "head": head.name,
+            "group": head.group,
+            "image": head.digest,
+            "voxel_mm": "x".join(f"{zoom:.4g}" for zoom in loaded.zooms),
+            "axes": ",".join(map(str, loaded.axes)),
+            "note": loaded.note or None,
+        }
+        if self.path is not None:
+            write_text(table_text([*self._rows.values()], [*self.columns]), self.path)
+
+
+Report = Callable[[Row | None, str], None]
+
+
+def run(
+    plan: Plan,
+    rows: Rows,
+    table: HeadTable,
+    report: Report = lambda row, problem: None,
+) -> tuple[list[Row], dict[str, str]]:
+    """Compute what is missing.
+
+    `report` gets every row as it is ready, or None and a sentence for one that failed.
+
+    Returns
+    -------
+    rows : those of the plan, new and kept
+    notes : for each head, the axes that hold no truth and why
+
+    """
+    wanted: list[Row] = []
+    notes: dict[str, str] = {}
+    for head in plan.heads:
+        try:
+            wanted += _run_head(plan, rows, table, head, report)
+            notes[head.name] = (table.get(head) or ((), ""))[1]
+        except MoediffError as error:
+            for _ in range(len(plan.protocols) * len(plan.methods)):
+                report(None, f"{head.name}: {error}")
+    keys = {_key(row) for row in wanted}
+    return [row for row in rows.all() if _key(row) in keys], notes
+
+
+def _run_head(plan: Plan, rows: Rows, table: HeadTable, head: Head, report: Report) -> list[Row]:
+    """Keys of one head under all protocols; it is read only if something is missing."""
+    loaded: Loaded | None = None
+    known = table.get(head)
+    if known is None:
+        loaded = head.load()
+        table.add(loaded)
+        known = (loaded.axes, loaded.note)
+    wanted: list[Row] = []
+    for protocol in plan.protocols:
+        ratios = protocol.ratios((0, 1, 2) if plan.all_axes else known[0])
+        keys = _keys(plan, head, protocol, ratios)
+        wanted += keys
+        if all(rows.finished(key, plan.full) for key in keys):
+            for key in keys:
+                report(key, "")
+            continue
+        loaded = loaded or head.load()
+        _run_task(plan, rows, loaded, protocol, keys, ratios, report)
+    return wanted
+
+
+def _keys(plan: Plan, head: Head, protocol: Protocol, ratios: Triple) -> list[Row]:
+    base: Row = {
+        "group": head.group,
+        "head": head.name,
+        "image": head.digest,
+        "protocol": protocol.key,
+        "ratios": "x".join(f"{ratio:g}" for ratio in ratios),
+    }
+    return [base | {"method": m.name, "version": m.version} for m in plan.methods]
+
+
+def _run_task(
+    plan: Plan,
+    rows: Rows,
+    loaded: Loaded,
+    protocol: Protocol,
+    keys: Sequence[Row],
+    ratios: Triple,
+    report: Report,
+) -> None:
+    """Rows of one head under one protocol, computed unless they are there."""
+    task: Task | None = None
+    for key, method in zip(keys, plan.methods, strict=True):
+        if rows.finished(key, plan.full):
+            report(key, "")
+            continue
+        try:
+            task = task or make_task(
+                loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
+            )
+            start = time.perf_counter()
+            image = method.restore(task)
+            seconds = round(time.perf_counter() - start, 2)
+            row = key | score(task, image, full=plan.full) | {"seconds": seconds}
+        except (MoediffError, MemoryError, RuntimeError) as error:
+            # torch tells lack of memory by RuntimeError: the other tasks may fit.
+            reason = " ".join(str(error).split())[:200]
+            report(None, f"{loaded.head.name}, {protocol.name}, {method.name}: {reason}")
+            continue
+        rows.add(row)
+        report(row, "")

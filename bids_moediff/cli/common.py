@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the smaller commands share: one sentence for a mistake, threads, a progress bar."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bids_moediff.errors import GraphError, MoediffError
+
+INTERRUPTED = 130
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Run `work` on the arguments; an expected failure becomes a sentence and its exit code."""
+    try:
+        return work(list(sys.argv[1:] if argv is None else argv))
+    except MoediffError as error:
+        return _fail(name, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(name, "Interrupted.", INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(name, f"{where}{error.strerror or error}.", MoediffError.exit_code)
+    except Exception as error:
+        # Nobody foresaw this one: the traceback is for the bug report.
+        traceback.print_exc()
+        what = type(error).__name__
+        return _fail(
+            name, f"Unexpected {what}; please report the lines above.", GraphError.exit_code
+        )
+
+
+def _fail(name: str, sentence: str, code: int) -> int:
+    print(f"{name}: {sentence}", file=sys.stderr)
+    return code
+
+
+def set_threads(count: int) -> None:
+    """Number of threads of every numerical library; call before any of them is imported."""
+    for name in _THREAD_VARIABLES:
+        os.environ[name] = str(count)
+    import torch
+
+    torch.set_num_threads(count)
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; both on stderr."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(total=total, unit=unit, disable=None, smoothing=0.1)
+
+    def __call__(self, line: str = "") -> None:
+        """One more is done; `line` says what came out."""
+        if line:
+            self._bar.write(line, file=sys.stderr)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-evaluate``: how good is a result, a model, and does it invent anything?
+
+* ``bids_moediff-evaluate DERIVATIVES OUT --reference BIDS_DIR``: results against true images;
+* ``bids_moediff-evaluate benchmark …``: a model on high-resolution heads that are made coarse;
+* ``bids_moediff-evaluate hallucination …``: lesions put into heads: kept, faded or multiplied?
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_moediff import __version__
+from bids_moediff.cli.common import Progress, run_command, set_threads
+from bids_moediff.errors import MoediffError, UsageError
+
+if TYPE_CHECKING:
+    from bids_moediff.engine.enhance import SuperResolver
+    from bids_moediff.evaluation.benchmark import Method
+    from bids_moediff.evaluation.heads import Head
+
+PROGRAM = "bids_moediff-evaluate"
+ENHANCE_OPTIONS = ("seed", "num_steps", "num_samples", "noise_strength", "batch_size")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point; gives the exit code."""
+    return run_command(PROGRAM, _run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    commands = {"benchmark": run_benchmark}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    raise UsageError(f"Unknown command; known are {', '.join(commands)}.")
+
+
+def add_heads(parser: argparse.ArgumentParser) -> None:
+    """Options that name heads with a truth."""
+    heads = parser.add_argument_group("heads (high-resolution images that serve as truth)")
+    heads.add_argument("--heads", type=Path, nargs="+", metavar="FILE", default=[])
+    heads.add_argument(
+        "--other-site",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="more heads, of a site that trained nothing; summarised on their own",
+    )
+    heads.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with manifest.tsv (file, split, source)"
+    )
+    heads.add_argument("--split", default="val", help="split of the manifest (default val)")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that name models and how they run."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", nargs="+", default=[], metavar="NAME", help="names or folders of models"
+    )
+    model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
+    model.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    model.add_argument("--seed", type=int, default=None)
+    model.add_argument("--num-steps", type=int, default=None)
+    model.add_argument("--num-samples", type=int, default=None)
+    model.add_argument("--noise-strength", type=float, default=None)
+    model.add_argument("--batch-size", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+
+
+def load_heads(options: argparse.Namespace) -> "list[Head]":
+    """Heads that the options name."""
+    from bids_moediff.evaluation.heads import heads_of_files, heads_of_manifest
+
+    heads = heads_of_files(options.heads, options.other_site)
+    if options.data is not None:
+        heads += heads_of_manifest(options.data, options.split)
+    if not heads:
+        raise UsageError("Name heads: --heads FILE… or --data DIR --split val.")
+    return heads
+
+
+def load_methods(options: argparse.Namespace) -> "list[Method]":
+    """Models that the options name, each loaded once."""
+    from bids_moediff.evaluation.benchmark import model_method
+
+    given = {name: getattr(options, name) for name in ENHANCE_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    return [
+        model_method(_load(name, options), "", **given) for name in dict.fromkeys(options.model)
+    ]
+
+
+def _load(name: str, options: argparse.Namespace) -> "SuperResolver":
+    from bids_moediff.engine.enhance import SuperResolver
+
+    return SuperResolver.from_pretrained(name, options.device, options.precision)
+
+
+def check_threads(options: argparse.Namespace) -> None:
+    """Refuse a senseless number of threads, then set it."""
+    if options.threads < 1:
+        raise UsageError("--threads must be at least 1.")
+    set_threads(options.threads)
+
+
+def benchmark_parser() -> argparse.ArgumentParser:
+    """Parser of ``benchmark``."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} benchmark",
+        description="Make heads coarse, restore them, and compare with cubic interpolation and "
+        "with cubic + back-projection. Finished rows in OUT are kept: run the same command again "
+        "to go on, or with another model to compare.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for tables and pictures")
+    add_heads(parser)
+    add_model(parser)
+    parser.add_argument(
+        "--protocols",
+        nargs="+",
+        metavar="NAME",
+        help="x2iso-kspace, x4slices-gaussian …, or 'gates' for those with a release gate; "
+        "any x<factor>(iso|slices)-(kspace|gaussian|box) (default: seven of them)",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="also SSIM, HFEN, flicker and recovered spectrum"
+    )
+    parser.add_argument(
+        "--all-axes", action="store_true", help="degrade axes that hold no truth as well"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_benchmark(argv: list[str]) -> int:
+    """Rows, summary and pictures of a benchmark; 1 if a row could not be computed."""
+    # Options may stand before and after OUT.
+    options = benchmark_parser().parse_intermixed_args(argv)
+    from bids_moediff.evaluation.protocols import select_protocols
+
+    protocols = select_protocols(options.protocols)
+    check_threads(options)
+    from bids_moediff.evaluation.benchmark import BASELINES, HeadTable, Plan, Rows, run
+
+    heads = load_heads(options)
+    methods = [*BASELINES, *load_methods(options)]
+    plan = Plan(heads, protocols, methods, options.full, options.all_axes)
+    folder = options.output
+    rows = Rows(folder / "rows.tsv")
+    progress, problems = Progress(len(plan), "row"), []
+
+    def report(row: dict[str, Any] | None, problem: str) -> None:
+        if problem:
+            if problem not in problems:
+                print(f"{PROGRAM}: {problem}", file=sys.stderr)
+            problems.append(problem)
+        progress(_line(row) if row and "psnr" in row else "")
+
+    done, notes = run(plan, rows, HeadTable(folder / "heads.tsv"), report)
+    progress.close()
+    if not done:
+        raise MoediffError("Not one head could be evaluated.")
+    _write_summary(done, notes, folder)
+    return 1 if problems else 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['head']}  {row['protocol']}  {row['method']}  {row['psnr']:.2f} dB"
+        f"  {row['seconds']:.1f} s"
+    )
+
+
+def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Path) -> None:
+    """summary.tsv, summary.md and one picture per protocol; prints the page."""
+    from bids_moediff.bids.sink import table_text, write_text
+    from bids_moediff.evaluation import summary
+
+    entries = summary.summarise(rows)
+    plain = [
+        {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in entry.items()}
+        for entry in entries
+    ]
+    write_text(table_text(plain, [*summary.COLUMNS]), folder / "summary.tsv")
+    page = summary.markdown(entries, rows, notes)
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        summary.draw_gains(rows, protocol, folder / "figures" / f"{protocol}.png")
+        page += f"\n![{protocol}](figures/{protocol}.png)\n"
+    write_text(page, folder / "summary.md")
+    print(page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
