@@ -47,7 +47,7 @@ class Protocol:
 
 
 def parse_protocol(key: str) -> Protocol:
-    """Protocol from its short name, ``x<factor>iso-<profile>`` or ``x<factor>slices-<profile>``."""
+    """Protocol from its short name, such as ``x2iso-kspace`` or ``x4slices-gaussian``."""
     match = re.fullmatch(r"x(\d+(?:\.\d+)?)(iso|slices)-(kspace|gaussian|box)", key)
     if match is None or not 1 < float(match[1]) <= 10:
         known = [name for name in PROFILES if name != "none"]

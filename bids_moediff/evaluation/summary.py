@@ -102,8 +102,8 @@ def markdown(summary: Sequence[Row], rows: Sequence[Row], notes: Mapping[str, st
     lines = [
         "# Benchmark",
         "",
-        "PSNR in dB in the head mask, in 3-D, range 99.5th percentile of the truth. Gains are means",
-        "over heads with 95 % percentile bootstrap intervals over heads. Gate: mean gains over cubic",
+        "PSNR in dB in the head mask, in 3-D, range 99.5th percentile of the truth. Gains are",
+        "means over heads with 95 % percentile bootstrap intervals. Gate: mean gains over cubic",
         "and over cubic + back-projection (BP) required of a release (80 % of them on heads of",
         "another site), and no head below cubic + BP.",
         "",
@@ -115,8 +115,9 @@ def markdown(summary: Sequence[Row], rows: Sequence[Row], notes: Mapping[str, st
     summary = [entry for entry in summary if not models or entry["method"] not in BASELINES]
     for e in summary:
         lines.append(
-            f"| {parse_protocol(e['protocol']).name} | {e['group']} ({e['heads']}) | {e['method']} "
-            f"| {e['psnr_cubic']:.2f} | {e['psnr_back_projection']:.2f} | {e['psnr']:.2f} "
+            f"| {parse_protocol(e['protocol']).name} | {e['group']} ({e['heads']}) "
+            f"| {e['method']} | {e['psnr_cubic']:.2f} | {e['psnr_back_projection']:.2f} "
+            f"| {e['psnr']:.2f} "
             f"| {_gain(e, 'over_cubic')} | {_gain(e, 'over_back_projection')} "
             f"| {e['worst_over_back_projection']:+.2f} ({e['worst_head']}) | {_gate_text(e)} |"
         )

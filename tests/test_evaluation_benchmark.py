@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark command on generated heads: numbers, resuming, groups, axes and mistakes."""
+
+import csv
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage, signal
+
+from bids_moediff.errors import UsageError
+from bids_moediff.evaluation.heads import heads_of_manifest, trusted_axes
+from bids_moediff.evaluation.metrics import bootstrap_interval
+from bids_moediff.evaluation.protocols import parse_protocol, select_protocols
+from bids_moediff.evaluation.summary import summarise
+from conftest import run_script
+from generated import head, untrained_model
+
+PROGRAM = "bids_moediff-evaluate"
+SHAPE = (36, 40, 32)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("heads")
+    paths = [folder / f"h{seed}_T1w.nii.gz" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        nib.save(head(SHAPE, (4.5, 4.5, 5.0), seed), path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def benchmark(heads: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of the command with a model, all figures and two protocols."""
+    base = tmp_path_factory.mktemp("benchmark")
+    model = untrained_model(base / "tiny")
+    arguments = ["benchmark", base / "out", "--heads", heads[0], "--other-site", heads[1]]
+    arguments += ["--protocols", "x2slices-box", "x2iso-kspace", "--all-axes", "--full"]
+    run = run_script(PROGRAM, *arguments, "--model", model, "--precision", "fp32", cwd=base)
+    assert run.returncode == 0, run.stderr
+    assert "| x2 slices, box |" in run.stdout
+    return base
+
+
+def test_rows_and_groups(benchmark: Path) -> None:
+    rows = read(benchmark / "out" / "rows.tsv")
+    assert len(rows) == 2 * 2 * 5
+    assert {(row["head"], row["group"]) for row in rows} == {
+        ("h0_T1w", "heads"),
+        ("h1_T1w", "another site"),
+    }
+    assert {row["ratios"] for row in rows} == {"1x1x2", "2x2x2"}
+    assert all(row["ssim"] != "n/a" for row in rows)
+    assert (benchmark / "out" / "figures" / "x2iso-kspace.png").stat().st_size > 5000
+
+
+def test_cubic_after_box_slices_equals_scipy(benchmark: Path, heads: list[Path]) -> None:
+    """Mean of pairs of slices, then scipy's cubic spline, in numpy alone."""
+    truth = nib.load(heads[0]).get_fdata()
+    measured = truth.reshape(*SHAPE[:2], SHAPE[2] // 2, 2).mean(axis=-1)
+    place = (np.arange(SHAPE[2]) + 0.5) / 2 - 0.5
+    grid = np.meshgrid(np.arange(SHAPE[0]), np.arange(SHAPE[1]), place, indexing="ij")
+    cubic = ndimage.map_coordinates(measured, grid, order=3, mode="mirror")
+    from bids_moediff.engine.masks import head_mask_array
+
+    mask = head_mask_array(truth, (4.5, 4.5, 5.0))
+    peak = np.percentile(truth[mask], 99.5)
+    expected = 10 * np.log10(peak**2 / ((cubic - truth)[mask] ** 2).mean())
+    row = next(
+        row
+        for row in read(benchmark / "out" / "rows.tsv")
+        if (row["head"], row["protocol"], row["method"]) == ("h0_T1w", "x2slices-box", "cubic")
+    )
+    assert float(row["psnr"]) == pytest.approx(expected, abs=0.02)
+
+
+def test_finished_rows_are_kept_and_missing_ones_added(benchmark: Path, heads: list[Path]) -> None:
+    table = benchmark / "out" / "rows.tsv"
+    before = table.read_text()
+    lines = before.splitlines()
+    cubic = next(n for n, line in enumerate(lines) if "\tcubic\t" in line)
+    linear = next(n for n, line in enumerate(lines) if "\tlinear\t" in line)
+    # A figure nobody would compute shows that the row is not computed again.
+    changed = lines[linear].split("\t")
+    changed[lines[0].split("\t").index("psnr")] = "12.5"
+    kept = [*lines[:linear], "\t".join(changed), *lines[linear + 1 : cubic], *lines[cubic + 1 :]]
+    table.write_text("\n".join(kept) + "\n")
+    arguments = ["benchmark", benchmark / "out", "--heads", heads[0], "--other-site", heads[1]]
+    arguments += ["--protocols", "x2slices-box", "x2iso-kspace", "--all-axes", "--full"]
+    arguments += ["--model", benchmark / "tiny", "--precision", "fp32"]
+    run = run_script(PROGRAM, *arguments, cwd=benchmark)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count(" dB ") == 1  # the one that was missing
+    after = read(table)
+    assert len(after) == 20
+    assert next(row for row in after if row["method"] == "linear")["psnr"] == "12.5"
+    table.write_text(before)
+
+
+def test_summary_is_the_mean_gain_with_its_interval(benchmark: Path) -> None:
+    rows = read(benchmark / "out" / "rows.tsv")
+    psnr = {
+        (row["head"], row["method"]): float(row["psnr"])
+        for row in rows
+        if row["protocol"] == "x2iso-kspace"
+    }
+    gain = [psnr[h, "tiny"] - psnr[h, "cubic"] for h in ("h0_T1w", "h1_T1w")]
+    entry = next(
+        row
+        for row in read(benchmark / "out" / "summary.tsv")
+        if (row["protocol"], row["group"], row["method"]) == ("x2iso-kspace", "all heads", "tiny")
+    )
+    assert float(entry["over_cubic"]) == pytest.approx(np.mean(gain), abs=1e-3)
+    low, high = bootstrap_interval(gain)
+    assert float(entry["over_cubic_low"]) == pytest.approx(low, abs=1e-3)
+    assert float(entry["over_cubic_high"]) == pytest.approx(high, abs=1e-3)
+    assert float(entry["worst_residual"]) < 1e-3
+
+
+def row(head_name: str, group: str, method: str, psnr: float) -> dict[str, object]:
+    return {
+        "head": head_name,
+        "group": group,
+        "image": "0",
+        "protocol": "x2iso-kspace",
+        "ratios": "2x2x2",
+        "method": method,
+        "version": "1",
+        "psnr": psnr,
+        "residual": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("group", "gain", "worst", "gate"),
+    [
+        ("training sites", 2.3, 1.3, "passed"),
+        ("training sites", 2.1, 1.3, "missed"),
+        ("another site", 1.8, 1.0, "passed"),
+        ("training sites", 4.0, -0.1, "missed"),
+    ],
+)
+def test_gate(group: str, gain: float, worst: float, gate: str) -> None:
+    rows = []
+    for name, back in (("a", gain - worst), ("b", 0.2)):
+        rows += [row(name, group, "cubic", 30.0), row(name, group, "back-projection", 30 + back)]
+        rows += [row(name, group, "moediff", 30.0 + gain)]
+    entry = next(e for e in summarise(rows) if e["method"] == "moediff")
+    assert entry["gate"] == gate
+    assert entry["worst_head"] == "a"
+
+
+def test_sites_come_from_the_manifest(tmp_path: Path) -> None:
+    table = (
+        "file\tsplit\tsource_repo\na.nii.gz\ttrain\tx/y\nb.nii.gz\tval\tx/y\nc.nii.gz\tval\tz/z\n"
+    )
+    (tmp_path / "manifest.tsv").write_text(table)
+    found = {head.name: head.group for head in heads_of_manifest(tmp_path, "val")}
+    assert found == {"b": "training sites", "c": "another site"}
+    with pytest.raises(UsageError, match="it has: train, val"):
+        heads_of_manifest(tmp_path, "test")
+
+
+def test_slices_and_interpolated_axes_hold_no_truth() -> None:
+    random = np.random.default_rng(0)
+    noise = random.normal(100, 10, (80, 80, 40)).astype(np.float32)
+    mask = np.ones(noise.shape, bool)
+    assert trusted_axes(noise, (0.5, 0.5, 0.5), mask) == ((0, 1, 2), "")
+    axes, note = trusted_axes(noise, (0.5, 0.5, 2.5), mask)
+    assert axes == (0, 1)
+    assert "axis 2 has slices of 2.5 mm" in note
+    doubled = signal.resample(noise[:, :40], 80, axis=1) + random.normal(0, 0.1, noise.shape)
+    axes, note = trusted_axes(doubled.astype(np.float32), (1.0, 1.0, 1.0), mask)
+    assert axes == (0, 2)
+    assert "axis 1 was interpolated from about 1.9 mm to 1 mm" in note
+    protocol = parse_protocol("x4slices-gaussian")
+    assert protocol.ratios(axes) == (1, 1, 4)
+    assert protocol.ratios((0, 1)) == (1, 4, 1)
+    assert parse_protocol("x1.5iso-box").ratios((0, 1)) == (1.5, 1.5, 1)
+
+
+def test_protocol_names() -> None:
+    gates = [protocol.key for protocol in select_protocols(["gates"])]
+    assert gates == ["x2iso-kspace", "x4slices-gaussian", "x2slices-gaussian", "x1.5iso-kspace"]
+    with pytest.raises(UsageError, match="did you mean x2iso-kspace"):
+        parse_protocol("x2iso-kspac")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--protocols", "x2iso-kspace"], 2, "Name heads"),
+        (["--heads", "none.nii.gz"], 2, "There is no file none.nii.gz"),
+        (["--heads", "bad.nii.gz"], 1, "cannot be read as a NIfTI image"),
+        (["--heads", "bad.nii.gz", "--model", "nonesuch"], 78, "no model 'nonesuch'"),
+        (["--heads", "bad.nii.gz", "--protocols", "x9"], 2, "'x9' is no protocol"),
+        (["--heads", "bad.nii.gz", "--threads", "0"], 2, "--threads must be at least 1"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    run = run_script(PROGRAM, "benchmark", "out", *arguments, cwd=tmp_path)
+    assert run.returncode == code, run.stderr
+    assert sentence in run.stderr
+    assert "Traceback" not in run.stderr
