@@ -18,9 +18,6 @@ from bids_moediff.devices import Acceleration, Card, explain_absence
 from bids_moediff.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
-needs_estimate = pytest.mark.skipif(
-    not (ROOT / "bids_moediff/engine/estimate.py").exists(), reason="needs engine/estimate.py"
-)
 
 
 def run(*words, environment=None, stdin=""):
@@ -163,7 +160,6 @@ def test_printed_configuration_can_be_used(call, tmp_path, dataset):
     assert "keep_workdir = false" in undone.stdout
 
 
-@needs_estimate
 def test_dry_run_prints_a_table_and_writes_nothing(call, dataset):
     before = listing(dataset.parent)
     done = call("--dry-run", "--output-resolution", "0.5")
@@ -177,7 +173,6 @@ def test_dry_run_prints_a_table_and_writes_nothing(call, dataset):
     assert listing(dataset.parent) == before
 
 
-@needs_estimate
 def test_dry_run_names_what_cannot_be_read_and_goes_on(call, dataset):
     (dataset / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"no image")
     (dataset / "sub-02/anat/sub-02_T2w.nii.gz").symlink_to("absent")
@@ -211,7 +206,6 @@ def test_wrong_usage(call, dataset, tmp_path):
     assert "did you mean BIDS_MOEDIFF_DEVICE?" in refused(call(environment=variable), 2)
 
 
-@needs_estimate
 def test_input_that_is_no_data_set(call, dataset):
     (dataset / "dataset_description.json").unlink()
     assert "no dataset_description.json" in refused(call(), 2)
@@ -235,12 +229,12 @@ def test_bad_filter_file(call, tmp_path):
 
 def test_nothing_to_process(call, dataset):
     for words in (["--dry-run"], []):
-        done = call("--session-label", "x", "--modalities", "T2w", *words, "--sloppy")
-        if words:
-            assert "--session-label x, --modalities T2w" in refused(done, 66)
+        sentence = refused(call("--session-label", "x", "--modalities", "T2w", *words), 66)
+        assert "filters in force: --session-label x, --modalities T2w" in sentence
     for folder in ("sub-01", "sub-02"):
         (dataset / folder).rename(dataset / f"no-{folder}")
     assert "filters in force: none" in refused(call(), 66)
+    assert not (dataset.parent / "out").exists()
 
 
 @pytest.mark.skipif(

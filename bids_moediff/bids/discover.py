@@ -9,7 +9,7 @@ participant that is missing, dangling or not fetched never matters.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "discover_participant",
     "find_participants",
     "nothing_to_process",
+    "require_an_image",
 ]
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 # What BIDS allows for anatomical images; with any other entity the outputs would be invalid.
@@ -113,6 +114,23 @@ def discover_participant(settings: Settings, label: str) -> Participant:
         layout.connection_manager.engine.dispose()
     images = _select(found, settings, notices)
     return Participant(label, tuple(images), tuple(notices))
+
+
+def require_an_image(settings: Settings, labels: Sequence[str]) -> None:
+    """Make sure that there is something to do, looking no further than the first image.
+
+    Raises
+    ------
+    NothingToProcessError
+        if no participant has an image; with the filters in force.
+    """
+    for label in labels:
+        try:
+            if discover_participant(settings, label).images:
+                return
+        except ImageError:  # something to tell about, later and in its place
+            return
+    raise nothing_to_process(settings)
 
 
 def nothing_to_process(settings: Settings) -> NothingToProcessError:

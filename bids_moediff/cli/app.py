@@ -89,9 +89,9 @@ def _dispatch(settings: Settings) -> int:
         from bids_moediff.cli.dry_run import print_plan
 
         return print_plan(settings)
-    from bids_moediff.bids.discover import find_participants
+    from bids_moediff.bids.discover import find_participants, require_an_image
 
-    find_participants(settings)
+    require_an_image(settings, find_participants(settings))
     if needs_network(settings):
         from bids_moediff.cli.check import require_weights
         from bids_moediff.devices import require_devices
