@@ -85,6 +85,7 @@ def write_every_product(settings):
     write_text("x", settings.output_dir / "group.html")
     write_text("<svg/>", settings.output_dir / "sub-01/figures/sub-01_desc-sr_T1w.svg")
     write_text("a\tb\n1\t2\n", settings.output_dir / "group_T1w.tsv")
+    write_json({"a": {"Description": "x"}}, settings.output_dir / "group_T1w.json")
     write_text("x", settings.output_dir / "logs/sub-01/some-id/run.json")
     write_text("x", settings.output_dir / ".work/sub-01/anything.nii.gz")
     write_citation(settings.output_dir, "By [@moediffsr].")
