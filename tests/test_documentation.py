@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages for users name every option, every product and every exit code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bids_moediff import errors
+from bids_moediff.bids.dataset import DESCRIPTIONS
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.cli.parser import build_parser
+from bids_moediff.settings import ANATOMICAL_SUFFIXES, MODELS
+
+DOCS = Path(__file__).parents[1] / "docs"
+USAGE = (DOCS / "usage.md").read_text(encoding="utf-8")
+OUTPUTS = (DOCS / "outputs.md").read_text(encoding="utf-8")
+
+
+def test_every_option_is_documented_and_every_documented_option_exists():
+    actions = build_parser()._actions
+    flags = {flag for action in actions for flag in action.option_strings}
+    documented = set(
+        re.findall(r"(?<![\w-])--?[a-z][a-z-]*", " ".join(re.findall(r"`[^`]+`", USAGE)))
+    )
+    ours = {flag for flag in flags if not flag.startswith("--no-")}
+    assert ours <= documented
+    assert documented <= flags | {"-vv"}
+
+
+def test_choices_are_documented():
+    for action in build_parser()._actions:
+        if action.metavar and str(action.metavar).startswith("{") and action.option_strings:
+            assert f"{action.option_strings[-1]} {action.metavar}" in USAGE
+    for word in (*ANATOMICAL_SUFFIXES, *MODELS):
+        assert re.search(rf"\b{word}\b", USAGE), word
+
+
+def test_exit_codes_are_documented():
+    table = USAGE.split("## Exit codes")[1]
+    documented = set(map(int, re.findall(r"^\| (\d+) \|", table, re.M)))
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert documented == {0} | {kind.exit_code for kind in kinds}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_products_are_documented(product):
+    image = AnatomicalImage(Path("/x"), "x", {"sub": "01"}, "T1w", {})
+    zooms = (0.7, 0.7, 0.7) if PRODUCTS[product].on_output_grid else None
+    name = derivative_path(image, product, zooms).name
+    assert name.replace("sub-01", "<source>", 1) in OUTPUTS
+
+
+def test_every_key_of_a_sidecar_is_documented():
+    source = (DOCS.parent / "bids_moediff/engine/enhance.py").read_text(encoding="utf-8")
+    record = source.split("def _record(")[1].split("\n    def ")[0]
+    keys = re.findall(r'^\s+"([A-Z]\w+)":', record, re.M)
+    assert len(keys) > 10
+    for key in keys:
+        assert f"`{key}`" in OUTPUTS, key
+
+
+def test_files_of_the_data_set_are_documented():
+    for name in (
+        "dataset_description.json",
+        "descriptions.tsv",
+        ".bidsignore",
+        "logs/CITATION.md",
+    ):
+        assert f"`{name}`" in OUTPUTS
+    assert {row["desc_id"] for row in DESCRIPTIONS} == {
+        f"desc-{label}" for label in re.findall(r"_desc-(\w+?)_", OUTPUTS)
+    }

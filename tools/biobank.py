@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Simulate discovery and planning for a biobank, and write its figures into docs/biobank.md.
+
+    python tools/biobank.py --participants 100000 --outputs DERIVATIVES --write docs/biobank.md
+
+A data set of empty files is made in a temporary folder: names and sidecars only, a T1w and a FLAIR
+image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
+memory is read. With ``--outputs``, a finished output folder, files and bytes of an image and the
+seconds and memory of its network are measured there; hours and disk space follow from them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+SUFFIXES = ("T1w", "FLAIR")
+MATRIX, ZOOMS, ZOOMS_OUT = (176, 256, 256), (1.0, 1.0, 1.0), (0.7, 0.7, 0.7)
+
+
+def make_names(root: Path, count: int) -> None:
+    """Write folders, empty images and sidecars of ``count`` participants."""
+    root.mkdir(parents=True)
+    description = {"Name": "Names only", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    (root / "T1w.json").write_text('{"MagneticFieldStrength": 3}')
+    for number in range(count):
+        folder = root / f"sub-{number:07d}" / "ses-1" / "anat"
+        folder.mkdir(parents=True)
+        for suffix in SUFFIXES:
+            stem = folder / f"{folder.parts[-3]}_ses-1_{suffix}"
+            stem.with_suffix(".nii.gz").touch()
+            stem.with_suffix(".json").write_text('{"SliceThickness": 1}')
+
+
+def memory_mb() -> float:
+    """Peak memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def simulate(root: Path, sample: int) -> dict[str, Any]:
+    """List all participants, discover and plan every n-th; figures of this process."""
+    from bids_moediff.bids.discover import discover_participant, find_participants
+    from bids_moediff.engine.estimate import estimate
+    from bids_moediff.settings import load_settings
+
+    given = {"bids_dir": root, "output_dir": root.parent / "out", "analysis_level": "participant"}
+    settings = load_settings(given, None, {})
+    start = time.perf_counter()
+    labels = find_participants(settings)
+    listing = time.perf_counter() - start
+    step = max(1, len(labels) // sample)
+    chosen = labels[::step][:sample]
+    processor_seconds, marks, images = [], [], 0
+    for position, label in enumerate(chosen, 1):
+        start = time.process_time()
+        for _ in discover_participant(settings, label).images:
+            estimate(MATRIX, ZOOMS, ZOOMS_OUT)
+            images += 1
+        processor_seconds.append(time.process_time() - start)
+        if position in (len(chosen) // 2, len(chosen)):
+            marks.append(memory_mb())
+    return {
+        "participants": len(labels),
+        "listing": listing,
+        "sampled": len(chosen),
+        "images": images,
+        "seconds": statistics.median(processor_seconds),
+        "memory_half": marks[0],
+        "memory": marks[-1],
+    }
+
+
+def measure_outputs(folder: Path) -> dict[str, Any]:
+    """Files, bytes, seconds and memory per image of a finished output folder."""
+    records = list(_done_images(folder))
+    if not records:
+        raise SystemExit(f"{folder} holds no image that was done; give the outputs of a run.")
+    files = [path for path in folder.rglob("sub-*") if path.is_file()]
+    files += [path for path in folder.glob("sub-*/figures/*") if path.is_file()]
+    files += [path for path in folder.glob("logs/sub-*/*/*") if path.is_file()]
+    unique = set(files)
+    inodes = len(unique) + len({path.parent for path in unique})
+    return {
+        "images": len(records),
+        "files": inodes / len(records),
+        "megabytes": sum(path.stat().st_size for path in unique) / 1e6 / len(records),
+        "seconds": statistics.mean(record["seconds"] for record in records),
+        "memory": max(record["peak_memory_gb"] for record in records),
+        "device": ", ".join(sorted({record["record"]["Device"] for record in records})),
+        "voxels": sorted(
+            {"x".join(f"{z:g}" for z in r["record"]["OutputVoxelSize"]) for r in records}
+        ),
+    }
+
+
+def _done_images(folder: Path) -> Iterator[dict[str, Any]]:
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("logs/sub-*/*/run.json")):
+        for image in json.loads(path.read_text())["images"]:
+            newest[image["key"]] = image
+    for image in newest.values():
+        if image["status"] == "done" and "seconds" in image:
+            yield image
+
+
+def table(found: dict[str, Any], outputs: dict[str, Any] | None) -> str:
+    """Figures as Markdown."""
+    count = found["participants"]
+    total = count * len(SUFFIXES)
+    lines = [
+        f"Made by `tools/biobank.py --participants {count}` on {os.cpu_count()} cores "
+        f"({platform.machine()}).",
+        "",
+        "| discovery and planning | measured |",
+        "| --- | --- |",
+        f"| participants (names only), images each | {count:,}, {len(SUFFIXES)} |",
+        f"| listing all participants | {found['listing']:.2f} s |",
+        f"| one participant: discover and plan ({found['sampled']} sampled, median) "
+        f"| {found['seconds']:.3f} s of processor time |",
+        f"| the same for all, on one core | {found['seconds'] * count / 3600:.1f} h |",
+        f"| peak memory after half of the sample, after all | {found['memory_half']:.0f} MB, "
+        f"{found['memory']:.0f} MB |",
+    ]
+    if outputs is not None:
+        voxels = " and ".join(outputs["voxels"])
+        hours = outputs["seconds"] * total / 3600
+        lines += [
+            "",
+            f"| super-resolution, mean of {outputs['images']} images to {voxels} mm "
+            f"({outputs['device']}) | one image | {total:,} images |",
+            "| --- | --- | --- |",
+            f"| time of the network | {outputs['seconds']:.0f} s | {hours:,.0f} h |",
+            f"| peak memory of the network | {outputs['memory']:.1f} GB | the same |",
+            f"| files and folders (inodes) | {outputs['files']:.0f} "
+            f"| {outputs['files'] * total / 1e6:.1f} million |",
+            f"| disk space | {outputs['megabytes']:.0f} MB "
+            f"| {outputs['megabytes'] * total / 1e6:.1f} TB |",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_figures(path: Path, text: str) -> None:
+    """Put the figures between the two marks of a page."""
+    page = path.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}.")
+    path.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--participants", type=int, default=100_000)
+    parser.add_argument("--sample", type=int, default=500, help="participants to discover")
+    parser.add_argument("--outputs", type=Path, help="output folder of a real run")
+    parser.add_argument("--write", type=Path, help="page to put the figures into")
+    parser.add_argument("--simulate", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.simulate:
+        print(json.dumps(simulate(options.simulate, options.sample)))
+        return
+    outputs = measure_outputs(options.outputs) if options.outputs else None
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "raw"
+        make_names(root, options.participants)
+        command = [sys.executable, __file__, "--simulate", str(root)]
+        command += ["--sample", str(options.sample)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    text = table(json.loads(done.stdout), outputs)
+    if options.write:
+        write_figures(options.write, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
