@@ -125,6 +125,7 @@ def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> di
 class _CollectInputSpec(BaseInterfaceInputSpec):
     label = traits.Str(mandatory=True, desc="participant without sub-")
     stage = traits.Enum("all", "preproc", "sr", "report", usedefault=True)
+    settings = traits.Dict(traits.Str, traits.Str, desc="settings that the report shows")
     statuses = InputMultiObject(File(exists=True), desc="from ImageStatus")
     run_file = traits.Str(mandatory=True, desc="where the record goes")
 
@@ -146,6 +147,7 @@ class CollectRun(SimpleInterface):
             "stage": self.inputs.stage,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
+            "settings": self.inputs.settings,
             "images": [read_json(path) for path in statuses],
         }
         self._results["run_file"] = str(write_json(record, Path(self.inputs.run_file)))

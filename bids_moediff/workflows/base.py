@@ -16,14 +16,27 @@ from bids_moediff.bids.discover import AnatomicalImage, Participant
 from bids_moediff.engine.estimate import estimate
 from bids_moediff.interfaces.reports import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.interfaces.source import dump_source, image_key
-from bids_moediff.interfaces.superres import DescribePrepared
 from bids_moediff.settings import Settings
 
-from .outputs import init_ds_preparation_wf
 from .preparation import init_image_preparation_wf
 from .products import init_image_products_wf
 from .superres import init_superres_wf
 from .work import WORKFLOW_NAME, participant_workflow_name
+
+# What the report shows of the settings: nothing that is a path.
+REPORTED_SETTINGS = (
+    "model",
+    "output_resolution",
+    "num_steps",
+    "num_samples",
+    "noise_strength",
+    "random_seed",
+    "intensities",
+    "skip_bias_correction",
+    "precision",
+    "device",
+    "sloppy",
+)
 
 
 @dataclass(frozen=True)
@@ -130,11 +143,13 @@ def init_single_subject_wf(participant: Participant, settings: Settings, plan: P
         CollectRun(
             label=participant.label,
             stage=settings.stage,
+            settings={name: str(getattr(settings, name)) for name in REPORTED_SETTINGS},
             run_file=str(run_file(settings, plan, participant)),
         ),
         name="collect",
+        run_without_submitting=True,
     )
-    statuses = pe.Node(niu.Merge(max(1, len(images))), name="statuses")
+    statuses = _init_merge("statuses", images)
     workflow.connect(statuses, "out", collect, "statuses")
     if settings.stage == "report":
         for number, image in enumerate(images, 1):
@@ -156,69 +171,49 @@ def init_single_subject_wf(participant: Participant, settings: Settings, plan: P
 def _connect_processing(
     workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: Plan
 ) -> None:
-    """Preparation and, where the stage asks for it, network and products of each image."""
-    output_dir = str(settings.output_dir)
-    statuses = workflow.get_node("statuses")
-    with_network = settings.stage in ("all", "sr")
-    if with_network:
-        superres_wf, entries = _init_network(workflow, images, settings, plan)
+    """Preparation of each image; network and products where the stage asks for them."""
+    superres_wf = _add_network(workflow, images, settings, plan)
     for number, image in enumerate(images, 1):
-        name, source = node_name(image), dump_source(image)
         prepare_wf = init_image_preparation_wf(
+            settings=settings,
             gigabytes=float32_gigabytes(image),
             num_threads=plan.num_threads,
-            skip_bias_correction=settings.skip_bias_correction,
-            name=f"prepare_{name}_wf",
+            name=f"prepare_{node_name(image)}_wf",
         )
-        prepare_wf.inputs.inputnode.source = source
-        ds_prepared_wf = init_ds_preparation_wf(
-            output_dir=output_dir, name=f"ds_prepared_{name}_wf"
-        )
-        ds_prepared_wf.inputs.inputnode.source = source
+        prepare_wf.inputs.inputnode.source = dump_source(image)
         status = _init_status(image, settings, plan)
         workflow.connect([
-            (prepare_wf, ds_prepared_wf, [
-                ("outputnode.corrected", "inputnode.corrected"),
-                ("outputnode.mask", "inputnode.mask"),
-                ("outputnode.mask_record", "inputnode.mask_record"),
-                ("outputnode.failure", "inputnode.failure"),
-            ]),
             (prepare_wf, status, [("outputnode.notes", "notes")]),
-            (status, statuses, [("status", f"in{number}")]),
+            (status, workflow.get_node("statuses"), [("status", f"in{number}")]),
         ])  # fmt: skip
-        if not with_network:
-            workflow.connect(ds_prepared_wf, "outputnode.failure", status, "failure")
+        if superres_wf is None:
+            workflow.connect(prepare_wf, "outputnode.failure", status, "failure")
             continue
-        describe = _init_describe(image, settings)
-        products_wf = init_image_products_wf(settings=settings, name=f"products_{name}_wf")
-        products_wf.inputs.inputnode.source = source
+        products_wf = init_image_products_wf(
+            settings=settings, name=f"products_{node_name(image)}_wf"
+        )
+        products_wf.inputs.inputnode.source = dump_source(image)
         products_wf.inputs.inputnode.key = image_key(image)
-        # The corrected image is the network's input where the bias field is to be left out.
-        corrected = settings.intensities == "corrected"
-        fields = [("outputnode.mask", "mask"), ("outputnode.failure", "failure")]
-        fields += [("outputnode.corrected" if corrected else "outputnode.image", "image")]
-        fields += [] if corrected else [("outputnode.bias_field", "bias_field")]
         workflow.connect([
-            (prepare_wf, describe, fields),
-            (describe, entries, [("entry", f"in{number}")]),
+            (prepare_wf, workflow.get_node("entries"), [("outputnode.entry", f"in{number}")]),
             (superres_wf, products_wf, [("outputnode.results", "inputnode.results")]),
             (prepare_wf, products_wf, [
-                ("outputnode.image", "inputnode.prepared"),
-                ("outputnode.mask", "inputnode.mask"),
-                ("outputnode.notes", "inputnode.notes"),
-                ("outputnode.mask_record", "inputnode.mask_record"),
+                (f"outputnode.{field}", f"inputnode.{field}")
+                for field in ("image", "mask", "notes", "mask_record", "failure")
             ]),
-            (ds_prepared_wf, products_wf, [("outputnode.failure", "inputnode.failure")]),
+            (superres_wf, status, [("outputnode.results", "results")]),
             (products_wf, status, [
                 ("outputnode.failure", "failure"), ("outputnode.quality", "quality"),
             ]),
-            (superres_wf, status, [("outputnode.results", "results")]),
         ])  # fmt: skip
 
 
-def _init_network(
+def _add_network(
     workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: Plan
-) -> tuple[Workflow, pe.Node]:
+) -> Workflow | None:
+    """The network of the participant; None where the stage has none."""
+    if settings.stage not in ("all", "sr"):
+        return None
     superres_wf = init_superres_wf(
         settings=settings,
         model=plan.model,
@@ -226,16 +221,13 @@ def _init_network(
         gigabytes=max((network_gigabytes(image, settings, plan) for image in images), default=1.0),
         num_threads=plan.num_threads,
     )
-    entries = pe.Node(niu.Merge(max(1, len(images))), name="entries")
+    entries = _init_merge("entries", images)
     workflow.connect(entries, "out", superres_wf, "inputnode.entries")
-    return superres_wf, entries
+    return superres_wf
 
 
-def _init_describe(image: AnatomicalImage, settings: Settings) -> pe.Node:
-    return pe.Node(
-        DescribePrepared(source=dump_source(image), zooms=settings.output_resolution),
-        name=f"describe_{node_name(image)}",
-    )
+def _init_merge(name: str, images: Sequence[AnatomicalImage]) -> pe.Node:
+    return pe.Node(niu.Merge(max(1, len(images))), name=name, run_without_submitting=True)
 
 
 def _init_status(image: AnatomicalImage, settings: Settings, plan: Plan) -> pe.Node:
@@ -248,6 +240,7 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: Plan) -> pe.N
             run_id=plan.run_id,
         ),
         name=f"status_{node_name(image)}",
+        run_without_submitting=True,
     )
 
 

@@ -1,40 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image from the data set, ready for the network."""
+"""One image from the data set, ready for the network, and what was prepared on disk."""
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.interfaces.prepare import BiasField, BrainMask, Conform
+from bids_moediff.interfaces.superres import DescribePrepared
+from bids_moediff.settings import Settings
 
-OUTPUT_FIELDS = ["image", "notes", "mask", "mask_record", "bias_field", "corrected", "failure"]
+from .outputs import init_ds_preparation_wf
+
+OUTPUT_FIELDS = ["image", "notes", "mask", "mask_record", "entry", "failure"]
 # Measured peak of a step over the size of the image as float32.
 COPIES_IN_MEMORY = 12
 
 
 def init_image_preparation_wf(
     *,
+    settings: Settings,
     gigabytes: float,
     num_threads: int = 1,
-    skip_bias_correction: bool = False,
     name: str = "image_preparation_wf",
 ) -> Workflow:
-    """Conform one image, find its brain and its bias field.
+    """Conform one image, find its brain and its bias field, write them, describe them.
 
     Workflow Graph
         .. workflow::
 
+            from bids_moediff.settings import Settings
             from bids_moediff.workflows.preparation import init_image_preparation_wf
-            wf = init_image_preparation_wf(gigabytes=0.07)
+            wf = init_image_preparation_wf(settings=Settings(), gigabytes=0.07)
 
     Parameters
     ----------
+    settings
+        Output folder, voxel size and what is to be left out are taken from here.
     gigabytes
         Size of the image as float32, for the memory estimate.
     num_threads
         Threads of the steps that use several.
-    skip_bias_correction
-        Estimate no bias field.
     name
         Name of the workflow.
 
@@ -49,36 +54,71 @@ def init_image_preparation_wf(
         Conformed image; remarks on the source.
     mask, mask_record
         Brain mask and how it was made.
-    bias_field, corrected
-        Bias field (undefined if skipped) and the image without it.
+    entry
+        What the network is to be told.
     failure
         One sentence if the image cannot be used, else empty.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _methods(skip_bias_correction)
-    memory = 0.4 + COPIES_IN_MEMORY * gigabytes
+    workflow.__desc__ = _methods(settings.skip_bias_correction)
+    _add_steps(workflow, settings, 0.4 + COPIES_IN_MEMORY * gigabytes, num_threads)
+    _add_outputs(workflow, settings)
+    return workflow
+
+
+def _add_steps(workflow: Workflow, settings: Settings, memory: float, num_threads: int) -> None:
+    """Conform, brain mask, bias field."""
     inputnode = pe.Node(niu.IdentityInterface(fields=["source"]), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
     conform = pe.Node(Conform(), name="conform", mem_gb=memory)
     brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6, n_procs=num_threads)
     bias_field = pe.Node(
-        BiasField(skip=skip_bias_correction),
+        BiasField(skip=settings.skip_bias_correction),
         name="bias_field",
         mem_gb=memory,
-        n_procs=1 if skip_bias_correction else num_threads,
+        n_procs=1 if settings.skip_bias_correction else num_threads,
     )
     workflow.connect([
         (inputnode, conform, [("source", "source")]),
         (conform, brain_mask, [("image", "image"), ("failure", "failure")]),
         (conform, bias_field, [("image", "image")]),
         (brain_mask, bias_field, [("mask", "mask"), ("failure", "failure")]),
+    ])  # fmt: skip
+
+
+def _add_outputs(workflow: Workflow, settings: Settings) -> None:
+    """Derivatives, the network's entry and the outputs of the workflow."""
+    inputnode, conform, brain_mask, bias_field = (
+        workflow.get_node(name) for name in ("inputnode", "conform", "brain_mask", "bias_field")
+    )
+    outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
+    describe = pe.Node(
+        DescribePrepared(zooms=settings.output_resolution),
+        name="describe",
+        run_without_submitting=True,
+    )
+    ds_preparation_wf = init_ds_preparation_wf(output_dir=str(settings.output_dir))
+    # The corrected image is the network's input where the bias field is to be left out.
+    if settings.intensities == "corrected":
+        workflow.connect(bias_field, "corrected", describe, "image")
+    else:
+        workflow.connect(conform, "image", describe, "image")
+        workflow.connect(bias_field, "bias_field", describe, "bias_field")
+    workflow.connect([
+        (inputnode, describe, [("source", "source")]),
+        (brain_mask, describe, [("mask", "mask")]),
+        (bias_field, describe, [("failure", "failure")]),
+        (inputnode, ds_preparation_wf, [("source", "inputnode.source")]),
+        (brain_mask, ds_preparation_wf, [
+            ("mask", "inputnode.mask"), ("record", "inputnode.mask_record"),
+        ]),
+        (bias_field, ds_preparation_wf, [
+            ("corrected", "inputnode.corrected"), ("failure", "inputnode.failure"),
+        ]),
         (conform, outputnode, [("image", "image"), ("notes", "notes")]),
         (brain_mask, outputnode, [("mask", "mask"), ("record", "mask_record")]),
-        (bias_field, outputnode, [
-            ("bias_field", "bias_field"), ("corrected", "corrected"), ("failure", "failure"),
-        ]),
+        (describe, outputnode, [("entry", "entry")]),
+        (ds_preparation_wf, outputnode, [("outputnode.failure", "failure")]),
     ])  # fmt: skip
-    return workflow
 
 
 def _methods(skip_bias_correction: bool) -> str:

@@ -13,7 +13,7 @@ from bids_moediff.settings import Settings
 from .outputs import init_ds_gates_wf, init_ds_superres_wf, init_ds_uncertainty_wf
 
 INPUT_FIELDS = [
-    "source", "key", "results", "prepared", "mask", "notes", "mask_record", "failure",
+    "source", "key", "results", "image", "mask", "notes", "mask_record", "failure",
 ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
         Source image as text and its name in the results.
     results
         Results of the participant.
-    prepared, mask, notes, mask_record
+    image, mask, notes, mask_record
         Products of the preparation.
     failure
         What went wrong before.
@@ -63,7 +63,7 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
     )
     workflow.connect([
         (inputnode, select, [("results", "results"), ("key", "key"), ("failure", "failure")]),
-        (inputnode, quality, [("prepared", "image"), ("mask", "mask"), ("source", "source")]),
+        (inputnode, quality, [("image", "image"), ("mask", "mask"), ("source", "source")]),
         (select, quality, [("image", "superres"), ("failure", "failure")]),
         (inputnode, record, [("notes", "notes"), ("mask_record", "mask_record")]),
         (select, record, [("result", "result")]),

@@ -89,12 +89,15 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
     folder.
     """
     caches = make_caches(work_folder)
+    templateflow = Path(os.path.expanduser("~/.cache/templateflow"))
     values = {
         "NO_ET": "1",
         "NIPYPE_NO_ET": "1",
         "NIPYPE_CONFIG_DIR": str(caches / "nipype"),
         "MPLCONFIGDIR": str(caches / "matplotlib"),
-        "TEMPLATEFLOW_HOME": str(caches / "templateflow"),
+        "TEMPLATEFLOW_HOME": str(
+            templateflow if templateflow.is_dir() else caches / "templateflow"
+        ),
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": str(num_threads),
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(num_threads),

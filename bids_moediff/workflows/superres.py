@@ -58,36 +58,43 @@ def init_superres_wf(
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = _methods(settings, model)
-    on_gpu = any(device.startswith("cuda") for device in devices)
     inputnode = pe.Node(niu.IdentityInterface(fields=["entries"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["results"]), name="outputnode")
-    write_request = pe.Node(
-        WriteRequest(
-            model=model,
-            precision=settings.precision,
-            seed=settings.random_seed,
-            num_steps=1 if settings.sloppy else settings.num_steps,
-            num_samples=settings.num_samples,
-            noise_strength=settings.noise_strength,
-            batch_size=settings.batch_size,
-            want_gates="gates" in settings.outputs,
-        ),
-        name="write_request",
-    )
-    # Nipype counts GPU slots in threads, so a node on a card must have one of them.
-    superres = pe.Node(
-        SuperResolve(device=",".join(devices), use_gpu=on_gpu, gigabytes=gigabytes),
-        name="superres",
-        mem_gb=gigabytes,
-        n_procs=1 if on_gpu else num_threads,
-    )
-    superres.inputs.environ = {"OMP_NUM_THREADS": str(num_threads), "NO_ET": "1"}
+    write_request = _init_request_node(settings, model)
+    superres = _init_network_node(devices, gigabytes, num_threads)
     workflow.connect([
         (inputnode, write_request, [("entries", "entries")]),
         (write_request, superres, [("request", "request")]),
         (superres, outputnode, [("results", "results")]),
     ])  # fmt: skip
     return workflow
+
+
+def _init_request_node(settings: Settings, model: str) -> pe.Node:
+    interface = WriteRequest(
+        model=model,
+        precision=settings.precision,
+        seed=settings.random_seed,
+        num_steps=1 if settings.sloppy else settings.num_steps,
+        num_samples=settings.num_samples,
+        noise_strength=settings.noise_strength,
+        batch_size=settings.batch_size,
+        want_gates="gates" in settings.outputs,
+    )
+    return pe.Node(interface, name="write_request", run_without_submitting=True)
+
+
+def _init_network_node(devices: Sequence[str], gigabytes: float, num_threads: int) -> pe.Node:
+    on_gpu = any(device.startswith("cuda") for device in devices)
+    superres = pe.Node(
+        SuperResolve(device=",".join(devices), use_gpu=on_gpu, gigabytes=gigabytes),
+        name="superres",
+        mem_gb=gigabytes,
+        # Nipype counts GPU slots in threads, so a node on a card must have one of them.
+        n_procs=1 if on_gpu else num_threads,
+    )
+    superres.inputs.environ = {"OMP_NUM_THREADS": str(num_threads), "NO_ET": "1"}
+    return superres
 
 
 def _methods(settings: Settings, model: str) -> str:

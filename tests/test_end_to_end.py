@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole app on generated heads, as a user runs it: real processes, real files, no stand-ins.
+
+The model is untrained (it returns the consistent interpolation), which leaves every other part
+as it is in a real run.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from generated import dataset, head, untrained_model
+
+COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
+CHILD = [sys.executable, "-m", "bids_moediff.cli.superres"]
+BAD = "sub-02_T1w"
+GOOD = ("sub-01_ses-a_run-01_T1w", "sub-01_ses-b_T2w", "sub-02_FLAIR")
+
+
+@dataclass(frozen=True)
+class Study:
+    bids: Path
+    model: Path
+    folder: Path
+
+    def options(self, output: Path, *more: str, level: str = "participant") -> list[str]:
+        # The bias field takes seconds an image and has tests of its own.
+        options = ["--weights", str(self.model), "--output-resolution", "3", "--mem", "16"]
+        return [str(self.bids), str(output), level, *options, "--skip-bias-correction", *more]
+
+
+@dataclass(frozen=True)
+class Run:
+    output: Path
+    code: int
+    stderr: str
+
+    def products(self) -> dict[str, str]:
+        """SHA-256 of everything but logs, work files and pages, by relative path."""
+        return {
+            path.relative_to(self.output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.output.rglob("*"))
+            if path.is_file()
+            and path.suffix != ".html"
+            and path.relative_to(self.output).parts[0] not in ("logs", ".work")
+        }
+
+    def items(self) -> dict[str, dict]:
+        """What the first run of each participant says of each image."""
+        folders = sorted((self.output / "logs").glob("sub-*"))
+        files = [min(folder.glob("*/run.json")) for folder in folders]
+        images = [item for path in files for item in json.loads(path.read_text())["images"]]
+        return {item["key"]: item for item in images}
+
+
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run_app(study: Study, output: Path, *more: str, level: str = "participant") -> Run:
+    command = [*COMMAND, *study.options(output, *more, level=level)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=600, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Run(output, done.returncode, done.stderr)
+
+
+def thick_head() -> nib.Nifti1Image:
+    """Thick sagittal slices, axes permuted and flipped, tilted by ten degrees."""
+    image = head((30, 46, 44), (5.0, 4.0, 4.0), seed=7)
+    data = np.ascontiguousarray(np.transpose(np.asanyarray(image.dataobj), (1, 2, 0))[:, ::-1])
+    angle = np.deg2rad(10)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    axes = np.array([[0, 0, 5.0], [4.0, 0, 0], [0, -4.0, 0]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ axes
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(data.shape) / 2 - 0.5)
+    return nib.Nifti1Image(data, affine)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    whole = gzip.compress(head(seed=4).to_bytes())
+    images = {GOOD[0]: 1, GOOD[1]: thick_head(), BAD: whole[: len(whole) // 2], GOOD[2]: 3}
+    return Study(dataset(folder / "bids", images), untrained_model(folder / "model"), folder)
+
+
+@pytest.fixture(scope="module")
+def linear(study: Study) -> Run:
+    return run_app(study, study.folder / "linear", "--nprocs", "1")
+
+
+@pytest.fixture(scope="module")
+def killed(study: Study) -> Run:
+    """Two processes at a time; sub-01's network is killed while it works on its first image."""
+    output = study.folder / "parallel"
+    options = ("--nprocs", "2", "--omp-nthreads", "1", "--keep-workdir")
+    command = [*COMMAND, *study.options(output, *options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    network_at_work(process, output / ".work", GOOD[0]).send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=600)
+    return Run(output, process.returncode, errors)
+
+
+def network_at_work(process: subprocess.Popen, work: Path, key: str) -> psutil.Process:
+    """Network process at the moment it works on an image."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in work.rglob("sub_01_wf/superres_wf/superres/results.json"):
+            try:
+                running = json.loads(path.read_text()).get(key, {}).get("status") == "running"
+            except ValueError:
+                continue
+            for child in psutil.Process(process.pid).children(recursive=True) if running else ():
+                words = child.cmdline()
+                if "bids_moediff.cli.superres" in words and "/sub_01_wf/" in " ".join(words):
+                    return child
+        time.sleep(0.002)
+    raise AssertionError("the network never ran")
+
+
+@pytest.fixture(scope="module")
+def parallel(study: Study, killed: Run) -> Run:
+    """The same command again."""
+    options = ("--nprocs", "2", "--omp-nthreads", "1", "--keep-workdir")
+    return run_app(study, killed.output, *options)
+
+
+def test_an_unreadable_image_is_named_and_the_others_are_done(linear: Run) -> None:
+    assert linear.code == 1
+    assert "3 of 4 images done" in linear.stderr
+    assert BAD in linear.stderr
+    items = linear.items()
+    assert {key for key, item in items.items() if item["status"] == "done"} == set(GOOD)
+    assert items[BAD]["message"] and "Traceback" not in items[BAD]["message"]
+    names = set(linear.products())
+    for key in GOOD:
+        start, _, suffix = key.rpartition("_")
+        assert any(f"{start}_res-3mm_desc-sr_{suffix}.nii.gz" in name for name in names)
+    assert not any("sub-02_res-3mm_desc-sr_T1w" in name for name in names)
+    assert (linear.output / "sub-02.html").is_file(), "a report in spite of the failure"
+
+
+def test_progress_is_shown_in_plain_lines(linear: Run) -> None:
+    shown = [line for line in linear.stderr.splitlines() if line.startswith(f"{GOOD[0]}: ")]
+    assert any(line.endswith("100 %") for line in shown)
+
+
+def test_a_killed_network_fails_one_image_and_hangs_nothing(killed: Run) -> None:
+    assert killed.code == 1
+    assert "2 of 4 images done" in killed.stderr
+    items = killed.items()
+    assert {key for key, item in items.items() if item["status"] == "done"} == set(GOOD[1:])
+    message = items[GOOD[0]]["message"]
+    assert message.startswith("Super-resolution was killed, most likely for want of memory")
+    assert " GB; give it more memory" in message and GOOD[0] in killed.stderr
+
+
+def test_one_process_and_many_give_the_same_bytes(linear: Run, parallel: Run) -> None:
+    assert parallel.code == 1
+    assert "3 of 4 images done" in parallel.stderr, "the same command finishes what was missing"
+    assert linear.products() == parallel.products()
+    assert sum(name.endswith("nii.gz") for name in linear.products()) == 12
+
+
+def test_output_is_valid_bids(linear: Run) -> None:
+    done = subprocess.run(
+        ["bids-validator-deno", str(linear.output), "--format", "json"],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_the_output_grid_covers_the_input(study: Study, linear: Run) -> None:
+    source = nib.load(study.bids / "sub-01/ses-b/anat" / f"{GOOD[1]}.nii.gz")
+    result = nib.load(linear.output / "sub-01/ses-b/anat/sub-01_ses-b_res-3mm_desc-sr_T2w.nii.gz")
+    assert np.allclose(result.header.get_zooms(), 3, atol=1e-5)
+    corner = np.array([-0.5, -0.5, -0.5, 1.0])
+    assert np.allclose(source.affine @ corner, result.affine @ corner, atol=1e-4)
+    extent = np.array(source.shape) * source.header.get_zooms()
+    assert (np.array(result.shape) * 3 >= extent - 1e-3).all()
+
+
+def test_no_host_path_in_any_derivative(study: Study, linear: Run) -> None:
+    secret = str(study.folder)
+    for name in linear.products():
+        content = (linear.output / name).read_bytes()
+        content = gzip.decompress(content) if name.endswith(".gz") else content
+        assert secret.encode() not in content, name
+    assert secret not in (linear.output / "sub-01.html").read_text()
+
+
+def test_logs_hold_settings_and_the_network_s_output(linear: Run) -> None:
+    folder = next((linear.output / "logs" / "sub-01").iterdir())
+    assert "output_resolution = [3.0, 3.0, 3.0]" in (folder / "config.toml").read_text()
+    assert '"stage": "done"' in (folder / "superres_stdout.log").read_text()
+    log = (folder / "nipype.log").read_text()
+    assert "sub_01_wf" in log and "sub_02_wf" not in log
+    methods = (linear.output / "logs" / "CITATION.md").read_text()
+    assert "voxel size of 3 mm" in methods and "N4" not in methods
+
+
+def test_the_work_folder_goes_unless_it_is_wanted(linear: Run, parallel: Run) -> None:
+    assert not (linear.output / ".work").exists()
+    assert (parallel.output / ".work" / "bids_moediff_wf").is_dir()
+
+
+def test_stages_in_turn_give_the_same_bytes(study: Study, linear: Run) -> None:
+    output, work = study.folder / "stages", study.folder / "work"
+    options = ("--nprocs", "1", "--participant-label", "01", "-w", str(work))
+    prepared = run_app(study, output, *options, "--stage", "preproc")
+    assert prepared.code == 0
+    assert not any("desc-sr" in name for name in prepared.products())
+    assert any("desc-preproc" in name for name in prepared.products())
+    network = run_app(study, output, *options, "--stage", "sr")
+    assert network.code == 0
+    expected = {name: digest for name, digest in linear.products().items() if "sub-02" not in name}
+    assert network.products() == expected
+    assert not (output / "sub-01.html").exists()
+    shutil.rmtree(work)
+    assert run_app(study, output, *options, "--stage", "report").code == 0
+    assert GOOD[0] in (output / "sub-01.html").read_text()
+
+
+def test_group_level_tells_who_failed(study: Study, linear: Run) -> None:
+    group = run_app(study, linear.output, level="group")
+    assert group.code == 1
+    assert "1 done, 1 failed, 0 missing" in group.stderr
+    assert (linear.output / "group.html").is_file()
+
+
+def test_the_plain_tool(study: Study, tmp_path: Path) -> None:
+    source = study.bids / "sub-02/anat" / f"{GOOD[2]}.nii.gz"
+    command = [*CHILD, str(source), str(tmp_path / "out.nii.gz"), "--zooms", "3"]
+    done = subprocess.run(
+        [*command, "--model", str(study.model), "--device", "cpu"],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert np.allclose(nib.load(tmp_path / "out.nii.gz").header.get_zooms(), 3)
+    assert json.loads((tmp_path / "out.json").read_text())["NumberOfSamples"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"out.nii.gz", "out.json"}
+
+
+def test_a_terminated_network_leaves_no_half_written_file(study: Study, tmp_path: Path) -> None:
+    source = study.bids / "sub-02/anat" / f"{GOOD[2]}.nii.gz"
+    images = [
+        {
+            "key": str(n),
+            "image": str(source),
+            "zooms": [2, 2, 2],
+            "out_dir": str(tmp_path / str(n)),
+        }
+        for n in range(20)
+    ]
+    request = {"model": str(study.model), "device": "cpu", "images": images}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    results = tmp_path / "results.json"
+    command = [*CHILD, "--request", str(tmp_path / "request.json"), "--results", str(results)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if results.exists() and '"done"' in results.read_text():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    states = [item["status"] for item in json.loads(results.read_text()).values()]
+    assert states.count("done") >= 1 and states.count("running") <= 1
+    assert not list(tmp_path.rglob("*.part"))
+    for path in tmp_path.rglob("*.nii.gz"):
+        assert np.isfinite(nib.load(path).get_fdata()).all()
+
+
+def test_wrong_requests_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    from bids_moediff.cli.superres import main
+
+    request = tmp_path / "request.json"
+    for content in ("{", '{"images": [], "sed": 1}', '{"images": [{"key": "a"}]}', "[]"):
+        request.write_text(content)
+        assert main(["--request", str(request), "--results", str(tmp_path / "r.json")]) == 2
+    assert main(["--request", str(request)]) == 2
+    assert main([str(request)]) == 2
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("plugin: [", "cannot be read"),
+        ("plugin_args: {}", "has no line"),
+        ("plugin: Dask", "which Nipype does not have"),
+        ("plugin: Linear\nargs: 1", "unknown key"),
+    ],
+)
+def test_wrong_plugin_files_are_refused(tmp_path: Path, content: str, words: str) -> None:
+    from bids_moediff.errors import UsageError
+    from bids_moediff.workflows.choose import read_plugin_file
+
+    path = tmp_path / "plugin.yml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=words):
+        read_plugin_file(path)
+
+
+@pytest.fixture(scope="module")
+def shared_run(
+    shared_data: Path, study: Study, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Run]:
+    """Three real participants, coarse output to be quick."""
+    output = tmp_path_factory.mktemp("shared") / "out"
+    real = Study(shared_data / "bids_mini", study.model, study.folder)
+    yield run_app(real, output, "--nprocs", "2", "--omp-nthreads", "1")
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_three_real_participants_give_valid_derivatives(shared_run: Run) -> None:
+    assert shared_run.code == 0, shared_run.stderr
+    assert sum("desc-sr" in name and name.endswith("gz") for name in shared_run.products()) == 7
+    test_output_is_valid_bids(shared_run)
