@@ -89,7 +89,7 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
     folder.
     """
     caches = make_caches(work_folder)
-    templateflow = Path("~/.cache/templateflow").expanduser()
+    templateflow = Path(os.environ.get("HOME") or "/") / ".cache" / "templateflow"
     values = {
         "NO_ET": "1",
         "NIPYPE_NO_ET": "1",
