@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-degrade`` on generated data sets and images."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import signal
+
+from bids_moediff.engine.acquisition import Acquisition, Axis
+from bids_moediff.evaluation.degradation import Recipe, degrade
+from conftest import run_script
+from generated import dataset, head
+
+PROGRAM = "bids_moediff-degrade"
+SHAPE, ZOOMS = (36, 40, 32), (4.0, 4.5, 5.0)
+
+
+def corner(image: nib.Nifti1Image) -> np.ndarray:
+    return image.affine[:3, :3] @ np.full(3, -0.5) + image.affine[:3, 3]
+
+
+def oblique(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    rotation = nib.eulerangles.euler2mat(0.2, -0.3, 0.1)
+    affine = nib.affines.from_matvec(rotation @ np.diag(ZOOMS), [11.0, -7.0, 3.0])
+    return nib.Nifti1Image(np.asarray(image.dataobj), affine)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = {
+        "sub-01_ses-a_run-1_T1w": head(SHAPE, ZOOMS),
+        "sub-01_ses-a_T2w": oblique(head(SHAPE, ZOOMS, 1)),
+        "sub-02_T1w": b"broken",
+        "sub-03_T1w": head(SHAPE, ZOOMS, 2),
+    }
+    root = dataset(tmp_path_factory.mktemp("source") / "raw", images)
+    (root / "T1w.json").write_text(json.dumps({"EchoTime": 0.003, "BaseResolution": 256}))
+    (root / "participants.tsv").write_text(
+        "participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-03\t32\n"
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def coarse(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slices of 10 mm with a gap of 1 mm, noise, three participants of whom one is broken."""
+    out = tmp_path_factory.mktemp("coarse") / "out"
+    arguments = ["--resolution", 4, 4.5, 10, "--profile", "kspace", "kspace", "box"]
+    arguments += ["--gap", 1, "--noise", 25, "--seed", 4]
+    run = run_script(PROGRAM, source, out, *arguments, cwd=out.parent)
+    assert run.returncode == 1
+    assert "sub-02/anat/sub-02_T1w.nii.gz" in run.stderr
+    assert "not a readable NIfTI" in run.stderr
+    assert "Traceback" not in run.stderr
+    return out
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_others_are_written_and_nothing_of_the_broken_one(coarse: Path) -> None:
+    found = files(coarse)
+    assert "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.nii.gz" in found
+    assert "sub-03/anat/sub-03_T1w.json" in found
+    assert not [name for name in found if "sub-02" in name or ".part" in name]
+    table = (coarse / "participants.tsv").read_text()
+    assert table == "participant_id\tage\nsub-01\t30\nsub-03\t32\n"
+
+
+def test_grid_keeps_the_corner_of_an_oblique_scan(source: Path, coarse: Path) -> None:
+    name = "sub-01/ses-a/anat/sub-01_ses-a_T2w.nii.gz"
+    before, after = nib.load(source / name), nib.load(coarse / name)
+    assert after.shape == (36, 40, 16)
+    assert np.abs(corner(before) - corner(after)).max() < 1e-4
+    assert nib.affines.voxel_sizes(after.affine) == pytest.approx((4, 4.5, 10), abs=1e-5)
+
+
+def test_sidecar_describes_the_coarse_scan(coarse: Path) -> None:
+    sidecar = json.loads((coarse / "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.json").read_text())
+    assert sidecar["EchoTime"] == 0.003  # inherited from the root
+    assert "BaseResolution" not in sidecar
+    assert sidecar["MRAcquisitionType"] == "2D"
+    assert sidecar["SliceThickness"] == 9
+    assert sidecar["SpacingBetweenSlices"] == 10
+    read = Acquisition.from_metadata(sidecar, (4, 4.5, 10))
+    assert read.axes == (Axis("kspace"), Axis("kspace"), Axis("gaussian", 0.9))
+    description = json.loads((coarse / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "raw"
+    assert description["GeneratedBy"][0]["Name"] == PROGRAM
+
+
+def test_valid_bids(coarse: Path) -> None:
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.is_file():
+        pytest.skip("needs bids-validator-deno: pip install -e .[test]")
+    run = subprocess.run(
+        [validator, coarse, "--format", "json"], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(run.stdout)["issues"]["issues"]
+    errors = [issue for issue in issues if issue["severity"] == "error"]
+    assert not errors
+
+
+def test_same_seed_same_bytes_whoever_else_is_there(
+    source: Path, coarse: Path, tmp_path: Path
+) -> None:
+    arguments = ["--resolution", 4, 4.5, 10, "--profile", "kspace", "kspace", "box"]
+    arguments += ["--gap", 1, "--noise", 25, "--participant-label", "sub-03"]
+
+    def digest(folder: Path) -> str:
+        content = (folder / "sub-03" / "anat" / "sub-03_T1w.nii.gz").read_bytes()
+        return hashlib.sha256(content).hexdigest()
+
+    for seed in (4, 5):
+        out = tmp_path / str(seed)
+        run = run_script(PROGRAM, source, out, *arguments, "--seed", seed, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    assert digest(tmp_path / "4") == digest(coarse)
+    assert digest(tmp_path / "5") != digest(coarse)
+    assert (tmp_path / "4" / "participants.tsv").read_text().count("sub-") == 1
+
+
+def test_kspace_equals_scipy_resampling(tmp_path: Path) -> None:
+    """Halving by truncation of the spectrum; scipy keeps the first voxel, we keep its corner."""
+    axis = np.arange(32)
+    wave = 100 + 10 * np.cos(2 * np.pi * 3 * (axis + 0.5) / 32)
+    data = np.broadcast_to(wave[:, None, None], (32, 20, 20)).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "in.nii.gz")
+    run = run_script(PROGRAM, "in.nii.gz", "out.nii", "--factor", 2, 1, 1, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = nib.load(tmp_path / "out.nii").get_fdata()[:, 5, 5]
+    assert found == pytest.approx(100 + 10 * np.cos(2 * np.pi * 3 * (axis[:16] + 0.5) / 16))
+    assert found.mean() == pytest.approx(signal.resample(wave, 16).mean())
+    assert json.loads((tmp_path / "out.json").read_text())["MRAcquisitionType"] == "3D"
+
+
+def test_box_with_a_gap_averages_the_slice_only() -> None:
+    data = np.random.default_rng(0).uniform(1, 2, (8, 8, 24)).astype(np.float32)
+    recipe = Recipe(factors=(1, 1, 4), profiles=("box",) * 3, gap=2.0)
+    found, _ = degrade(nib.Nifti1Image(data, np.eye(4)), recipe)
+    middle = data.reshape(8, 8, 6, 4)[..., 1:3].mean(axis=-1)
+    assert np.asarray(found.dataobj) == pytest.approx(middle, rel=1e-5)
+
+
+def test_a_field_of_view_that_does_not_divide_is_covered() -> None:
+    data = np.full((10, 9, 29), 7.0, np.float32)
+    found, _ = degrade(nib.Nifti1Image(data, np.eye(4)), Recipe(resolution=(1, 1, 2.5)))
+    assert found.shape == (10, 9, 12)
+    assert np.asarray(found.dataobj) == pytest.approx(7.0, rel=1e-5)
+
+
+def test_noise_is_rician_and_as_strong_as_asked_for() -> None:
+    grid = np.meshgrid(*[np.linspace(-1, 1, size) for size in (60, 70, 56)], indexing="ij")
+    ball = sum(axis**2 for axis in grid) < 0.7
+    data = np.where(ball, 400, 0).astype(np.float32)
+    recipe = Recipe(factors=(1, 1, 1), signal_to_noise=20)
+    noisy, record = degrade(nib.Nifti1Image(data, np.diag([2.5, 2.5, 3, 1])), recipe)
+    sigma = record["NoiseStandardDeviation"]
+    assert sigma == pytest.approx(400 / 20, rel=0.01)
+    found = np.asarray(noisy.dataobj, np.float64)
+    # Second moment of a Rician variable: signal squared plus twice the variance.
+    assert (found[ball] ** 2).mean() == pytest.approx(400**2 + 2 * sigma**2, rel=2e-3)
+    assert found[ball].std() == pytest.approx(sigma, rel=0.02)
+    assert (found[~ball] ** 2).mean() == pytest.approx(2 * sigma**2, rel=0.02)
+
+
+def test_a_coarse_slice_axis_that_stays_keeps_its_sidecar(tmp_path: Path) -> None:
+    nib.save(head(SHAPE, (3.0, 3.0, 6.0)), tmp_path / "in.nii.gz")
+    metadata = {"MRAcquisitionType": "2D", "SliceThickness": 5.0}
+    (tmp_path / "in.json").write_text(json.dumps(metadata))
+    run = run_script(PROGRAM, "in.nii.gz", "out.nii.gz", "--factor", 1.5, 1.5, 1, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    sidecar = json.loads((tmp_path / "out.json").read_text())
+    assert sidecar["SliceThickness"] == 5
+    assert sidecar["AcquisitionVoxelSize"] == [4.5, 4.5, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["raw", "raw/out", "--factor", "2"], 2, "lies inside the input"),
+        (["raw", "full", "--factor", "2"], 2, "holds other data"),
+        (["raw", "out", "--factor", "2", "--participant-label", "1"], 2, "did you mean 01?"),
+        (["raw", "out", "--factor", "2", "3"], 2, "one value or three"),
+        (["raw", "out", "--factor", "0.5"], 2, "between 1 and 20"),
+        (["raw", "out", "--factor", "2", "--profile", "sinc"], 2, "choose kspace"),
+        (["raw", "out", "--factor", "2", "--modalities", "FLAIR"], 66, "--modalities FLAIR"),
+        (["none", "out", "--factor", "2"], 2, "does not exist"),
+        (["none.nii.gz", "out.nii.gz", "--factor", "2"], 1, "none.nii.gz does not exist"),
+        (["raw", "out", "--resolution", "2", "--participant-label", "03"], 1, "made coarser"),
+        (["raw", "out", "--factor", "2", "--gap", "1", "--participant-label", "03"], 1, "box"),
+    ],
+)
+def test_mistakes(
+    source: Path, tmp_path: Path, arguments: list[str], code: int, sentence: str
+) -> None:
+    (tmp_path / "raw").symlink_to(source)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    run = run_script(PROGRAM, *arguments, cwd=tmp_path)
+    assert run.returncode == code, run.stderr
+    assert sentence in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.rglob("*.nii.gz.*part"))
