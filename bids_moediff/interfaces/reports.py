@@ -172,6 +172,7 @@ class _ReportInputSpec(BaseInterfaceInputSpec):
     label = traits.Str(mandatory=True, desc="participant without sub-")
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
     run_file = File(exists=True, mandatory=True, desc="from CollectRun")
+    raw_dir = traits.Str(desc="raw data set, where results keep the shading of the scan")
 
 
 class _ReportOutputSpec(TraitedSpec):
@@ -196,6 +197,7 @@ class ParticipantReport(SimpleInterface):
             for item in run["images"]
             if item["status"] == "failed"
         ]
-        report = write_participant_report(output_dir, self.inputs.label, run)
+        raw_dir = Path(self.inputs.raw_dir) if isdefined(self.inputs.raw_dir) else None
+        report = write_participant_report(output_dir, self.inputs.label, run, raw_dir=raw_dir)
         self._results["report"] = str(report)
         return runtime

@@ -20,7 +20,9 @@ import nibabel as nib
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import figure_path, parse_name
 from bids_moediff.bids.sink import write_text
+from bids_moediff.engine.conform import conform
 from bids_moediff.engine.quality import DESCRIPTIONS
+from bids_moediff.errors import ImageError
 from bids_moediff.reports import captions
 
 COMPARED = ("input", "sr", "cubic")
@@ -45,7 +47,11 @@ class Section:
 
 
 def write_participant_report(
-    output_dir: Path, label: str, run: Mapping[str, Any], draw: bool = True
+    output_dir: Path,
+    label: str,
+    run: Mapping[str, Any],
+    draw: bool = True,
+    raw_dir: Path | None = None,
 ) -> Path:
     """Write ``sub-<label>.html`` and the pictures it shows.
 
@@ -59,6 +65,9 @@ def write_participant_report(
         Record of the run; its keys are listed in docs/architecture.md ("Reports").
     draw
         Whether to draw the pictures; without, those on disk are shown.
+    raw_dir
+        Root of the raw data set, where results kept the shading of the scan: they are then shown
+        beside the raw scan and not beside the prepared one.
 
     Returns
     -------
@@ -66,7 +75,7 @@ def write_participant_report(
         The page.
     """
     sections = [
-        _section(Path(output_dir), item, number, draw)
+        _section(Path(output_dir), item, number, draw, raw_dir)
         for number, item in enumerate(run.get("images", ()), 1)
     ]
     page = environment().get_template("participant.html").render(
@@ -107,7 +116,9 @@ def methods_html(run: Mapping[str, Any]) -> str:
     return MarkdownIt("commonmark", {"html": False}).render(str(run.get("methods", "")))
 
 
-def _section(output_dir: Path, item: Mapping[str, Any], number: int, draw: bool) -> Section:
+def _section(
+    output_dir: Path, item: Mapping[str, Any], number: int, draw: bool, raw_dir: Path | None
+) -> Section:
     record = item.get("record") or {}
     quality = item.get("quality") or {}
     section = Section(
@@ -131,14 +142,16 @@ def _section(output_dir: Path, item: Mapping[str, Any], number: int, draw: bool)
         products=[(name, path) for name, path in (item.get("products") or {}).items()],
     )
     try:
-        section.pictures = _pictures(output_dir, item, draw)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        section.pictures = _pictures(output_dir, item, draw, raw_dir)
+    except (OSError, ValueError, ImageError, nib.filebasedimages.ImageFileError) as error:
         words = str(error).replace(f"{output_dir}/", "")
         section.warnings.append(f"The pictures of this image could not be drawn ({words}).")
     return section
 
 
-def _pictures(output_dir: Path, item: Mapping[str, Any], draw: bool) -> dict[str, str]:
+def _pictures(
+    output_dir: Path, item: Mapping[str, Any], draw: bool, raw_dir: Path | None
+) -> dict[str, str]:
     """Pictures of an image by name, as paths relative to the page; drawn first if asked for."""
     source = str(item.get("source", ""))
     if not source:
@@ -150,7 +163,9 @@ def _pictures(output_dir: Path, item: Mapping[str, Any], draw: bool) -> dict[str
         for name, path in (item.get("products") or {}).items()
         if (output_dir / path).exists()
     }
-    if draw and "sr" in products and "preproc" in products:
+    if raw_dir is not None and (raw_dir / source).exists():
+        products["raw"] = raw_dir / source
+    if draw and "sr" in products and ("raw" in products or "preproc" in products):
         draw_pictures(output_dir, image, products)
     paths = {
         name: figure_path(image, name, ".svg" if name in ("profile", "histogram") else ".png")
@@ -171,8 +186,8 @@ def draw_pictures(
     image
         The source: names the pictures.
     products
-        Paths of ``preproc`` and ``sr``, and where there are any of ``mask``, ``gates`` and
-        ``srstd``.
+        Paths of ``raw`` or ``preproc`` (what the result is compared with) and of ``sr``, and
+        where there are any of ``mask``, ``gates`` and ``srstd``.
     """
     from bids_moediff.reports import figures, plots
 
@@ -182,7 +197,8 @@ def draw_pictures(
     def path(name: str, extension: str = ".png") -> Path:
         return output_dir / figure_path(image, name, extension)
 
-    scene = figures.make_scene(load("preproc"), load("sr"), load("mask"))
+    original = conform(products["raw"])[0] if "raw" in products else load("preproc")
+    scene = figures.make_scene(original, load("sr"), load("mask"))
     cubic = figures.cubic_on(scene.original, scene.enhanced)
     figures.write_input(scene, path("input"))
     figures.write_result(scene, path("sr"))

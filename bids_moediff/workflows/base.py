@@ -164,6 +164,8 @@ def init_single_subject_wf(participant: Participant, settings: Settings, plan: P
             name="report",
             mem_gb=1.0,
         )
+        if settings.intensities == "input":
+            report.inputs.raw_dir = str(settings.bids_dir)
         workflow.connect(collect, "run_file", report, "run_file")
     return workflow
 
