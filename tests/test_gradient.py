@@ -119,9 +119,11 @@ def test_no_stray_file_in_the_current_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_aligned_image_is_refused_and_an_unstated_origin_remarked() -> None:
+def test_an_image_in_standard_space_is_refused_and_an_unstated_origin_remarked() -> None:
     with pytest.raises(ImageError, match="scanner coordinates"):
         unwarp(head(code=4), strong_coefficients())
+    assert unwarp(head(code=1), strong_coefficients())[1]["warnings"] == []
+    assert "isocentre" in unwarp(head(code=2), strong_coefficients())[1]["warnings"][0]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brain mask of a head of any contrast: a small network on a coarse grid, outlined finely."""
 
-import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,14 @@ from nibabel.orientations import (
 from scipy import ndimage
 
 from bids_moediff.engine.masks import head_mask_array, largest_component, outside_zeros
-from bids_moediff.errors import ImageError, WeightsError
+from bids_moediff.errors import ImageError
 
 WORKING_ZOOM = 4.0  # mm
-MODEL_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models" / "brainmask"
+MODEL = "brainmask"
 
 
 def brain_mask(
-    image: nib.Nifti1Image, model_folder: Path = MODEL_FOLDER
+    image: nib.Nifti1Image, model: str | Path = MODEL
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     """Brain mask on the grid of ``image``: brain tissue with the fluid in and between its folds.
 
@@ -34,8 +32,8 @@ def brain_mask(
     ----------
     image
         3-D head or skull-stripped brain, any contrast, orientation and voxel size.
-    model_folder
-        Folder with ``config.json`` and ``model.safetensors``.
+    model
+        Name of a shipped model of the family "brainmask", or the folder of another one.
 
     Returns
     -------
@@ -54,7 +52,7 @@ def brain_mask(
     """
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))
-    logits, record = _network_logits(data, image.affine, model_folder)
+    logits, record = _network_logits(data, image.affine, str(model))
     mask = clean_mask(logits > 0)
     method = "network"
     stripped = _stripped_brain(data, zooms, mask)
@@ -108,12 +106,12 @@ def resample(data: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
 
 
 def _network_logits(
-    data: np.ndarray, affine: np.ndarray, model_folder: Path
+    data: np.ndarray, affine: np.ndarray, model: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Logits of brain on the grid of ``data``."""
     import torch
 
-    network, record = load_network(str(model_folder))
+    network, record = _load(model)
     orientation = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
     ras = apply_orientation(data, orientation)
     zooms = nib.affines.voxel_sizes(affine @ inv_ornt_aff(orientation, data.shape))
@@ -150,31 +148,13 @@ def _stripped_brain(
         return None
     left = head_mask_array(data, zooms)
     overlap = float((left & mask).sum()) / float((left | mask).sum())
-    return left if overlap > 0.85 else None
+    return left if overlap > 0.75 else None
 
 
 @lru_cache(maxsize=2)
-def load_network(folder: str) -> tuple[Any, dict[str, Any]]:
-    """The network of a model folder and ``{"model", "sha256"}``.
+def _load(model: str) -> tuple[Any, dict[str, Any]]:
+    """The network and ``{"model", "sha256"}``."""
+    from bids_moediff.models.hub import load_model
 
-    Raises
-    ------
-    WeightsError
-        If a file is missing or the weights do not match the checksum in ``config.json``.
-    """
-    from safetensors.torch import load
-
-    from bids_moediff.models.brainmask import BrainMaskNet
-
-    weights = Path(folder) / "model.safetensors"
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text())
-        content = weights.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"the brain mask network lacks {error.filename}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != config["sha256"]:
-        raise WeightsError(f"{weights} does not match the checksum in its config.json")
-    network = BrainMaskNet(**config["hyperparameters"])
-    network.load_state_dict({name: value.float() for name, value in load(content).items()})
-    return network.eval(), {"model": config["name"], "sha256": digest}
+    loaded = load_model(model)
+    return loaded.network, {"model": loaded.name, "sha256": loaded.sha256}

@@ -95,13 +95,13 @@ def unwarp(
     Raises
     ------
     ImageError
-        If the header says that the world origin is not the isocentre.
+        If the header says that the image lies in a standard space.
     """
     code = int(image.header["sform_code"]) or int(image.header["qform_code"])
-    if code > 1:
+    if code > 2:
         raise ImageError(
             "gradient unwarping needs scanner coordinates, and the header says that the image "
-            "has been aligned to something else"
+            "lies in a standard space"
         )
     nodes = _node_positions(image)
     coarse, change = _at_nodes(image, nodes, coefficients)
@@ -125,7 +125,11 @@ def unwarp(
         largest = max(largest, float(distance.max()))
     unwarped = nib.Nifti1Image(result, image.affine, image.header)
     unwarped.header.set_data_dtype(np.float32)
-    remarks = [] if code == 1 else ["the header does not say that its origin is the isocentre"]
+    remarks = []
+    if code != 1:
+        remarks.append(
+            "the header does not say that its origin is the isocentre; unwarping took it as such"
+        )
     record = {"largest_displacement_mm": round(largest, 3), "jacobian": jacobian}
     return unwarped, record | {"warnings": remarks}
 

@@ -87,7 +87,14 @@ def _single(family: str, builder: Builder) -> Builder:
     return build
 
 
+def _build_brainmask(values: Mapping[str, Any]) -> nn.Module:
+    from bids_moediff.models.brainmask import BrainMaskNet
+
+    return BrainMaskNet(**values)
+
+
 FAMILIES: dict[str, Builder] = {
+    "brainmask": _single("brainmask", _build_brainmask),
     "moediff": build_moediff,
     "student": _single(
         "student", _dataclass_builder("student.network", "StudentConfig", "StudentNetwork")
@@ -97,12 +104,15 @@ FAMILIES: dict[str, Builder] = {
 }
 
 
+HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --model
+
+
 def available() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the super-resolution models that come with the package."""
     if not MODELS_FOLDER.is_dir():
         return []
     folders = (p for p in MODELS_FOLDER.iterdir() if (p / CONFIG_NAME).is_file())
-    return sorted(p.name for p in folders)
+    return sorted(p.name for p in folders if p.name not in HELPERS)
 
 
 def resolve(name_or_dir: str | Path) -> Path:

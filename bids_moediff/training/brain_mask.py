@@ -11,7 +11,6 @@ that of SynthStrip (Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474).
 import argparse
 import csv
 import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,23 @@ from torch.nn import functional
 
 from bids_moediff.engine.brainmask import WORKING_ZOOM, normalise
 from bids_moediff.models.brainmask import BrainMaskNet
+from bids_moediff.models.hub import save_model
 
 FLUID = 24  # label of cerebrospinal fluid
 OUTSIDE = 500  # labels from here on are skull, skin, eyes and neck
+CARD = """# Brain mask
+
+A 3-D U-Net on a 4 mm grid that tells brain (with the fluid in and between its folds) from
+everything else, in any contrast, with the face or the skull removed or not.
+
+* Trained for {steps} images made from the label maps of SynthSeg (20 whole heads) and SynthSR
+  (5 brains; shells of fluid, bone and skin were grown around them), both Apache-2.0: random shape,
+  contrast, shading, slice thickness, noise, field of view, defacing, skull-stripping.
+* Dice on images made in the same way from five label maps that were left out, on the 4 mm grid:
+  mean {mean}, lowest {least}. Real scans were never seen.
+* Not for: animals, infants, brains after large resections.
+* Made by `python -m bids_moediff.training.brain_mask`.
+"""
 LEFT_OUT = ("training_seg_17", "training_seg_18", "training_seg_19", "training_seg_20", "brain5")
 # Right-hand labels of the usual segmentation and their left-hand partners.
 PARTNERS = {
@@ -349,32 +362,25 @@ def _save(
     options: argparse.Namespace, average: dict[str, torch.Tensor], paths: list[Path], step: int,
     scores: list[float],
 ) -> None:  # fmt: skip
-    """Write the model folder: half-precision weights and a configuration that pins them."""
-    from safetensors.torch import save
-
-    content = save({name: value.half().contiguous() for name, value in average.items()})
-    (options.out / "model.safetensors").write_bytes(content)
+    """Write the averaged weights as a model folder."""
+    network = BrainMaskNet()
+    network.load_state_dict(average)
+    mean, least = round(float(np.mean(scores)), 4), round(float(np.min(scores)), 4)
     config = {
         "family": "brainmask",
-        "name": "brainmask",
         "version": "1",
-        "hyperparameters": {"widths": list(BrainMaskNet().widths)},
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "brainmask": {"widths": list(network.widths)},
         "training": {
             "seed": options.seed,
             "steps": step,
-            "minutes": options.minutes,
             "left_out": list(LEFT_OUT),
-            "working_grid_dice": {
-                "mean": round(float(np.mean(scores)), 4),
-                "minimum": round(float(np.min(scores)), 4),
-            },
+            "working_grid_dice": {"mean": mean, "minimum": least},
             "data_sha256": {
                 path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
             },
         },
     }
-    (options.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_model(network, config, options.out, CARD.format(steps=step, mean=mean, least=least))
 
 
 def main() -> None:
