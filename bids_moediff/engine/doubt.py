@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Doubtful input in plain language: what is unusual about a scan before it is super-resolved.
+
+The networks learned from whole heads of adults, measured once, in usual contrasts. Nothing here
+stops an image; every check returns one sentence, for log, sidecar and report, or None. Checks that
+look at intensities work at about 2 mm on the closest-to-RAS grid; each says what it looks at.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_moediff.engine.grid import voxel_sizes
+from bids_moediff.engine.masks import head_mask_array
+
+WORKING = 2.0  # mm
+SIDES = (("left", "right"), ("back", "front"), ("lower", "upper"))
+# Contrasts in which the core of the brain (white matter) is brighter than its rim, or darker.
+BRIGHT_CORE = frozenset({"T1w", "UNIT1"})
+BRIGHT_FLUID = frozenset({"T2w", "PDT2", "inplaneT2"})
+# Grids (voxels, at 1 mm) of usual templates: MNI152 of FSL, ICBM 2009c, ICBM 2009a, colin27.
+TEMPLATE_SHAPES = ((182, 218, 182), (193, 229, 193), (197, 233, 189), (181, 217, 181))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan prepared for the checks: closest-to-RAS, at about 2 mm where it was finer.
+
+    ``depth`` is the distance in mm from the outline of the brain, 0 outside.
+    """
+
+    data: np.ndarray
+    brain: np.ndarray
+    head: np.ndarray
+    depth: np.ndarray
+    zooms: tuple[float, float, float]
+    shape: tuple[int, ...]
+    full_zooms: tuple[float, float, float]
+    suffix: str
+    metadata: Mapping[str, Any]
+    figures: Mapping[str, Any]
+
+    @property
+    def middle(self) -> float:
+        """Median intensity of the brain, at least a tiny number."""
+        return max(float(np.median(self.data[self.brain])), 1e-6) if self.brain.any() else 1e-6
+
+
+def prepare(
+    image: nib.Nifti1Image,
+    mask: nib.Nifti1Image,
+    suffix: str,
+    metadata: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> Scan:
+    """Bring an image and its brain mask to the form that the checks want."""
+    canonical, brain = nib.as_closest_canonical(image), nib.as_closest_canonical(mask)
+    data = np.nan_to_num(np.asarray(canonical.dataobj, dtype=np.float32))
+    inside = np.asarray(brain.dataobj) > 0
+    full = voxel_sizes(canonical.affine)
+    steps = tuple(max(1, int(WORKING / zoom)) for zoom in full)
+    part = tuple(slice(step // 2, None, step) for step in steps)
+    coarse, inside = ndimage.uniform_filter(data, steps)[part], inside[part]
+    zooms = (full[0] * steps[0], full[1] * steps[1], full[2] * steps[2])
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=zooms)[1:-1, 1:-1, 1:-1]
+    return Scan(
+        data=coarse,
+        brain=inside,
+        head=head_mask_array(coarse, zooms) | inside,
+        depth=depth,
+        zooms=zooms,
+        shape=data.shape,
+        full_zooms=full,
+        suffix=suffix,
+        metadata=metadata or {},
+        figures=figures or {},
+    )
+
+
+def find_doubts(
+    image: nib.Nifti1Image,
+    mask: nib.Nifti1Image,
+    suffix: str,
+    metadata: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Everything unusual about a scan, one plain sentence each, most important first.
+
+    Parameters
+    ----------
+    image
+        3-D scan in any orientation, intensities as measured.
+    mask
+        Brain mask on the same grid.
+    suffix
+        BIDS suffix, for example ``T1w``.
+    metadata
+        Its sidecar, if any.
+    figures
+        Its quality figures (:func:`bids_moediff.engine.quality.quality_figures`), if any.
+
+    Returns
+    -------
+    list of str
+        Empty if nothing is conspicuous.
+    """
+    scan = prepare(image, mask, suffix, metadata, figures)
+    sentences = [check(scan) for check in CHECKS]
+    return [sentence for sentence in sentences if sentence]
+
+
+def localiser(scan: Scan) -> str | None:
+    """Fewer than 10 slices or less than 70 mm along an axis."""
+    for axis, (count, zoom) in enumerate(zip(scan.shape, scan.full_zooms, strict=True)):
+        if count < 10 or count * zoom < 70:
+            name = ("left-right", "front-back", "up-down")[axis]
+            return (
+                f"The image covers only {count * zoom:.0f} mm in {count} slices in the {name} "
+                "direction: a localiser or a slab, not a whole head."
+            )
+    return None
+
+
+def cropped(scan: Scan) -> str | None:
+    """Brain at the face of the field of view, the spinal cord aside."""
+    cut = []
+    for axis, names in enumerate(SIDES):
+        area = np.prod([zoom for k, zoom in enumerate(scan.zooms) if k != axis]) / 100
+        for index, name in zip((0, -1), names, strict=True):
+            limit = 25.0 if name == "lower" else 5.0  # cm2; brainstem and cerebellum leave below
+            if np.take(scan.brain, index, axis=axis).sum() * area > limit:
+                cut.append(name)
+    if not cut:
+        return None
+    return (
+        f"The brain reaches the {' and the '.join(cut)} edge of the image: part of it is not "
+        "covered, and the result is less certain there."
+    )
+
+
+def wrong_contrast(scan: Scan) -> str | None:
+    """Brightness of the core against the rim of the brain, and of fluid against both."""
+    core, rim = scan.data[scan.depth > 20], scan.data[(scan.depth > 2) & (scan.depth < 8)]
+    if len(core) < 100 or len(rim) < 100:
+        return None
+    ratio = float(np.median(core)) / max(float(np.median(rim)), 1e-6)
+    fluid = float(np.percentile(scan.data[scan.brain], 98)) / scan.middle
+    if scan.suffix in BRIGHT_CORE and ratio < 1.0 and fluid > 1.7:
+        seen = "T2-weighted (fluid is brightest)"
+    elif scan.suffix in BRIGHT_FLUID and ratio > 1.25 and fluid < 1.6:
+        seen = "T1-weighted (white matter is brightest)"
+    else:
+        return None
+    return f"The image is named {scan.suffix} but looks {seen}: check the name."
+
+
+def contrast_agent(scan: Scan) -> str | None:
+    """Agent named in the sidecar."""
+    keys = ("ContrastBolusIngredient", "ContrastBolusAgent")
+    agents = [str(scan.metadata[key]) for key in keys if scan.metadata.get(key)]
+    if not agents or agents[0].lower() in ("none", "n/a", "no"):
+        return None
+    return (
+        f"The sidecar names a contrast agent ({agents[0]}): the networks learned from scans "
+        "without one, look at vessels and enhancing lesions with care."
+    )
+
+
+def ghosting(scan: Scan) -> str | None:
+    """Signal of the air beside the head along an axis, over that of the other air."""
+    air = ~ndimage.binary_dilation(scan.head, iterations=3)
+    measured = air & (scan.data > 0)
+    if measured.sum() < 0.5 * max(int(air.sum()), 1) or measured.sum() < 2000:
+        return None  # deleted air tells nothing
+    worst, along = 0.0, ""
+    for axis, name in enumerate(("left-right", "front-back", "up-down")):
+        shadow = np.broadcast_to(scan.head.any(axis=axis, keepdims=True), scan.head.shape)
+        beside, elsewhere = scan.data[measured & shadow], scan.data[measured & ~shadow]
+        if len(beside) < 500 or len(elsewhere) < 500:
+            continue
+        excess = (float(np.mean(beside)) - float(np.mean(elsewhere))) / scan.middle
+        if excess > worst:
+            worst, along = excess, name
+    if worst < 0.05:
+        return None
+    return (
+        f"There is signal in the air beside the head in the {along} direction "
+        f"({100 * worst:.0f} % of the brain's): the head probably moved during the scan. "
+        "Super-resolution sharpens such ghosts, too."
+    )
+
+
+def bright_air(scan: Scan) -> str | None:
+    """Air as bright as tissue: an image without background suppression."""
+    if scan.suffix in ("T1map", "T2map"):
+        return None
+    # Faces of the image but the lowest one, which shows the neck: no head mask can be trusted here.
+    faces = [np.take(scan.data, index, axis=axis) for axis in (0, 1) for index in (0, -1)]
+    faces.append(scan.data[:, :, -1])
+    level = float(np.median(np.concatenate([face.ravel() for face in faces])))
+    if level < 0.35 * scan.middle:
+        return None
+    return (
+        "The air is about as bright as the brain (an MP2RAGE image without background "
+        "suppression?): head and brain masks may be wrong."
+    )
+
+
+def averaged(scan: Scan) -> str | None:
+    """Hardly any noise, or the grid of a template."""
+    ratio = scan.figures.get("snr_brain")
+    shape = tuple(round(n * z) for n, z in zip(scan.shape, scan.full_zooms, strict=True))
+    on_template = shape in TEMPLATE_SHAPES and len(set(np.round(scan.full_zooms, 3))) == 1
+    if on_template:
+        return (
+            "The grid is that of a standard template: a template or an image that was brought to "
+            "standard space, so interpolated. Give the original scan instead."
+        )
+    if ratio is not None and ratio > 110:
+        return (
+            f"The image has hardly any noise (signal-to-noise ratio {ratio:.0f}): averaged, "
+            "denoised or synthetic. There may be nothing left to recover."
+        )
+    return None
+
+
+def very_noisy(scan: Scan) -> str | None:
+    """Signal-to-noise ratio below 5."""
+    ratio = scan.figures.get("snr_brain")
+    if ratio is None or ratio >= 5:
+        return None
+    return (
+        f"The image is very noisy (signal-to-noise ratio {ratio:.1f}): fine detail of the result "
+        "will mostly be a guess."
+    )
+
+
+def derived(scan: Scan) -> str | None:
+    """A derived image by its sidecar, or a label map by its few values."""
+    kinds = [str(kind).upper() for kind in scan.metadata.get("ImageType") or ()]
+    made = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "REFORMATTED", "SECONDARY", "MOSAIC"}
+    if found := sorted(made & set(kinds)):
+        return (
+            f"The sidecar calls the image {found[0]}: it was computed from another one, which "
+            "would be the better input."
+        )
+    values = scan.data[scan.brain]
+    if len(values) and len(np.unique(values[:: max(1, len(values) // 5000)])) < 30:
+        return "The image has only a few different values: a label map or mask, not a scan?"
+    return None
+
+
+def interpolated(scan: Scan) -> str | None:
+    """What the spectra of the quality figures found."""
+    found = []
+    for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
+        if scan.figures.get(f"interpolation_{axis}") in ("zero-filled", "interpolated"):
+            stored, acquired = scan.figures[f"spacing_{axis}"], scan.figures[f"acquired_{axis}"]
+            found.append(f"{acquired:.2g} mm instead of {stored:.2g} mm along the {name} axis")
+    if not found:
+        return None
+    return (
+        "The image was interpolated before it came here (zero filling at the scanner, resampling "
+        f"or earlier super-resolution): its detail is about {', '.join(found)}."
+    )
+
+
+def cavity(scan: Scan) -> str | None:
+    """A space of fluid of more than 35 ml that a ball of 5 mm radius fits through."""
+    if scan.suffix in BRIGHT_FLUID:
+        fluid = scan.data > 1.7 * scan.middle
+    else:
+        fluid = scan.data < 0.5 * scan.middle
+    fluid &= scan.depth > 8
+    core = ndimage.distance_transform_edt(fluid, sampling=scan.zooms) > 5
+    labels, count = ndimage.label(core)
+    if not count:
+        return None
+    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    grown = ndimage.distance_transform_edt(~largest, sampling=scan.zooms) <= 5
+    volume = float((grown & fluid).sum() * np.prod(scan.zooms) / 1000)
+    if volume < 35:
+        return None
+    return (
+        f"There is a large space of fluid in the brain ({volume:.0f} ml): enlarged ventricles, a "
+        "cyst, an old stroke or a cavity after surgery. The networks saw few such brains."
+    )
+
+
+CHECKS: tuple[Callable[[Scan], str | None], ...] = (
+    localiser, derived, wrong_contrast, averaged, interpolated, ghosting, bright_air, cropped,
+    contrast_agent, cavity, very_noisy,
+)  # fmt: skip
