@@ -198,7 +198,7 @@ def bright_air(scan: Scan) -> str | None:
     """Air as bright as tissue: an image without background suppression."""
     if scan.suffix in ("T1map", "T2map"):
         return None
-    # Faces of the image but the lowest one, which shows the neck: no head mask can be trusted here.
+    # Faces of the image but the lowest, which shows the neck: head masks cannot be trusted here.
     faces = [np.take(scan.data, index, axis=axis) for axis in (0, 1) for index in (0, -1)]
     faces.append(scan.data[:, :, -1])
     level = float(np.median(np.concatenate([face.ravel() for face in faces])))

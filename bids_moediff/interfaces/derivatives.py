@@ -80,6 +80,7 @@ class WinningExpert(ImageStep):
 class _RecordInputSpec(ImageStepInputSpec):
     result = File(desc="JSON: what the network did")
     quality = File(desc="JSON: quality figures of the input")
+    doubts = File(desc="JSON: what is unusual about the scan")
     notes = File(desc="JSON: remarks on the source")
     mask_record = File(desc="JSON: how the brain mask was made")
 
@@ -100,6 +101,7 @@ class SidecarRecord(ImageStep):
         remarks = [
             *read_json(self.inputs.notes),
             *mask_record.pop("warnings", []),
+            *read_json(self.inputs.doubts),
             *record.pop("Warnings", []),
         ]
         record["BrainMask"] = mask_record

@@ -22,21 +22,29 @@ class _QualityInputSpec(ImageStepInputSpec):
 
 class _QualityOutputSpec(ImageStepOutputSpec):
     quality = File(desc="JSON: name of the figure, value or null")
+    doubts = File(desc="JSON: what is unusual about the scan, in sentences")
 
 
 class ImageQuality(ImageStep):
-    """Compute the figures in the manner of MRIQC."""
+    """Compute the figures in the manner of MRIQC, and say what is unusual about the scan."""
 
     input_spec = _QualityInputSpec
     output_spec = _QualityOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
+        from bids_moediff.engine.doubt import find_doubts
         from bids_moediff.engine.quality import quality_figures
 
+        source = load_source(self.inputs.source)
+        image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)
         figures = quality_figures(
             load_array(self.inputs.image),
-            load_image(self.inputs.image).affine,
+            image.affine,
             load_array(self.inputs.mask),
-            load_source(self.inputs.source).suffix,
+            source.suffix,
         )
-        return {"quality": str(write_json(figures, folder / "quality.json"))}
+        doubts = find_doubts(image, mask, source.suffix, source.metadata, figures)
+        return {
+            "quality": str(write_json(figures, folder / "quality.json")),
+            "doubts": str(write_json(doubts, folder / "doubts.json")),
+        }

@@ -37,6 +37,7 @@ class _StatusInputSpec(BaseInterfaceInputSpec):
     notes = File(desc="remarks of the preparation")
     results = File(desc="results of the network")
     quality = File(desc="quality figures")
+    doubts = File(desc="what is unusual about the scan")
     run_id = traits.Str(mandatory=True, desc="makes the node run anew in every run")
 
 
@@ -68,6 +69,8 @@ class ImageStatus(SimpleInterface):
         item["status"] = "failed" if self.inputs.failure else "done"
         if isdefined(self.inputs.notes):
             item["warnings"] += read_json(self.inputs.notes)
+        if isdefined(self.inputs.doubts):
+            item["warnings"] += read_json(self.inputs.doubts)
         if isdefined(self.inputs.quality):
             item["quality"] = read_json(self.inputs.quality)
         if isdefined(self.inputs.results):

@@ -205,7 +205,7 @@ def _connect_processing(
             ]),
             (superres_wf, status, [("outputnode.results", "results")]),
             (products_wf, status, [
-                ("outputnode.failure", "failure"), ("outputnode.quality", "quality"),
+                (f"outputnode.{field}", field) for field in ("failure", "quality", "doubts")
             ]),
         ])  # fmt: skip
 

@@ -15,6 +15,7 @@ from .outputs import init_ds_gates_wf, init_ds_superres_wf, init_ds_uncertainty_
 INPUT_FIELDS = [
     "source", "key", "results", "image", "mask", "notes", "mask_record", "failure",
 ]  # fmt: skip
+OUTPUT_FIELDS = ["quality", "doubts", "failure"]
 
 
 def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf") -> Workflow:
@@ -49,12 +50,14 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
     -------
     quality
         JSON file: quality figures.
+    doubts
+        JSON file: what is unusual about the scan.
     failure
         What went wrong so far.
     """
     workflow = Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=INPUT_FIELDS), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=["quality", "failure"]), name="outputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
     select = pe.Node(SelectResult(), name="select", run_without_submitting=True)
     quality = pe.Node(ImageQuality(), name="quality", mem_gb=1.5)
     record = pe.Node(SidecarRecord(), name="record", run_without_submitting=True)
@@ -67,13 +70,15 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
         (select, quality, [("image", "superres"), ("failure", "failure")]),
         (inputnode, record, [("notes", "notes"), ("mask_record", "mask_record")]),
         (select, record, [("result", "result")]),
-        (quality, record, [("quality", "quality"), ("failure", "failure")]),
+        (quality, record, [
+            ("quality", "quality"), ("doubts", "doubts"), ("failure", "failure"),
+        ]),
         (inputnode, ds_superres_wf, [("source", "inputnode.source"), ("mask", "inputnode.mask")]),
         (select, ds_superres_wf, [("image", "inputnode.image")]),
         (record, ds_superres_wf, [
             ("record", "inputnode.record"), ("failure", "inputnode.failure"),
         ]),
-        (quality, outputnode, [("quality", "quality")]),
+        (quality, outputnode, [("quality", "quality"), ("doubts", "doubts")]),
     ])  # fmt: skip
     _connect_further_outputs(workflow, settings)
     return workflow
