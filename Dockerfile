@@ -9,8 +9,6 @@ FROM debian:bookworm-slim AS build
 ARG VARIANT=cuda
 # Only torch itself is looked up there, and only for the cpu variant.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-# Standard spaces to carry along, space-separated TemplateFlow names; empty for none.
-ARG TEMPLATES="MNI152NLin2009cAsym"
 
 ENV PYTHONNOUSERSITE=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -46,6 +44,8 @@ RUN pip install --no-deps --force-reinstall . \
 # Every model folder must load and match its checksum, or there is no image.
 RUN python -c "from bids_moediff.models import hub; print([hub.load_model(name).sha256 for name in hub.available()])"
 
+# Standard spaces to carry along, space-separated TemplateFlow names; empty for none.
+ARG TEMPLATES="MNI152NLin2009cAsym"
 COPY tools/fetch_templates.py /src/
 RUN python fetch_templates.py $TEMPLATES
 

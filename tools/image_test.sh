@@ -6,6 +6,7 @@
 #   tools/image_test.sh [WORK]       needs root, tens of GB in WORK and, on a machine without docker,
 #                                    buildah, podman, runc, conmon, fuse-overlayfs and debootstrap
 #   tools/image_test.sh --no-sif [WORK]
+#   OPTIONS='--output-resolution 1'  options of bids_moediff for the runs (this is the default)
 #
 # The Dockerfile is built unmodified. Without docker its base, debian:bookworm-slim, is made here by
 # debootstrap and stored under the full name that FROM resolves to, so no registry is needed. Where
@@ -24,6 +25,7 @@ sif=yes
 if [ "${1:-}" = --no-sif ]; then sif=no; shift; fi
 work=$(mkdir -p "${1:-/tmp/image-test}" && cd "${1:-/tmp/image-test}" && pwd)
 data=$PWD/bids_moediff/data/demo
+options=${OPTIONS:---output-resolution 1}
 started=$(date +%s)
 say() { echo "[$(($(date +%s) - started)) s] $*"; }
 
@@ -87,7 +89,7 @@ run_image() {  # the docker run line of the README
             -e 's# bids_moediff /data# localhost/bids_moediff /data#')
     fi
     say "$command"
-    eval "$command --output-resolution 1"
+    eval "$command $options"
 }
 
 compare() {  # the same bytes but for logs, reports' times and scratch
@@ -105,7 +107,8 @@ run_image "$work/out-image"
 compare "$work/out-image" image
 
 if [ "$sif" = yes ]; then
-    sh tools/sif_test.sh "$work" "$(fill_in "$(readme_lines 'apptainer run')" "$work/out-sif")"
+    sh tools/sif_test.sh "$work" \
+        "$(fill_in "$(readme_lines 'apptainer run')" "$work/out-sif") $options"
     compare "$work/out-sif" sif
 fi
 say "all done"
