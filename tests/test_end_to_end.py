@@ -236,7 +236,9 @@ def test_stages_in_turn_give_the_same_bytes(study: Study, linear: Run) -> None:
     network = run_app(study, output, *options, "--stage", "sr")
     assert network.code == 0
     products = linear.products()
-    expected = {name: products[name] for name in products if "sub-0" not in name or "ses-b" in name}
+    expected = {
+        name: products[name] for name in products if "sub-0" not in name or "ses-b" in name
+    }
     assert network.products() == expected
     assert not (output / "sub-01.html").exists()
     shutil.rmtree(work)
