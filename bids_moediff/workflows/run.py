@@ -125,13 +125,16 @@ def _run_batch(
     participants: list[Participant] = []
     for label in labels:
         try:
-            participants.append(discover_participant(settings, label))
+            participant = discover_participant(settings, label)
         except MoediffError as error:
             outcomes.append(failed(label, "", str(error)))
+            continue
+        if participant.images:  # filters may leave none
+            participants.append(participant)
     with run_logs(settings, plan, participants):
         workflow = init_bids_moediff_wf(settings, participants, plan)
         write_methods(settings, workflow)
-        if settings.boilerplate_only:
+        if settings.boilerplate_only or not participants:
             return outcomes
         crash_folder = execute(settings, workflow, plan, limits)
     for participant in participants:
