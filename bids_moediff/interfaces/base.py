@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from nipype import logging
+from nipype import config, logging
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     SimpleInterface,
@@ -19,7 +19,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_moediff.errors import MoediffError
+from bids_moediff.errors import ImageError, MoediffError
 
 LOGGER = logging.getLogger("nipype.interface")
 TRACEBACK_FILE = "traceback.txt"
@@ -62,6 +62,8 @@ class ImageStep(SimpleInterface):
         if failure and not self.inputs.failure:
             LOGGER.warning("%s: %s", type(self).__name__, failure)
             (Path(runtime.cwd) / FAILED_FILE).write_text(f"{failure}\n", encoding="utf-8")
+            if config.getboolean("execution", "stop_on_first_crash"):
+                raise ImageError(failure)
         self._results["failure"] = failure
         return runtime
 

@@ -26,7 +26,8 @@ from .progress import ProgressWatcher
 from .work import WORKFLOW_NAME, participant_folder, participant_workflow_name
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
-LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+# On the terminal, by the number of -v; the log files always hold the messages (INFO and above).
+LEVELS = (logging.CRITICAL, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 def crash_files(settings: Settings, plan: Plan) -> Path:
@@ -80,7 +81,7 @@ def run_logs(
     settings: Settings, plan: Plan, participants: Sequence[Participant]
 ) -> Iterator[None]:
     """Logs per participant: settings, Nipype's messages and the output of the network."""
-    terminal = LEVELS[min(1 + settings.verbose, 3)]
+    terminal = LEVELS[min(settings.verbose, 3)]
     with ExitStack() as stack:
         for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
             logger = logging.getLogger(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_moediff.errors import ImageError
+from bids_moediff.errors import ImageError, MoediffError
 
 from .work import participant_workflow_name
 
@@ -79,10 +79,19 @@ def crash_sentences(folder: Path, workflow_name: str = "") -> list[str]:
         node = match[1] if match else path.stem
         if workflow_name and workflow_name not in node.split("."):
             continue
-        lines = [line.strip() for line in text.splitlines() if re.match(r"\w[\w.]*: ", line)]
-        cause = lines[-1] if lines else "no reason given"
-        sentences.append(f"Step {node.rsplit('.', 1)[-1]} failed: {cause.rstrip('.')}.")
+        sentences.append(_crash_sentence(node.rsplit(".", 1)[-1], text))
     return sentences
+
+
+def _crash_sentence(step: str, text: str) -> str:
+    """The innermost exception of a crash file; our own errors are sentences already."""
+    trace = text.partition("Traceback (most recent call last)")[2]
+    causes = re.findall(r"^\s*([A-Za-z_][\w.]*): (.+)$", trace, re.MULTILINE)
+    kind, reason = causes[-1] if causes else ("", "no reason given")
+    if kind.startswith(MoediffError.__module__):
+        return reason
+    words = f"{kind.rsplit('.', 1)[-1]}: {reason}" if kind else reason
+    return f"Step {step} failed: {words.rstrip('.')}."
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says of its failures, on a data set without a single good image (so: in seconds)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from generated import dataset
+
+from bids_moediff.workflows.outcome import Outcome, exit_code, failed
+
+COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
+
+
+def run_app(bids: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
+    return subprocess.run(
+        [*COMMAND, str(bids), str(output), "participant", "--stage", "preproc", *more],
+        capture_output=True, text=True, check=False, timeout=300, env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = {"sub-01_T1w": b"no image", "sub-02_T1w": b"", "sub-02_T2w": b"\x1f\x8bno gzip"}
+    return dataset(tmp_path_factory.mktemp("bad") / "bids", images)
+
+
+def test_only_bad_images(bad: Path, tmp_path: Path) -> None:
+    done = run_app(bad, tmp_path / "out", "--nprocs", "2")
+    assert done.returncode == 1
+    assert "0 of 3 images done" in done.stderr
+    assert "not a readable NIfTI image" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+    log = next((tmp_path / "out/logs/sub-01").glob("*/nipype.log")).read_text()
+    assert "not a readable NIfTI image" in log
+
+
+def test_stop_on_first_crash_stops_with_the_sentence(bad: Path, tmp_path: Path) -> None:
+    done = run_app(bad, tmp_path / "out", "--nprocs", "1", "--stop-on-first-crash")
+    assert done.returncode == 1
+    assert "sub-01_T1w.nii.gz is not a readable NIfTI image" in done.stderr
+    assert done.stderr.count("The image was not processed.") == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ([], 0),
+        ([Outcome("01", "a", "done")], 0),
+        ([Outcome("01", "a", "done"), failed("02", "b", "no")], 1),
+        ([failed("01", "a", "no", 78), failed("02", "b", "no")], 78),
+    ],
+)
+def test_exit_code(outcomes: list[Outcome], code: int) -> None:
+    assert exit_code(outcomes) == code
