@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from generated import dataset
 
 from bids_moediff.workflows.outcome import Outcome, exit_code, failed
+from generated import dataset
 
 COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
 
