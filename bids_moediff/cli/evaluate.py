@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
 from bids_moediff.cli.common import Progress, run_command, set_threads
-from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError
 
 if TYPE_CHECKING:
+    from bids_moediff.bids.image import AnatomicalImage
     from bids_moediff.engine.enhance import SuperResolver
     from bids_moediff.evaluation.benchmark import Method
     from bids_moediff.evaluation.heads import Head
@@ -31,10 +32,121 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    commands = {"benchmark": run_benchmark}
+    commands = {"benchmark": run_benchmark, "hallucination": run_hallucination}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
-    raise UsageError(f"Unknown command; known are {', '.join(commands)}.")
+    return run_derivatives(argv)
+
+
+def derivatives_parser() -> argparse.ArgumentParser:
+    """Parser of the command without a sub-command."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Compare super-resolved images with true images of the same participants.",
+        epilog=f"Also: {PROGRAM} benchmark --help, {PROGRAM} hallucination --help.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("derivatives", type=Path, help="output folder of bids_moediff")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for table and page")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="BIDS_DIR", help="data set of true images"
+    )
+    parser.add_argument(
+        "--reference-session", metavar="LABEL", help="session of the true images (default: same)"
+    )
+    parser.add_argument(
+        "--input", type=Path, metavar="BIDS_DIR", help="the coarse scans: gains over interpolation"
+    )
+    parser.add_argument("--participant-label", nargs="+", metavar="LABEL", default=[])
+    parser.add_argument(
+        "--fit-intensities",
+        action="store_true",
+        help="fit scale and offset to the reference first (another scan, other units)",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_derivatives(argv: list[str]) -> int:
+    """Table and page of a data set of results; 1 if some could not be evaluated."""
+    options = derivatives_parser().parse_intermixed_args(argv)
+    check_threads(options)
+    from bids_moediff.evaluation.derivatives import evaluate, find_results, match
+    from bids_moediff.evaluation.page import draw_pair
+
+    if not options.derivatives.is_dir():
+        raise UsageError(f"The folder {options.derivatives} does not exist.")
+    labels = [label.removeprefix("sub-") for label in options.participant_label]
+    results = find_results(options.derivatives, labels)
+    if not results:
+        which = f" of {', '.join('sub-' + label for label in labels)}" if labels else ""
+        raise NothingToProcessError(
+            f"There is no super-resolved image (desc-sr){which} in {options.derivatives}."
+        )
+    references = _Images(options.reference)
+    sources = _Images(options.input) if options.input else None
+    session = options.reference_session
+    session = session.removeprefix("ses-") if session else None
+    rows, problems, pictures = [], [], {}
+    progress = Progress(len(results), "image")
+    for result in results:
+        try:
+            label = result.entities["sub"]
+            reference = match(result, references.of(label), session)
+            source = match(result, sources.of(label)) if sources else None
+            row, pair = evaluate(result, reference, source, options.fit_intensities)
+        except MoediffError as error:
+            problems.append(f"{result.relative}: {error}")
+            progress()
+            continue
+        rows.append(row)
+        pictures[result.relative] = draw_pair(pair)
+        progress(f"{result.relative}  {row['psnr']:.2f} dB")
+    progress.close()
+    for problem in problems:
+        print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    if rows:
+        _write_derivatives(rows, problems, pictures, options.output)
+    return 1 if problems else 0
+
+
+class _Images:
+    """Images of a data set, one participant at a time."""
+
+    def __init__(self, root: Path) -> None:
+        from bids_moediff.bids.dataset import check_input
+        from bids_moediff.settings import load_settings
+
+        given = {"bids_dir": root, "output_dir": root, "analysis_level": "participant"}
+        self._settings = load_settings(given, environment={})
+        self._known: dict[str, tuple[AnatomicalImage, ...]] = {}
+        check_input(self._settings)
+
+    def of(self, label: str) -> "tuple[AnatomicalImage, ...]":
+        """Images of a participant, none if the folder is not there."""
+        from bids_moediff.bids.discover import discover_participant
+
+        if label not in self._known:
+            there = (self._settings.bids_dir / f"sub-{label}").exists()
+            found = discover_participant(self._settings, label).images if there else ()
+            self._known[label] = found
+        return self._known[label]
+
+
+def _write_derivatives(
+    rows: list[dict[str, Any]], problems: list[str], pictures: dict[str, str], folder: Path
+) -> None:
+    from bids_moediff.bids.sink import write_text
+    from bids_moediff.evaluation.derivatives import COLUMNS
+    from bids_moediff.evaluation.page import mean_figures, render
+
+    _write_table(rows, COLUMNS, folder / "evaluation.tsv")
+    title = "Super-resolved images against their references"
+    write_text(render(title, rows, problems, pictures), folder / "evaluation.html")
+    for entry in mean_figures(rows):
+        print(f"{entry['name']:22s}{entry['mean']:>10s}   {entry['interval']}")
+    print(f"{folder / 'evaluation.tsv'}, {folder / 'evaluation.html'}")
 
 
 def add_heads(parser: argparse.ArgumentParser) -> None:
@@ -176,19 +288,108 @@ def _line(row: dict[str, Any]) -> str:
 
 def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Path) -> None:
     """summary.tsv, summary.md and one picture per protocol; prints the page."""
-    from bids_moediff.bids.sink import table_text, write_text
+    from bids_moediff.bids.sink import write_text
     from bids_moediff.evaluation import summary
 
     entries = summary.summarise(rows)
-    plain = [
-        {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in entry.items()}
-        for entry in entries
-    ]
-    write_text(table_text(plain, [*summary.COLUMNS]), folder / "summary.tsv")
+    _write_table(entries, summary.COLUMNS, folder / "summary.tsv")
     page = summary.markdown(entries, rows, notes)
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         summary.draw_gains(rows, protocol, folder / "figures" / f"{protocol}.png")
         page += f"\n![{protocol}](figures/{protocol}.png)\n"
+    write_text(page, folder / "summary.md")
+    print(page)
+
+
+def hallucination_parser() -> argparse.ArgumentParser:
+    """Parser of ``hallucination``."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} hallucination",
+        description="Put small lesions into heads, make them coarse and restore them: are the "
+        "lesions kept, and does anything show elsewhere?",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for tables and pictures")
+    add_heads(parser)
+    add_model(parser)
+    parser.add_argument(
+        "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="lesions of each size and contrast (default 2)"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_hallucination(argv: list[str]) -> int:
+    """Tables, page and pictures of the lesion test; 1 if a head could not be used."""
+    options = hallucination_parser().parse_intermixed_args(argv)
+    from bids_moediff.evaluation.protocols import select_protocols
+
+    protocols = select_protocols(options.protocols)
+    if options.repeats < 1:
+        raise UsageError("--repeats must be at least 1.")
+    check_threads(options)
+    from bids_moediff.evaluation import hallucination
+    from bids_moediff.evaluation.benchmark import BASELINES
+
+    heads = load_heads(options)
+    baselines = [method for method in BASELINES if method.name in ("cubic", "back-projection")]
+    methods = [*baselines, *load_methods(options)]
+    tables = hallucination.Tables([], [])
+    progress = Progress(len(heads) * len(protocols) * len(methods), "result")
+
+    def report(row: dict[str, Any]) -> None:
+        _write_lesions(tables, options.output)
+        progress(f"{row['head']}  {row['protocol']}  {row['method']}")
+
+    failed = False
+    for head in heads:
+        try:
+            loaded = head.load()
+            lesions = hallucination.place_lesions(
+                loaded, repeats=options.repeats, seed=options.seed or 0
+            )
+            figures = options.output / "figures"
+            hallucination.run(loaded, protocols, methods, lesions, tables, figures, report)
+        except MoediffError as error:
+            print(f"{PROGRAM}: {head.name}: {error}", file=sys.stderr)
+            failed = True
+    progress.close()
+    if not tables.heads:
+        raise MoediffError("Not one head could be evaluated.")
+    _write_lesion_page(tables, options.output)
+    return 1 if failed else 0
+
+
+def _write_lesions(tables: Any, folder: Path) -> None:
+    """The tables so far."""
+    from bids_moediff.evaluation import hallucination as suite
+
+    _write_table(tables.lesions, suite.LESION_COLUMNS, folder / "lesions.tsv")
+    _write_table(tables.heads, suite.HEAD_COLUMNS, folder / "heads.tsv")
+
+
+def _write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
+    """Rows with six digits; figures that are missing or no numbers become n/a."""
+    from bids_moediff.bids.sink import table_text, write_text
+
+    plain = [
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v == v}
+        for row in rows
+    ]
+    write_text(table_text(plain, [*columns]), path)
+
+
+def _write_lesion_page(tables: Any, folder: Path) -> None:
+    from bids_moediff.bids.sink import write_text
+    from bids_moediff.evaluation import hallucination as suite
+
+    _write_table(suite.size_classes(tables), suite.CLASS_COLUMNS, folder / "sizes.tsv")
+    page = suite.markdown(tables)
+    suite.draw_recovery(tables, folder / "figures" / "recovered.png")
+    for path in [Path("figures/recovered.png"), *sorted((folder / "figures").glob("lesions_*"))]:
+        page += f"\n![{path.stem}](figures/{path.name})\n"
     write_text(page, folder / "summary.md")
     print(page)
 
