@@ -31,6 +31,7 @@ def build_sidecar(
     output_zooms: tuple[float, float, float] | None = None,
     record: Mapping[str, Any] | None = None,
     experts: Sequence[str] = EXPERTS,
+    skull_stripped: bool = False,
 ) -> dict[str, Any]:
     """Sidecar of a product.
 
@@ -43,10 +44,11 @@ def build_sidecar(
     output_zooms
         Output voxel size in mm, for products on the output grid.
     record
-        What ran: own keys, in the order in which they are to stand. Keys of the standard that are
-        set here (``SkullStripped`` of a stripped input, for example) win.
+        What ran: own keys, in the order in which they are to stand; they win over the others.
     experts
         Names of the volumes of the gate maps.
+    skull_stripped
+        Whether the input had been stripped.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def build_sidecar(
     row = PRODUCTS[product]
     content: dict[str, Any] = {"Sources": [source_uri(image)]}
     if product in _WITH_STRIPPING:
-        content["SkullStripped"] = False
+        content["SkullStripped"] = skull_stripped
     if row.on_output_grid:
         if output_zooms is None:
             raise ValueError(f"{product} needs output_zooms")

@@ -117,6 +117,7 @@ class _WriteInputSpec(ImageStepInputSpec):
     image = File(desc="image to write; undefined if this model has no such product")
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
     record = File(desc="JSON: own keys of the sidecar")
+    mask_record = File(desc="JSON: how the brain mask was made, where the record does not say")
 
 
 class _WriteOutputSpec(ImageStepOutputSpec):
@@ -135,13 +136,18 @@ class WriteDerivative(ImageStep):
         product, root = self.inputs.product, Path(self.inputs.output_dir)
         source = load_source(self.inputs.source)
         zooms = self.inputs.zooms if PRODUCTS[product].on_output_grid else None
-        record = read_json(self.inputs.record) if isdefined(self.inputs.record) else None
+        record = read_json(self.inputs.record) if isdefined(self.inputs.record) else {}
+        mask_record = record.get("BrainMask", {})
+        if isdefined(self.inputs.mask_record):
+            mask_record = read_json(self.inputs.mask_record)
+        stripped = mask_record.get("method") == "nonzero"
 
         def name(extension: str) -> Path:
             return root / derivative_path(source, product, zooms, extension)
 
         # The sidecar first: an image on disk always has one.
-        write_json(build_sidecar(source, product, zooms, record), name(".json"))
+        sidecar = build_sidecar(source, product, zooms, record, skull_stripped=stripped)
+        write_json(sidecar, name(".json"))
         if product == "expert":
             write_text(expert_table(), name(".tsv"))
         write_nifti(load_image(self.inputs.image), name(".nii.gz"))

@@ -48,7 +48,8 @@ def init_ds_preparation_wf(*, output_dir: str, name: str = "ds_preparation_wf") 
     ds_mask = _ds_node("mask", output_dir)
     workflow.connect([
         (inputnode, ds_preproc, [
-            ("source", "source"), ("corrected", "image"), ("failure", "failure"),
+            ("source", "source"), ("corrected", "image"), ("mask_record", "mask_record"),
+            ("failure", "failure"),
         ]),
         (inputnode, ds_mask, [
             ("source", "source"), ("mask", "image"), ("mask_record", "record"),
