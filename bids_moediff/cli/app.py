@@ -6,14 +6,12 @@ weights. Nothing is written before all of them have passed.
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from bids_moediff.errors import GraphError, MoediffError, UsageError
+from bids_moediff.cli.common import run_command
+from bids_moediff.errors import UsageError
 from bids_moediff.settings import Settings, closest, load_settings
-
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,24 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code (see :mod:`bids_moediff.errors`).
     """
-    try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except MoediffError as error:
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("Interrupted.", INTERRUPTED)
-    except Exception as error:
-        # Nobody foresaw this one: the traceback is for the bug report.
-        traceback.print_exc()
-        return _fail(
-            f"Unexpected {type(error).__name__}; please report the lines above.",
-            GraphError.exit_code,
-        )
-
-
-def _fail(sentence: str, code: int) -> int:
-    print(f"bids_moediff: {sentence}", file=sys.stderr)
-    return code
+    return run_command("bids_moediff", _run, argv)
 
 
 def _run(argv: list[str]) -> int:

@@ -93,6 +93,9 @@ def run_logs(
         for participant in participants:
             folder = run_file(settings, plan, participant).parent
             write_text(settings.to_toml(), folder / "config.toml")
+            if participant.notices:
+                lines = "".join(f"{notice}\n" for notice in participant.notices)
+                write_text(lines, folder / "notices.txt")
             handler = logging.FileHandler(folder / "nipype.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter(LOG_FORMAT))
             handler.addFilter(_OfParticipant(participant.label))

@@ -6,6 +6,7 @@ libraries has to be set before they are loaded.
 """
 
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -129,6 +130,8 @@ def _run_batch(
         except MoediffError as error:
             outcomes.append(failed(label, "", str(error)))
             continue
+        for notice in participant.notices:
+            print(f"bids_moediff: {notice}", file=sys.stderr)
         if participant.images:  # filters may leave none
             participants.append(participant)
     with run_logs(settings, plan, participants):
