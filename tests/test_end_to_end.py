@@ -252,6 +252,21 @@ def test_group_level_tells_who_failed(study: Study, linear: Run) -> None:
     assert (linear.output / "group.html").is_file()
 
 
+def test_a_cancelled_run_leaves_no_process_and_no_half_written_file(study: Study) -> None:
+    output = study.folder / "cancelled"
+    options = ("--nprocs", "2", "--omp-nthreads", "1", "--participant-label", "01")
+    command = [*COMMAND, *study.options(output, *options)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
+    network_at_work(process, output / ".work", GOOD[0])
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+    assert not list(output.rglob("*.part"))
+    test_output_is_valid_bids(Run(output, 143, ""))
+
+
 def test_the_plain_tool(study: Study, tmp_path: Path) -> None:
     source = study.bids / "sub-02/anat" / f"{GOOD[2]}.nii.gz"
     command = [*CHILD, str(source), str(tmp_path / "out.nii.gz"), "--zooms", "3"]

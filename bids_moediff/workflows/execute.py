@@ -3,11 +3,13 @@
 
 import logging
 import shutil
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from nipype import config
 from nipype import logging as nipype_logging
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -25,6 +27,7 @@ from .outcome import crash_sentences
 from .progress import ProgressWatcher
 from .work import WORKFLOW_NAME, participant_folder, participant_workflow_name
 
+SECONDS_TO_END = 5
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 # On the terminal, by the number of -v; the log files always hold the messages (INFO and above).
 LEVELS = (logging.CRITICAL, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -138,7 +141,7 @@ def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) 
     devices = [device for device in plan.devices if device != "cpu"]
     runner = choose_plugin(settings, limits, len(devices))
     try:
-        with ProgressWatcher(settings.work_folder):
+        with leave_no_child(), ProgressWatcher(settings.work_folder):
             workflow.run(**runner)
     except Exception as error:
         if not crash_sentences(crash_folder):
@@ -148,6 +151,33 @@ def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) 
                 f"The workflow could not be run ({type(error).__name__}: {reason})."
             ) from error
     return crash_folder
+
+
+@contextmanager
+def leave_no_child() -> Iterator[None]:
+    """End every process of the run when it is interrupted or terminated (a job that is cancelled).
+
+    Workers would otherwise go on, and write, without anybody to report to.
+    """
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(children, timeout=SECONDS_TO_END)[1]:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write_graph(settings: Settings, workflow: Workflow) -> None:
