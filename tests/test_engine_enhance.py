@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_moediff.engine.acquisition import Acquisition, Operator
+from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
 from bids_moediff.engine.enhance import SuperResolver
 from bids_moediff.engine.tiling import run_in_slabs
 from bids_moediff.errors import DeviceError, ImageError
@@ -163,3 +163,12 @@ def test_slabs_have_no_seams():
     assert (whole - volume).abs().max() > 0.01
     tiled = run_in_slabs(run, volume, config.receptive_radius, 60 * 120)
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+def test_a_common_slice_profile_is_inverted_exactly(resolver):
+    image = scan((24, 22, 9), (1.0, 1.0, 3.0))
+    acquisition = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.0)))
+    result = resolver.enhance(image, (1.0, 1.0, 1.0), acquisition=acquisition)
+    assert result.residual < 1e-3
+    wide = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.8)))
+    assert resolver.enhance(image, (1.0,) * 3, acquisition=wide).record["EstimatedNoise"] > 0

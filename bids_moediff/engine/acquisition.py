@@ -93,6 +93,14 @@ class Acquisition:
         """Plain types, for sidecars and requests."""
         return {"axes": [{"profile": axis.profile, "fwhm": axis.fwhm} for axis in self.axes]}
 
+    @property
+    def erases_detail(self) -> bool:
+        """Whether slice profiles so wide overlap that inverting them would amplify noise.
+
+        A Gaussian as wide as the voxel keeps 58 % of the finest detail, one of 1.6 voxels 17 %.
+        """
+        return any(axis.profile in ("gaussian", "box") and axis.fwhm > 1.5 for axis in self.axes)
+
     def condition(self, fine: Sequence[float], coarse: Sequence[float]) -> tuple[float, ...]:
         """Six numbers the networks are told: log2 voxel ratio and profile width per axis."""
         ratios = [math.log2(c / f) for f, c in zip(fine, coarse, strict=True)]

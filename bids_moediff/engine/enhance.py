@@ -219,9 +219,8 @@ class SuperResolver:
                 f"The voxel ratio of {ratio:.1f} is beyond the {TRAINED_RATIO:.0f} the model was "
                 "trained for; fine detail is not to be relied on."
             )
-        # Fourier and box sampling invert without gain; a Gaussian profile would amplify noise.
-        gaussian = any(axis.profile == "gaussian" for axis in acquisition.axes)
-        noise = _noise(measured) if gaussian else 0.0
+        # The estimate reads fine anatomy as noise, so it is not used where it is not needed.
+        noise = _noise(measured) if acquisition.erases_detail else 0.0
         condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
         problem = _Problem(
             measured,

@@ -68,7 +68,7 @@ def find_template(space: str, suffix: str = "T1w", home: Path | None = None) -> 
     raise UsageError(
         f"the template {space} is not in TemplateFlow's folder and nothing is downloaded here: on "
         f"a connected machine run python -c \"from templateflow import api; api.get('{space}', "
-        "resolution=1)\", copy its folder and set TEMPLATEFLOW_HOME to it"
+        'resolution=1)", copy its folder and set TEMPLATEFLOW_HOME to it'
     )
 
 
