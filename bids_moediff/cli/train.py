@@ -1,14 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``bids_moediff-train``: export training runs as a model folder."""
+"""The command ``bids_moediff-train``: train a model, or export runs as a model folder."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bids_moediff import __version__
 from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.settings import closest
 
 INTERRUPTED = 130
+EPILOG = """\
+The same command goes on where an earlier one stopped. Several GPUs or nodes:
+torchrun --nproc-per-node 4 -m bids_moediff.cli.train --recipe ...
+Finished runs become a model folder with: bids_moediff-train export RUN_DIR... MODEL_DIR
+
+Exit codes: 0 done; 1 the disk is full or the loss diverged; 2 wrong usage or data; 69 no such
+device; 78 weights missing or damaged; 130 stopped, with the state saved.
+"""
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Parser of ``bids_moediff-train``."""
+    parser = argparse.ArgumentParser(
+        prog="bids_moediff-train",
+        description="Train MoEDiff-SR or its student on your own data, or on a training pack.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--recipe", metavar="NAME", help="name of a recipe (--list-recipes), or a YAML file")
+    add("--output", type=Path, metavar="RUN_DIR", help="folder of the run")
+    add("--version", action="version", version=f"bids_moediff {__version__}")
+    _add_data(parser.add_argument_group("data"))
+    _add_run(parser.add_argument_group("training"))
+    return parser
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--data", nargs="+", type=Path, default=[], metavar="BIDS_DIR", help="BIDS data sets")
+    add("--labels", nargs="+", type=Path, default=[], metavar="DIR", help="FreeSurfer label maps")
+    add("--pack", type=Path, metavar="FILE", help="training pack instead of --data")
+    add("--pack-only", type=Path, metavar="FILE", help="write the training pack and stop")
+    add("--max-megabytes", type=float, metavar="N", help="largest size of the pack")
+    add(
+        "--pairs",
+        default="auto",
+        metavar="COARSE:FINE",
+        help="pairs of scans, for example ses-low:ses-high or acq-thick:acq-iso; auto (default): "
+        "by voxel size; none: every fine scan is degraded while training",
+    )
+    add("--modalities", nargs="+", default=[], metavar="SUFFIX", help="for example T1w FLAIR")
+    add("--max-voxel", type=float, default=1.6, metavar="MM", help="coarsest voxel that is fine")
+    add(
+        "--validation-label",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="participants that only steer the training (default: a tenth of them)",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--init", type=Path, metavar="MODEL", help="model, or run of the mean, to begin with")
+    add("--steps", type=int, metavar="N", help="optimiser steps instead of the recipe's")
+    add("--seed", type=int, metavar="N", help="seed instead of the recipe's")
+    add("--device", default="auto", metavar="{auto,cpu,cuda,cuda:N}", help="where to train")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings instead of the recipe's: batch=8 network.width=48 experts.crop=64",
+    )
+    add("--smoke", action="store_true", help="a trial run: tiny networks, a minute")
+    add("--list-recipes", action="store_true", help="names of the recipes, and stop")
+    add("--print-recipe", action="store_true", help="every setting in force, and stop")
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -40,13 +112,47 @@ def _export(argv: list[str]) -> int:
     return 0
 
 
+def _train(argv: list[str]) -> int:
+    parser = train_parser()
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UsageError(f"Unknown option {unknown[0]}{closest(unknown[0], known)}.")
+    if options.list_recipes:
+        from bids_moediff.training.recipe import recipe_names
+
+        print("\n".join(recipe_names()))
+        return 0
+    if options.pack_only is not None:
+        from bids_moediff.training.pipeline import write_pack
+
+        write_pack(options, options.pack_only)
+        return 0
+    if options.recipe is None:
+        raise UsageError("Name a recipe with --recipe; --list-recipes tells their names.")
+    from bids_moediff.training.recipe import load_recipes
+
+    changes = [*options.set, *([f"seed={options.seed}"] if options.seed is not None else [])]
+    recipes = load_recipes(options.recipe, changes, smoke=options.smoke, steps=options.steps)
+    if options.print_recipe:
+        import yaml
+
+        parts = [{"stage": recipe.stage, **recipe.to_dict()} for recipe in recipes]
+        print(yaml.safe_dump_all(parts, sort_keys=False), end="")
+        return 0
+    if options.output is None:
+        raise UsageError("Name the folder of the run with --output.")
+    from bids_moediff.training.pipeline import run_recipes
+
+    run_recipes(recipes, options)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (see :mod:`bids_moediff.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["export"]:
-            return _export(words[1:])
-        raise UsageError("Say what to do: export RUN_DIR... MODEL_DIR.")
+        return _export(words[1:]) if words[:1] == ["export"] else _train(words)
     except MoediffError as error:
         print(f"bids_moediff-train: {error}", file=sys.stderr)
         return error.exit_code

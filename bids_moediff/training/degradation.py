@@ -4,8 +4,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from bids_moediff.engine.acquisition import Acquisition, Axis
+from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
+from bids_moediff.engine.grid import Shape, covering_shape
+from bids_moediff.engine.interpolation import initial_estimate
+
+ONES = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
     return ratios, _profile(rng, thick=True)
 
 
-def draw(rng: np.random.Generator) -> Degradation:
+def draw(rng: np.random.Generator, noise_share: float = 0.4) -> Degradation:
     """Draw an acquisition: more than half canonical, the rest anything."""
     ratios, axis = _canonical(rng) if rng.random() < 0.6 else _general(rng)
     ratios = np.sort(ratios)  # heads come in any orientation; the networks know one
@@ -63,9 +68,48 @@ def draw(rng: np.random.Generator) -> Degradation:
     if slices.sum() == 1 and axis.profile != "kspace":
         # 2-D imaging: the pulse shapes the slice, Fourier encoding the plane.
         axes = [axis if thick else Axis("kspace") for thick in slices]
-    noise = 0.0 if rng.random() < 0.6 else float(np.exp(rng.uniform(np.log(0.004), np.log(0.05))))
+    noise = 0.0
+    if rng.random() < noise_share:
+        noise = float(np.exp(rng.uniform(np.log(0.004), np.log(0.05))))
     return Degradation(
         (float(ratios[0]), float(ratios[1]), float(ratios[2])),
         Acquisition((axes[0], axes[1], axes[2])),
         noise,
     )
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """A fine volume as the scanner would have measured it, and where the networks start.
+
+    `start`, `truth` (X, Y, Z) on the grid that the measurement covers; `condition` (6 numbers).
+    """
+
+    start: torch.Tensor
+    truth: torch.Tensor
+    condition: tuple[float, ...]
+    operator: Operator
+    measured: torch.Tensor
+    noise: float
+
+
+def degrade(
+    fine: torch.Tensor, degradation: Degradation, generator: torch.Generator | None = None
+) -> Degraded:
+    """Measure (X, Y, Z) coarsely, with Rician noise, and interpolate consistently."""
+    ratios = degradation.ratios
+    counts = [int(n / ratio + 1e-6) for n, ratio in zip(fine.shape, ratios, strict=True)]
+    coarse: Shape = (counts[0], counts[1], counts[2])
+    shape = covering_shape(coarse, ratios, ONES)
+    truth = fine[: shape[0], : shape[1], : shape[2]]
+    operator = Operator.between(shape, ONES, coarse, ratios, degradation.acquisition, fine.device)
+    measured = operator.forward(truth)
+    sigma = degradation.noise
+    if sigma > 0:
+        first, second = (
+            torch.randn(measured.shape, generator=generator, device=fine.device) for _ in range(2)
+        )
+        measured = torch.hypot(measured + sigma * first, sigma * second)
+    start = initial_estimate(measured, operator, ratios, ONES, sigma)
+    condition = degradation.acquisition.condition(ONES, ratios)
+    return Degraded(start, truth, condition, operator, measured, sigma)

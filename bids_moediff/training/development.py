@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Development heads: training-split heads kept out of training to steer it."""
+"""Validation heads: kept out of training, degraded by fixed protocols, to steer it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from bids_moediff.engine.acquisition import Acquisition, Operator
 from bids_moediff.engine.grid import Triple, covering_shape
 from bids_moediff.engine.interpolation import initial_estimate, interpolate
+from bids_moediff.errors import UsageError
 
-from .heads import Head
+from .degradation import ONES
+from .filters import box_mean
+from .heads import BRIGHT, Head
 
-ONES = (1.0, 1.0, 1.0)
+PAIRED = "paired scans"
 # Name, voxel ratio, slice profile.
 PROTOCOLS: tuple[tuple[str, Triple, str], ...] = (
     ("x2 isotropic", (2.0, 2.0, 2.0), "kspace"),
@@ -27,7 +29,10 @@ PROTOCOLS: tuple[tuple[str, Triple, str], ...] = (
 
 @dataclass(frozen=True)
 class Case:
-    """One development head under one protocol; PSNR in dB inside the foreground."""
+    """One validation head under one protocol; PSNR in dB inside the foreground.
+
+    Of a measured pair the operator is not known exactly, so nothing is projected.
+    """
 
     head: str
     protocol: str
@@ -35,68 +40,105 @@ class Case:
     truth: torch.Tensor
     mask: torch.Tensor
     condition: torch.Tensor
-    operator: Operator
-    measured: torch.Tensor
-    cubic_psnr: float
+    cubic: torch.Tensor
+    operator: Operator | None = None
+    measured: torch.Tensor | None = None
 
     def psnr(self, image: torch.Tensor) -> float:
         """PSNR of `image` (X, Y, Z) in the mask, range 1 (99.5th percentile of the head)."""
         error = (image - self.truth)[self.mask]
         return -10 * float(torch.log10(error.double().square().mean()))
 
+    def project(self, image: torch.Tensor) -> torch.Tensor:
+        """The image made consistent with the measurement."""
+        if self.operator is None or self.measured is None:
+            return image
+        return self.operator.project(image, self.measured)
 
-def make_cases(heads: Sequence[Head], block: int = 112) -> list[Case]:
-    """Degrade the central block of each head under each protocol."""
+
+def _even(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Fine volume in units of the range, with even sizes."""
+    cut = tuple(slice(0, size - size % 2) for size in array.shape)
+    return torch.from_numpy(np.ascontiguousarray(array[cut])).to(device).float() / BRIGHT
+
+
+def _paired_case(head: Head, cut: tuple[slice, ...], device: torch.device) -> Case:
+    assert head.start is not None and head.condition is not None
+    truth, start = _even(head.volume[cut], device), _even(head.start[cut], device)
+    condition = torch.tensor(head.condition)
+    return Case(head.name, PAIRED, start, truth, box_mean(truth, 5) > 0.06, condition, start)
+
+
+def _protocol_case(head: Head, image: torch.Tensor, protocol: tuple[str, Triple, str]) -> Case:
+    name, ratios, profile = protocol
+    counts = [int(s / r + 1e-6) for s, r in zip(image.shape, ratios, strict=True)]
+    coarse = (counts[0], counts[1], counts[2])
+    sizes = [size - size % 2 for size in covering_shape(coarse, ratios, ONES)]
+    shape = (sizes[0], sizes[1], sizes[2])
+    acquisition = Acquisition.uniform(profile)
+    truth = image[: shape[0], : shape[1], : shape[2]]
+    operator = Operator.between(shape, ONES, coarse, ratios, acquisition, image.device)
+    measured = operator.forward(truth)
+    return Case(
+        head.name,
+        name,
+        initial_estimate(measured, operator, ratios, ONES),
+        truth,
+        (box_mean(image, 5) > 0.06)[: shape[0], : shape[1], : shape[2]],
+        torch.tensor(acquisition.condition(ONES, ratios)),
+        interpolate(measured, ratios, shape, ONES),
+        operator,
+        measured,
+    )
+
+
+def make_cases(
+    heads: Sequence[Head], block: int = 112, device: torch.device | str = "cpu"
+) -> list[Case]:
+    """Degrade the central block of each head under each protocol; pairs are taken as they are.
+
+    UsageError if none of the heads is a real one.
+    """
     cases = []
     for head in heads:
+        if head.kind == "labels":
+            continue
         corner = [max(0, (size - block) // 2) for size in head.volume.shape]
         cut = tuple(slice(c, c + block) for c in corner)
-        image = head.volume[cut].astype(np.float32) / 200.0
-        solid = ndimage.uniform_filter(image, 5) > 0.06
-        for name, ratios, profile in PROTOCOLS:
-            coarse = tuple(int(s / r + 1e-6) for s, r in zip(image.shape, ratios, strict=True))
-            shape = covering_shape(coarse, ratios, ONES)
-            shape = tuple(size - size % 2 for size in shape)  # type: ignore[assignment]
-            acquisition = Acquisition.uniform(profile)
-            truth = torch.from_numpy(image[: shape[0], : shape[1], : shape[2]])
-            mask = torch.from_numpy(solid[: shape[0], : shape[1], : shape[2]])
-            operator = Operator.between(shape, ONES, coarse, ratios, acquisition)  # type: ignore[arg-type]
-            measured = operator.forward(truth)
-            case = Case(
-                head.name,
-                name,
-                initial_estimate(measured, operator, ratios, ONES),
-                truth,
-                mask,
-                torch.tensor(acquisition.condition(ONES, ratios)),
-                operator,
-                measured,
-                0.0,
-            )
-            cubic = case.psnr(interpolate(measured, ratios, shape, ONES))
-            cases.append(Case(**{**case.__dict__, "cubic_psnr": cubic}))
+        if head.kind == "pair":
+            cases.append(_paired_case(head, cut, torch.device(device)))
+            continue
+        image = torch.from_numpy(np.ascontiguousarray(head.volume[cut])).to(device).float()
+        cases += [_protocol_case(head, image / BRIGHT, protocol) for protocol in PROTOCOLS]
+    if not cases:
+        raise UsageError("No real head is kept out for validation, only label maps.")
     return cases
 
 
-def gains(
-    cases: Sequence[Case], restore: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> dict[str, dict[str, float]]:
-    """Mean gain in dB over cubic and over consistent cubic, per protocol.
+Restore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-    `restore(start (X, Y, Z), condition (6,))` returns the image; it is projected onto the data.
+
+def gains(
+    cases: Sequence[Case],
+    restore: Restore,
+    starts: Sequence[torch.Tensor] | None = None,
+    over: str = "over_consistent",
+) -> dict[str, dict[str, float]]:
+    """Mean gain in dB over cubic, and over the start, per protocol.
+
+    `restore(start (X, Y, Z), condition (6,))` returns the image, which is projected onto the
+    data. `starts` replace the consistent interpolation, and `over` names the gain over them.
     """
     table: dict[str, list[tuple[float, float]]] = {}
-    for case in cases:
-        result = case.operator.project(restore(case.start, case.condition), case.measured)
-        value = case.psnr(result)
-        table.setdefault(case.protocol, []).append(
-            (value - case.cubic_psnr, value - case.psnr(case.start))
-        )
+    for case, start in zip(cases, starts or [case.start for case in cases], strict=True):
+        value = case.psnr(case.project(restore(start, case.condition)))
+        before = case.psnr(case.project(start))
+        table.setdefault(case.protocol, []).append((value - case.psnr(case.cubic), value - before))
     return {
         protocol: {
             "over_cubic": round(float(np.mean([pair[0] for pair in pairs])), 3),
-            "over_consistent": round(float(np.mean([pair[1] for pair in pairs])), 3),
-            "worst_over_consistent": round(float(min(pair[1] for pair in pairs)), 3),
+            over: round(float(np.mean([pair[1] for pair in pairs])), 3),
+            f"worst_{over}": round(float(min(pair[1] for pair in pairs)), 3),
         }
         for protocol, pairs in table.items()
     }

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from bids_moediff import __version__
 from bids_moediff.bids.sink import atomic, write_json
 from bids_moediff.errors import UsageError
-from bids_moediff.models.hub import build_network, save_model
+from bids_moediff.models.hub import CONFIG_NAME, build_network, load_model, save_model
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.mean import MeanConfig
 
 from .card import model_card
+from .state import BEST_NAME, STATE_NAME, part, read_state
 
 # Which section of config.json a stage fills, and the family it belongs to.
 SECTIONS = {"mean": ("moediff", "mean"), "experts": ("moediff", "moediff")}
@@ -74,19 +74,29 @@ def read_run(folder: Path) -> Run:
     The weights of the best validation are taken where the run kept them (best.safetensors), the
     last ones otherwise. UsageError for a folder without a readable state.
     """
-    best = folder / "best.safetensors"
-    path = best if best.is_file() else folder / "state.safetensors"
+    best = folder / BEST_NAME
+    path = best if best.is_file() else folder / STATE_NAME
     if not path.is_file():
-        raise UsageError(f"{folder} is no training run: it holds no state.safetensors.")
-    try:
-        with safe_open(path, "pt") as archive:
-            record: dict[str, Any] = json.loads(archive.metadata()["record"])
-            names = [name for name in archive.keys() if name.startswith("average.")]  # noqa: SIM118
-            weights = {name.removeprefix("average."): archive.get_tensor(name) for name in names}
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is no readable training state: {error}.") from error
+        raise UsageError(f"{folder} is no training run: it holds no {STATE_NAME}.")
+    tensors, record = read_state(path)
+    weights = part(tensors, "average.")
     stage = record.get("stage") or ("mean" if "channels" in record["recipe"] else "experts")
     return Run(stage, _network(record, stage), weights, record, read_curve(folder))
+
+
+def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
+    """Stages of a finished moediff model, without those that are replaced."""
+    model = load_model(folder)
+    runs = []
+    for stage, (family, section) in SECTIONS.items():
+        there = model.config.get("family") == family and section in model.config
+        if stage in replaced or not there:
+            continue
+        weights = part(model.network.state_dict(), f"{section}.")
+        origin = {"taken from": f"{model.name}, SHA-256 {model.sha256}"}
+        record = {"step": 0, "seconds": 0.0, "recipe": origin}
+        runs.append(Run(stage, model.config[section], weights, record, []))
+    return runs
 
 
 def hardware() -> str:
@@ -129,7 +139,7 @@ def export(
     Parameters
     ----------
     folders
-        Run folders, one for each stage.
+        Run folders, one for each stage; of a model folder the stages that are not trained anew.
     model_dir
         Gets config.json, model.safetensors, MODEL_CARD.md, curve.json and curve.png.
     pack
@@ -143,7 +153,11 @@ def export(
         for a folder without a run, and for stages that do not go together.
     """
     order = list(SECTIONS)
-    runs = sorted((read_run(folder) for folder in folders), key=lambda run: order.index(run.stage))
+    models = [folder for folder in folders if (folder / CONFIG_NAME).is_file()]
+    runs = [read_run(folder) for folder in folders if folder not in models]
+    for folder in models:
+        runs += _parts(folder, [run.stage for run in runs])
+    runs.sort(key=lambda run: order.index(run.stage))
     config, state = _compose(runs)
     network = build_network(config)
     try:

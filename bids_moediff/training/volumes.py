@@ -1,130 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Degraded heads with the regression mean already computed: what the experts are trained on.
+"""Degraded volumes: made in threads where the training runs, the same ones at every repetition.
 
-The mean network costs more than the experts do, so its output is computed once per degraded head
-and kept on disk; slices are then cut and flipped at random.
+Volume number k depends on the seed and on k alone, and step t sees the volumes from number
+t / steps_per_volume on. So a training that was interrupted goes on with the very same data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from tqdm import tqdm
 
-from bids_moediff.engine.mean import apply_mean
-from bids_moediff.engine.slices import plane_condition, slice_axes
-from bids_moediff.models.moediff.mean import MeanNetwork
+from bids_moediff.bids.sink import write_bytes
 
-from .degradation import draw
-from .heads import Head
-from .pool import _head_weights, _prepare, bias_field, degrade, tissue_masks
+from .contrast import bias_field, random_contrast, synthesise, tissue_codes
+from .degradation import Degraded, degrade, draw
+from .filters import box_mean, dilate, erode
+from .heads import BRIGHT, Head, head_weights
+from .recipe import Recipe
+
+# A degraded volume loses up to a coarse voxel of each side.
+SPARE = 6
+
+Volume = dict[str, torch.Tensor]
+# What a stage adds to a volume: the mean's output, the teacher's output.
+Finish = Callable[[Volume, Degraded | None], Volume]
+
+
+def _arrange(head: Head, rng: np.random.Generator, block: int, smallest: int) -> list[np.ndarray]:
+    """Volume and start (of a pair) in a random orientation, cut to a block, padded if small.
+
+    The networks know one orientation only: of a pair, the coarsest axis comes last.
+    """
+    order = [int(axis) for axis in rng.permutation(3)]
+    if head.condition is not None:
+        told = head.condition
+        order = sorted(order, key=lambda axis: round(told[axis], 3))
+    flipped = tuple(int(axis) for axis in np.flatnonzero(rng.random(3) < 0.5))
+    arrays = [head.volume] + ([head.start] if head.start is not None else [])
+    arrays = [np.flip(array.transpose(order), flipped) for array in arrays]
+    corner = [int(rng.integers(0, max(size - block, 0) + 1)) for size in arrays[0].shape]
+    cut = tuple(slice(c, c + block) for c in corner)
+    missing = [max(0, smallest + SPARE - min(size, block)) for size in arrays[0].shape]
+    padding = [(lack // 2, lack - lack // 2) for lack in missing]
+    arrays = [np.ascontiguousarray(np.pad(array[cut], padding)) for array in arrays]
+    if head.condition is not None:
+        arrays.append(np.asarray(head.condition, np.float32)[[*order, *(3 + a for a in order)]])
+    return arrays
+
+
+def image_weight(volume: torch.Tensor) -> torch.Tensor:
+    """How much each voxel of a real head counts: 1 in the head, 0.1 outside, 0 where deleted.
+
+    A defaced or skull-stripped edge is an artefact of the file, not anatomy.
+    """
+    image = volume.float() / BRIGHT
+    weight = torch.where(box_mean(image, 5) > 0.06, 1.0, 0.1)
+    deleted = dilate(erode(volume == 0, 2), 2)
+    weight[dilate(deleted, 3)] = 0.0
+    return weight
 
 
 def make_volume(
-    head: Head, mean: MeanNetwork, rng: np.random.Generator, block: int
-) -> dict[str, np.ndarray]:
-    """Degrade one head at random and run the mean: start, target, weight, tissue, condition.
+    head: Head,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    device: torch.device,
+    finish: Finish | None = None,
+    *,
+    tissue: bool = False,
+) -> Volume:
+    """Degrade one head at random.
 
-    `start`, `target` are float16 (X, Y, Z), `weight` and `tissue` uint8 alike; tissue is 1 + the
-    index of white core, cortex, grey-white band, 0 elsewhere, and all 0 for real heads.
+    Returns float16 `start`, `target`, `weight` (X, Y, Z), float32 `condition` (6,), and, if asked
+    for, uint8 `tissue` (see :func:`.contrast.tissue_codes`); and what `finish` adds.
     """
-    image, weight, volume = _prepare(head, rng, block)
-    if rng.random() < 0.5:
-        image = image * bias_field(image.shape, rng, rng.uniform(0, 0.25))
-    start, truth, condition = degrade(torch.from_numpy(image), draw(rng), rng)
-    shape = truth.shape
-    with torch.autocast("cpu", torch.bfloat16):
-        output = apply_mean(mean, start, torch.tensor(condition))
-    cut = tuple(slice(0, size) for size in shape)
-    tissue = np.zeros(shape, np.uint8)
-    if head.kind == "labels":
-        for index, mask in enumerate(tissue_masks(volume)[(slice(None), *cut)]):
-            tissue[mask] = index + 1
-    return {
-        "start": output.numpy().astype(np.float16),
-        "target": truth.numpy().astype(np.float16),
-        "weight": (weight[cut] > 0.5).astype(np.uint8),
-        "tissue": tissue,
-        "condition": np.asarray(condition, np.float32),
-    }
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    arrays = _arrange(head, rng, recipe.block, recipe.smallest)
+    volume = torch.from_numpy(arrays[0]).to(device)
+    degraded: Degraded | None = None
+    if head.kind == "pair":
+        target, weight = volume.float() / BRIGHT, image_weight(volume)
+        start = torch.from_numpy(arrays[1]).to(device).float() / BRIGHT
+        condition = torch.from_numpy(arrays[2])
+    else:
+        if head.kind == "labels":
+            image = synthesise(volume, rng, generator)
+            weight = torch.where(image > 0.02, 1.0, 0.1)
+        else:
+            weight = image_weight(volume)
+            image = random_contrast(
+                volume.float() / BRIGHT, rng, recipe.gamma_share, recipe.curve_share
+            )
+        if rng.random() < 0.5:
+            image = image * bias_field(image.shape, rng, float(rng.uniform(0, 0.25)), device)
+        degraded = degrade(image, draw(rng, recipe.noise_share), generator)
+        start, target = degraded.start, degraded.truth
+        condition = torch.tensor(degraded.condition)
+    cut = tuple(slice(0, size) for size in target.shape)
+    result = {"start": start, "target": target, "weight": weight[cut], "condition": condition}
+    if tissue:
+        codes = tissue_codes(volume) if head.kind == "labels" else torch.zeros_like(volume)
+        result["tissue"] = codes[cut]
+    if finish is not None:
+        result = finish(result, degraded)
+    keep = ("condition", "tissue")
+    return {k: v.contiguous() if k in keep else v.half().contiguous() for k, v in result.items()}
 
 
-def build(
-    heads: Sequence[Head], mean: MeanNetwork, folder: Path, count: int, seed: int, block: int = 144
-) -> None:
-    """Write `count` volumes as folder/NNNN.npz; existing ones are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probability = _head_weights(heads)
-    for index in range(count):
-        path = folder / f"{seed:03d}-{index:04d}.npz"
-        if path.exists():
-            continue
-        rng = np.random.default_rng([seed, index])
-        head = heads[rng.choice(len(heads), p=probability)]
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **make_volume(head, mean, rng, block))  # type: ignore[arg-type]
-        temporary.replace(path)
+class Source:
+    """Volume number k, made or read from the folder of stored volumes."""
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        recipe: Recipe,
+        device: torch.device,
+        finish: Finish | None,
+        folder: Path | None,
+        rank: int = 0,
+        tissue: bool = False,
+    ) -> None:
+        self.heads, self.recipe, self.device = heads, recipe, device
+        self.finish, self.folder, self.rank, self.tissue = finish, folder, rank, tissue
+        self._probability = head_weights(heads, recipe.head_weights, recipe.label_share)
+
+    def __call__(self, index: int) -> Volume:
+        """Tensors on the device."""
+        if self.recipe.stored_volumes == 0 or self.folder is None:
+            return self._make(index)
+        path = self.folder / f"{self.rank:03d}-{index:05d}.safetensors"
+        try:
+            return load_file(path, device=str(self.device))
+        except (OSError, SafetensorError):
+            volume = self._make(index)
+        write_bytes(save({key: value.cpu() for key, value in volume.items()}), path)
+        return volume
+
+    def _make(self, index: int) -> Volume:
+        rng = np.random.default_rng([self.recipe.seed, self.rank, index])
+        head = self.heads[int(rng.choice(len(self.heads), p=self._probability))]
+        return make_volume(
+            head, self.recipe, rng, self.device, self.finish, tissue=self.tissue
+        )
 
 
-class SliceSampler:
-    """Random slice crops with their neighbours from stored volumes."""
+class Window:
+    """The volumes of a step; the next ones are made in the background."""
 
-    def __init__(self, folder: Path, crop: int, context: int, seed: int) -> None:
-        self.volumes = []
-        for path in sorted(folder.glob("*-????.npz")):
-            with np.load(path) as archive:
-                self.volumes.append({key: archive[key] for key in archive.files})
-        self.crop, self.context = crop, context
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, source: Callable[[int], Volume], recipe: Recipe, quiet: bool) -> None:
+        self._source, self._recipe, self._quiet = source, recipe, quiet
+        self._pool = ThreadPoolExecutor(recipe.workers, thread_name_prefix="volumes")
+        self._made: dict[int, Future[Volume]] = {}
 
-    def _one(self) -> dict[str, np.ndarray] | None:
-        volume = self.volumes[self.rng.integers(len(self.volumes))]
-        # Any axis may come last among equals, so shuffle before the order is decided.
-        shuffled = self.rng.permutation(3)
-        condition = torch.from_numpy(volume["condition"])[[*shuffled, *(3 + shuffled)]]
-        axes = slice_axes(condition)
-        views = {
-            key: volume[key].transpose(shuffled).transpose(axes)
-            for key in ("start", "target", "weight", "tissue")
-        }
-        count, rows, columns = views["start"].shape
-        if min(rows, columns) < self.crop:
-            return None
-        where = int(self.rng.integers(count))
-        top = int(self.rng.integers(rows - self.crop + 1))
-        left = int(self.rng.integers(columns - self.crop + 1))
-        cut = (slice(top, top + self.crop), slice(left, left + self.crop))
-        if views["weight"][where][cut].mean() < 0.35:
-            return None
-        reach = self.context // 2
-        index = np.clip(np.arange(where - reach, where + reach + 1), 0, count - 1)
-        plane = plane_condition(condition, axes).numpy()
-        item = {
-            "start": views["start"][index][(slice(None), *cut)],
-            "target": views["target"][where][cut][None],
-            "tissue": views["tissue"][where][cut][None],
-        }
-        for flipped in np.flatnonzero(self.rng.random(3) < 0.5):
-            item = {key: np.flip(value, int(flipped)) for key, value in item.items()}
-        return item | {"condition": plane}
+    def _indices(self, step: int, ahead: int = 0) -> list[int]:
+        stored, size = self._recipe.stored_volumes, self._recipe.window
+        if 0 < stored <= size:
+            return list(range(stored))
+        first = step // self._recipe.steps_per_volume
+        numbers = range(first, first + size + ahead)
+        return list(dict.fromkeys(n % stored if stored else n for n in numbers))
 
-    def batch(self, size: int) -> dict[str, torch.Tensor]:
-        """Draw a batch for the joint loss; see :func:`.losses.joint_loss`."""
-        items: list[dict[str, np.ndarray]] = []
-        while len(items) < size:
-            item = self._one()
-            if item is not None:
-                items.append(item)
-        stacked = {
-            key: torch.from_numpy(np.stack([np.ascontiguousarray(i[key]) for i in items]))
-            for key in items[0]
-        }
-        codes = stacked["tissue"][:, 0]
-        tissue = torch.stack([codes == index for index in (1, 2, 3)], dim=1)
-        return {
-            "start": stacked["start"].float(),
-            "target": stacked["target"][:, 0].float(),
-            "condition": stacked["condition"],
-            "tissue": tissue,
-            "tissue_valid": tissue.flatten(1).any(1),
-        }
+    def at(self, step: int) -> list[Volume]:
+        """Volumes of a step, in a fixed order; waits until they are made."""
+        wanted = self._indices(step, self._recipe.workers)
+        for index in [index for index in self._made if index not in wanted]:
+            self._made.pop(index).cancel()
+        fresh = not self._made
+        for index in wanted:
+            if index not in self._made:
+                self._made[index] = self._pool.submit(self._source, index)
+        bar = tqdm(
+            self._indices(step), "volumes", disable=self._quiet or not fresh, leave=False
+        )
+        return [self._made[index].result() for index in bar]
+
+    def close(self) -> None:
+        """Stop making volumes."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained: the regression mean, and the mixture of experts on top of it.
+
+A stage knows its network, its batches, its loss and how well it does; the loop around it is in
+:mod:`.trainer`. The student has a module of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from bids_moediff.engine.mean import apply_mean
+from bids_moediff.engine.slices import restore_slices
+from bids_moediff.errors import UsageError, WeightsError
+from bids_moediff.models.hub import CONFIG_NAME, MoEDiffModel, load_model
+from bids_moediff.models.moediff.config import MoEDiffConfig
+from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.models.moediff.network import MoEDiffSR, equal_parameter_single
+
+from .degradation import Degraded
+from .development import Case, gains
+from .losses import LossState, LossWeights, joint_loss
+from .recipe import ExpertsRecipe, MeanRecipe, Recipe
+from .sampling import patches, slices
+from .volumes import Volume
+
+Batch = dict[str, torch.Tensor]
+Gains = dict[str, dict[str, float]]
+
+
+class Stage(Protocol):
+    """One thing to train."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained and exported."""
+
+    @property
+    def helper(self) -> nn.Module | None:
+        """Weights that only training needs."""
+
+    @property
+    def tissue(self) -> bool:
+        """Whether the loss wants tissue maps."""
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+
+    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
+        """Add what the stage learns from; called in the threads that make volumes."""
+
+    def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
+        """One batch on the volumes' device."""
+
+    def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss with gradient, and its parts as numbers."""
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains of a network (the averaged one) on the validation cases, in dB."""
+
+    def memory(self) -> dict[str, Any]:
+        """What the loss remembers between steps, in plain types."""
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Restore :meth:`memory`."""
+
+
+def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
+    """Mixed precision of the recipe, for what runs outside the training step."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
+def charbonnier(
+    output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, epsilon: float, border: int
+) -> torch.Tensor:
+    """Weighted sqrt(e^2 + eps^2) - eps, without the `border` voxels that see zero padding."""
+    inner = (..., *(slice(border, -border) if border else slice(None),) * 3)
+    error = torch.sqrt((output[inner] - target[inner]).square() + epsilon**2) - epsilon
+    return (weight[inner] * error).sum() / weight[inner].sum().clamp_min(1.0)
+
+
+class MeanStage:
+    """The 3-D regression mean on patches."""
+
+    helper: nn.Module | None = None
+    tissue = False
+
+    def __init__(self, recipe: MeanRecipe, device: torch.device, init: MoEDiffModel | None):
+        self.recipe, self.device = recipe, device
+        self.network = MeanNetwork(MeanConfig(recipe.channels, recipe.blocks)).to(device)
+        if init is not None:
+            warm_start(self.network, init.mean)
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+        return self.network.config.to_dict()
+
+    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
+        """Nothing to add."""
+        return volume
+
+    def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
+        """Cubes."""
+        return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
+
+    def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Charbonnier loss of the mean's output."""
+        output = self.network(batch["start"][:, None], batch["condition"])[:, 0].float()
+        recipe = self.recipe
+        loss = charbonnier(output, batch["target"], batch["weight"], recipe.epsilon, recipe.border)
+        return loss, {"loss": float(loss.detach())}
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains over cubic and over the consistent interpolation."""
+        assert isinstance(network, MeanNetwork)
+
+        def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            with autocast(self.device, self.recipe):
+                return apply_mean(network, start, condition)
+
+        return gains(cases, restore)
+
+    def memory(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ExpertsStage:
+    """The mixture of diffusion experts on slices of the frozen mean's output."""
+
+    helper: nn.Module | None = None
+    tissue = True
+
+    def __init__(self, recipe: ExpertsRecipe, device: torch.device, init: MoEDiffModel | None):
+        self.recipe, self.device = recipe, device
+        try:
+            config = MoEDiffConfig.from_dict(recipe.network)
+            weights = LossWeights(**recipe.losses)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"The recipe is wrong: {error}.") from error
+        if recipe.single:
+            config = equal_parameter_single(config)
+        self.network = MoEDiffSR(config).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean: MeanNetwork | None = None
+        if config.start == "mean":
+            mean = None if init is None else init.mean
+            if not isinstance(mean, MeanNetwork):
+                raise UsageError(
+                    "Experts that start from the mean need a trained one: "
+                    "--init RUN_DIR (of the recipe mean) or --init MODEL."
+                )
+            self.mean = mean.to(device).eval().requires_grad_(False)
+        if init is not None and isinstance(init.moediff, MoEDiffSR):
+            warm_start(self.network, init.moediff if init.moediff.config == config else None)
+        self.state = LossState(weights)
+        self._starts: list[torch.Tensor] | None = None
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+        return self.network.config.to_dict()
+
+    def _start(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The frozen mean's output."""
+        if self.mean is None:
+            return start
+        with autocast(self.device, self.recipe):
+            return apply_mean(self.mean, start, condition)
+
+    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
+        """The experts start from the mean."""
+        return volume | {"start": self._start(volume["start"].float(), volume["condition"])}
+
+    def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
+        """Slices with their neighbours."""
+        context = self.network.config.context_slices
+        return slices(volumes, self.recipe.crop, context, self.recipe.batch, rng)
+
+    def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Equation 18."""
+        self.state.progress = step / self.recipe.steps
+        uniform = step < self.recipe.uniform_share * self.recipe.steps
+        return joint_loss(self.network, batch, self.state, uniform_gate=uniform)
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains over cubic and over the mean, which is computed once."""
+        assert isinstance(network, MoEDiffSR)
+        if self._starts is None:
+            self._starts = [self._start(case.start, case.condition) for case in cases]
+        steps = 4 if network.config.predicts_noise else 1
+
+        def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(), autocast(self.device, self.recipe):
+                image, _, _ = restore_slices(
+                    network, start, condition.to(self.device),
+                    num_steps=steps, noise_strength=0.0, seed=0,
+                )  # fmt: skip
+            return image
+
+        return gains(cases, restore, self._starts, "over_mean")
+
+    def memory(self) -> dict[str, Any]:
+        """Moving averages of the losses."""
+        return self.state.state_dict()
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Restore :meth:`memory`."""
+        self.state.load_state_dict(memory)
+
+
+def warm_start(network: nn.Module, trained: nn.Module | None) -> None:
+    """Begin with trained weights where there are any of the same network."""
+    if trained is None:
+        return
+    try:
+        network.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise UsageError("--init holds a network of other sizes than the recipe's.") from error
+
+
+def load_init(path: Path | None) -> MoEDiffModel | None:
+    """Model to begin with: a model's name or folder, or a run folder of the recipe mean."""
+    if path is None:
+        return None
+    from .export import read_run
+
+    if path.is_dir() and not (path / CONFIG_NAME).is_file():
+        run = read_run(path)
+        if run.stage != "mean":
+            raise UsageError(f"{path} is a run of {run.stage}; --init takes a model or a mean.")
+        mean = MeanNetwork(MeanConfig.from_dict(run.network))
+        mean.load_state_dict(run.weights)
+        return MoEDiffModel(mean, None)
+    network = load_model(path).network
+    if not isinstance(network, MoEDiffModel):
+        raise WeightsError(f"{path} is no moediff model.")
+    return network
+
+
+__all__ = [
+    "Batch",
+    "ExpertsStage",
+    "Gains",
+    "MeanStage",
+    "Stage",
+    "autocast",
+    "charbonnier",
+    "load_init",
+    "warm_start",
+]

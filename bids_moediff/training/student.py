@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: one small network learns what MoEDiff-SR puts out, and the truth.
+
+The teacher's output of a degraded volume is computed once, when the volume is made (and kept on
+disk with it, if the recipe stores volumes). Targets climb a ladder of blurs; three scales of the
+decoder are guided by the features of the teacher's mean network; output and start must agree
+where the scanner measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bids_moediff.engine.acquisition import _FWHM_TO_SIGMA
+from bids_moediff.engine.mean import apply_mean, axis_order, reorder
+from bids_moediff.engine.slices import restore_slices
+from bids_moediff.engine.tiling import pad_to_multiple
+from bids_moediff.errors import UsageError
+from bids_moediff.models.hub import MoEDiffModel
+from bids_moediff.models.moediff.mean import MeanNetwork
+from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+
+from .degradation import Degraded
+from .development import Case, gains
+from .filters import convolve, gaussian, gaussian_kernel
+from .recipe import StudentRecipe
+from .sampling import patches
+from .stages import Batch, Gains, autocast
+from .volumes import Volume
+
+CONDITION_AXES = 3
+
+
+def ladder_sigma(progress: float, recipe: StudentRecipe) -> float:
+    """Blur of the target in voxels: from `ladder_sigma` to 0 over the rungs, then none."""
+    climb = 1.0 - recipe.truth_share
+    if progress >= climb:
+        return 0.0
+    rungs = max(2, recipe.ladder_rungs)
+    rung = min(rungs - 1, int(progress / climb * rungs))
+    return recipe.ladder_sigma * (1.0 - rung / (rungs - 1))
+
+
+def distillation_target(
+    teacher: Tensor, truth: Tensor, progress: float, recipe: StudentRecipe
+) -> Tensor:
+    """Target of a step: the blurred teacher, and for the last part teacher and truth mixed."""
+    if progress >= 1.0 - recipe.truth_share:
+        return torch.lerp(teacher, truth, recipe.truth_weight)
+    return gaussian(teacher, ladder_sigma(progress, recipe))
+
+
+def measured_part(image: Tensor, condition: Tensor) -> Tensor:
+    """What the scanner would see of (B, X, Y, Z): each axis blurred by its own slice profile.
+
+    The profile's width in fine voxels is the voxel ratio times the width in acquired voxels; both
+    stand in `condition` (B, 6). A Gaussian stands in for every profile.
+    """
+    out = []
+    for volume, told in zip(image, condition.tolist(), strict=True):
+        for axis in range(CONDITION_AXES):
+            width = 2 ** told[axis] * told[CONDITION_AXES + axis]
+            if width > 0.5:
+                volume = convolve(volume, gaussian_kernel(width * _FWHM_TO_SIGMA), axis)
+        out.append(volume)
+    return torch.stack(out)
+
+
+def sobel3d(image: Tensor) -> Tensor:
+    """Sobel derivatives of (B, X, Y, Z) along the three axes, (B, 3, X, Y, Z)."""
+    smooth, slope = torch.tensor([0.25, 0.5, 0.25]), torch.tensor([-0.5, 0.0, 0.5])
+    parts = []
+    for direction in (1, 2, 3):
+        part = image
+        for axis in (1, 2, 3):
+            part = convolve(part, slope if axis == direction else smooth, axis)
+        parts.append(part)
+    return torch.stack(parts, dim=1)
+
+
+class FeatureGuide(nn.Module):
+    """Projections of the decoder's scales to the teacher's features, and their distance."""
+
+    def __init__(self, widths: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv3d(width, channels, 1) for width in widths)
+
+    def forward(self, features: Sequence[Tensor], teacher: Tensor) -> Tensor:
+        """Mean relative L1 over scales; `features` coarse first, `teacher` (B, C, x, y, z)."""
+        total = teacher.new_zeros(())
+        for projection, feature in zip(self.projections, features, strict=True):
+            factor = teacher.shape[-1] // feature.shape[-1]
+            wanted = functional.avg_pool3d(teacher, factor) if factor > 1 else teacher
+            error = (projection(feature).float() - wanted).abs().mean()
+            total = total + error / wanted.abs().mean().clamp_min(1e-6)
+        return total / len(features)
+
+
+class StudentStage:
+    """The student network on patches of volumes that hold the teacher's output."""
+
+    tissue = False
+
+    def __init__(self, recipe: StudentRecipe, device: torch.device, init: MoEDiffModel | None):
+        self.recipe, self.device = recipe, device
+        try:
+            config = StudentConfig.from_dict(recipe.network)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"The recipe is wrong: {error}.") from error
+        if recipe.patch % config.multiple:
+            raise UsageError(f"patch must be a multiple of {config.multiple}.")
+        self.network = StudentNetwork(config).to(device)
+        self.teacher: MoEDiffModel | None = None
+        self.helper: nn.Module | None = None
+        if not recipe.distil:
+            return
+        if init is None:
+            raise UsageError("The student needs its teacher: --init MODEL (a moediff model).")
+        self.teacher = init.to(device).eval().requires_grad_(False)
+        if isinstance(init.mean, MeanNetwork) and recipe.feature_weight > 0:
+            widths = list(reversed(config.widths))
+            self.helper = FeatureGuide(widths, init.mean.config.channels).to(device)
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+        return self.network.config.to_dict()
+
+    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
+        """Add the teacher's output, made consistent with the measurement."""
+        if self.teacher is None:
+            return volume
+        start, condition = volume["start"].float(), volume["condition"].to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.recipe):
+            mean, experts = self.teacher.mean, self.teacher.moediff
+            if isinstance(mean, MeanNetwork):
+                start = apply_mean(mean, start, condition)
+            samples = [start]
+            if isinstance(experts, MoEDiffSR):
+                noise = self.recipe.teacher_noise
+                samples = [
+                    restore_slices(
+                        experts, start, condition,
+                        num_steps=4 if noise else 1, noise_strength=noise, seed=seed,
+                    )[0]
+                    for seed in range(self.recipe.teacher_samples)
+                ]  # fmt: skip
+        output = torch.stack(samples).mean(0)
+        if degraded is not None:
+            output = degraded.operator.project(output, degraded.measured, degraded.noise)
+        return volume | {"teacher": output}
+
+    def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
+        """Cubes."""
+        return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
+
+    def _teacher_features(self, batch: Batch) -> Tensor:
+        """Features of the teacher's mean after its last block."""
+        assert self.teacher is not None and isinstance(self.teacher.mean, MeanNetwork)
+        kept: list[Tensor] = []
+        handle = self.teacher.mean.body[-1].register_forward_hook(
+            lambda module, inputs, output: kept.append(output.float())
+        )
+        try:
+            with torch.no_grad():
+                self.teacher.mean(batch["start"][:, None], batch["condition"])
+        finally:
+            handle.remove()
+        return kept[0]
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """L1, features, consistency and Sobel terms, without the border."""
+        recipe, truth, condition = self.recipe, batch["target"], batch["condition"]
+        target = truth
+        if "teacher" in batch:
+            progress = step / recipe.steps
+            target = distillation_target(batch["teacher"], truth, progress, recipe)
+        volume, features = self.network.with_features(batch["start"][:, None], condition)
+        output = volume[:, 0].float()
+        inner = (slice(None), *(slice(recipe.border, -recipe.border or None),) * 3)
+        weight = batch["weight"][inner]
+        total = weight.sum().clamp_min(1.0)
+        fidelity = (weight * (output - target)[inner].abs()).sum() / total
+        edges = sobel3d(output) - sobel3d(target)
+        sobel = (weight[:, None] * edges[(slice(None), *inner)].abs()).sum() / (3 * total)
+        seen = measured_part(output - batch["start"], condition)[inner].abs().mean()
+        loss = fidelity + recipe.sobel_weight * sobel + recipe.consistency_weight * seen
+        logs = {"fidelity": float(fidelity.detach()), "sobel": float(sobel.detach())}
+        logs["consistency"] = float(seen.detach())
+        if self.helper is not None:
+            guided = self.helper(features, self._teacher_features(batch))
+            loss = loss + recipe.feature_weight * fidelity.detach() * guided
+            logs["features"] = float(guided.detach())
+        return loss, logs | {"loss": float(loss.detach())}
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains over cubic and over the consistent interpolation."""
+        assert isinstance(network, StudentNetwork)
+
+        def restore(start: Tensor, condition: Tensor) -> Tensor:
+            with torch.inference_mode(), autocast(self.device, self.recipe):
+                return apply_student(network, start, condition)
+
+        return gains(cases, restore)
+
+    def memory(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def apply_student(network: StudentNetwork, start: Tensor, condition: Tensor) -> Tensor:
+    """The student's output (X, Y, Z) of a small volume, in the orientation it was trained in."""
+    order = axis_order(condition)
+    turned = start.permute(order)
+    padded = pad_to_multiple(turned, network.config.multiple).contiguous()
+    told = reorder(condition, order)[None].to(start.device)
+    output = network(padded[None, None], told)[0, 0].float()
+    output = output[tuple(slice(0, size) for size in turned.shape)]
+    return output.permute([order.index(axis) for axis in range(3)]).contiguous()

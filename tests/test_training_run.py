@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings of a few steps: every recipe, interruptions, full disks, kills, several processes."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+from training_data import pack, tiny
+
+from bids_moediff.cli.train import main
+from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.models.hub import build_network, load_model, save_model
+from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.training.recipe import RECIPES, STAGES, recipe_names
+from bids_moediff.training.state import WeightAverage, load_state, read_state, save_state
+from bids_moediff.training.trainer import InterruptedRun, Trainer, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("pack"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A moediff model of the smallest networks whose mean changes its input."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(1)
+    config = {
+        "family": "moediff",
+        "mean": {"channels": 8, "blocks": 1},
+        "moediff": {"width": 4, "embed_dim": 12, "heads": 2, "context_slices": 3},
+    }
+    network = build_network(config)
+    nn.init.normal_(network.mean.tail.weight, std=0.2)  # type: ignore[union-attr, arg-type]
+    save_model(network, config, folder, "# A teacher for tests\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_twenty_steps_of_every_recipe(
+    name: str, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    words = ["--recipe", name, "--smoke", "--pack", data, "--output", tmp_path / "run"]
+    words += ["--init", teacher, "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    loaded = load_model(tmp_path / "run" / "model")
+    assert loaded.config["family"] == ("student" if name.startswith("student") else "moediff")
+    curve = json.loads((tmp_path / "run" / "model" / "curve.json").read_text())
+    for rows in curve.values():
+        assert not rows or rows[-1]["step"] == 20
+        for row in rows:
+            assert row["loss"] > 0 and "x2 isotropic" in row["gains"]
+    if name == "moediff":
+        assert set(curve) == {"mean", "experts"}
+    if name.startswith("experts"):  # the mean of --init is in the exported model
+        mean = load_model(teacher).network.mean
+        for key, value in mean.state_dict().items():  # type: ignore[union-attr]
+            assert torch.equal(loaded.network.mean.state_dict()[key], value)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recipes_state_every_setting(stage: str) -> None:
+    values = yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())
+    names = {field.name for field in dataclasses.fields(STAGES[stage])}
+    assert set(values) - {"stage", "smoke"} == names
+
+
+def _stop_at(trainer: Trainer, step: int) -> None:
+    """Ask the run to stop while it computes this step."""
+    inner = trainer.stage.loss
+
+    def loss(batch: dict[str, torch.Tensor], number: int) -> Any:
+        if number == step:
+            signal.raise_signal(signal.SIGTERM)
+        return inner(batch, number)
+
+    trainer.stage.loss = loss  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("stage", ["mean", "experts", "student"])
+def test_an_interrupted_run_ends_in_the_same_weights(
+    stage: str, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = tiny(stage, steps=7, evaluate_every=7, save_every=2)
+    train(recipe, data, tmp_path / "whole", device="cpu", init=teacher)
+    trainer = Trainer(recipe, data, tmp_path / "parts", "cpu", teacher)
+    _stop_at(trainer, 2)
+    with pytest.raises(InterruptedRun, match="Stopped at step 3 of 7"):
+        trainer.run()
+    _, record = read_state(tmp_path / "parts" / "state.safetensors")
+    assert record["step"] == 3
+    train(recipe, data, tmp_path / "parts", device="cpu", init=teacher)
+    whole = load_file(tmp_path / "whole" / "state.safetensors")
+    parts = load_file(tmp_path / "parts" / "state.safetensors")
+    assert whole.keys() == parts.keys()
+    for key, value in whole.items():
+        assert torch.equal(parts[key], value), key
+    moved = [key for key in whole if key.startswith("network.") and "tail" in key]
+    assert stage == "experts" or any(whole[key].abs().max() > 0 for key in moved)
+
+
+def test_a_killed_run_repeats_no_row_of_its_curve(data: Path, tmp_path: Path) -> None:
+    recipe = tiny("mean", steps=4, evaluate_every=1, save_every=2)
+    train(recipe, data, tmp_path, device="cpu")
+    rows = (tmp_path / "curve.jsonl").read_text().splitlines()
+    later = tiny("mean", steps=6, evaluate_every=1, save_every=2)
+    # As a kill leaves it: rows beyond the state, the last one torn.
+    torn = [*rows, json.dumps({"step": 5, "loss": 9.0, "gains": {}}), '{"step": 6, "lo']
+    (tmp_path / "curve.jsonl").write_text("\n".join(torn))
+    (tmp_path / ".state.safetensors.0123.part").write_bytes(b"half")
+    train(later, data, tmp_path, device="cpu")
+    written = [json.loads(row) for row in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in written] == [1, 2, 3, 4, 5, 6]
+    assert written[4]["loss"] != 9.0
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def _save_for_ever(folder: Path, network: nn.Module) -> None:
+    average, optimiser = WeightAverage(network), torch.optim.AdamW(network.parameters())
+    for step in range(10_000):
+        save_state(folder, network, average, optimiser, {"step": step})
+
+
+def test_a_kill_while_saving_leaves_a_whole_state(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    network = MeanNetwork(MeanConfig(32, 4))
+    for pause in (0.0, 0.004, 0.011, 0.017):
+        child = multiprocessing.get_context("fork").Process(
+            target=_save_for_ever, args=(tmp_path, network)
+        )
+        child.start()
+        state = tmp_path / "state.safetensors"
+        state.unlink(missing_ok=True)
+        deadline = time.monotonic() + 60
+        while not state.is_file() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        optimiser = torch.optim.AdamW(network.parameters())
+        record = load_state(tmp_path, network, WeightAverage(network), optimiser)
+        assert record is not None and record["step"] >= 0
+    torch.set_num_threads(threads)
+
+
+def _with_file_limit(size: int, action: Callable[[], object]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        action()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_keeps_the_old_state(data: Path, tmp_path: Path) -> None:
+    recipe = tiny("mean", steps=2, save_every=1)
+    train(recipe, data, tmp_path, device="cpu")
+    state = tmp_path / "state.safetensors"
+    before = state.read_bytes()
+    more = tiny("mean", steps=4, save_every=1)
+    with pytest.raises(MoediffError, match="cannot be saved .* saved before is whole"):
+        _with_file_limit(
+            len(before) // 2, lambda: train(more, data, tmp_path, device="cpu")
+        )
+    assert state.read_bytes() == before
+    assert train(more, data, tmp_path, device="cpu")["step"] == 4
+
+
+def test_other_recipe_data_or_network_is_refused(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny("mean", steps=1), data, run, device="cpu")
+    with pytest.raises(UsageError, match="learning_rate 0.001, not 0.002"):
+        train(tiny("mean", steps=2, learning_rate=0.002), data, run, device="cpu")
+    other = tmp_path / "other.npz"
+    other.write_bytes(data.read_bytes() + b"\0")
+    with pytest.raises(UsageError, match="begun with other data"):
+        train(tiny("mean", steps=2), other, run, device="cpu")
+
+
+def test_training_stops_when_validation_does_not_gain(data: Path, tmp_path: Path) -> None:
+    recipe = tiny("mean", steps=20, evaluate_every=2, patience=2, learning_rate=1e-12)
+    record = train(recipe, data, tmp_path, device="cpu")
+    assert record["step"] == 6 and record["best_step"] == 2
+    assert read_state(tmp_path / "best.safetensors")[1]["step"] == 2
+    assert train(recipe, data, tmp_path, device="cpu")["step"] == 6
+
+
+def test_training_gains_on_the_validation_head(data: Path, tmp_path: Path) -> None:
+    recipe = tiny(
+        "mean", steps=60, evaluate_every=60, learning_rate=3e-3, batch=8, decay=0.9, patch=24
+    )
+    train(recipe, data, tmp_path, device="cpu")
+    row = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
+    assert row["gains"]["x2 isotropic"]["over_consistent"] > 0.1
+
+
+BLOCKED = """
+import sys
+for name in ("nibabel", "nipype", "bids", "monai", "niworkflows", "SimpleITK", "nilearn"):
+    sys.modules[name] = None
+from bids_moediff.cli.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_training_from_a_pack_needs_no_imaging_library(data: Path, tmp_path: Path) -> None:
+    words = ["--recipe", "mean", "--smoke", "--steps", "2", "--pack", data, "--output", tmp_path]
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *map(str, words), "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    run += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    words = ["--recipe", "mean", "--smoke", "--steps", "3", "--pack", data, "--output", tmp_path]
+    done = subprocess.run(
+        [*run, "-m", "bids_moediff.cli.train", *map(str, words), "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, record = read_state(tmp_path / "state.safetensors")
+    assert record["step"] == 3 and record["hardware"].startswith("2 x")
+    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 1
