@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generated import head
 
 from bids_moediff.training.heads import Head, make_image, make_labels, save_pack
 from bids_moediff.training.recipe import Recipe, load_recipes
+from generated import head
 
 SHAPE, ZOOMS = (56, 60, 54), (3.0, 3.0, 3.2)
 
