@@ -179,7 +179,7 @@ def test_a_full_disk_keeps_the_old_state(data: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.safetensors"
     before = state.read_bytes()
     more = tiny("mean", steps=4, save_every=1)
-    with pytest.raises(MoediffError, match="cannot be saved .* saved before is whole"):
+    with pytest.raises(MoediffError, match=r"cannot be saved .* saved before is whole"):
         _with_file_limit(
             len(before) // 2, lambda: train(more, data, tmp_path, device="cpu")
         )
@@ -190,7 +190,7 @@ def test_a_full_disk_keeps_the_old_state(data: Path, tmp_path: Path) -> None:
 def test_other_recipe_data_or_network_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny("mean", steps=1), data, run, device="cpu")
-    with pytest.raises(UsageError, match="learning_rate 0.001, not 0.002"):
+    with pytest.raises(UsageError, match=r"learning_rate 0\.001, not 0\.002"):
         train(tiny("mean", steps=2, learning_rate=0.002), data, run, device="cpu")
     other = tmp_path / "other.npz"
     other.write_bytes(data.read_bytes() + b"\0")
@@ -223,7 +223,7 @@ def test_the_loss_of_one_batch_falls_below_that_of_the_start(stage: str) -> None
         optimiser.step()
         losses.append(logs["loss"])
     # The output of an untrained network is the start, so the first loss is the start's.
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 BLOCKED = """

@@ -62,6 +62,12 @@ def depth_to_space(features: torch.Tensor) -> torch.Tensor:
     return unfolded.permute(0, 4, 1, 5, 2, 6, 3).reshape(batch, 1, 2 * x, 2 * y, 2 * z)
 
 
+def normalise(folded: torch.Tensor) -> torch.Tensor:
+    """Bring folded voxels (B, 8, X, Y, Z), head in about [0, 1], to the order of one."""
+    level = folded.mean(1, keepdim=True)
+    return DETAIL_GAIN * (folded - level) + LEVEL_GAIN * (level - LEVEL)
+
+
 class _Block(nn.Module):
     """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
 
@@ -107,9 +113,7 @@ class MeanNetwork(nn.Module):
     def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Posterior mean on the fine grid."""
         film = self.film(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
-        folded = space_to_depth(start)
-        level = folded.mean(1, keepdim=True)
-        folded = DETAIL_GAIN * (folded - level) + LEVEL_GAIN * (level - LEVEL)
+        folded = normalise(space_to_depth(start))
         features = self.head(folded.to(memory_format=torch.channels_last_3d))
         for index, block in enumerate(self.body):
             features = block(features, film[2 * index], film[2 * index + 1])

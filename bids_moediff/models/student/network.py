@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bids_moediff.models.json_config import JsonConfig
-from bids_moediff.models.moediff.mean import depth_to_space, space_to_depth
+from bids_moediff.models.moediff.mean import (
+    OUTPUT_GAIN,
+    depth_to_space,
+    normalise,
+    space_to_depth,
+)
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,8 @@ class StudentNetwork(nn.Module):
             sizes = tuple(start.shape[2:])
             raise ValueError(f"sizes must be multiples of {self.config.multiple}, not {sizes}")
         embedding = self.condition(condition)
-        folded = space_to_depth(start).contiguous(memory_format=torch.channels_last_3d)
-        x = self.head(folded)
+        folded = normalise(space_to_depth(start))
+        x = self.head(folded.contiguous(memory_format=torch.channels_last_3d))
         skips = []
         for level, encoder in enumerate(self.encoders):
             x = encoder(x, embedding)
@@ -133,7 +138,7 @@ class StudentNetwork(nn.Module):
         for level in reversed(range(len(self.ups))):
             x = self.decoders[level](skips[level] + self.ups[level](x), embedding)
             features.append(x)
-        return start + depth_to_space(self.tail(x).to(start.dtype)), features
+        return start + OUTPUT_GAIN * depth_to_space(self.tail(x).to(start.dtype)), features
 
     def forward(self, start: Tensor, condition: Tensor) -> Tensor:
         """Super-resolved volume (B, 1, X, Y, Z); see :meth:`with_features`."""
