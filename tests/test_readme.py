@@ -117,3 +117,15 @@ def test_options_named_in_the_readme_exist() -> None:
     others |= {"--tmpfs", "--user", "--containall", "--no-home", "--build-arg"}
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - others:
         assert option[2:].replace("-", "_") in Settings.__dataclass_fields__, option
+
+
+def test_every_page_of_the_documentation_can_be_found() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert {name for entry in navigation for name in entry.values()} == pages
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == pages - {"index.md"}
+    for page in pages:
+        text = (ROOT / "docs" / page).read_text()
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            assert (ROOT / "docs" / link).exists(), f"{page}: {link}"
