@@ -26,6 +26,7 @@ from .slices import restore_slices
 
 Progress = Callable[[str, float], None]
 TRAINED_RATIO = 6.0
+DEFAULT_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ class SuperResolver:
         start = interpolate(coarse, problem.coarse_zooms, problem.shape, problem.zooms)
         start = problem.operator.project(start, coarse, problem.noise)
         mean = self._run_mean(start, problem, report)
-        steps = 1 if num_steps is None else num_steps
         if num_samples > 1 and noise_strength == 0:
             noise_strength = 1.0
+        # Without noise the first estimate is final, whatever the number of steps.
+        steps = num_steps or (DEFAULT_STEPS if noise_strength > 0 else 1)
         total, squares, gates, counts = None, None, None, None
         for sample in range(num_samples):
             restored, gates, counts = self._run_experts(

@@ -61,7 +61,7 @@ def _stage(run: "Run") -> list[str]:
     lines += _table([(key, value) for key, value in record["recipe"].items()], ("recipe", ""))
     rows = [row for row in run.curve if row["step"] <= record["step"]]
     if rows:
-        lines += [f"Gain in dB on the validation heads at step {rows[-1]['step']}:", ""]
+        lines += [f"Gain in dB on the development heads at step {rows[-1]['step']}:", ""]
         lines += _gains(rows[-1])
     return lines
 
