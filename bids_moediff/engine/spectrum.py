@@ -134,7 +134,6 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
     """
     level = 10 * np.log10(spectrum.power / spectrum.power.max() + 1e-12)
     frequency = spectrum.frequency
-    best, cutoff = 1.0, None
     for edge in np.arange(0.2, 0.881, 0.02):
         above = level[frequency >= edge + 0.03]
         if len(above) < 2:
@@ -142,11 +141,21 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
         for shift, needed in ((0.0, STEP_DECIBEL), (0.15, WIDE_STEP_DECIBEL)):
             before = (frequency >= edge - 0.16 - shift) & (frequency <= edge - 0.04 - shift)
             before &= frequency > 0
-            if before.any():
-                excess = (level[before].mean() - above.max()) / needed
-                if excess > best:
-                    best, cutoff = excess, float(edge)
-    return cutoff
+            if before.any() and level[before].mean() - above.max() > needed:
+                return _crossing(frequency, level, float(level[before].mean()) - 6.0, edge)
+    return None
+
+
+def _crossing(
+    frequency: np.ndarray, level: np.ndarray, threshold: float, highest: float
+) -> float:
+    """Frequency up to ``highest`` at which the level last sinks through the threshold."""
+    below = frequency <= highest + frequency[1]
+    last = int(np.nonzero((level >= threshold) & below)[0].max(initial=0))
+    if last + 1 >= len(level):
+        return 1.0
+    part = (level[last] - threshold) / max(level[last] - level[last + 1], 1e-6)
+    return float(frequency[last] + np.clip(part, 0, 1) * frequency[1])
 
 
 def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | None:

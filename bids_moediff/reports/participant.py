@@ -235,9 +235,10 @@ def _summary(record: Mapping[str, Any]) -> str:
     words = f"{_sizes(record['InputVoxelSize'])} became {_sizes(record['OutputVoxelSize'])}."
     residual = record.get("ConsistencyResidual")
     if residual is not None:
+        share = f"{100 * residual:.2g} %" if residual > 1e-5 else "less than 0.001 %"
         words += (
-            f" Measured again with the scanner's voxels, the result differs from the input by "
-            f"{100 * residual:.2g} % (root of squares)."
+            " Measured again with the scanner's voxels, the result differs from the input by "
+            f"{share} (root of squares)."
         )
     return words
 
@@ -246,8 +247,8 @@ def _facts(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str
     """The run card: what ran, on what, with which result."""
     name = f"{record.get('Model', '')} {record.get('ModelVersion', '')}".strip()
     memory, seconds = item.get("peak_memory_gb"), item.get("seconds")
-    residual, noise = record.get("ConsistencyResidual"), record.get("EstimatedNoise")
     quality = item.get("quality") or {}
+    residual, noise = record.get("ConsistencyResidual"), quality.get("noise_sigma")
     acquired = [quality.get(f"acquired_{axis}") for axis in "xyz"]
     rows = [
         ("Model", name),
