@@ -123,6 +123,14 @@ def _labels(prefix: str) -> Convert:
     return convert
 
 
+def _spaces(value: Any) -> tuple[str, ...]:
+    words = [str(word) for word in _words(value)]
+    for word in words:
+        if not re.fullmatch(r"[A-Za-z0-9]+", word):
+            raise ValueError(f"{word!r} is no template name: letters and digits only")
+    return tuple(dict.fromkeys(words))
+
+
 def _device(value: Any) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
         near = closest(str(value), ("auto", "cpu", "cuda"))
@@ -231,6 +239,15 @@ class Settings:
         "input: keep the shading of the scan; corrected: leave the bias field out",
     )
     skip_bias_correction: bool = _option(False, _flag, "do not estimate a bias field")
+    gradient_coefficients: Path | None = _option(
+        None, _path, "Siemens .grad file of the scanner; undoes the distortion of its gradients"
+    )
+    derivatives: Path | None = _option(
+        None, _path, "BIDS derivatives whose brain masks (desc-brain_mask) are used where present"
+    )
+    output_spaces: tuple[str, ...] = _option(
+        (), _spaces, "TemplateFlow templates to bring the results to as well"
+    )
     dry_run: bool = _option(False, _flag, "print what would be done, write nothing")
     check: bool = _option(False, _flag, "say whether device, weights and memory are in order")
     reports_only: bool = _option(False, _flag, "write the reports anew from existing outputs")

@@ -357,3 +357,53 @@ def test_three_real_participants_give_valid_derivatives(shared_run: Run) -> None
     assert shared_run.code == 0, shared_run.stderr
     assert sum("desc-sr" in name and name.endswith("gz") for name in shared_run.products()) == 7
     test_output_is_valid_bids(shared_run)
+
+
+def make_template(home: Path) -> None:
+    """A template in TemplateFlow's layout: another head, shifted, with its brain."""
+    folder = home / "tpl-TestSpace"
+    folder.mkdir(parents=True)
+    image = head((44, 52, 44), (4.0, 4.0, 4.0), seed=9)
+    mask = (np.asanyarray(image.dataobj) > 200).astype(np.uint8)
+    nib.save(image, folder / "tpl-TestSpace_res-01_T1w.nii.gz")
+    path = folder / "tpl-TestSpace_res-01_desc-brain_mask.nii.gz"
+    nib.save(nib.Nifti1Image(mask, image.affine), path)
+
+
+def test_mask_of_another_pipeline_gradient_coefficients_and_standard_space(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradunwarp = pytest.importorskip("gradunwarp", reason="pip install gradunwarp")
+    coefficients = Path(gradunwarp.__file__).parent / "core/tests/data/gradunwarp_coeffs.grad"
+    make_template(tmp_path / "templates")
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templates"))
+    source = nib.load(study.bids / "sub-02/anat" / f"{GOOD[2]}.nii.gz")
+    given = tmp_path / "derivatives" / "sub-02" / "anat"
+    given.mkdir(parents=True)
+    mask = nib.Nifti1Image((source.get_fdata() > 200).astype(np.uint8), source.affine)
+    nib.save(mask, given / "sub-02_space-FLAIR_desc-brain_mask.nii.gz")
+    options = ["--derivatives", str(tmp_path / "derivatives"), "--output-spaces", "TestSpace"]
+    options += ["--gradient-coefficients", str(coefficients), "--modalities", "FLAIR"]
+    run = run_app(study, tmp_path / "out", "--nprocs", "1", *options)
+    assert run.code == 0, run.stderr
+    anat = run.output / "sub-02" / "anat"
+    moved = nib.load(anat / "sub-02_space-TestSpace_res-3mm_desc-sr_FLAIR.nii.gz")
+    assert np.allclose(moved.header.get_zooms(), 3)
+    sidecar = json.loads((anat / "sub-02_space-TestSpace_res-3mm_desc-sr_FLAIR.json").read_text())
+    assert sidecar["Registration"]["space"] == "TestSpace"
+    assert sidecar["SpatialReference"] == "tpl-TestSpace/tpl-TestSpace_res-01_T1w.nii.gz"
+    assert sidecar["BrainMask"]["method"] == "derivatives"
+    assert any("Gradient distortion was undone" in words for words in sidecar["Warnings"])
+    used = nib.load(anat / "sub-02_space-FLAIR_desc-brain_mask.nii.gz")
+    assert np.array_equal(np.asanyarray(used.dataobj), np.asanyarray(mask.dataobj))
+    test_output_is_valid_bids(run)
+
+
+def test_a_template_that_is_not_there_is_told_before_anything_is_written(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templates"))
+    run = run_app(study, tmp_path / "out", "--output-spaces", "MNI152NLin2009cAsym")
+    assert run.code == 2
+    assert "MNI152NLin2009cAsym is not in TemplateFlow's folder" in run.stderr
+    assert not (tmp_path / "out" / "dataset_description.json").exists()

@@ -107,6 +107,7 @@ def derivative_path(
     product: str,
     output_zooms: tuple[float, float, float] | None = None,
     extension: str = ".nii.gz",
+    space: str | None = None,
 ) -> PurePosixPath:
     """Where a product of an image goes, relative to the output folder.
 
@@ -120,6 +121,8 @@ def derivative_path(
         Output voxel size in mm; needed exactly for the products on the output grid.
     extension
         One that the product may have.
+    space
+        Template that a super-resolved image was brought to.
 
     Raises
     ------
@@ -135,11 +138,15 @@ def derivative_path(
         raise ValueError(f"{product} has no {extension} file")
     if (output_zooms is not None) != row.on_output_grid:
         raise ValueError(f"{product} {'needs' if row.on_output_grid else 'has no'} output_zooms")
+    if space is not None and product != "sr":
+        raise ValueError(f"{product} is not brought to a template")
     if clash := RESERVED & set(image.entities):
         raise ImageError(f"{image.relative_path} is a derivative already ({sorted(clash)[0]}-).")
     entities = {**image.entities, **row.entities}
     if row.suffix is not None and image.suffix != "T1w":
         entities["space"] = image.suffix
+    if space is not None:
+        entities["space"] = space
     if output_zooms is not None:
         entities["res"] = resolution_label(output_zooms)
     name = build_name(entities, row.suffix or image.suffix, extension)

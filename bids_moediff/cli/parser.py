@@ -98,11 +98,14 @@ def _add_model(group: Any) -> None:
     _value(group, "reference", "SUFFIX")
     _value(group, "intensities", "{input,corrected}")
     _flag(group, "skip_bias_correction")
+    _value(group, "gradient_coefficients", "FILE")
+    _value(group, "derivatives", "DIR")
 
 
 def _add_outputs(group: Any) -> None:
     _value(group, "stage", "{all,preproc,sr,report}")
     _value(group, "outputs", "KIND", nargs="+")
+    _value(group, "output_spaces", "SPACE", nargs="+")
     for name in ("dry_run", "check", "reports_only", "boilerplate_only", "sloppy"):
         _flag(group, name)
 

@@ -77,6 +77,44 @@ class WinningExpert(ImageStep):
         return {"labels": save_image(image, folder / "labels.nii")}
 
 
+class _StandardInputSpec(ImageStepInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    image = File(desc="super-resolved image")
+    mask = File(desc="brain mask on its grid")
+    record = File(desc="JSON: own keys of the sidecar")
+    space = traits.Str(mandatory=True, desc="TemplateFlow template")
+    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
+
+
+class _StandardOutputSpec(ImageStepOutputSpec):
+    image = File(desc="image in the space of the template")
+    record = File(desc="JSON: the record with how the image was registered")
+
+
+class ToStandardSpace(ImageStep):
+    """Register the brain to a template and bring the image there in one interpolation."""
+
+    input_spec = _StandardInputSpec
+    output_spec = _StandardOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bids_moediff.engine.standard import find_template, register, to_template
+
+        source = load_source(self.inputs.source)
+        template = find_template(self.inputs.space, source.suffix)
+        image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)
+        transform, registration = register(image, mask, template)
+        record = read_json(self.inputs.record)
+        record["Warnings"] = [*record["Warnings"], *registration.pop("warnings")]
+        record["Registration"] = registration
+        record["SpatialReference"] = f"{template.image.parent.name}/{template.image.name}"
+        moved = to_template(image, transform, template, self.inputs.zooms)
+        return {
+            "image": save_image(moved, folder / "image.nii"),
+            "record": str(write_json(record, folder / "record.json")),
+        }
+
+
 class _RecordInputSpec(ImageStepInputSpec):
     result = File(desc="JSON: what the network did")
     quality = File(desc="JSON: quality figures of the input")
@@ -116,6 +154,7 @@ class _WriteInputSpec(ImageStepInputSpec):
     product = traits.Enum(*PRODUCTS, mandatory=True)
     image = File(desc="image to write; undefined if this model has no such product")
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
+    space = traits.Str(desc="template that the image was brought to")
     record = File(desc="JSON: own keys of the sidecar")
     mask_record = File(desc="JSON: how the brain mask was made, where the record does not say")
 
@@ -141,9 +180,10 @@ class WriteDerivative(ImageStep):
         if isdefined(self.inputs.mask_record):
             mask_record = read_json(self.inputs.mask_record)
         stripped = mask_record.get("method") == "nonzero"
+        space = self.inputs.space if isdefined(self.inputs.space) else None
 
         def name(extension: str) -> Path:
-            return root / derivative_path(source, product, zooms, extension)
+            return root / derivative_path(source, product, zooms, extension, space)
 
         # The sidecar first: an image on disk always has one.
         sidecar = build_sidecar(source, product, zooms, record, skull_stripped=stripped)

@@ -4,10 +4,10 @@
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, isdefined, traits
 
 from bids_moediff.bids.sink import write_json
-from bids_moediff.engine import prepare
+from bids_moediff.engine import gradient, prepare, reuse
 from bids_moediff.errors import ImageError
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
@@ -17,6 +17,7 @@ from .source import load_source
 
 class _ConformInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    coefficients = File(exists=True, desc="gradient coefficients of the scanner")
 
 
 class _ConformOutputSpec(ImageStepOutputSpec):
@@ -35,6 +36,12 @@ class Conform(ImageStep):
         if source.problem:
             raise ImageError(source.problem)
         image, notes = prepare.conform(source.path)
+        if isdefined(self.inputs.coefficients):
+            coefficients = gradient.read_coefficients(self.inputs.coefficients)
+            image, record = gradient.unwarp(image, coefficients)
+            largest = record["largest_displacement_mm"]
+            notes = [*notes, *record["warnings"]]
+            notes.append(f"Gradient distortion was undone: up to {largest:.1f} mm.")
         return {
             "image": save_image(image, folder / "conformed.nii"),
             "notes": str(write_json(list(notes), folder / "notes.json")),
@@ -43,6 +50,7 @@ class Conform(ImageStep):
 
 class _BrainMaskInputSpec(ImageStepInputSpec):
     image = File(desc="conformed image")
+    precomputed = File(exists=True, desc="brain mask of another pipeline")
 
 
 class _BrainMaskOutputSpec(ImageStepOutputSpec):
@@ -51,13 +59,17 @@ class _BrainMaskOutputSpec(ImageStepOutputSpec):
 
 
 class BrainMask(ImageStep):
-    """Find the brain."""
+    """Find the brain, or take the mask of another pipeline."""
 
     input_spec = _BrainMaskInputSpec
     output_spec = _BrainMaskOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        mask, record = prepare.brain_mask(load_image(self.inputs.image))
+        image = load_image(self.inputs.image)
+        if isdefined(self.inputs.precomputed):
+            mask, record = reuse.reuse_mask(self.inputs.precomputed, image)
+        else:
+            mask, record = prepare.brain_mask(image)
         return {
             "mask": save_image(mask, folder / "mask.nii"),
             "record": str(write_json(record, folder / "record.json")),

@@ -13,6 +13,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff import __version__
 from bids_moediff.bids.discover import AnatomicalImage, Participant
+from bids_moediff.bids.names import derivative_path
 from bids_moediff.engine.estimate import estimate
 from bids_moediff.interfaces.reports import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.interfaces.source import dump_source, image_key
@@ -180,6 +181,7 @@ def _connect_processing(
             settings=settings,
             gigabytes=float32_gigabytes(image),
             num_threads=plan.num_threads,
+            precomputed_mask=find_mask(settings, image),
             name=f"prepare_{node_name(image)}_wf",
         )
         prepare_wf.inputs.inputnode.source = dump_source(image)
@@ -250,6 +252,14 @@ def run_file(settings: Settings, plan: Plan, participant: Participant) -> Path:
     """Where the record of this run of this participant goes."""
     folder = settings.output_dir / "logs" / f"sub-{participant.label}" / plan.run_id
     return folder / "run.json"
+
+
+def find_mask(settings: Settings, image: AnatomicalImage) -> Path | None:
+    """Brain mask of an image in the derivatives of another pipeline, if there is one."""
+    if settings.derivatives is None:
+        return None
+    path = settings.derivatives / derivative_path(image, "mask")
+    return path if path.exists() else None
 
 
 def node_name(image: AnatomicalImage) -> str:

@@ -5,7 +5,12 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.interfaces.derivatives import ResampleMask, WinningExpert, WriteDerivative
+from bids_moediff.interfaces.derivatives import (
+    ResampleMask,
+    ToStandardSpace,
+    WinningExpert,
+    WriteDerivative,
+)
 
 Zooms = tuple[float, float, float]
 
@@ -223,6 +228,64 @@ def init_ds_uncertainty_wf(
             ("failure", "failure"),
         ]),
         (ds_deviation, outputnode, [("failure", "failure")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_ds_standard_wf(
+    *, output_dir: str, space: str, zooms: Zooms, name: str = "ds_standard_wf"
+) -> Workflow:
+    """Bring a super-resolved image to a template and write it there.
+
+    Workflow Graph
+        .. workflow::
+
+            from bids_moediff.workflows.outputs import init_ds_standard_wf
+            wf = init_ds_standard_wf(output_dir="out", space="MNI152NLin6Asym", zooms=(1, 1, 1))
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    space
+        TemplateFlow template.
+    zooms
+        Output voxel size in mm.
+    name
+        Name of the workflow.
+
+    Inputs
+    ------
+    source
+        Source image as text.
+    image, mask
+        Super-resolved image; brain mask on its grid.
+    record
+        JSON file for the sidecar.
+    failure
+        What went wrong before.
+
+    Outputs
+    -------
+    failure
+        What went wrong so far.
+    """
+    workflow = Workflow(name=name)
+    fields = ["source", "image", "mask", "record", "failure"]
+    inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["failure"]), name="outputnode")
+    to_standard = pe.Node(
+        ToStandardSpace(space=space, zooms=zooms), name="to_standard", mem_gb=2.0
+    )
+    ds_image = _ds_node("sr", output_dir, zooms)
+    ds_image.inputs.space = space
+    workflow.connect([
+        (inputnode, to_standard, [(field, field) for field in fields]),
+        (inputnode, ds_image, [("source", "source")]),
+        (to_standard, ds_image, [
+            ("image", "image"), ("record", "record"), ("failure", "failure"),
+        ]),
+        (ds_image, outputnode, [("failure", "failure")]),
     ])  # fmt: skip
     return workflow
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image from the data set, ready for the network, and what was prepared on disk."""
 
+from pathlib import Path
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -21,6 +23,7 @@ def init_image_preparation_wf(
     settings: Settings,
     gigabytes: float,
     num_threads: int = 1,
+    precomputed_mask: Path | None = None,
     name: str = "image_preparation_wf",
 ) -> Workflow:
     """Conform one image, find its brain and its bias field, write them, describe them.
@@ -40,6 +43,8 @@ def init_image_preparation_wf(
         Size of the image as float32, for the memory estimate.
     num_threads
         Threads of the steps that use several.
+    precomputed_mask
+        Brain mask of another pipeline.
     name
         Name of the workflow.
 
@@ -60,8 +65,13 @@ def init_image_preparation_wf(
         One sentence if the image cannot be used, else empty.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _methods(settings.skip_bias_correction)
+    workflow.__desc__ = _methods(settings)
     _add_steps(workflow, settings, 0.4 + COPIES_IN_MEMORY * gigabytes, num_threads)
+    if settings.gradient_coefficients:
+        coefficients = str(settings.gradient_coefficients)
+        workflow.get_node("conform").inputs.coefficients = coefficients
+    if precomputed_mask:
+        workflow.get_node("brain_mask").inputs.precomputed = str(precomputed_mask)
     _add_outputs(workflow, settings)
     return workflow
 
@@ -121,14 +131,24 @@ def _add_outputs(workflow: Workflow, settings: Settings) -> None:
     ])  # fmt: skip
 
 
-def _methods(skip_bias_correction: bool) -> str:
+def _methods(settings: Settings) -> str:
     text = """
 #### Preparation of the images
 
-Each image was read at its own voxel size and orientation. A brain mask was computed with a
-small convolutional network that had been trained on images synthesised from label maps.
+Each image was read at its own voxel size and orientation.
 """
-    if not skip_bias_correction:
+    if settings.gradient_coefficients:
+        text += """\
+The distortion by the scanner's gradients was undone with the vendor's spherical-harmonic
+coefficients (*gradunwarp*) in one cubic interpolation.
+"""
+    if settings.derivatives:
+        text += "Brain masks of an earlier pipeline were used where there were any.\n"
+    text += """\
+A brain mask was computed with a small convolutional network that had been trained on images
+synthesised from label maps.
+"""
+    if not settings.skip_bias_correction:
         text += """\
 Intensity non-uniformity was estimated with the N4 algorithm [@n4] of *SimpleITK* [@simpleitk]
 within the brain mask.

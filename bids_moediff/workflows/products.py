@@ -10,7 +10,12 @@ from bids_moediff.interfaces.quality import ImageQuality
 from bids_moediff.interfaces.superres import SelectResult
 from bids_moediff.settings import Settings
 
-from .outputs import init_ds_gates_wf, init_ds_superres_wf, init_ds_uncertainty_wf
+from .outputs import (
+    init_ds_gates_wf,
+    init_ds_standard_wf,
+    init_ds_superres_wf,
+    init_ds_uncertainty_wf,
+)
 
 INPUT_FIELDS = [
     "source", "key", "results", "image", "mask", "notes", "mask_record", "failure",
@@ -85,22 +90,33 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
 
 
 def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
-    """Write gates and standard deviation where asked for, then end the chain of failures."""
-    chain = workflow.get_node("ds_superres_wf")
-    further = []
+    """Write gates, standard deviation and standard spaces where asked for, one after another."""
+    inputnode, select, record, chain, outputnode = (
+        workflow.get_node(name)
+        for name in ("inputnode", "select", "record", "ds_superres_wf", "outputnode")
+    )
+    mask = (chain, "outputnode.mask", "inputnode.mask")
     folder, zooms = str(settings.output_dir), settings.output_resolution
+    further = []
     if "gates" in settings.outputs:
-        further.append((init_ds_gates_wf(output_dir=folder, zooms=zooms), "gates"))
+        ds_wf = init_ds_gates_wf(output_dir=folder, zooms=zooms)
+        further.append((ds_wf, [(select, "gates", "inputnode.gates")]))
     if settings.num_samples > 1:
         ds_wf = init_ds_uncertainty_wf(output_dir=folder, zooms=zooms)
-        further.append((ds_wf, "standard_deviation"))
-    inputnode, select = workflow.get_node("inputnode"), workflow.get_node("select")
-    for ds_wf, field in further:
+        field = "standard_deviation"
+        further.append((ds_wf, [(select, field, f"inputnode.{field}")]))
+    for space in settings.output_spaces:
+        ds_wf = init_ds_standard_wf(
+            output_dir=folder, space=space, zooms=zooms, name=f"ds_{space}_wf"
+        )
+        further.append((ds_wf, [(select, "image", "inputnode.image"), mask]))
+    for ds_wf, sources in further:
+        for node, field, target in sources:
+            workflow.connect(node, field, ds_wf, target)
         workflow.connect([
             (inputnode, ds_wf, [("source", "inputnode.source")]),
-            (select, ds_wf, [(field, f"inputnode.{field}")]),
-            (workflow.get_node("record"), ds_wf, [("record", "inputnode.record")]),
+            (record, ds_wf, [("record", "inputnode.record")]),
             (chain, ds_wf, [("outputnode.failure", "inputnode.failure")]),
         ])  # fmt: skip
         chain = ds_wf
-    workflow.connect(chain, "outputnode.failure", workflow.get_node("outputnode"), "failure")
+    workflow.connect(chain, "outputnode.failure", outputnode, "failure")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bids_moediff.bids.discover import Participant, discover_participant, find_participants
 from bids_moediff.devices import require_devices
-from bids_moediff.errors import MoediffError
+from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.resources import Limits
 from bids_moediff.resources import plan as plan_resources
 from bids_moediff.settings import Settings
@@ -59,6 +59,7 @@ def run_participants(settings: Settings) -> int:
     from .base import Plan
     from .outcome import Outcome, exit_code, print_table
 
+    check_files(settings)
     prepare_output(settings)
     plan = Plan(
         model=str(settings.weights or settings.model),
@@ -76,6 +77,26 @@ def run_participants(settings: Settings) -> int:
     if settings.stage == "all" and not settings.keep_workdir:
         remove_work(settings.work_folder, labels)
     return code
+
+
+def check_files(settings: Settings) -> None:
+    """Look at the files that options name before anything is written.
+
+    Raises
+    ------
+    UsageError
+        for a coefficient file, a folder of derivatives or a template that is not there.
+    """
+    if settings.gradient_coefficients:
+        from bids_moediff.engine.gradient import read_coefficients
+
+        read_coefficients(settings.gradient_coefficients)
+    if settings.derivatives and not settings.derivatives.is_dir():
+        raise UsageError(f"--derivatives {settings.derivatives} is no folder.")
+    for space in settings.output_spaces:
+        from bids_moediff.engine.standard import find_template
+
+        find_template(space)
 
 
 def needs_network(settings: Settings) -> bool:
