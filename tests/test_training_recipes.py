@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: files, changes on the command line, and how mistakes are told."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bids_moediff.cli.train import main
+from bids_moediff.errors import UsageError
+from bids_moediff.training.recipe import (
+    RECIPES,
+    STAGES,
+    ExpertsRecipe,
+    MeanRecipe,
+    load_recipes,
+    recipe_names,
+)
+from bids_moediff.training.trainer import learning_rate
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recipes_state_every_setting(stage: str) -> None:
+    values = yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())
+    names = {field.name for field in dataclasses.fields(STAGES[stage])}
+    assert set(values) - {"stage", "smoke"} == names
+
+
+def test_every_recipe_loads_and_the_trial_is_shorter() -> None:
+    for name in recipe_names():
+        for whole, trial in zip(load_recipes(name), load_recipes(name, smoke=True), strict=True):
+            assert trial.steps == 20 < whole.steps
+
+
+def test_changes_reach_the_stage_they_name() -> None:
+    mean, experts = load_recipes(
+        "moediff", ["experts.batch=3", "network.width=16", "decay=5e-1"], steps=7
+    )
+    assert isinstance(mean, MeanRecipe) and isinstance(experts, ExpertsRecipe)
+    assert (mean.batch, experts.batch) == (4, 3)
+    assert experts.network["width"] == 16 and experts.network["experts"][0] == "smooth"
+    assert mean.decay == experts.decay == 0.5 and mean.steps == experts.steps == 7
+
+
+def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: experts\nnetwork: {width: 48}\nlearning_rate: 1e-4\n")
+    recipe = load_recipes(str(path))[0]
+    assert isinstance(recipe, ExpertsRecipe)
+    assert recipe.network["width"] == 48 and recipe.learning_rate == 1e-4
+    assert recipe.network["diffusion_steps"] == [500, 2000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: mean\nlerning_rate: 1\n", r"lerning_rate \(did you mean learning_rate\?\)"),
+        ("stage: maen\n", "stage must be one of mean, experts, student, not maen"),
+        ("base: mean\nbatch: many\n", "batch cannot be 'many'"),
+        ("base: mean\nbatch: 0\n", "batch must be at least 1"),
+        ("base: mean\nprecision: fp8\n", "precision is bf16 or fp32"),
+        ("base: experts\ncrop: 100\n", "crop must be a multiple of 64"),
+        ("base: [\n", "cannot be read"),
+        ("stages: [mean]\nexpert: {}\n", "unknown setting expert"),
+    ],
+)
+def test_wrong_recipes_are_told(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load_recipes(str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--recipe", "mena", "--output", "x"], "recipe mena (did you mean mean?)"),
+        (["--recipe", "mean", "--output", "x", "--set", "bach=2"], "bach (did you mean batch?)"),
+        (["--recipe", "mean", "--output", "x", "--set", "batch"], "wants key=value"),
+        (["--recipe", "mean", "--outptu", "x"], "--outptu (did you mean --output?)"),
+        (["--recipe", "mean"], "Name the folder of the run"),
+        (["--output", "x"], "Name a recipe"),
+        (["--recipe", "mean", "--output", "x"], "--data BIDS_DIR or --pack FILE"),
+        (["--recipe", "mean", "--output", "x", "--pack", "y"], "no training pack y"),
+    ],
+)
+def test_wrong_options_are_told(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-recipes"]) == 0
+    assert capsys.readouterr().out.split() == recipe_names()
+    assert main(["--recipe", "moediff", "--seed", "5", "--print-recipe"]) == 0
+    printed = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [part["stage"] for part in printed] == ["mean", "experts"]
+    assert all(part["seed"] == 5 for part in printed)
+
+
+def test_the_rate_warms_up_and_falls_to_its_share() -> None:
+    recipe = load_recipes("mean", ["steps=1000", "warm_up=100", "learning_rate=1"])[0]
+    rates = [learning_rate(step, recipe) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and rates[99] == pytest.approx(1.0)
+    assert rates[550] == pytest.approx(0.505) and rates[1000] == pytest.approx(0.01)
+    assert rates[100:] == sorted(rates[100:], reverse=True)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: the ladder of targets, the losses, and what the teacher puts out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+from bids_moediff.engine.mean import apply_mean
+from bids_moediff.errors import UsageError
+from bids_moediff.models.hub import MoEDiffModel
+from bids_moediff.models.moediff.config import MoEDiffConfig
+from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from bids_moediff.training.degradation import degrade, draw
+from bids_moediff.training.recipe import StudentRecipe
+from bids_moediff.training.student import (
+    FeatureGuide,
+    StudentStage,
+    apply_student,
+    distillation_target,
+    ladder_sigma,
+    measured_part,
+    sobel3d,
+)
+from bids_moediff.training.volumes import make_volume
+from training_data import heads, tiny
+
+CPU = torch.device("cpu")
+RECIPE = StudentRecipe(truth_share=0.4, truth_weight=0.25)
+
+
+def _noise(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).random(shape, dtype=np.float32))
+
+
+def test_the_ladder_has_ten_rungs_and_ends_sharp() -> None:
+    sigmas = [ladder_sigma(step / 1000, RECIPE) for step in range(1000)]
+    expected = [2 * (1 - k / 9) for k in range(10)]
+    assert sorted(set(sigmas), reverse=True) == pytest.approx(expected)
+    assert sigmas[0] == 2.0 and sigmas[545] == pytest.approx(0) and sigmas[999] == 0
+
+
+def test_the_target_is_the_blurred_teacher_then_teacher_and_truth() -> None:
+    teacher, truth = _noise(1, 24, 24, 24), torch.ones(1, 24, 24, 24)
+    first = distillation_target(teacher, truth, 0.0, RECIPE)
+    blurred = ndimage.gaussian_filter(teacher[0].numpy(), 2.0, mode="nearest", radius=8)
+    assert np.allclose(first[0], blurred, atol=1e-5)
+    last = distillation_target(teacher, truth, 0.7, RECIPE)
+    assert torch.allclose(last, 0.75 * teacher + 0.25 * truth)
+
+
+def test_the_measured_part_is_blurred_by_the_slice_profile() -> None:
+    image = _noise(2, 20, 22, 24)
+    condition = torch.tensor([[0, 0, 2.0, 0, 0, 1.0], [0, 0, 0, 0, 0, 0]])
+    seen = measured_part(image, condition)
+    sigma = 4 / (2 * np.sqrt(2 * np.log(2)))
+    expected = ndimage.gaussian_filter1d(image[0].numpy(), sigma, axis=2, mode="nearest", radius=7)
+    assert np.allclose(seen[0], expected, atol=1e-4)
+    assert torch.equal(seen[1], image[1])
+
+
+def test_sobel_agrees_with_scipy() -> None:
+    image = _noise(1, 12, 13, 14)
+    found = sobel3d(image)[0].numpy()
+    for axis in range(3):
+        expected = ndimage.sobel(image[0].numpy(), axis, mode="nearest") / 32
+        assert np.allclose(found[axis], expected, atol=1e-6)
+
+
+def test_features_that_agree_cost_nothing() -> None:
+    guide = FeatureGuide([3, 3], 3)
+    for projection in guide.projections:
+        nn.init.dirac_(projection.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+    guide.requires_grad_(False)
+    teacher = _noise(1, 3, 8, 8, 8)
+    pooled = nn.functional.avg_pool3d(teacher, 2)
+    assert float(guide([pooled, teacher], teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(guide([pooled, 2 * teacher], teacher)) == pytest.approx(0.5, abs=1e-5)
+
+
+def _mean() -> MeanNetwork:
+    torch.manual_seed(0)
+    mean = MeanNetwork(MeanConfig(8, 1))
+    nn.init.normal_(mean.tail.weight, std=0.3)
+    return mean.eval()
+
+
+def test_the_teacher_is_consistent_with_the_measurement() -> None:
+    stage = StudentStage(tiny("student"), CPU, MoEDiffModel(_mean(), None))  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    fine = torch.from_numpy(heads()[0].volume.astype(np.float32)) / 200
+    degraded = degrade(fine, draw(rng, 0.0))
+    volume = {"start": degraded.start, "condition": torch.tensor(degraded.condition)}
+    teacher = stage.finish(volume, degraded)["teacher"]
+    residual = degraded.operator.forward(teacher) - degraded.measured
+    assert float(residual.norm() / degraded.measured.norm()) < 1e-3
+    assert stage.teacher is not None
+    plain = apply_mean(stage.teacher.mean, degraded.start, torch.tensor(degraded.condition))  # type: ignore[arg-type]
+    expected = degraded.operator.project(plain, degraded.measured)
+    assert torch.allclose(teacher, expected, atol=1e-5)
+    assert float((teacher - degraded.start).abs().max()) > 1e-3
+
+
+def test_the_teachers_samples_are_averaged() -> None:
+    torch.manual_seed(0)
+    experts = MoEDiffSR(MoEDiffConfig(width=4, embed_dim=12, heads=2, context_slices=1))
+    for parameter in experts.experts.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # the last layers start at zero
+            nn.init.normal_(parameter, std=0.1)
+    teacher = MoEDiffModel(None, experts.eval())
+    outputs = []
+    for samples in (1, 2):
+        recipe = tiny("student", teacher_samples=samples, teacher_noise=1.0, block=16, patch=12)
+        stage = StudentStage(recipe, CPU, teacher)  # type: ignore[arg-type]
+        volume = make_volume(heads()[0], recipe, np.random.default_rng(1), CPU, stage.finish)
+        outputs.append(volume["teacher"].float())
+    assert torch.isfinite(outputs[1]).all()
+    assert float((outputs[0] - outputs[1]).abs().max()) > 1e-4
+
+
+def test_a_student_needs_its_teacher() -> None:
+    with pytest.raises(UsageError, match="needs its teacher"):
+        StudentStage(tiny("student"), CPU, None)  # type: ignore[arg-type]
+
+
+def test_the_student_sees_the_coarsest_axis_last() -> None:
+    torch.manual_seed(0)
+    network = StudentNetwork(StudentConfig(widths=(4, 8), blocks=(1, 1)))
+    nn.init.normal_(network.tail.weight, std=0.3)
+    start = _noise(13, 18, 15)
+    condition = torch.tensor([2.0, 0.0, 0.5, 1.2, 0.0, 1.1])
+    with torch.no_grad():
+        output = apply_student(network, start, condition)
+        turned = apply_student(
+            network, start.permute(1, 2, 0), condition[[1, 2, 0, 4, 5, 3]]
+        )
+    assert output.shape == start.shape
+    assert torch.allclose(output.permute(1, 2, 0), turned, atol=1e-6)
+    assert float((output - start).abs().max()) > 1e-3
