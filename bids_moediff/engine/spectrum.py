@@ -134,6 +134,7 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
     """
     level = 10 * np.log10(spectrum.power / spectrum.power.max() + 1e-12)
     frequency = spectrum.frequency
+    largest, found = 0.0, None
     for edge in np.arange(0.2, 0.881, 0.02):
         above = level[frequency >= edge + 0.03]
         if len(above) < 2:
@@ -141,21 +142,24 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
         for shift, needed in ((0.0, STEP_DECIBEL), (0.15, WIDE_STEP_DECIBEL)):
             before = (frequency >= edge - 0.16 - shift) & (frequency <= edge - 0.04 - shift)
             before &= frequency > 0
-            if before.any() and level[before].mean() - above.max() > needed:
-                return _crossing(frequency, level, float(level[before].mean()) - 6.0, edge)
-    return None
+            if not before.any():
+                continue
+            excess = float(level[before].mean() - above.max()) - needed
+            if excess > largest:  # a steep spectrum passes early, the cliff passes by most
+                largest = excess
+                found = _steepest(frequency, level, edge - 0.16 - shift, edge + 0.06)
+    return found
 
 
-def _crossing(
-    frequency: np.ndarray, level: np.ndarray, threshold: float, highest: float
-) -> float:
-    """Frequency up to ``highest`` at which the level last sinks through the threshold."""
-    below = frequency <= highest + frequency[1]
-    last = int(np.nonzero((level >= threshold) & below)[0].max(initial=0))
-    if last + 1 >= len(level):
-        return 1.0
-    part = (level[last] - threshold) / max(level[last] - level[last + 1], 1e-6)
-    return float(frequency[last] + np.clip(part, 0, 1) * frequency[1])
+def _steepest(frequency: np.ndarray, level: np.ndarray, low: float, high: float) -> float:
+    """Frequency between `low` and `high` at which the level falls fastest, between two bins."""
+    drop = level[:-1] - level[1:]
+    middle = 0.5 * (frequency[:-1] + frequency[1:])
+    inside = (middle >= low) & (middle <= high)
+    weight = np.where(inside, np.clip(drop, 0, None), 0.0)
+    peak = int(np.argmax(weight))
+    near = slice(max(0, peak - 1), peak + 2)
+    return float((weight[near] * middle[near]).sum() / max(weight[near].sum(), 1e-12))
 
 
 def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | None:
