@@ -88,7 +88,7 @@ def test_the_app_takes_these_arguments(command: str, tmp_path: Path) -> None:
     run = run_script("bids_moediff", *arguments, cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     if "group" in arguments:  # nothing was processed yet, and it says so
-        assert "missing" in run.stdout
+        assert "missing" in run.stdout + run.stderr
     if "participant" in arguments:
         assert "sub-01" in run.stdout
         assert not (tmp_path / "out").exists()
