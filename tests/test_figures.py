@@ -136,8 +136,8 @@ def test_difference_is_signed_and_centred(scene, tmp_path):
 def test_every_picture_has_the_same_bytes_twice(scene, tmp_path):
     cubic = figures.cubic_on(scene.original, scene.enhanced)
     gates = np.random.default_rng(0).dirichlet(np.ones(3), SHAPE).astype(np.float32)
-    gates_image = nib.Nifti1Image(gates, affine((1.0, 1.0, 1.0)))
-    deviation = nib.Nifti1Image(gates[..., 0], affine((1.0, 1.0, 1.0)))
+    gates_image = Volume.from_image(nib.Nifti1Image(gates, affine((1.0, 1.0, 1.0))))
+    deviation = Volume.from_image(nib.Nifti1Image(gates[..., 0], affine((1.0, 1.0, 1.0))))
     for folder in (tmp_path / "1", tmp_path / "2"):
         figures.write_crops(scene, cubic, folder / "crops.png")
         figures.write_difference(scene, cubic, folder / "difference.png")
@@ -192,3 +192,20 @@ def test_blank_and_tiny_images_still_give_pictures(tmp_path):
     cubic = figures.cubic_on(scene.original, scene.enhanced)
     for write in (figures.write_difference, figures.write_crops, plots.write_profile):
         assert write(scene, cubic, tmp_path / f"{write.__name__}.png").stat().st_size > 0
+
+
+def test_gates_and_winner_show_the_right_expert_at_the_right_place(tmp_path):
+    flat = np.full(SHAPE, 100.0, np.float32)
+    image = nib.Nifti1Image(flat, affine((1.0, 1.0, 1.0)))
+    scene = figures.make_scene(image, image, nib.Nifti1Image(flat.astype(np.uint8), image.affine))
+    gates = np.zeros((*SHAPE, 3), np.float32)
+    gates[:24, ..., 1] = 1  # the patient's left: expert 2
+    gates[24:, ..., 2] = 1
+    volume = Volume.from_image(nib.Nifti1Image(gates, image.affine))
+    figures.write_winner(scene, volume, tmp_path / "winner.png")
+    row = np.asarray(Image.open(tmp_path / "winner.png")).astype(int)[30 + scene.size[1] // 2]
+    width = scene.panels["axial"][1]
+    seen = [row[width // 4], row[3 * width // 4]]
+    for colour, number in zip(seen, (2, 1), strict=True):
+        wanted = np.array(figures.EXPERT_COLOURS[number])
+        assert np.argsort(colour).tolist() == np.argsort(wanted).tolist()

@@ -213,5 +213,5 @@ class Canvas:
         mixed = self.pixels * (1 - cover) + words[..., :3] * cover
         stream = io.BytesIO()
         pixels = np.rint(mixed).astype(np.uint8)
-        Image.fromarray(pixels).save(stream, "PNG", optimize=True)
+        Image.fromarray(pixels).save(stream, "PNG", compress_level=7)
         return write_bytes(stream.getvalue(), path)

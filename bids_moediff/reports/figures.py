@@ -234,10 +234,9 @@ def write_mask(scene: Scene, path: Path) -> Path:
     return _row(scene, paint, "Brain mask on the input").save(path)
 
 
-def write_deviation(scene: Scene, deviation: nib.Nifti1Image, path: Path) -> Path:
+def write_deviation(scene: Scene, volume: Volume, path: Path) -> Path:
     """Standard deviation over samples, in input units."""
-    volume = Volume.from_image(deviation)
-    top = float(np.percentile(volume.data, 99.8)) or 1.0
+    top = float(np.percentile(volume.data[::2, ::2, ::2], 99.8)) or 1.0
     paint = {
         plane: canvas.coloured(
             canvas.draw_plane(volume, scene.frame, plane, place), (0, top), "inferno"
@@ -249,20 +248,21 @@ def write_deviation(scene: Scene, deviation: nib.Nifti1Image, path: Path) -> Pat
     return board.save(path)
 
 
-def write_gates(scene: Scene, gates: nib.Nifti1Image, path: Path) -> Path:
-    """Weight of each expert, one row an expert, colour laid over the result."""
-    volume = Volume.from_image(gates)
+def write_gates(scene: Scene, gates: Volume, path: Path) -> Path:
+    """Weight of each expert (last axis of ``gates``), a row an expert, colour over the result."""
+    tissue = _greys(scene, scene.enhanced)
+    weights = {
+        plane: canvas.draw_plane(gates, scene.frame, plane, place)
+        for plane, place in scene.positions.items()
+    }
     width, height = scene.size
     board = Canvas(width + 90, 3 * (height + 30))
-    for expert in range(volume.data.shape[3]):
-        part = Volume(volume.data[..., expert], volume.zooms, volume.start, volume.rotation)
+    for expert in range(gates.data.shape[3]):
         top = expert * (height + 30)
         board.write(f"Weight of {EXPERT_NAMES[expert]}", 6, top + 6, fontweight="bold")
         for plane, (left, _) in scene.panels.items():
-            weight = canvas.draw_plane(part, scene.frame, plane, scene.positions[plane])
-            colour = canvas.coloured(weight, (0, 1), "viridis").astype(np.float32)
-            tissue = _greys(scene, scene.enhanced)[plane].astype(np.float32) / 255
-            panel = np.rint(colour * (0.25 + 0.75 * tissue)).astype(np.uint8)
+            colour = canvas.coloured(weights[plane][..., expert], (0, 1), "viridis")
+            panel = np.rint(colour * (0.25 + 0.75 / 255 * tissue[plane])).astype(np.uint8)
             size = scene.frame.size(plane)
             board.put(panel, left, top + 30 + (height - size[1]) // 2)
             board.letters(plane, left, top + 30 + (height - size[1]) // 2, size)
@@ -270,18 +270,15 @@ def write_gates(scene: Scene, gates: nib.Nifti1Image, path: Path) -> Path:
     return board.save(path)
 
 
-def write_winner(scene: Scene, gates: nib.Nifti1Image, path: Path) -> Path:
+def write_winner(scene: Scene, gates: Volume, path: Path) -> Path:
     """The expert with the largest weight, in colours over the result."""
-    volume = Volume.from_image(gates)
-    best = np.argmax(volume.data, axis=3).astype(np.float32)
-    winner = Volume(best, volume.zooms, volume.start, volume.rotation)
     colours = np.array(EXPERT_COLOURS, dtype=np.float32)
-    paint = {}
+    paint = _greys(scene, scene.enhanced)
     for plane, place in scene.positions.items():
-        which = canvas.draw_plane(winner, scene.frame, plane, place).astype(int)
-        tissue = _greys(scene, scene.enhanced)[plane].astype(np.float32)
+        which = np.argmax(canvas.draw_plane(gates, scene.frame, plane, place), axis=-1)
         # Brightness stays the tissue's, hue is the expert's.
-        paint[plane] = np.rint(tissue * (0.25 + 0.75 * colours[which] / 255)).astype(np.uint8)
+        shade = 0.25 + 0.75 * colours[which] / 255
+        paint[plane] = np.rint(paint[plane] * shade).astype(np.uint8)
     board = _row(scene, paint, "Expert with the largest weight")
     left = 330.0
     for name, colour in zip(EXPERT_NAMES, EXPERT_COLOURS, strict=True):
@@ -308,7 +305,10 @@ def informative_places(scene: Scene) -> dict[str, Frame]:
         depth = depth_in_brain(scene, plane)
         energy = ndimage.gaussian_gradient_magnitude(drawn, 1.0 * scene.frame.scale)
         # Edges inside the brain but near its outline: neither the rim of the head nor ventricles.
-        energy = np.where((depth > 3) & (depth < 35), energy, 0)
+        # Capped, so that many edges count for more than one strong one.
+        near = (depth > 4) & (depth < 35)
+        cap = np.percentile(energy[near], 85) if near.any() else 0.0
+        energy = np.where(near, np.minimum(energy, cap), 0)
         side = max(3, round(CROP * scene.frame.scale))
         score = ndimage.uniform_filter(energy, side, mode="constant")
         score = np.where((depth > 12) & (depth < 26), score, 0)

@@ -189,7 +189,7 @@ def draw_pictures(
         Paths of ``raw`` or ``preproc`` (what the result is compared with) and of ``sr``, and
         where there are any of ``mask``, ``gates`` and ``srstd``.
     """
-    from bids_moediff.reports import figures, plots
+    from bids_moediff.reports import canvas, figures, plots
 
     def load(name: str) -> Any:
         return nib.load(products[name]) if name in products else None
@@ -209,9 +209,11 @@ def draw_pictures(
     plots.write_histogram(scene, path("histogram", ".svg"))
     if scene.mask is not None:
         figures.write_mask(scene, path("mask"))
-    if (deviation := load("srstd")) is not None:
+    if "srstd" in products:
+        deviation = canvas.Volume.from_image(load("srstd"))
         figures.write_deviation(scene, deviation, path("srstd"))
-    if (gates := load("gates")) is not None:
+    if "gates" in products:
+        gates = canvas.Volume.from_image(load("gates"))
         figures.write_gates(scene, gates, path("gates"))
         figures.write_winner(scene, gates, path("expert"))
 

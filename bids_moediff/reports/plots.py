@@ -53,7 +53,7 @@ def profile_place(scene: Scene) -> tuple[str, int, float, float]:
     along = 1 if axis == across else 0
     width = scene.frame.scale * float(scene.original.zooms[axis])
     depth = depth_in_brain(scene, plane)
-    steep = np.abs(canvas.slope(drawn, width, along)) * ((depth > 5) & (depth < 25))
+    steep = np.abs(canvas.slope(drawn, width, along)) * ((depth > 9) & (depth < 25))
     row, column = np.unravel_index(int(np.argmax(steep)), steep.shape)
     columns, rows = scene.frame.positions(plane)
     places = {across: float(columns[column]), up: float(rows[row])}
