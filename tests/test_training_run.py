@@ -250,3 +250,16 @@ def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
     _, record = read_state(tmp_path / "state.safetensors")
     assert record["step"] == 3 and record["hardware"].startswith("2 x")
     assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_session_script_trains_for_some_minutes(data: Path, tmp_path: Path) -> None:
+    options = "--smoke --device cpu --set patch=16 batch=2 window=2 block=48"
+    done = subprocess.run(
+        ["bash", ROOT / "tools" / "gpu_session.sh", "mean", data, tmp_path / "out", "0.001"],
+        env={**os.environ, "OPTIONS": options, "PYTHON": sys.executable, "TRIAL": "4",
+             "RUNS": str(tmp_path / "runs")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mean: 8 steps in 0.001 minutes" in done.stdout
+    assert load_model(tmp_path / "out" / "mean").config["mean"]["channels"] == 8

@@ -103,6 +103,9 @@ class Trainer:
         heads = check_heads(load_pack(pack), recipe.keep_out)
         self.accelerator = make_accelerator(recipe, device)
         self.device = self.accelerator.device
+        if self.device.type == "cuda" and self.device.index is None:
+            # "cuda" alone means another device in the threads that make volumes.
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.device, init)
@@ -333,6 +336,7 @@ def make_accelerator(recipe: Recipe, device: str) -> Any:
         index = torch.device("cuda" if device == "auto" else device).index
         if index is not None:
             torch.cuda.set_device(index)
+        torch.backends.cudnn.benchmark = True  # sizes never change
     # Its settings are shared by all accelerators of a process; a chain of recipes needs new ones.
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state()
