@@ -3,6 +3,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,44 @@ def test_a_killed_node_that_is_no_image_step_ends_the_run_with_an_error(tmp_path
     workflow.add_nodes([die])
     with pytest.raises(RuntimeError, match="BrokenProcessPool"):
         workflow.run(plugin=IsolatedMultiProcPlugin(plugin_args={"n_procs": 2}))
+
+
+STOP = """
+import os, signal, sys
+from pathlib import Path
+from nipype.pipeline import engine as pe
+from nipype.interfaces import utility as niu
+from bids_moediff.workflows.execute import Stop
+
+def wait(folder, name):
+    import pathlib, time
+    (pathlib.Path(folder) / name).touch()
+    time.sleep(60)
+
+workflow = pe.Workflow(name="wait_wf", base_dir=sys.argv[1])
+for name in ("one", "two"):
+    function = niu.Function(function=wait, output_names=["out"])
+    node = pe.Node(function, name=name)
+    node.inputs.folder, node.inputs.name = sys.argv[1], name
+    workflow.add_nodes([node])
+with Stop() as stop:
+    workflow.run(plugin="Linear", plugin_args={"status_callback": stop.check})
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_starts_no_further_node(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(STOP)
+    command = [sys.executable, str(script), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "one").exists() and not (tmp_path / "two").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=50) == 128 + number
+    assert (tmp_path / "one").exists() != (tmp_path / "two").exists()
 
 
 def _die() -> int:

@@ -83,6 +83,7 @@ class _StandardInputSpec(ImageStepInputSpec):
     mask = File(desc="brain mask on its grid")
     record = File(desc="JSON: own keys of the sidecar")
     space = traits.Str(mandatory=True, desc="TemplateFlow template")
+    flexible = traits.Bool(True, usedefault=True, desc="B-spline after the twelve parameters")
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
 
 
@@ -103,7 +104,7 @@ class ToStandardSpace(ImageStep):
         source = load_source(self.inputs.source)
         template = find_template(self.inputs.space, source.suffix)
         image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)
-        transform, registration = register(image, mask, template)
+        transform, registration = register(image, mask, template, self.inputs.flexible)
         record = read_json(self.inputs.record)
         record["Warnings"] = [*record["Warnings"], *registration.pop("warnings")]
         record["Registration"] = registration

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which Nipype plugin runs the graph."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from bids_moediff.settings import Settings
 from .plugin import IsolatedMultiProcPlugin
 
 
-def choose_plugin(settings: Settings, limits: Limits, num_devices: int) -> Any:
+def choose_plugin(
+    settings: Settings, limits: Limits, num_devices: int, status_callback: Callable[..., None]
+) -> dict[str, Any]:
     """Plugin and its arguments for ``Workflow.run``.
 
     One processor: in this process, step by step. More: a process for each step. A plugin file
@@ -26,16 +29,17 @@ def choose_plugin(settings: Settings, limits: Limits, num_devices: int) -> Any:
         "memory_gb": limits.memory_gb,
         "n_gpu_procs": num_devices,
         "raise_insufficient": False,
+        "status_callback": status_callback,
     }
     if settings.use_plugin is None:
         name = "Linear" if limits.nprocs == 1 else "MultiProc"
     else:
         name, given = read_plugin_file(settings.use_plugin)
-        arguments = {**arguments, **given} if name == "MultiProc" else given
+        arguments = {**arguments, **given} if name in ("MultiProc", "Linear") else given
     if name == "MultiProc":
         return {"plugin": IsolatedMultiProcPlugin(plugin_args=arguments)}
     if name == "Linear":
-        return {"plugin": LinearPlugin()}
+        return {"plugin": LinearPlugin(plugin_args=arguments)}
     return {"plugin": name, "plugin_args": arguments}
 
 

@@ -139,10 +139,9 @@ def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) 
     if settings.write_graph:
         _write_graph(settings, workflow)
     devices = [device for device in plan.devices if device != "cpu"]
-    runner = choose_plugin(settings, limits, len(devices))
     try:
-        with leave_no_child(), ProgressWatcher(settings.work_folder):
-            workflow.run(**runner)
+        with Stop() as stop, ProgressWatcher(settings.work_folder):
+            workflow.run(**choose_plugin(settings, limits, len(devices), stop.check))
     except Exception as error:
         if not crash_sentences(crash_folder):
             reason = " ".join(str(error).split())[-300:]
@@ -153,31 +152,49 @@ def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) 
     return crash_folder
 
 
-@contextmanager
-def leave_no_child() -> Iterator[None]:
-    """End every process of the run when it is interrupted or terminated (a job that is cancelled).
+class Stop:
+    """Stop the run, and every process of it, when it is interrupted or its job is cancelled.
 
-    Workers would otherwise go on, and write, without anybody to report to.
+    Workers would otherwise go on, and write, without anybody to report to. Nipype takes an
+    interrupt inside a node for a crash of that node and goes on with the next one; so
+    :meth:`check`, which Nipype calls before and after each node, raises it again.
     """
 
-    def stop(_signal: int, _frame: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def __init__(self) -> None:
+        self._number = 0
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        children = psutil.Process().children(recursive=True)
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.terminate()
-        for child in psutil.wait_procs(children, timeout=SECONDS_TO_END)[1]:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def check(self, *_: object) -> None:
+        """Nipype's status callback."""
+        if self._number:
+            raise SystemExit(128 + self._number)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self._number = number
+        self.check()
+
+    def __enter__(self) -> "Stop":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._stop) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._number:
+            for number in self._before:
+                signal.signal(number, signal.SIG_IGN)
+            _end_children()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.check()
+
+
+def _end_children() -> None:
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=SECONDS_TO_END)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _write_graph(settings: Settings, workflow: Workflow) -> None:

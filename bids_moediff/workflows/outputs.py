@@ -233,7 +233,12 @@ def init_ds_uncertainty_wf(
 
 
 def init_ds_standard_wf(
-    *, output_dir: str, space: str, zooms: Zooms, name: str = "ds_standard_wf"
+    *,
+    output_dir: str,
+    space: str,
+    zooms: Zooms,
+    flexible: bool = True,
+    name: str = "ds_standard_wf",
 ) -> Workflow:
     """Bring a super-resolved image to a template and write it there.
 
@@ -251,6 +256,8 @@ def init_ds_standard_wf(
         TemplateFlow template.
     zooms
         Output voxel size in mm.
+    flexible
+        Whether a B-spline follows the twelve parameters.
     name
         Name of the workflow.
 
@@ -275,7 +282,9 @@ def init_ds_standard_wf(
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["failure"]), name="outputnode")
     to_standard = pe.Node(
-        ToStandardSpace(space=space, zooms=zooms), name="to_standard", mem_gb=2.0
+        ToStandardSpace(space=space, zooms=zooms, flexible=flexible),
+        name="to_standard",
+        mem_gb=2.0,
     )
     ds_image = _ds_node("sr", output_dir, zooms)
     ds_image.inputs.space = space

@@ -107,7 +107,11 @@ def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
         further.append((ds_wf, [(select, field, f"inputnode.{field}")]))
     for space in settings.output_spaces:
         ds_wf = init_ds_standard_wf(
-            output_dir=folder, space=space, zooms=zooms, name=f"ds_{space}_wf"
+            output_dir=folder,
+            space=space,
+            zooms=zooms,
+            flexible=not settings.sloppy,
+            name=f"ds_{space}_wf",
         )
         further.append((ds_wf, [(select, "image", "inputnode.image"), mask]))
     for ds_wf, sources in further:
