@@ -19,8 +19,15 @@ from bids_moediff.engine.masks import head_mask_array
 
 WORKING = 2.0  # mm
 SIDES = (("left", "right"), ("back", "front"), ("lower", "upper"))
-# Contrasts in which the core of the brain (white matter) is brighter than its rim, or darker.
-BRIGHT_CORE = frozenset({"T1w", "UNIT1"})
+# What suffixes should look like. On the shared heads, core over rim and brightest 2 % over median
+# are 1.2 to 2.0 and below 1.9 for T1w, 0.8 to 0.95 and above 2.1 for T2w, 0.86 and below 1.5 for
+# FLAIR.
+LOOKS = {
+    "T1w": "T1-weighted (white matter is brightest)",
+    "T2w": "T2-weighted (fluid is brightest)",
+    "FLAIR": "like a FLAIR image (grey matter is brightest, fluid is dark)",
+}
+EXPECTED = {"T1w": "T1w", "UNIT1": "T1w", "T2w": "T2w", "PDT2": "T2w", "FLAIR": "FLAIR"}
 BRIGHT_FLUID = frozenset({"T2w", "PDT2", "inplaneT2"})
 # Grids (voxels, at 1 mm) of usual templates: MNI152 of FSL, ICBM 2009c, ICBM 2009a, colin27.
 TEMPLATE_SHAPES = ((182, 218, 182), (193, 229, 193), (197, 233, 189), (181, 217, 181))
@@ -149,13 +156,17 @@ def wrong_contrast(scan: Scan) -> str | None:
         return None
     ratio = float(np.median(core)) / max(float(np.median(rim)), 1e-6)
     fluid = float(np.percentile(scan.data[scan.brain], 98)) / scan.middle
-    if scan.suffix in BRIGHT_CORE and ratio < 1.0 and fluid > 1.7:
-        seen = "T2-weighted (fluid is brightest)"
-    elif scan.suffix in BRIGHT_FLUID and ratio > 1.25 and fluid < 1.6:
-        seen = "T1-weighted (white matter is brightest)"
-    else:
+    seen = ""
+    if ratio > 1.12 and fluid < 2.0:
+        seen = "T1w"
+    elif ratio < 1.0 and fluid > 1.8:
+        seen = "T2w"
+    elif ratio < 0.95 and fluid < 1.6:
+        seen = "FLAIR"
+    expected = EXPECTED.get(scan.suffix)
+    if not seen or expected is None or seen == expected:
         return None
-    return f"The image is named {scan.suffix} but looks {seen}: check the name."
+    return f"The image is named {scan.suffix} but looks {LOOKS[seen]}: check the name."
 
 
 def contrast_agent(scan: Scan) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import ndimage
 
 from bids_moediff.bids.sink import write_bytes
 from bids_moediff.reports import canvas
@@ -41,8 +42,8 @@ def _save(figure: Figure, path: Path) -> Path:
 def profile_place(scene: Scene) -> tuple[str, int, float, float]:
     """Plane, voxel axis, position across it and centre along it (mm) of the profile.
 
-    The axis that gained most; the line through the steepest place of the input inside the brain,
-    among the slices that the other pictures show.
+    The axis that gained most; the line that crosses most edges of the input near the outline of
+    the brain, in a slice that the other pictures show.
     """
     gain = scene.original.zooms / scene.enhanced.zooms
     gain = gain + np.array([0.002, 0.001, 0])  # of equal gains the first axis
@@ -53,7 +54,12 @@ def profile_place(scene: Scene) -> tuple[str, int, float, float]:
     along = 1 if axis == across else 0
     width = scene.frame.scale * float(scene.original.zooms[axis])
     depth = depth_in_brain(scene, plane)
-    steep = np.abs(canvas.slope(drawn, width, along)) * ((depth > 9) & (depth < 25))
+    near = (depth > 6) & (depth < 28)
+    steep = np.where(near, np.abs(canvas.slope(drawn, width, along)), 0)
+    # Capped and summed along the line: many folds count for more than one strong edge.
+    cap = np.percentile(steep[near], 85) if near.any() else 0.0
+    length = max(3, round(0.75 * LENGTH * scene.frame.scale))
+    steep = ndimage.uniform_filter1d(np.minimum(steep, cap), length, axis=along) * (depth > 10)
     row, column = np.unravel_index(int(np.argmax(steep)), steep.shape)
     columns, rows = scene.frame.positions(plane)
     places = {across: float(columns[column]), up: float(rows[row])}
