@@ -120,7 +120,9 @@ def test_a_stopped_run_starts_no_further_node(tmp_path: Path, number: signal.Sig
     script = tmp_path / "script.py"
     script.write_text(STOP)
     command = [sys.executable, str(script), str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "one").exists() and not (tmp_path / "two").exists():
         assert time.monotonic() < deadline and process.poll() is None
