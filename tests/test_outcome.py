@@ -29,14 +29,27 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_bad_images(bad: Path, tmp_path: Path) -> None:
-    done = run_app(bad, tmp_path / "out", "--nprocs", "2")
+    done = run_app(bad, tmp_path / "out", "--nprocs", "2", "--write-graph")
     assert done.returncode == 1
     assert "0 of 3 images done" in done.stderr
     assert "not a readable NIfTI image" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
+    graph = (tmp_path / "out/logs/graph.dot").read_text()
+    assert '"bids_moediff_wf.sub_01_wf.prepare_T1w_wf.conform" -> ' in graph
     log = next((tmp_path / "out/logs/sub-01").glob("*/nipype.log")).read_text()
     assert "not a readable NIfTI image" in log
+
+
+def test_methods_text_and_graph_without_running_anything(bad: Path, tmp_path: Path) -> None:
+    done = run_app(bad, tmp_path / "out", "--boilerplate-only")
+    assert done.returncode == 0, done.stderr
+    logs = tmp_path / "out" / "logs"
+    text, page = (logs / "CITATION.md").read_text(), (logs / "CITATION.html").read_text()
+    assert "[@nipype]" in text and "N4 algorithm" in text
+    assert text.count("Preparation of the images") == 1, "said once, not once an image"
+    assert "<p>" in page and "N4 algorithm" in page and "http" not in page.split("References")[0]
+    assert not list((tmp_path / "out").rglob("sub-*.nii.gz"))
 
 
 def test_stop_on_first_crash_stops_with_the_sentence(bad: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 import logging
 import shutil
 import signal
+import subprocess
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -123,8 +124,14 @@ def _keep_network_log(settings: Settings, plan: Plan, participant: Participant) 
 
 
 def write_methods(settings: Settings, workflow: Workflow) -> None:
-    """Write the methods text that the graph tells about itself."""
+    """Write the methods text that the graph tells about itself: Markdown, bibliography, HTML."""
+    from bids_moediff.reports.participant import methods_html
+
     write_citation(settings.output_dir, workflow.visit_desc())
+    logs = settings.output_dir / "logs"
+    body = methods_html({"methods": (logs / "CITATION.md").read_text(encoding="utf-8")})
+    head = '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Methods</title>\n'
+    write_text(f"{head}{body}</html>\n", logs / "CITATION.html")
 
 
 def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) -> Path:
@@ -198,13 +205,11 @@ def _end_children() -> None:
 
 
 def _write_graph(settings: Settings, workflow: Workflow) -> None:
-    """Graph as a dot file (and a picture where Graphviz is installed)."""
-    folder = settings.output_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.which("dot"):
-        workflow.write_graph(str(folder / "graph.dot"), graph2use="colored", format="svg")
-        return
-    write_text(_dot(workflow), folder / "graph.dot")
+    """Graph as text, and as a picture where Graphviz is installed."""
+    path = write_text(_dot(workflow), settings.output_dir / "logs" / "graph.dot")
+    if program := shutil.which("dot"):
+        command = [program, "-Tsvg", "-o", str(path.with_suffix(".svg")), str(path)]
+        subprocess.run(command, check=False)
 
 
 def _dot(workflow: Workflow) -> str:
