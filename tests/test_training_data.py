@@ -16,11 +16,19 @@ from bids_moediff.cli.train import main
 from bids_moediff.engine.acquisition import Acquisition, Operator
 from bids_moediff.engine.interpolation import initial_estimate
 from bids_moediff.errors import UsageError
+from bids_moediff.models.moediff.config import MoEDiffConfig
+from bids_moediff.models.moediff.network import MoEDiffSR
 from bids_moediff.training import filters
 from bids_moediff.training.bids_data import Choice, bids_heads, collect, manifest_heads
 from bids_moediff.training.contrast import CORTEX, WHITE, random_contrast, tissue_codes
 from bids_moediff.training.degradation import degrade, draw
 from bids_moediff.training.development import gains, make_cases
+from bids_moediff.training.guidance import (
+    displacement,
+    guidance_maps,
+    log_jacobian,
+    warp_labels,
+)
 from bids_moediff.training.heads import (
     check_heads,
     head_weights,
@@ -422,3 +430,57 @@ def test_images_are_cropped_and_scaled() -> None:
     data[20:40, 18:42, 22:50] = 1234.0
     made = make_image("x", data, (1, 1, 1))
     assert made.volume.shape == (28, 32, 36) and made.volume.max() == 200
+
+
+# Guidance of the gate
+
+
+def test_the_jacobian_is_that_of_the_polynomial() -> None:
+    shape = (41, 37, 45)
+    places = [torch.linspace(-1, 1, size) for size in shape]
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij"))
+    scale = torch.tensor([2 / (size - 1) for size in shape])[:, None, None, None]
+    amplitude = torch.tensor([3.0, -2.0, 1.0])[:, None, None, None]
+    found = log_jacobian(amplitude * grid**3)
+    expected = (1 + 3 * amplitude * scale * grid**2).prod(0).log()
+    inner = (slice(1, -1),) * 3
+    assert torch.allclose(found[inner], expected[inner], atol=2e-3)
+    moved = displacement(shape, np.random.default_rng(0), 8.0)
+    assert float(moved.abs().max()) <= 8.0 and float(moved[:, 20, 18, 22].abs().max()) < 1e-6
+
+
+def test_labels_move_with_the_displacement() -> None:
+    labels = torch.from_numpy(label_map().astype(np.uint8))
+    moved = torch.zeros(3, *labels.shape)
+    assert torch.equal(warp_labels(labels, moved), labels)
+    moved[1] = 3.2
+    warped = warp_labels(labels, moved)
+    assert torch.equal(warped[:, :-3], labels[:, 3:]) and not warped[:, -3:].any()
+
+
+def test_guidance_is_given_where_it_is_known() -> None:
+    recipe = tiny("experts-guided")
+    for head_index, given in ((0, [True, False]), (3, [True, True])):
+        rng = np.random.default_rng(5)
+        volume = make_volume(heads()[head_index], recipe, rng, CPU, tissue=True)
+        assert volume["given"].tolist() == given
+        assert volume["maps"].shape == (2, *volume["target"].shape)
+        assert bool(volume["maps"][1].any()) == given[1]
+    batch = slices([volume], 64, 3, 5, np.random.default_rng(0))
+    assert batch["maps"].shape == (5, 2, 64, 64)
+    maps = guidance_maps(batch["maps"], torch.tensor([[True, False]] * 5))
+    assert maps.shape == (5, 4, 64, 64)
+    assert not maps[:, 1].any() and (maps[:, 2] == 1).all() and not maps[:, 3].any()
+    assert torch.equal(maps[:, 0], batch["maps"][:, 0])
+
+
+def test_the_gate_sees_guidance_and_does_without() -> None:
+    torch.manual_seed(0)
+    network = MoEDiffSR(MoEDiffConfig(width=4, embed_dim=12, heads=2, guidance_channels=2))
+    network.eval()
+    image = torch.rand(1, 64, 64)
+    plain = network.gate_tokens(network.encode_tokens(image)).coarse
+    absent = network.encode_tokens(image, torch.zeros(1, 4, 64, 64))
+    assert torch.equal(network.gate_tokens(absent).coarse, plain)
+    known = network.encode_tokens(image, torch.ones(1, 4, 64, 64))
+    assert float((network.gate_tokens(known).coarse - plain).abs().max()) > 1e-4

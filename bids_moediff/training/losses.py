@@ -354,8 +354,9 @@ def joint_loss(
         its own forward.
     batch
         ``start`` (B, S, H, W), ``target`` (B, H, W), ``condition`` (B, 6); optionally ``tissue``
-        (B, 3, H, W) with ``tissue_valid`` (B,), and ``weight`` (B, H, W), the share of every
-        pixel in the fidelity term (1 in the head, less outside).
+        (B, 3, H, W) with ``tissue_valid`` (B,), ``guidance`` (B, 2 G, H, W) for the tokens, and
+        ``weight`` (B, H, W), the share of every pixel in the fidelity term (1 in the head, less
+        outside).
     state
         Memory of the losses; its ``progress`` fades the tissue supervision.
     uniform_gate
@@ -367,7 +368,7 @@ def joint_loss(
     """
     weights, target = state.weights, batch["target"]
     centre = model.centre(batch["start"])
-    tokens = model.encode_tokens(centre)
+    tokens = model.encode_tokens(centre, batch.get("guidance"))
     gate = model.gate_tokens(tokens)
     with torch.no_grad():
         start = model.encode(batch["start"])

@@ -19,6 +19,7 @@ RECIPES = Path(__file__).with_name("recipes")
 # What may change when a run goes on: nothing that the weights so far depend on.
 FREE = ("steps", "evaluate_every", "save_every", "patience", "workers")
 PRECISIONS = ("bf16", "fp32")
+GUIDANCE = ("bias", "nonlinearity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,11 @@ class Recipe:
         """Voxels that every side of a volume needs."""
         raise NotImplementedError
 
+    @property
+    def maps(self) -> bool:
+        """Whether volumes need the maps that guide the gate."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for the state and the model card."""
         values = asdict(self)
@@ -128,7 +134,8 @@ class ExpertsRecipe(Recipe):
 
     ``network`` are settings of MoEDiffConfig, ``losses`` of LossWeights; ``single`` replaces the
     mixture by one expert of as many weights; the gate is uniform for ``uniform_share`` of the
-    steps; ``crop`` is the side of the slices.
+    steps; ``crop`` is the side of the slices. ``guidance`` names the maps that the gate sees
+    while it trains (bias, nonlinearity), absent in ``guidance_dropout`` of the slices.
     """
 
     stage: ClassVar[str] = "experts"
@@ -138,9 +145,14 @@ class ExpertsRecipe(Recipe):
     single: bool = False
     crop: int = 128
     uniform_share: float = 0.2
+    guidance: tuple[str, ...] = ()
+    guidance_dropout: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        unknown = sorted(set(self.guidance) - set(GUIDANCE))
+        if unknown:
+            raise ValueError(f"guidance is of {', '.join(GUIDANCE)}, not {unknown[0]}")
         if self.crop % 64:
             raise ValueError(f"crop must be a multiple of 64, not {self.crop}")
 
@@ -148,6 +160,11 @@ class ExpertsRecipe(Recipe):
     def smallest(self) -> int:
         """Voxels that every side of a volume needs."""
         return self.crop
+
+    @property
+    def maps(self) -> bool:
+        """Whether volumes need the maps that guide the gate."""
+        return bool(self.guidance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,13 +86,22 @@ def _slice(
         "tissue": views["tissue"][where][cut][None],
     }
     item = {key: value.flip(flips) for key, value in item.items()}
+    if "maps" in volume:
+        turned = volume["maps"].permute(0, *(1 + axis for axis in shuffled))
+        turned = turned.permute(0, *(1 + axis for axis in axes))
+        maps = turned[:, where][(slice(None), *cut)].float()
+        item["maps"] = maps.flip([axis for axis in flips if axis > 0])
+        item["given"] = volume["given"].to(maps.device)
     return item | {"condition": plane_condition(condition, axes).to(item["start"].device)}
 
 
 def slices(
     volumes: Sequence[Volume], crop: int, context: int, count: int, rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    """Slices with their neighbours, as :func:`.losses.joint_loss` wants them."""
+    """Slices with their neighbours, as :func:`.losses.joint_loss` wants them.
+
+    Volumes with guidance add `maps` (B, 2, H, W) and `given` (B, 2).
+    """
 
     def draw() -> dict[str, torch.Tensor] | None:
         return _slice(volumes[int(rng.integers(len(volumes)))], crop, context, rng)
@@ -101,7 +110,8 @@ def slices(
     batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
     codes = batch.pop("tissue")[:, 0]
     tissue = torch.stack([codes == code for code in (1, 2, 3)], dim=1)
-    return {
+    extra = {key: batch[key] for key in ("maps", "given") if key in batch}
+    return extra | {
         "start": batch["start"],
         "target": batch["target"][:, 0],
         "condition": batch["condition"],

@@ -5,6 +5,7 @@ A stage knows its network, its batches, its loss and how well it does; the loop 
 :mod:`.trainer`. The student has a module of its own.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +24,9 @@ from bids_moediff.models.moediff.network import MoEDiffSR, equal_parameter_singl
 
 from .degradation import Degraded
 from .development import Case, gains
+from .guidance import guidance_maps
 from .losses import LossState, LossWeights, joint_loss
-from .recipe import ExpertsRecipe, MeanRecipe, Recipe
+from .recipe import GUIDANCE, ExpertsRecipe, MeanRecipe, Recipe
 from .sampling import patches, slices
 from .volumes import Volume
 
@@ -145,6 +147,8 @@ class ExpertsStage:
             weights = LossWeights(**recipe.losses)
         except (TypeError, ValueError) as error:
             raise UsageError(f"The recipe is wrong: {error}.") from error
+        if recipe.guidance:
+            config = dataclasses.replace(config, guidance_channels=len(GUIDANCE))
         if recipe.single:
             config = equal_parameter_single(config)
         self.network = MoEDiffSR(config).to(device)
@@ -181,7 +185,15 @@ class ExpertsStage:
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
         """Slices with their neighbours."""
         context = self.network.config.context_slices
-        return slices(volumes, self.recipe.crop, context, self.recipe.batch, rng)
+        batch = slices(volumes, self.recipe.crop, context, self.recipe.batch, rng)
+        if self.recipe.guidance:
+            wanted = torch.tensor([name in self.recipe.guidance for name in GUIDANCE])
+            kept = rng.random(self.recipe.batch) >= self.recipe.guidance_dropout
+            present = batch.pop("given") & (torch.from_numpy(kept)[:, None] & wanted).to(
+                batch["target"].device
+            )
+            batch["guidance"] = guidance_maps(batch.pop("maps"), present)
+        return batch
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Equation 18."""

@@ -7,6 +7,7 @@ t / steps_per_volume on. So a training that was interrupted goes on with the ver
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from bids_moediff.bids.sink import write_bytes
 from .contrast import bias_field, random_contrast, synthesise, tissue_codes
 from .degradation import Degraded, degrade, draw
 from .filters import box_mean, dilate, erode
+from .guidance import displacement, log_jacobian, warp_labels
 from .heads import BRIGHT, Head, head_weights
 from .recipe import Recipe
 
 # A degraded volume loses up to a coarse voxel of each side.
 SPARE = 6
+# Largest push of the simulated gradient coils, in voxels.
+DISTORTION = 8.0
 
 Volume = dict[str, torch.Tensor]
 # What a stage adds to a volume: the mean's output, the teacher's output.
@@ -65,6 +69,49 @@ def image_weight(volume: torch.Tensor) -> torch.Tensor:
     return weight
 
 
+@dataclass
+class Simulated:
+    """A head before it is degraded: image, weight, labels (or intensities), guidance maps."""
+
+    image: torch.Tensor
+    weight: torch.Tensor
+    volume: torch.Tensor
+    bias: torch.Tensor | None = None
+    nonlinearity: torch.Tensor | None = None
+
+    def guidance(self) -> Volume:
+        """Logarithms of shading and of the local change of volume, and which of them is known."""
+        known = [self.bias, self.nonlinearity]
+        maps = [torch.zeros_like(self.image) if one is None else one for one in known]
+        return {
+            "maps": torch.stack(maps),
+            "given": torch.tensor([one is not None for one in known]),
+        }
+
+
+def _simulate(
+    head: Head, volume: torch.Tensor, recipe: Recipe, rng: np.random.Generator, seed: int
+) -> Simulated:
+    """Give a head a contrast and shading; label maps are distorted if that guides the gate."""
+    device = volume.device
+    generator = torch.Generator(device).manual_seed(seed)
+    nonlinearity = None
+    if head.kind == "labels":
+        if recipe.maps:
+            moved = displacement(volume.shape, rng, DISTORTION).to(device)
+            volume, nonlinearity = warp_labels(volume, moved), log_jacobian(moved)
+        image = synthesise(volume, rng, generator)
+        weight = torch.where(image > 0.02, 1.0, 0.1)
+    else:
+        weight = image_weight(volume)
+        image = volume.float() / BRIGHT
+        image = random_contrast(image, rng, recipe.gamma_share, recipe.curve_share)
+    field = torch.ones_like(image)
+    if rng.random() < 0.5:
+        field = bias_field(image.shape, rng, float(rng.uniform(0, 0.25)), device)
+    return Simulated(image * field, weight, volume, field.log(), nonlinearity)
+
+
 def make_volume(
     head: Head,
     recipe: Recipe,
@@ -77,38 +124,35 @@ def make_volume(
     """Degrade one head at random.
 
     Returns float16 `start`, `target`, `weight` (X, Y, Z), float32 `condition` (6,), and, if asked
-    for, uint8 `tissue` (see :func:`.contrast.tissue_codes`); and what `finish` adds.
+    for, uint8 `tissue` (see :func:`.contrast.tissue_codes`) and the guidance `maps` (2, X, Y, Z)
+    with which of them are `given`; and what `finish` adds.
     """
-    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    seed = int(rng.integers(2**62))
     arrays = _arrange(head, rng, recipe.block, recipe.smallest)
     volume = torch.from_numpy(arrays[0]).to(device)
     degraded: Degraded | None = None
     if head.kind == "pair":
-        target, weight = volume.float() / BRIGHT, image_weight(volume)
-        start = torch.from_numpy(arrays[1]).to(device).float() / BRIGHT
+        made = Simulated(volume.float() / BRIGHT, image_weight(volume), volume)
+        target, start = made.image, torch.from_numpy(arrays[1]).to(device).float() / BRIGHT
         condition = torch.from_numpy(arrays[2])
     else:
-        if head.kind == "labels":
-            image = synthesise(volume, rng, generator)
-            weight = torch.where(image > 0.02, 1.0, 0.1)
-        else:
-            weight = image_weight(volume)
-            image = random_contrast(
-                volume.float() / BRIGHT, rng, recipe.gamma_share, recipe.curve_share
-            )
-        if rng.random() < 0.5:
-            image = image * bias_field(image.shape, rng, float(rng.uniform(0, 0.25)), device)
-        degraded = degrade(image, draw(rng, recipe.noise_share), generator)
+        made = _simulate(head, volume, recipe, rng, seed)
+        generator = torch.Generator(device).manual_seed(seed + 1)
+        degraded = degrade(made.image, draw(rng, recipe.noise_share), generator)
         start, target = degraded.start, degraded.truth
         condition = torch.tensor(degraded.condition)
     cut = tuple(slice(0, size) for size in target.shape)
-    result = {"start": start, "target": target, "weight": weight[cut], "condition": condition}
+    result = {"start": start, "target": target, "weight": made.weight[cut]}
+    result["condition"] = condition
     if tissue:
-        codes = tissue_codes(volume) if head.kind == "labels" else torch.zeros_like(volume)
+        codes = tissue_codes(made.volume) if head.kind == "labels" else torch.zeros_like(volume)
         result["tissue"] = codes[cut]
+    if recipe.maps:
+        result |= made.guidance()
+        result["maps"] = result["maps"][(slice(None), *cut)]
     if finish is not None:
         result = finish(result, degraded)
-    keep = ("condition", "tissue")
+    keep = ("condition", "tissue", "given")
     return {k: v.contiguous() if k in keep else v.half().contiguous() for k, v in result.items()}
 
 

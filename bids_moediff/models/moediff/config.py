@@ -32,8 +32,9 @@ class MoEDiffConfig(JsonConfig):
         Channels c of the experts at the latent's own resolution.
     context_slices
         Neighbouring slices that enter an expert (odd; the 2.5-D input).
-    embed_dim, heads
-        Token dimension d and attention heads of the Swin encoder.
+    embed_dim, heads, guidance_channels
+        Token dimension d and attention heads of the Swin encoder, and the number of maps that
+        guide its training (decision J); at inference they are absent.
     gate, gamma, temperature, usage_decay
         Token or slice gate, strength of the usage regulariser (eq. 4), initial temperature
         (1 is the paper) and decay of the usage average.
@@ -58,6 +59,7 @@ class MoEDiffConfig(JsonConfig):
     context_slices: int = 5
     embed_dim: int = 96
     heads: int = 4
+    guidance_channels: int = 0
     gate: str = "token"
     gamma: float = 0.1
     temperature: float = 0.1

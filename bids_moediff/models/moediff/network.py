@@ -53,7 +53,9 @@ class MoEDiffSR(nn.Module):
         super().__init__()
         self.config = config
         self.autoencoder = build_autoencoder(config).requires_grad_(False)
-        self.tokens = MultiScaleEncoder(config.embed_dim, config.heads)
+        self.tokens = MultiScaleEncoder(
+            config.embed_dim, config.heads, config.guidance_channels
+        )
         self.gating = Gate(config)
         self.experts = nn.ModuleList(EXPERT_CLASSES[name](config) for name in config.experts)
         plain = (1.0,) * config.latent_channels
@@ -85,9 +87,9 @@ class MoEDiffSR(nn.Module):
         first = (self.config.context_slices // 2) * z
         return start_latents[:, first : first + z]
 
-    def encode_tokens(self, image: Tensor) -> Tokens:
-        """Tokens z_c of a slice (B, H, W)."""
-        return self.tokens(image[:, None])
+    def encode_tokens(self, image: Tensor, guidance: Tensor | None = None) -> Tokens:
+        """Tokens z_c of a slice (B, H, W); in training with ``guidance`` (B, 2 G, H, W)."""
+        return self.tokens(image[:, None], guidance)
 
     def gate_tokens(self, tokens: Tokens) -> GateOutput:
         """Gate from tokens, on its own and on the latent grid."""

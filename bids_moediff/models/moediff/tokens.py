@@ -137,8 +137,13 @@ class SwinBlock(nn.Module):
 class MultiScaleEncoder(nn.Module):
     """Patch embeddings, Swin blocks per scale, one global layer: eq. 1 of the paper."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, guidance: int = 0) -> None:
         super().__init__()
+        # Guidance maps are smooth, so their mean over a patch is all that a token needs. Without
+        # bias: a map that is absent (zero) adds nothing.
+        self.guides = nn.ModuleList(
+            nn.Linear(2 * guidance, dim, bias=False) for _ in PATCH_SIZES if guidance
+        )
         self.embeddings = nn.ModuleList(
             nn.Conv2d(1, dim, kernel_size=size, stride=size) for size in PATCH_SIZES
         )
@@ -160,10 +165,16 @@ class MultiScaleEncoder(nn.Module):
             raise ValueError(f"slice sides must be multiples of 64, not {height} x {width}")
         return [embed(image).permute(0, 2, 3, 1) for embed in self.embeddings]
 
-    def forward(self, image: Tensor) -> Tokens:
-        """Slice (B, 1, H, W), sides multiples of 64, to tokens z_c (B, N, d)."""
+    def forward(self, image: Tensor, guidance: Tensor | None = None) -> Tokens:
+        """Slice (B, 1, H, W), sides multiples of 64, to tokens z_c (B, N, d).
+
+        ``guidance`` (B, 2 G, H, W): G maps and where each is known; only in training.
+        """
         grids, flat = [], []
         for scale, (cells, blocks) in enumerate(zip(self.embed(image), self.blocks, strict=True)):
+            if guidance is not None and len(self.guides) > 0:
+                pooled = functional.avg_pool2d(guidance, PATCH_SIZES[scale])
+                cells = cells + self.guides[scale](pooled.permute(0, 2, 3, 1))
             cells = blocks(cells)
             grids.append((cells.shape[1], cells.shape[2]))
             flat.append(cells.flatten(1, 2) + self.scales[scale])
