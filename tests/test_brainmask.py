@@ -105,11 +105,12 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_left_out_head_against_its_label_map(shared_data: Path) -> None:
+@pytest.mark.parametrize("contrast", ["T1w", pytest.param("T2w", marks=pytest.mark.slow)])
+def test_left_out_head_against_its_label_map(shared_data: Path, contrast: str) -> None:
     from bids_moediff.training.brain_mask_check import check_head
 
     path = shared_data / "labels" / "synthseg" / "training_seg_17.nii.gz"
-    scores = check_head(path, "brainmask")
+    scores = check_head(path, "brainmask", [contrast])
     assert np.mean(list(scores.values())) >= 0.85
     assert min(scores.values()) >= 0.7
 

@@ -9,7 +9,7 @@ shared but the definition of the truth.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -96,16 +96,21 @@ def atrophy(labels: np.ndarray) -> np.ndarray:
     return np.where(grown & tissue, FLUID, labels)
 
 
-def check_head(path: Path, model: str) -> dict[tuple[str, str], float]:
+def check_head(
+    path: Path, model: str, contrasts: Sequence[str] = tuple(CONTRASTS)
+) -> dict[tuple[str, str], float]:
     """Dice for every contrast and variant of one label map."""
     labels = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj).astype(np.int32)
+    labels = labels[ndimage.find_objects(labels > 0)[0]]  # the head without the air around it
+    labels = np.pad(labels, 8)
     truth = brain_truth(labels)
     scores = {}
-    for contrast in CONTRASTS:
-        scans = {name: (labels, variant) for name, variant in VARIANTS.items()}
-        scans["wide folds"] = (atrophy(labels), _plain)
+    for contrast in contrasts:
+        plain, old = paint(labels, contrast), paint(atrophy(labels), contrast)
+        scans = {name: (plain, variant) for name, variant in VARIANTS.items()}
+        scans["wide folds"] = (old, _plain)
         for name, (source, variant) in scans.items():
-            image, true, zooms = variant(paint(source, contrast), truth)
+            image, true, zooms = variant(source, truth)
             found, _ = brain_mask(nib.Nifti1Image(image, np.diag([*zooms, 1.0])), model)
             scores[contrast, name] = dice(np.asarray(found.dataobj) > 0, true)
     return scores
