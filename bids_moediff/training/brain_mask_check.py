@@ -101,8 +101,8 @@ def check_head(
 ) -> dict[tuple[str, str], float]:
     """Dice for every contrast and variant of one label map."""
     labels = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj).astype(np.int32)
-    labels = labels[ndimage.find_objects((labels > 0).astype(np.uint8))[0]]  # the head without the air around it
-    labels = np.pad(labels, 8)
+    head = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    labels = np.pad(labels[head], 8)  # without the air around it: the painting is faster
     truth = brain_truth(labels)
     scores = {}
     for contrast in contrasts:
