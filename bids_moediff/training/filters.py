@@ -15,13 +15,20 @@ def gaussian_kernel(sigma: float) -> torch.Tensor:
 
 
 def convolve(volume: torch.Tensor, kernel: torch.Tensor, axis: int) -> torch.Tensor:
-    """Convolution with an odd kernel along one axis, edges replicated."""
-    radius = len(kernel) // 2
-    line = volume.movedim(axis, -1)
-    flat = line.reshape(-1, 1, line.shape[-1])
-    padded = functional.pad(flat, (radius, radius), mode="replicate")
-    out = functional.conv1d(padded, kernel.to(volume)[None, None])
-    return out.reshape(line.shape).movedim(-1, axis)
+    """Correlation with an odd kernel along one axis, edges replicated.
+
+    A sum of shifted volumes: for the short kernels here that is several times as fast as a
+    library convolution of one channel.
+    """
+    radius, size = len(kernel) // 2, volume.shape[axis]
+    shape = list(volume.shape)
+    shape[axis] = radius
+    first, last = volume.narrow(axis, 0, 1), volume.narrow(axis, size - 1, 1)
+    padded = torch.cat([first.expand(shape), volume, last.expand(shape)], axis)
+    out = torch.zeros_like(volume)
+    for shift, weight in enumerate(kernel.tolist()):
+        out = out.add(padded.narrow(axis, shift, size), alpha=weight)
+    return out
 
 
 def gaussian(volume: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -36,22 +43,24 @@ def gaussian(volume: torch.Tensor, sigma: float) -> torch.Tensor:
 
 def box_mean(volume: torch.Tensor, size: int) -> torch.Tensor:
     """Mean over a cube of an odd number of voxels; outside the volume nothing counts."""
-    return functional.avg_pool3d(
-        volume[None, None], size, 1, size // 2, count_include_pad=False
-    )[0, 0]
+    out = volume[None, None]
+    for axis in range(3):
+        kernel = [size if other == axis else 1 for other in range(3)]
+        padding = [side // 2 for side in kernel]
+        out = functional.avg_pool3d(out, kernel, 1, padding, count_include_pad=False)
+    return out[0, 0]
 
 
 def dilate(mask: torch.Tensor, iterations: int) -> torch.Tensor:
     """Binary dilation by the six nearest neighbours."""
-    values = mask.to(torch.float32)[None, None]
     for _ in range(iterations):
-        values = torch.stack(
-            [
-                functional.max_pool3d(values, size, 1, tuple(s // 2 for s in size))
-                for size in ((3, 1, 1), (1, 3, 1), (1, 1, 3))
-            ]
-        ).amax(0)
-    return values[0, 0] > 0.5
+        grown = mask.clone()
+        for axis, size in enumerate(mask.shape):
+            low, high = mask.narrow(axis, 0, size - 1), mask.narrow(axis, 1, size - 1)
+            grown.narrow(axis, 1, size - 1).logical_or_(low)
+            grown.narrow(axis, 0, size - 1).logical_or_(high)
+        mask = grown
+    return mask
 
 
 def erode(mask: torch.Tensor, iterations: int) -> torch.Tensor:
