@@ -47,7 +47,7 @@ def test_figures_go_into_the_page(tmp_path, outputs):
     assert "stale" not in text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "40, 2" in rows["participants (names only), images each"]
-    assert "| 60 s | 1 h |" in rows["time of the network"]  # 80 images of a minute
+    assert "| 60 s | 1 h |" in rows["time of the network in that run"]  # 80 images of a minute
     assert "10 MB" in rows["disk space"]
     # Two files and two folders for each image.
     assert "| 4 |" in rows["files and folders (inodes)"]
