@@ -75,7 +75,7 @@ def environment() -> dict[str, str]:
 def run_app(study: Study, output: Path, *more: str, level: str = "participant") -> Run:
     command = [*COMMAND, *study.options(output, *more, level=level)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), timeout=600, check=False
+        command, capture_output=True, text=True, env=environment(), timeout=3000, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Run(output, done.returncode, done.stderr)
