@@ -38,8 +38,7 @@ RUN pip install -c constraints.txt .
 
 COPY bids_moediff bids_moediff
 RUN pip install --no-deps --force-reinstall . \
-    && pip check \
-    && ln -s "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bids_moediff/data/demo" /opt/demo
+    && pip check
 
 # Every model folder must load and match its checksum, or there is no image.
 RUN python -c "from bids_moediff.models import hub; print([hub.load_model(name).sha256 for name in hub.available()])"
@@ -67,7 +66,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin moediff
 
-COPY --from=build /opt /opt
+COPY --from=build /opt/templateflow /opt/templateflow
+COPY --from=build /opt/bids_moediff /opt/bids_moediff
+COPY bids_moediff/data/demo /opt/demo
 
 # Whatever a library wants to keep goes to /tmp; the app points it at the work folder where it knows one.
 ENV PATH=/opt/bids_moediff/bin:$PATH \
