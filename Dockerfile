@@ -41,7 +41,8 @@ RUN pip install --no-deps --force-reinstall . \
     && pip check
 
 # Every model folder must load and match its checksum, or there is no image.
-RUN python -c "from bids_moediff.models import hub; print([hub.load_model(name).sha256 for name in hub.available()])"
+RUN python -c "from bids_moediff.models.hub import MODELS_FOLDER, load_model; \
+    print([load_model(path).sha256 for path in sorted(MODELS_FOLDER.iterdir())] or exit('no model'))"
 
 # Standard spaces to carry along, space-separated TemplateFlow names; empty for none.
 ARG TEMPLATES="MNI152NLin2009cAsym"
