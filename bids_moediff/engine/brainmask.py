@@ -53,7 +53,7 @@ def brain_mask(
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))
     logits, record = _network_logits(data, image.affine, str(model))
-    mask = clean_mask(logits > 0)
+    mask = clean_mask(logits > record.pop("threshold"))
     method = "network"
     stripped = _stripped_brain(data, zooms, mask)
     if stripped is not None:
@@ -111,7 +111,7 @@ def _network_logits(
     """Logits of brain on the grid of ``data``."""
     import torch
 
-    network, record = _load(model)
+    network, origin = _load(model)
     orientation = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
     ras = apply_orientation(data, orientation)
     zooms = nib.affines.voxel_sizes(affine @ inv_ornt_aff(orientation, data.shape))
@@ -135,7 +135,7 @@ def _network_logits(
         np.clip(logits, -8.0, 8.0), [tent_matrix(m, WORKING_ZOOM, n, z) for n, z, m in grids]
     )
     back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
-    return np.asarray(apply_orientation(fine, back)), record
+    return np.asarray(apply_orientation(fine, back)), dict(origin)
 
 
 def _stripped_brain(
@@ -153,8 +153,10 @@ def _stripped_brain(
 
 @lru_cache(maxsize=2)
 def _load(model: str) -> tuple[Any, dict[str, Any]]:
-    """The network and ``{"model", "sha256"}``."""
+    """The network and ``{"model", "sha256", "threshold"}``: the logit above which brain begins."""
     from bids_moediff.models.hub import load_model
 
     loaded = load_model(model)
-    return loaded.network, {"model": loaded.name, "sha256": loaded.sha256}
+    threshold = float(loaded.config.get("threshold", 0.0))
+    record = {"model": loaded.name, "sha256": loaded.sha256, "threshold": threshold}
+    return loaded.network, record

@@ -370,6 +370,7 @@ def _save(
         "family": "brainmask",
         "version": "1",
         "brainmask": {"widths": list(network.widths)},
+        "threshold": options.threshold,
         "training": {
             "seed": options.seed,
             "steps": step,
@@ -391,6 +392,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock budget")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threshold", type=float, default=-0.8,
+        help="logit above which brain begins: a short training draws the outline too tight",
+    )  # fmt: skip
     fit(parser.parse_args())
 
 
