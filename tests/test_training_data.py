@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 
 from bids_moediff.cli.train import main
-from bids_moediff.engine.acquisition import Acquisition, Operator
+from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
 from bids_moediff.engine.interpolation import initial_estimate
 from bids_moediff.errors import UsageError
 from bids_moediff.models.moediff.config import MoEDiffConfig
@@ -38,6 +38,8 @@ from bids_moediff.training.heads import (
     select_heads,
 )
 from bids_moediff.training.sampling import patches, slices
+from bids_moediff.training.sharpness import Grid, coarsen, draw_grid
+from bids_moediff.training.stages import relative_weight
 from bids_moediff.training.volumes import Source, Window, image_weight, make_volume
 from generated import dataset, head
 from training_data import SHAPE, ZOOMS, heads, label_map, tiny
@@ -484,3 +486,50 @@ def test_the_gate_sees_guidance_and_does_without() -> None:
     assert torch.equal(network.gate_tokens(absent).coarse, plain)
     known = network.encode_tokens(image, torch.ones(1, 4, 64, 64))
     assert float((network.gate_tokens(known).coarse - plain).detach().abs().max()) > 1e-4
+
+
+def test_a_head_on_larger_voxels_is_what_the_scanner_would_measure() -> None:
+    fine = torch.rand(30, 28, 24, generator=torch.Generator().manual_seed(1))
+    profile = Axis("kspace")
+    coarse = coarsen(fine, (1.5, 1.0, 2.0), profile)
+    operator = Operator.between(
+        (30, 28, 24), (1.0, 1.0, 1.0), (20, 28, 12), (1.5, 1.0, 2.0), Acquisition.uniform("kspace")
+    )
+    torch.testing.assert_close(coarse, operator.forward(fine))
+
+
+def test_interpolated_slices_are_undone_or_spared() -> None:
+    head = replace(heads()[0], name="thick_1")
+    rng = np.random.default_rng(0)
+    grids = [draw_grid(head, {"thick*": [1, 1, 2]}, 0.0, rng) for _ in range(60)]
+    spared = [grid for grid in grids if grid.spared is not None]
+    assert 15 < len(spared) < 45
+    assert all(grid.spared == 2 and not grid.changes for grid in spared)
+    undone = [grid for grid in grids if grid.spared is None]
+    assert all(grid.factors[2] == 2 for grid in undone)
+    # the plane (3 mm voxels) is coarsened no further than to cubes of 6.4 mm
+    assert all(1 <= grid.factors[0] <= 6.4 / 3 + 1e-6 for grid in undone)
+    assert draw_grid(head, {"other*": [1, 1, 2]}, 0.0, rng) == Grid()
+    assert draw_grid(heads()[3], {"*": [1, 1, 2]}, 1.0, rng) == Grid()
+
+
+def test_a_spared_axis_comes_first_and_is_not_degraded() -> None:
+    recipe = tiny("mean", block=40, patch=16)
+    head = replace(heads()[0], name="thick_1")
+    told = []
+    for seed in range(12):
+        given = replace(recipe, interpolated={"thick*": [1, 1, 1.01]})
+        volume = make_volume(head, given, np.random.default_rng(seed), torch.device("cpu"))
+        told.append(volume["condition"].tolist())
+        assert min(volume["target"].shape) >= 16
+    assert sum(values[0] == 0 for values in told) >= 3
+    assert all(values[2] > 0 for values in told)
+
+
+def test_every_patch_counts_by_its_relative_error() -> None:
+    target = torch.zeros(2, 4, 4, 4)
+    start = torch.stack([torch.full((4, 4, 4), 0.095), torch.full((4, 4, 4), 0.015)])
+    batch = {"start": start, "target": target, "weight": torch.ones_like(target)}
+    weight = relative_weight(batch, border=1)
+    assert float(weight[1, 0, 0, 0] / weight[0, 0, 0, 0]) == pytest.approx(0.1 / 0.02, rel=1e-5)
+    assert float(weight[:, 0, 0, 0].mean()) == pytest.approx(1.0)

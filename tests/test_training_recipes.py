@@ -38,7 +38,7 @@ def test_changes_reach_the_stage_they_name() -> None:
         "moediff", ["experts.batch=3", "network.width=16", "decay=5e-1"], steps=7
     )
     assert isinstance(mean, MeanRecipe) and isinstance(experts, ExpertsRecipe)
-    assert (mean.batch, experts.batch) == (4, 3)
+    assert (mean.batch, experts.batch) == (8, 3)
     assert experts.network["width"] == 16 and experts.network["experts"][0] == "smooth"
     assert mean.decay == experts.decay == 0.5 and mean.steps == experts.steps == 7
 

@@ -180,13 +180,13 @@ def test_a_full_disk_keeps_the_old_state(data: Path, tmp_path: Path) -> None:
 
 def test_other_recipe_data_or_network_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(tiny("mean", steps=1), data, run, device="cpu")
+    train(tiny("mean", steps=1, learning_rate=0.001), data, run, device="cpu")
     with pytest.raises(UsageError, match=r"learning_rate 0\.001, not 0\.002"):
         train(tiny("mean", steps=2, learning_rate=0.002), data, run, device="cpu")
     other = tmp_path / "other.npz"
     other.write_bytes(data.read_bytes() + b"\0")
     with pytest.raises(UsageError, match="begun with other data"):
-        train(tiny("mean", steps=2), other, run, device="cpu")
+        train(tiny("mean", steps=2, learning_rate=0.001), other, run, device="cpu")
 
 
 def test_training_stops_when_validation_does_not_gain(data: Path, tmp_path: Path) -> None:

@@ -59,10 +59,17 @@ def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
     return ratios, _profile(rng, thick=True)
 
 
-def draw(rng: np.random.Generator, noise_share: float = 0.4) -> Degradation:
-    """Draw an acquisition: more than half canonical, the rest anything."""
+def draw(
+    rng: np.random.Generator, noise_share: float = 0.4, *, spare_first: bool = False
+) -> Degradation:
+    """Draw an acquisition: more than half canonical, the rest anything.
+
+    With `spare_first` the first axis, which holds no detail to be recovered, keeps its voxels.
+    """
     ratios, axis = _canonical(rng) if rng.random() < 0.6 else _general(rng)
     ratios = np.sort(ratios)  # heads come in any orientation; the networks know one
+    if spare_first:
+        ratios[0] = 1.0
     slices = ratios == ratios.max()
     axes = [axis, axis, axis]
     if slices.sum() == 1 and axis.profile != "kspace":

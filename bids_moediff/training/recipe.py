@@ -49,6 +49,9 @@ class Recipe:
     label_share, gamma_share, curve_share, noise_share
         Share of label maps, and of volumes with a gamma, with a random intensity curve, with
         noise.
+    coarsen_share, interpolated
+        Share of real heads that are brought to larger voxels first, and which axes of which heads
+        are smoother than their voxels (:mod:`.sharpness`).
     head_weights
         Shell pattern of head names: how much such a head counts.
     keep_out, validation_block
@@ -80,6 +83,8 @@ class Recipe:
     gamma_share: float = 0.15
     curve_share: float = 0.15
     noise_share: float = 0.4
+    coarsen_share: float = 0.0
+    interpolated: dict[str, Any] = field(default_factory=dict)
     head_weights: dict[str, Any] = field(default_factory=dict)
     keep_out: tuple[str, ...] = ()
     validation_block: int = 112
@@ -112,7 +117,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanRecipe(Recipe):
-    """The regression mean: residual blocks, patch side, Charbonnier loss without a border."""
+    """The regression mean: residual blocks, patch side, Charbonnier loss without a border.
+
+    With ``relative`` every patch counts by the inverse of the error that interpolation makes
+    there, so that easy and hard acquisitions gain as many decibels.
+    """
 
     stage: ClassVar[str] = "mean"
 
@@ -121,6 +130,7 @@ class MeanRecipe(Recipe):
     patch: int = 48
     border: int = 4
     epsilon: float = 0.02
+    relative: bool = False
 
     @property
     def smallest(self) -> int:

@@ -85,6 +85,19 @@ def charbonnier(
     return (weight[inner] * error).sum() / weight[inner].sum().clamp_min(1.0)
 
 
+# Error of interpolation, as a fraction of the range, below which a patch counts no more.
+EASIEST = 0.005
+
+
+def relative_weight(batch: Batch, border: int) -> torch.Tensor:
+    """Weights (B, X, Y, Z) of the voxels, divided by the patch's mean error before learning."""
+    inner = (..., *(slice(border, -border) if border else slice(None),) * 3)
+    weight = batch["weight"]
+    error = (weight * (batch["start"] - batch["target"]).abs())[inner].flatten(1).sum(1)
+    share = 1 / (error / weight[inner].flatten(1).sum(1).clamp_min(1.0) + EASIEST)
+    return weight * (share / share.mean())[:, None, None, None]
+
+
 class MeanStage:
     """The 3-D regression mean on patches."""
 
@@ -112,8 +125,10 @@ class MeanStage:
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Charbonnier loss of the mean's output."""
         output = self.network(batch["start"][:, None], batch["condition"])[:, 0].float()
-        recipe = self.recipe
-        loss = charbonnier(output, batch["target"], batch["weight"], recipe.epsilon, recipe.border)
+        recipe, weight = self.recipe, batch["weight"]
+        if recipe.relative:
+            weight = relative_weight(batch, recipe.border)
+        loss = charbonnier(output, batch["target"], weight, recipe.epsilon, recipe.border)
         return loss, {"loss": float(loss.detach())}
 
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:

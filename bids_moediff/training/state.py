@@ -28,11 +28,12 @@ class WeightAverage:
     def update(self, network: nn.Module, step: int) -> None:
         """Blend the current weights in."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for key, value in network.state_dict().items():
-            if value.dtype.is_floating_point:
-                self.values[key].lerp_(value, 1 - decay)
-            else:
-                self.values[key].copy_(value)
+        values = network.state_dict()
+        floating = [key for key, value in values.items() if value.dtype.is_floating_point]
+        ours, theirs = [self.values[key] for key in floating], [values[key] for key in floating]
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for key in values.keys() - set(floating):
+            self.values[key].copy_(values[key])
 
 
 def _write(tensors: dict[str, torch.Tensor], record: dict[str, Any], path: Path) -> None:

@@ -30,7 +30,7 @@ from .development import Case, gains
 from .filters import convolve, gaussian, gaussian_kernel
 from .recipe import StudentRecipe
 from .sampling import patches
-from .stages import Batch, Gains, autocast
+from .stages import Batch, Gains, autocast, relative_weight
 from .volumes import Volume
 
 CONDITION_AXES = 3
@@ -182,7 +182,7 @@ class StudentStage:
         volume, features = self.network.with_features(batch["start"][:, None], condition)
         output = volume[:, 0].float()
         inner = (slice(None), *(slice(recipe.border, -recipe.border or None),) * 3)
-        weight = batch["weight"][inner]
+        weight = relative_weight(batch, recipe.border)[inner]
         total = weight.sum().clamp_min(1.0)
         fidelity = (weight * (output - target)[inner].abs()).sum() / total
         edges = sobel3d(output) - sobel3d(target)

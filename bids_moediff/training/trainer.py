@@ -115,8 +115,9 @@ class Trainer:
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters, 1e-3, (recipe.betas[0], recipe.betas[1]),
-            weight_decay=recipe.weight_decay,
+            weight_decay=recipe.weight_decay, fused=self.device.type == "cuda",
         )  # fmt: skip
+        torch.backends.cudnn.benchmark = True  # sizes never change
         self.average = WeightAverage(self.stage.network, recipe.decay)
         self.record = self._resume(pack, [h.name for h in heads if h.validation], heads)
         training = [head for head in heads if not head.validation]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from bids_moediff.bids.sink import write_bytes
+from bids_moediff.engine.acquisition import Axis
 
 from .contrast import bias_field, random_contrast, synthesise, tissue_codes
 from .degradation import Degraded, degrade, draw
@@ -24,37 +25,47 @@ from .filters import box_mean, dilate, erode
 from .guidance import displacement, log_jacobian, warp_labels
 from .heads import BRIGHT, Head, head_weights
 from .recipe import Recipe
+from .sharpness import PROFILES, Grid, coarsen, draw_grid
 
 # A degraded volume loses up to a coarse voxel of each side.
 SPARE = 6
 # Largest push of the simulated gradient coils, in voxels.
 DISTORTION = 8.0
+BOX = Axis("box")
 
 Volume = dict[str, torch.Tensor]
 # What a stage adds to a volume: the mean's output, the teacher's output.
 Finish = Callable[[Volume, Degraded | None], Volume]
 
 
-def _arrange(head: Head, rng: np.random.Generator, block: int, smallest: int) -> list[np.ndarray]:
+def _arrange(
+    head: Head, grid: Grid, rng: np.random.Generator, recipe: Recipe
+) -> tuple[list[np.ndarray], list[float]]:
     """Volume and start (of a pair) in a random orientation, cut to a block, padded if small.
 
-    The networks know one orientation only: of a pair, the coarsest axis comes last.
+    The networks know one orientation only: of a pair, the coarsest axis comes last, and a spared
+    axis comes first. Also returns how much each axis of the volume is to be coarsened.
     """
     order = [int(axis) for axis in rng.permutation(3)]
     if head.condition is not None:
         told = head.condition
         order = sorted(order, key=lambda axis: round(told[axis], 3))
+    order = sorted(order, key=lambda axis: axis != grid.spared)
+    factors = [grid.factors[axis] for axis in order]
+    blocks = [int(np.ceil(recipe.block * factor)) for factor in factors]
+    least = [int(np.ceil((recipe.smallest + SPARE) * factor)) for factor in factors]
     flipped = tuple(int(axis) for axis in np.flatnonzero(rng.random(3) < 0.5))
     arrays = [head.volume] + ([head.start] if head.start is not None else [])
     arrays = [np.flip(array.transpose(order), flipped) for array in arrays]
-    corner = [int(rng.integers(0, max(size - block, 0) + 1)) for size in arrays[0].shape]
-    cut = tuple(slice(c, c + block) for c in corner)
-    missing = [max(0, smallest + SPARE - min(size, block)) for size in arrays[0].shape]
+    sizes = list(zip(arrays[0].shape, blocks, strict=True))
+    corner = [int(rng.integers(0, max(size - block, 0) + 1)) for size, block in sizes]
+    cut = tuple(slice(c, c + block) for c, block in zip(corner, blocks, strict=True))
+    missing = [max(0, low - min(pair)) for pair, low in zip(sizes, least, strict=True)]
     padding = [(lack // 2, lack - lack // 2) for lack in missing]
     arrays = [np.ascontiguousarray(np.pad(array[cut], padding)) for array in arrays]
     if head.condition is not None:
         arrays.append(np.asarray(head.condition, np.float32)[[*order, *(3 + a for a in order)]])
-    return arrays
+    return arrays, factors
 
 
 def image_weight(volume: torch.Tensor) -> torch.Tensor:
@@ -78,6 +89,14 @@ class Simulated:
     volume: torch.Tensor
     bias: torch.Tensor | None = None
     nonlinearity: torch.Tensor | None = None
+
+    def coarsened(self, factors: Sequence[float], profile: Axis) -> "Simulated":
+        """The head (a real one) on larger voxels; a voxel that a deleted one touches counts 0."""
+        weight = coarsen(self.weight, factors, BOX)
+        weight = torch.where(coarsen((self.weight > 0).float(), factors, BOX) > 0.99, weight, 0.0)
+        bias = None if self.bias is None else coarsen(self.bias, factors, BOX)
+        image = coarsen(self.image, factors, profile).clamp_min(0.0)
+        return Simulated(image, weight, image, bias)
 
     def guidance(self) -> Volume:
         """Logarithms of shading and of the local change of volume, and which of them is known."""
@@ -128,7 +147,8 @@ def make_volume(
     with which of them are `given`; and what `finish` adds.
     """
     seed = int(rng.integers(2**62))
-    arrays = _arrange(head, rng, recipe.block, recipe.smallest)
+    grid = draw_grid(head, recipe.interpolated, recipe.coarsen_share, rng)
+    arrays, factors = _arrange(head, grid, rng, recipe)
     volume = torch.from_numpy(arrays[0]).to(device)
     degraded: Degraded | None = None
     if head.kind == "pair":
@@ -137,15 +157,20 @@ def make_volume(
         condition = torch.from_numpy(arrays[2])
     else:
         made = _simulate(head, volume, recipe, rng, seed)
+        if grid.changes:
+            made = made.coarsened(factors, PROFILES[int(rng.random() < 0.3)])
         generator = torch.Generator(device).manual_seed(seed + 1)
-        degraded = degrade(made.image, draw(rng, recipe.noise_share), generator)
+        plan = draw(rng, recipe.noise_share, spare_first=grid.spared is not None)
+        degraded = degrade(made.image, plan, generator)
         start, target = degraded.start, degraded.truth
         condition = torch.tensor(degraded.condition)
     cut = tuple(slice(0, size) for size in target.shape)
     result = {"start": start, "target": target, "weight": made.weight[cut]}
     result["condition"] = condition
     if tissue:
-        codes = tissue_codes(made.volume) if head.kind == "labels" else torch.zeros_like(volume)
+        codes = torch.zeros_like(made.image, dtype=torch.uint8)
+        if head.kind == "labels":
+            codes = tissue_codes(made.volume)
         result["tissue"] = codes[cut]
     if recipe.maps:
         result |= made.guidance()
