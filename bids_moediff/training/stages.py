@@ -85,6 +85,15 @@ def charbonnier(
     return (weight[inner] * error).sum() / weight[inner].sum().clamp_min(1.0)
 
 
+def run_mean(
+    mean: MeanNetwork, start: torch.Tensor, condition: torch.Tensor, side: int
+) -> torch.Tensor:
+    """The mean's output of a volume, padded to cubes of `side`: one size runs fastest on a GPU."""
+    padding = [amount for size in reversed(start.shape) for amount in (0, max(0, side - size))]
+    output = apply_mean(mean, torch.nn.functional.pad(start, padding), condition)
+    return output[tuple(slice(0, size) for size in start.shape)]
+
+
 # Error of interpolation, as a fraction of the range, below which a patch counts no more.
 EASIEST = 0.005
 
@@ -190,8 +199,9 @@ class ExpertsStage:
         """The frozen mean's output."""
         if self.mean is None:
             return start
+        side = self.recipe.block if self.device.type == "cuda" else 0
         with autocast(self.device, self.recipe):
-            return apply_mean(self.mean, start, condition)
+            return run_mean(self.mean, start, condition, side)
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
         """The experts start from the mean."""

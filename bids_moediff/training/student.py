@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bids_moediff.engine.acquisition import _FWHM_TO_SIGMA
-from bids_moediff.engine.mean import apply_mean, axis_order, reorder
+from bids_moediff.engine.mean import axis_order, reorder
 from bids_moediff.engine.slices import restore_slices
 from bids_moediff.engine.tiling import pad_to_multiple
 from bids_moediff.errors import UsageError
@@ -27,13 +27,14 @@ from bids_moediff.models.student.network import StudentConfig, StudentNetwork
 
 from .degradation import Degraded
 from .development import Case, gains
-from .filters import convolve, gaussian, gaussian_kernel
+from .filters import convolve, gaussian
 from .recipe import StudentRecipe
 from .sampling import patches
-from .stages import Batch, Gains, autocast, relative_weight
+from .stages import Batch, Gains, autocast, relative_weight, run_mean
 from .volumes import Volume
 
 CONDITION_AXES = 3
+BLUR_REACH = 20
 
 
 def ladder_sigma(progress: float, recipe: StudentRecipe) -> float:
@@ -55,20 +56,36 @@ def distillation_target(
     return gaussian(teacher, ladder_sigma(progress, recipe))
 
 
+def blur_matrices(sigma: Tensor, size: int) -> Tensor:
+    """Gaussian blur along one axis of `size` voxels with edges replicated, (B, size, size).
+
+    `sigma` (B,) in voxels, at most BLUR_REACH / 4; 0 gives the identity.
+    """
+    reach = torch.arange(-BLUR_REACH, size + BLUR_REACH, device=sigma.device)
+    voxels = torch.arange(size, device=sigma.device)
+    distance = (voxels[:, None] - reach).float() / sigma.clamp_min(1e-3)[:, None, None]
+    rows = torch.exp(-0.5 * distance.square())
+    rows = rows / rows.sum(2, keepdim=True)
+    matrices = rows[:, :, BLUR_REACH:-BLUR_REACH].clone()
+    matrices[:, :, 0] += rows[:, :, :BLUR_REACH].sum(2)
+    matrices[:, :, -1] += rows[:, :, -BLUR_REACH:].sum(2)
+    return matrices
+
+
 def measured_part(image: Tensor, condition: Tensor) -> Tensor:
     """What the scanner would see of (B, X, Y, Z): each axis blurred by its own slice profile.
 
     The profile's width in fine voxels is the voxel ratio times the width in acquired voxels; both
     stand in `condition` (B, 6). A Gaussian stands in for every profile.
     """
-    out = []
-    for volume, told in zip(image, condition.tolist(), strict=True):
-        for axis in range(CONDITION_AXES):
-            width = 2 ** told[axis] * told[CONDITION_AXES + axis]
-            if width > 0.5:
-                volume = convolve(volume, gaussian_kernel(width * _FWHM_TO_SIGMA), axis)
-        out.append(volume)
-    return torch.stack(out)
+    widths = torch.exp2(condition[:, :CONDITION_AXES]) * condition[:, CONDITION_AXES:]
+    sigma = torch.where(widths > 0.5, widths * _FWHM_TO_SIGMA, 0.0)
+    with torch.autocast(image.device.type, enabled=False):
+        image = image.float()
+        for axis, letters in enumerate(("bxyz,bix->biyz", "bxyz,biy->bxiz", "bxyz,biz->bxyi")):
+            matrices = blur_matrices(sigma[:, axis], image.shape[1 + axis])
+            image = torch.einsum(letters, image, matrices)
+    return image
 
 
 def sobel3d(image: Tensor) -> Tensor:
@@ -138,7 +155,8 @@ class StudentStage:
         with torch.inference_mode(), autocast(self.device, self.recipe):
             mean, experts = self.teacher.mean, self.teacher.moediff
             if isinstance(mean, MeanNetwork):
-                start = apply_mean(mean, start, condition)
+                side = self.recipe.block if self.device.type == "cuda" else 0
+                start = run_mean(mean, start, condition, side)
             samples = [start]
             if isinstance(experts, MoEDiffSR):
                 noise = self.recipe.teacher_noise
