@@ -253,13 +253,17 @@ def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_session_script_trains_for_some_minutes(data: Path, tmp_path: Path) -> None:
-    options = "--smoke --device cpu --set patch=16 batch=2 window=2 block=48"
-    done = subprocess.run(
-        ["bash", ROOT / "tools" / "gpu_session.sh", "mean", data, tmp_path / "out", "0.001"],
-        env={**os.environ, "OPTIONS": options, "PYTHON": sys.executable, "TRIAL": "4",
-             "RUNS": str(tmp_path / "runs")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "mean: 8 steps in 0.001 minutes" in done.stdout
-    assert load_model(tmp_path / "out" / "mean").config["mean"]["channels"] == 8
+    options = "--smoke --device cpu --steps 100000 --set batch=2 window=2 block=48"
+    for stage, more in (("mean", " patch=16"), ("rest", "")):
+        done = subprocess.run(
+            ["bash", ROOT / "tools" / "gpu_session.sh", stage, data, tmp_path, "0.05"],
+            env={**os.environ, "OPTIONS": options + more, "PYTHON": sys.executable,
+                 "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "steps fit into the time" in done.stdout
+    assert load_model(tmp_path / "mean" / "model").config["mean"]["channels"] == 8
+    assert load_model(tmp_path / "experts" / "model").config["family"] == "moediff"
+    assert load_model(tmp_path / "student" / "model").config["family"] == "student"
+    assert (tmp_path / "student-undistilled" / "model" / "MODEL_CARD.md").is_file()

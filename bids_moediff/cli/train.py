@@ -68,6 +68,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--init", type=Path, metavar="MODEL", help="model, or run of the mean, to begin with")
     add("--steps", type=int, metavar="N", help="optimiser steps instead of the recipe's")
+    add(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="as many steps, of every stage, as fit into this time on this machine",
+    )
     add("--seed", type=int, metavar="N", help="seed instead of the recipe's")
     add("--device", default="auto", metavar="{auto,cpu,cuda,cuda:N}", help="where to train")
     add(

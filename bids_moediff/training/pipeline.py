@@ -84,7 +84,9 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
     parts: list[Path] = []
     for recipe in recipes:
         place = folder / recipe.stage if len(recipes) > 1 else folder
-        train(recipe, pack, place, device=options.device, init=init)
+        train(
+            recipe, pack, place, device=options.device, init=init, minutes=options.minutes
+        )
         parts.append(place)
         if recipe.stage == "mean":
             init = place

@@ -37,6 +37,8 @@ Gains = dict[str, dict[str, float]]
 class Stage(Protocol):
     """One thing to train."""
 
+    recipe: Any
+
     @property
     def network(self) -> nn.Module:
         """What is trained and exported."""

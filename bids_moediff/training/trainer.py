@@ -5,6 +5,7 @@ Every draw depends on the seed, the rank of the process and the number of the st
 that was interrupted ends in the very weights of one that was not.
 """
 
+import dataclasses
 import json
 import math
 import signal
@@ -31,6 +32,9 @@ from .state import WeightAverage, load_state, save_best, save_state
 from .volumes import Source, Window
 
 CURVE_NAME = "curve.jsonl"
+# Of a training in a given time: steps before the clock starts, seconds that it is looked at, and
+# the share of the rest that is kept for validations and writing.
+WARM_STEPS, LONGEST_LOOK, VALIDATION_SHARE = 20, 25.0, 0.06
 
 
 class InterruptedRun(MoediffError):
@@ -93,13 +97,47 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class Budget:
+    """How many steps fit into a given time, from the speed of the first ones.
+
+    The first tenth of the steps that are looked at is not counted: compilers and caches warm up.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+        self._look = min(LONGEST_LOOK, 6 * minutes)
+        self._begun: tuple[int, float] | None = None
+        self._made = 0
+
+    def plan(self, step: int) -> int | None:
+        """Number of steps of the whole run, once it can be told after `step` of them."""
+        self._made += 1
+        now = time.monotonic()
+        if self._begun is None:
+            if self._made >= WARM_STEPS:
+                self._begun = (step, now)
+            return None
+        first, then = self._begun
+        if step <= first or now - then < self._look:
+            return None
+        seconds = (now - then) / (step - first)
+        return step + max(1, int((1 - VALIDATION_SHARE) * (self._end - now) / seconds))
+
+
 class Trainer:
     """One stage in one folder: state.safetensors, curve.jsonl, tensorboard/."""
 
     def __init__(
-        self, recipe: Recipe, pack: Path, folder: Path, device: str, init: Path | None
+        self,
+        recipe: Recipe,
+        pack: Path,
+        folder: Path,
+        device: str,
+        init: Path | None,
+        minutes: float | None = None,
     ) -> None:
         self.recipe, self.folder = recipe, folder
+        self.budget = None if minutes is None else Budget(minutes)
         heads = check_heads(load_pack(pack), recipe.keep_out)
         self.accelerator = make_accelerator(recipe, device)
         self.device = self.accelerator.device
@@ -117,7 +155,6 @@ class Trainer:
             self.parameters, 1e-3, (recipe.betas[0], recipe.betas[1]),
             weight_decay=recipe.weight_decay, fused=self.device.type == "cuda",
         )  # fmt: skip
-        torch.backends.cudnn.benchmark = True  # sizes never change
         self.average = WeightAverage(self.stage.network, recipe.decay)
         self.record = self._resume(pack, [h.name for h in heads if h.validation], heads)
         training = [head for head in heads if not head.validation]
@@ -158,15 +195,15 @@ class Trainer:
 
         InterruptedRun after a request to stop; MoediffError if the disk is full.
         """
-        recipe, record = self.recipe, self.record
+        record = self.record
         self._prepare_folder()
         objective, optimiser = self.accelerator.prepare(Objective(self.stage), self.optimiser)
         objective.train()
         totals, counted = dict[str, float](), 0
         begun = time.monotonic() - record["seconds"]
-        steps = range(record["step"], recipe.steps)
         with stop_requests() as stopped, self._board() as board, self._bar() as bar:
-            for step in steps if not self._exhausted() else ():
+            while record["step"] < self.recipe.steps and not self._exhausted():
+                step = record["step"]
                 logs = self._step(objective, optimiser, step)
                 for key, value in logs.items():
                     totals[key] = totals.get(key, 0.0) + value
@@ -175,25 +212,39 @@ class Trainer:
                 record["memory"] = self.stage.memory()
                 bar.update()
                 bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-                last = step + 1 == recipe.steps
-                if last or (step + 1) % recipe.evaluate_every == 0:
+                self._plan(step + 1, bar)
+                last = step + 1 == self.recipe.steps
+                if last or (step + 1) % self.recipe.evaluate_every == 0:
                     self._evaluate({k: v / counted for k, v in totals.items()}, board)
                     totals, counted = {}, 0
                     last = last or self._exhausted()
                 stop = self._agree(bool(stopped))
-                if last or stop or (step + 1) % recipe.save_every == 0:
+                if last or stop or (step + 1) % self.recipe.save_every == 0:
                     self._save()
                 if last:
                     break
                 if stop:
                     self.window.close()
                     raise InterruptedRun(
-                        f"Stopped at step {step + 1} of {recipe.steps}; its state is saved in "
-                        f"{self.folder}. The same command goes on from there."
+                        f"Stopped at step {step + 1} of {self.recipe.steps}; its state is saved "
+                        f"in {self.folder}. The same command goes on from there."
                     )
         self.window.close()
         self.accelerator.wait_for_everyone()
         return record
+
+    def _plan(self, step: int, bar: Any) -> None:
+        """Fix the number of steps of a training in a given time."""
+        if self.budget is None:
+            return
+        (planned,) = self._broadcast([self.budget.plan(step)])
+        if planned is None:
+            return
+        self.budget = None
+        self.recipe = self.stage.recipe = dataclasses.replace(self.recipe, steps=planned)
+        self.record["recipe"] = self.recipe.to_dict()
+        bar.total = planned
+        tqdm.write(f"{planned} steps fit into the time")
 
     def _step(self, objective: nn.Module, optimiser: Any, step: int) -> dict[str, float]:
         recipe = self.recipe
@@ -372,7 +423,16 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def train(
-    recipe: Recipe, pack: Path, folder: Path, *, device: str = "auto", init: Path | None = None
+    recipe: Recipe,
+    pack: Path,
+    folder: Path,
+    *,
+    device: str = "auto",
+    init: Path | None = None,
+    minutes: float | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe in a folder, or go on with what is there; returns the record."""
-    return Trainer(recipe, pack, folder, device, init).run()
+    """Train a recipe in a folder, or go on with what is there; returns the record.
+
+    With `minutes`, as many steps as fit into the time replace those of the recipe.
+    """
+    return Trainer(recipe, pack, folder, device, init, minutes).run()
