@@ -89,6 +89,29 @@ def test_readers_never_see_a_torn_file(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_image_and_sidecar_appear_together(tmp_path):
+    """When the sidecar is written the image is whole and lacks its name only."""
+    whole = write_nifti(image(), tmp_path / "whole.nii.gz").read_bytes()
+    target, sidecar = tmp_path / "anat" / "x.nii.gz", tmp_path / "anat" / "x.json"
+
+    def write_sidecar():
+        (waiting,) = target.parent.iterdir()
+        assert waiting.name.startswith(".") and waiting.read_bytes() == whole
+        write_json({"a": 1}, sidecar)
+
+    write_nifti(image(), target, write_sidecar)
+    assert {path.name for path in target.parent.iterdir()} == {"x.nii.gz", "x.json"}
+    assert target.read_bytes() == whole
+
+
+def test_no_sidecar_no_image(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_nifti(
+            image(), tmp_path / "x.nii.gz", lambda: write_json({"a": float("inf")}, tmp_path / "x")
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_table():
     rows = [{"a": 1, "b": None}, {"b": "x"}]
     assert table_text(rows, ["a", "b"]) == "a\tb\n1\tn/a\nn/a\tx\n"

@@ -114,3 +114,19 @@ assert Path(os.environ["MPLCONFIGDIR"]).is_dir()
     assert first != second
     assert Path(first).is_relative_to(work)
     assert not work.exists()
+
+
+def test_sums_do_not_depend_on_the_processors_of_the_job(tmp_path: Path) -> None:
+    """OpenBLAS shares a sum out to its threads, and the last digits show how many there were."""
+    code = f"""
+from pathlib import Path
+from bids_moediff.workflows.run import prepare_environment
+prepare_environment(Path({str(tmp_path / "work")!r}), 4)
+import numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+print({{pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "4"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["{1}"]

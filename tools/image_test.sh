@@ -1,18 +1,22 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Build the container image and run the demo in it as the README says; then the same as a SIF.
+# Build the container image, run the demo in it as the README says, run it plainly and as a SIF:
+# all outputs must be the same bytes (tools/compare_outputs.py says what is not compared).
 #
 #   tools/image_test.sh --list       the commands of the README that are run, and nothing else
 #   tools/image_test.sh [WORK]       needs root, tens of GB in WORK and, on a machine without docker,
 #                                    buildah, podman, runc, conmon, fuse-overlayfs and debootstrap
 #   tools/image_test.sh --no-sif [WORK]
+#   PLAIN='bids_moediff'             how the app is called outside the image (this is the default);
+#                                    its libraries must have the versions of constraints.txt
 #   OPTIONS='--output-resolution 1'  options of bids_moediff for the runs (this is the default)
 #
 # The Dockerfile is built unmodified. Without docker its base, debian:bookworm-slim, is made here by
 # debootstrap and stored under the full name that FROM resolves to, so no registry is needed. Where
 # pip of this machine needs a certificate or a folder of wheels (SSL_CERT_FILE, PIP_FIND_LINKS),
 # both are lent to the build and do not stay in the image.
-# Every run is read-only, without network and as user 12345; all outputs must be the same bytes.
+# The image runs with a read-only root and input, without network, as user 12345, with a /tmp of
+# 64 MB and without a HOME that can be written; its output is another file system than its /tmp.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -25,21 +29,32 @@ sif=yes
 if [ "${1:-}" = --no-sif ]; then sif=no; shift; fi
 work=$(mkdir -p "${1:-/tmp/image-test}" && cd "${1:-/tmp/image-test}" && pwd)
 data=$PWD/bids_moediff/data/demo
+plain=${PLAIN:-bids_moediff}
 options=${OPTIONS:---output-resolution 1}
 started=$(date +%s)
 say() { echo "[$(($(date +%s) - started)) s] $*"; }
+# What this machine tells numerical libraries about its processor does not reach the image.
+for name in $(env | sed -n 's/^\(\(OPENBLAS\|MKL\|OMP\|ATEN\|ONEDNN\|DNNL\)_[A-Z0-9_]*\)=.*/\1/p'); do
+    unset "$name"
+done
+has_docker() { docker info > /dev/null 2>&1; }
 
 # The README's words, with its example folders and names replaced by those of this test.
 fill_in() {
     echo "$1" | sed -e "s# /data:/data:ro# $data:/data:ro#" -e "s# /out:/out# $2:/out#" \
-        -e "s# bids_moediff\.sif # $work/bids_moediff.sif #"
+        -e "s# bids_moediff\.sif # $work/bids_moediff.sif #" \
+        -e 's# --tmpfs /tmp # --tmpfs /tmp:rw,mode=1777,size=64m --env HOME=/no/home #'
 }
 
 make_base() {  # debian:bookworm-slim out of debootstrap
     name=docker.io/library/debian:bookworm-slim
     buildah inspect --type image "$name" > /dev/null 2>&1 && return
-    [ -d "$work/bookworm" ] || debootstrap --variant=minbase --include=ca-certificates \
-        bookworm "$work/bookworm" > "$work/debootstrap.log"
+    [ -f "$work/bookworm.done" ] || {
+        rm -rf "$work/bookworm"
+        debootstrap --variant=minbase --include=ca-certificates bookworm "$work/bookworm" \
+            > "$work/debootstrap.log"
+        touch "$work/bookworm.done"
+    }
     tar -C "$work/bookworm" --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' \
         --exclude='./var/cache/apt/archives/*.deb' -cf "$work/base.tar" .
     container=$(buildah from scratch)
@@ -65,7 +80,7 @@ lend() {  # build options that lend this machine's certificate and wheels to pip
 
 build_image() {
     command=$(readme_lines 'docker build')
-    if docker info > /dev/null 2>&1; then
+    if has_docker; then
         eval "$command"
         return
     fi
@@ -81,9 +96,18 @@ build_image() {
         $(echo "$command" | sed 's/^docker build //')
 }
 
+say_size() {
+    if has_docker; then
+        size=$(docker image inspect --format '{{.Size}}' bids_moediff)
+    else
+        size=$(podman image inspect --format '{{.Size}}' localhost/bids_moediff)
+    fi
+    say "image of $((size / 1000000)) MB"
+}
+
 run_image() {  # the docker run line of the README
     command=$(fill_in "$(readme_lines 'docker run')" "$1")
-    if ! docker info > /dev/null 2>&1; then
+    if ! has_docker; then
         limits='--ulimit nofile=20000:20000 --ulimit nproc=20000:20000'
         command=$(echo "$command" | sed -e "s#^docker run#podman --runtime runc run $limits#" \
             -e 's# bids_moediff /data# localhost/bids_moediff /data#')
@@ -92,23 +116,28 @@ run_image() {  # the docker run line of the README
     eval "$command $options"
 }
 
-compare() {  # the same bytes but for logs, reports' times and scratch
-    ( cd "$1" && find . -type f ! -path './logs/*' ! -path './.work/*' ! -name '*.html' \
-        ! -name '*.svg' -exec sha256sum {} + | sort -k 2 ) > "$work/$2.sha256"
-    say "$2: $(wc -l < "$work/$2.sha256") files, $(du -sm "$1" | cut -f 1) MB"
-    cmp "$work/$2.sha256" "$work/image.sha256"
+fresh() { rm -rf "$1" && mkdir -m 777 "$1"; }
+
+compare() {
+    python3 tools/compare_outputs.py "$work/out-plain" "$1"
+    say "$(basename "$1"): the same bytes, $(du -sm "$1" | cut -f 1) MB"
 }
 
+say "plain run"
+fresh "$work/out-plain"
+# shellcheck disable=SC2086
+$plain "$data" "$work/out-plain" participant $options
 say "building"
 build_image
 say "built"
-rm -rf "$work/out-image" && mkdir -m 777 "$work/out-image"
+say_size
+fresh "$work/out-image"
 run_image "$work/out-image"
-compare "$work/out-image" image
+compare "$work/out-image"
 
 if [ "$sif" = yes ]; then
     sh tools/sif_test.sh "$work" \
         "$(fill_in "$(readme_lines 'apptainer run')" "$work/out-sif") $options"
-    compare "$work/out-sif" sif
+    compare "$work/out-sif"
 fi
 say "all done"

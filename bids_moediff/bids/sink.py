@@ -11,7 +11,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -68,11 +68,24 @@ def write_json(obj: Any, path: Path) -> Path:
     return write_text(text + "\n", path)
 
 
-def write_nifti(img: "nib.Nifti1Image", path: Path) -> Path:
+def write_nifti(
+    img: "nib.Nifti1Image", path: Path, write_sidecar: Callable[[], object] | None = None
+) -> Path:
     """Write a NIfTI image, compressed if the name ends in ``.gz``.
 
     Header extensions and the file names in the header are left out: they may hold names of
     persons and host paths.
+
+    Parameters
+    ----------
+    img
+        Image.
+    path
+        File to write.
+    write_sidecar
+        Called when the image is on disk, just before it gets its name. The standard wants neither
+        an image without a sidecar nor a sidecar without an image, and packing takes seconds: so
+        both names appear at once, and a job that is killed meanwhile leaves neither.
     """
     clean = img.__class__(img.dataobj, img.affine, img.header)
     clean.header.extensions.clear()
@@ -85,6 +98,10 @@ def write_nifti(img: "nib.Nifti1Image", path: Path) -> Path:
                 packed.write(content)
         else:
             stream.write(content)
+        if write_sidecar is not None:
+            stream.flush()
+            os.fsync(stream.fileno())
+            write_sidecar()
     return path
 
 

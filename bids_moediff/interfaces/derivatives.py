@@ -186,10 +186,11 @@ class WriteDerivative(ImageStep):
         def name(extension: str) -> Path:
             return root / derivative_path(source, product, zooms, extension, space)
 
-        # The sidecar first: an image on disk always has one.
-        sidecar = build_sidecar(source, product, zooms, record, skull_stripped=stripped)
-        write_json(sidecar, name(".json"))
-        if product == "expert":
-            write_text(expert_table(), name(".tsv"))
-        write_nifti(load_image(self.inputs.image), name(".nii.gz"))
+        def write_sidecar() -> None:
+            sidecar = build_sidecar(source, product, zooms, record, skull_stripped=stripped)
+            if product == "expert":
+                write_text(expert_table(), name(".tsv"))
+            write_json(sidecar, name(".json"))
+
+        write_nifti(load_image(self.inputs.image), name(".nii.gz"), write_sidecar)
         return {"path": name(".nii.gz").relative_to(root).as_posix()}

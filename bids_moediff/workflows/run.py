@@ -127,6 +127,9 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
     }
     for name, value in values.items():
         os.environ.setdefault(name, value)
+    # Matrices are small here, and sums of floats depend on how threads share them out: with one
+    # thread the bytes do not depend on the processors of the job.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     for name in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME"):
         if os.environ[name].startswith(str(caches)):
             Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
