@@ -97,6 +97,12 @@ def _number(value: Any) -> float:
     return number
 
 
+def _planes(value: Any) -> int:
+    if str(value) not in ("1", "3"):
+        raise ValueError(f"{value!r} is neither 1 nor 3")
+    return int(value)
+
+
 def _choice(*choices: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in choices:
@@ -219,6 +225,16 @@ class Settings:
     )
     noise_strength: float = _option(
         0.0, _number, "0: most faithful output; above: more texture, less certainty"
+    )
+    planes: int = _option(
+        1,
+        _planes,
+        "3: average slices cut along each axis (where voxel sizes allow)",
+    )
+    consistency: str = _option(
+        "end",
+        _choice("end", "each-step"),
+        "when to make the result agree with the scan",
     )
     random_seed: int = _option(0, _whole(0), "seed; same seed and device, same bytes")
     reference: str | None = _option(

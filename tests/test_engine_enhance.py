@@ -172,3 +172,26 @@ def test_a_common_slice_profile_is_inverted_exactly(resolver):
     assert result.residual < 1e-3
     wide = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.8)))
     assert resolver.enhance(image, (1.0,) * 3, acquisition=wide).record["EstimatedNoise"] > 0
+
+
+def test_planes_and_consistency_are_options_of_the_engine(resolver):
+    """Both change the result; it agrees with the scan all the same, and the record says so."""
+    image = scan((16, 14, 18))
+    ramp = np.linspace(0.8, 1.2, 16, dtype=np.float32)[:, None, None]
+    field = nib.Nifti1Image(np.broadcast_to(ramp, image.shape).copy(), image.affine)
+    options = {"seed": 1, "noise_strength": 1.0, "num_steps": 2, "bias_field": field}
+    plain = resolver.enhance(image, (0.7,) * 3, **options)
+    three = resolver.enhance(image, (0.7,) * 3, planes=3, **options)
+    steps = resolver.enhance(image, (0.7,) * 3, consistency="each-step", **options)
+    loose = resolver.enhance(image, (0.7,) * 3, consistency="off", **options)
+    data = [np.asarray(result.image.dataobj) for result in (plain, three, steps, loose)]
+    assert len({array.tobytes() for array in data}) == 4
+    assert three.residual < 1e-3 and steps.residual < 1e-3 < loose.residual
+    assert three.record["SlicePlanes"] == 3 and plain.record["SlicePlanes"] == 1
+    assert steps.record["DataConsistency"] == "each-step"
+    slices = resolver.enhance(image, (0.7, 0.7, 1.0), planes=3)
+    assert (
+        slices.record["SlicePlanes"] == 1
+    )  # the other orientations have slices thicker than pixels
+    with pytest.raises(ValueError, match="consistency"):
+        resolver.enhance(image, (0.7,) * 3, consistency="never")

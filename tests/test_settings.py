@@ -48,6 +48,7 @@ def test_every_field_can_be_set_from_all_three_sources(config):
         "device": ('"cuda:1"', "cuda:1", "cuda:1", "cuda:1"),
         "modalities": ('["T1w"]', "T1w", ["T1w"], ("T1w",)),
         "noise_strength": ("0.5", "0.5", "0.5", 0.5),
+        "planes": ("3", "3", "3", 3),
     }
     for name, (toml, variable, option, expected) in cases.items():
         results = [

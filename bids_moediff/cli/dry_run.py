@@ -85,6 +85,7 @@ def _plan_image(image: AnatomicalImage, settings: Settings) -> PlannedImage:
         device="cpu" if settings.device == "auto" else settings.device,
         num_steps=settings.num_steps or 1,
         num_samples=settings.num_samples,
+        planes=settings.planes,
     )
     return PlannedImage(
         image.relative_path, shape, zooms, cost.shape, cost.gigabytes, cost.seconds

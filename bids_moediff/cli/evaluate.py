@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from bids_moediff.evaluation.heads import Head
 
 PROGRAM = "bids_moediff-evaluate"
-ENHANCE_OPTIONS = ("seed", "num_steps", "num_samples", "noise_strength", "batch_size")
+ENHANCE_OPTIONS = (
+    "seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency", "batch_size",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,6 +181,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--num-steps", type=int, default=None)
     model.add_argument("--num-samples", type=int, default=None)
     model.add_argument("--noise-strength", type=float, default=None)
+    model.add_argument("--planes", type=int, choices=(1, 3), default=None)
+    model.add_argument("--consistency", choices=("end", "each-step", "off"), default=None)
     model.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
 

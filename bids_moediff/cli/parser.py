@@ -94,6 +94,8 @@ def _add_model(group: Any) -> None:
     _value(group, "num_steps", "N")
     _value(group, "num_samples", "N")
     _value(group, "noise_strength", "X")
+    _value(group, "planes", "{1,3}")
+    _value(group, "consistency", "{end,each-step}")
     _value(group, "random_seed", "N")
     _value(group, "reference", "SUFFIX")
     _value(group, "intensities", "{input,corrected}")

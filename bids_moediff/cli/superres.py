@@ -36,10 +36,14 @@ DEFAULTS: dict[str, Any] = {
     "num_steps": None,
     "num_samples": 1,
     "noise_strength": 0.0,
+    "planes": 1,
+    "consistency": "end",
     "batch_size": None,
     "want_gates": False,
 }
-ENHANCE_OPTIONS = ("seed", "num_samples", "num_steps", "noise_strength", "batch_size")
+ENHANCE_OPTIONS = (
+    "seed", "num_samples", "num_steps", "noise_strength", "planes", "consistency", "batch_size",
+)  # fmt: skip
 IMAGE_KEYS = ("key", "image", "zooms", "out_dir")
 TERMINATED = 128 + signal.SIGTERM
 
@@ -64,6 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--num-steps", type=int, help="sampling steps (default: the model's)")
     one.add_argument("--num-samples", type=int, help="samples to average (default 1)")
     one.add_argument("--noise-strength", type=float, help="0 (fidelity) to 1 (texture)")
+    one.add_argument(
+        "--planes", type=int, choices=(1, 3), help="slice orientations to average (default 1)"
+    )
+    one.add_argument(
+        "--consistency",
+        choices=("end", "each-step"),
+        help="when to make the result agree with the scan (default end)",
+    )
     both = parser.add_argument_group("model and device")
     both.add_argument("--model", help="name or folder of the model")
     both.add_argument("--device", help="auto, cpu, cuda, cuda:N or several of them with commas")
@@ -283,6 +295,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
         device=str(request["device"]),
         num_steps=request["num_steps"] or 1,
         num_samples=request["num_samples"],
+        planes=request["planes"],
     )
     return (
         f"Super-resolution ran out of memory: the image needs about {needed.gigabytes:.1f} GB; "

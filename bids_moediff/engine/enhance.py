@@ -22,11 +22,12 @@ from .grid import Shape, Triple, output_grid, voxel_sizes
 from .interpolation import interpolate
 from .mean import apply_mean
 from .noise import tissue_noise
-from .slices import restore_slices
+from .slices import orientations, restore_planes
 
 Progress = Callable[[str, float], None]
 TRAINED_RATIO = 6.0
 DEFAULT_STEPS = 4
+CONSISTENCIES = ("end", "each-step", "off")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ class _Problem:
     field_coarse: torch.Tensor | None = None
     field_fine: torch.Tensor | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How the experts run; names as the arguments of :meth:`SuperResolver.enhance`."""
+
+    steps: int
+    strength: float
+    seed: int
+    samples: int
+    batch_size: int | None
+    want_gates: bool
+    planes: int
+    consistency: str
 
 
 def has_fast_bfloat16() -> bool:
@@ -131,12 +146,17 @@ class SuperResolver:
         noise_strength: float = 0.0,
         batch_size: int | None = None,
         want_gates: bool = False,
+        planes: int = 1,
+        consistency: str = "end",
         progress: Progress | None = None,
     ) -> Result:
         """Super-resolve one 3-D image to voxels of `target_zooms` mm (input axis order).
 
         `mask`, `bias_field` live on the input grid. The output keeps the input's units, shading
-        and field of view; A(output) equals the input. Same arguments, same bytes.
+        and field of view; A(output) equals the input. Same arguments, same bytes. `planes` is the
+        largest number of slice orientations to average (1 or 3); `consistency` says when the
+        result is made to agree with the measurement: at the end, after each step as well, or
+        (to see what it is worth) not at all.
 
         Raises
         ------
@@ -145,6 +165,8 @@ class SuperResolver:
         """
         if reference is not None:
             raise ImageError("this model takes no reference contrast; use a crfm model.")
+        if consistency not in CONSISTENCIES:
+            raise ValueError(f"consistency is one of {CONSISTENCIES}, not {consistency!r}")
         report = progress or (lambda stage, fraction: None)
         problem = self._pose(image, target_zooms, mask, bias_field, acquisition)
         report("interpolate", 0.0)
@@ -153,42 +175,32 @@ class SuperResolver:
             coarse = coarse / problem.field_coarse
         start = interpolate(coarse, problem.coarse_zooms, problem.shape, problem.zooms)
         start = problem.operator.project(start, coarse, problem.noise)
-        mean = self._run_mean(start, problem, report)
+        mean = self.run_mean(start, problem.condition, report)
         if num_samples > 1 and noise_strength == 0:
             noise_strength = 1.0
         # Without noise the first estimate is final, whatever the number of steps.
-        steps = num_steps or (DEFAULT_STEPS if noise_strength > 0 else 1)
-        total, squares, gates, counts = None, None, None, None
-        for sample in range(num_samples):
-            restored, gates, counts = self._run_experts(
-                mean,
-                problem,
-                steps,
-                noise_strength,
-                seed + sample,
-                batch_size,
-                want_gates,
-                lambda f, s=sample: report("experts", (s + f) / num_samples),  # type: ignore[misc]
-            )
-            restored = self._finish(restored, problem)
-            if num_samples > 1:
-                total = restored if total is None else total + restored
-                squares = restored**2 if squares is None else squares + restored**2
-        deviation = None
-        if num_samples > 1 and total is not None and squares is not None:
-            restored = total / num_samples
-            variance = (squares - num_samples * restored**2) / (num_samples - 1)
-            deviation = variance.clamp_min(0).sqrt() * problem.scale
+        noisy = noise_strength > 0 or self._from_noise
+        sampling = _Sampling(
+            num_steps or (DEFAULT_STEPS if noisy else 1),
+            noise_strength,
+            seed,
+            num_samples,
+            batch_size,
+            want_gates,
+            planes,
+            consistency,
+        )
+        restored, variance, gates, counts = self._run_samples(mean, problem, sampling, report)
         residual = problem.operator.forward(restored) - problem.measured
         relative = float(residual.norm() / problem.measured.norm().clamp_min(1e-12))
         report("done", 1.0)
-        record = self._record(problem, seed, num_samples, steps, noise_strength, relative, counts)
+        deviation = None if variance is None else variance.clamp_min(0).sqrt() * problem.scale
         return Result(
             _image(restored * problem.scale, problem.affine, image),
             None if gates is None else _image(gates, problem.affine, image),
             None if deviation is None else _image(deviation, problem.affine, image),
             relative,
-            record,
+            self._record(problem, sampling, relative, counts),
         )
 
     def _pose(
@@ -244,37 +256,69 @@ class SuperResolver:
             problem.field_fine = interpolate(problem.field_coarse, zooms, shape, fine, 1)
         return problem
 
-    def _run_mean(self, start: torch.Tensor, problem: _Problem, report: Progress) -> torch.Tensor:
+    def run_mean(
+        self, start: torch.Tensor, condition: torch.Tensor, report: Progress
+    ) -> torch.Tensor:
+        """The regression mean of a consistent start (X, Y, Z), or the start without a mean."""
         if self.mean is None:
             return start
         with self._autocast():
             return apply_mean(
-                self.mean, start, problem.condition, lambda fraction: report("mean", fraction)
+                self.mean, start, condition, lambda fraction: report("mean", fraction)
             )
+
+    def _run_samples(
+        self, mean: torch.Tensor, problem: _Problem, sampling: _Sampling, report: Progress
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, dict[str, int] | None]:
+        """Mean of the finished samples, their variance if there are several, gates and counts."""
+        count = sampling.samples
+        total, squares, gates, counts = None, None, None, None
+        for sample in range(count):
+            restored, gates, counts = self._run_experts(
+                mean,
+                problem,
+                sampling,
+                sampling.seed + sample,
+                lambda f, s=sample: report("experts", (s + f) / count),  # type: ignore[misc]
+            )
+            restored = self._finish(restored, problem, sampling.consistency != "off")
+            total = restored if total is None else total + restored
+            if count > 1:
+                squares = restored**2 if squares is None else squares + restored**2
+        assert total is not None
+        if squares is None:
+            return total, None, gates, counts
+        average = total / count
+        return average, (squares - count * average**2) / (count - 1), gates, counts
 
     def _run_experts(
         self,
         mean: torch.Tensor,
         problem: _Problem,
-        steps: int,
-        strength: float,
+        sampling: _Sampling,
         seed: int,
-        batch_size: int | None,
-        want_gates: bool,
         report: Callable[[float], None],
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int] | None]:
         if self.moediff is None:
             return mean, None, None
+
+        def correct(image: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                fixed = self._finish(image.float(), problem)
+                return fixed if problem.field_fine is None else fixed / problem.field_fine
+
         with torch.inference_mode(), self._autocast():
-            return restore_slices(
+            return restore_planes(
                 self.moediff,
                 mean,
                 problem.condition,
-                num_steps=steps,
-                noise_strength=strength,
+                planes=sampling.planes,
+                correct=correct if sampling.consistency == "each-step" else None,
+                num_steps=sampling.steps,
+                noise_strength=sampling.strength,
                 seed=seed,
-                batch_size=batch_size,
-                want_gates=want_gates,
+                batch_size=sampling.batch_size,
+                want_gates=sampling.want_gates,
                 progress=report,
             )
 
@@ -285,18 +329,32 @@ class SuperResolver:
         )
 
     @staticmethod
-    def _finish(restored: torch.Tensor, problem: _Problem) -> torch.Tensor:
+    def _finish(
+        restored: torch.Tensor, problem: _Problem, consistent: bool = True
+    ) -> torch.Tensor:
+        """Shading put back, and made to agree with the measurement."""
         if problem.field_fine is not None:
             restored = restored * problem.field_fine
+        if not consistent:
+            return restored
         return problem.operator.project(restored, problem.measured, problem.noise)
+
+    @property
+    def _from_noise(self) -> bool:
+        return self.moediff is not None and self.moediff.config.predicts_noise
+
+    def _sampler(self) -> str:
+        if self.moediff is None:
+            return "none"
+        if self._from_noise:
+            return "deterministic diffusion from noise"
+        start = "interpolated input" if self.mean is None else "regression mean"
+        return f"deterministic residual shift from the {start}"
 
     def _record(
         self,
         problem: _Problem,
-        seed: int,
-        samples: int,
-        steps: int,
-        strength: float,
+        sampling: _Sampling,
         residual: float,
         counts: dict[str, int] | None,
     ) -> dict[str, Any]:
@@ -304,11 +362,11 @@ class SuperResolver:
             "Model": self.model.name,
             "ModelVersion": str(self.model.config.get("version", "")),
             "ModelSHA256": self.model.sha256,
-            "Sampler": "deterministic residual shift from the regression mean",
-            "NumberOfSteps": steps,
-            "NumberOfSamples": samples,
-            "NoiseStrength": strength,
-            "RandomSeed": seed,
+            "Sampler": self._sampler(),
+            "NumberOfSteps": sampling.steps,
+            "NumberOfSamples": sampling.samples,
+            "NoiseStrength": sampling.strength,
+            "RandomSeed": sampling.seed,
             "Precision": self.precision,
             "Device": self.device.type,
             "InputVoxelSize": [round(z, 6) for z in problem.coarse_zooms],
@@ -316,6 +374,8 @@ class SuperResolver:
             "ConsistencyResidual": round(residual, 8),
             "EstimatedNoise": round(problem.noise * problem.scale, 6),
             "ExpertEvaluations": counts,
+            "SlicePlanes": len(orientations(problem.condition, sampling.planes)),
+            "DataConsistency": sampling.consistency,
             "Warnings": list(problem.warnings),
         }
 

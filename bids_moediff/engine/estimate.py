@@ -32,6 +32,7 @@ def estimate(
     device: str = "cpu",
     num_steps: int = 1,
     num_samples: int = 1,
+    planes: int = 1,
 ) -> Estimate:
     """Cost of one image of `shape_in` voxels of `zooms_in` mm at `zooms_out` mm."""
     counts = [
@@ -40,7 +41,7 @@ def estimate(
     ]
     voxels = math.prod(counts)
     work = voxels * (
-        _MEAN_MACS_PER_VOXEL + _EXPERT_MACS_PER_VOXEL_AND_STEP * num_steps * num_samples
+        _MEAN_MACS_PER_VOXEL + _EXPERT_MACS_PER_VOXEL_AND_STEP * num_steps * num_samples * planes
     )
     speed = _GPU_MACS_PER_SECOND if device.startswith("cuda") else _CPU_MACS_PER_SECOND
     return Estimate(

@@ -91,6 +91,8 @@ class _RequestInputSpec(BaseInterfaceInputSpec):
     num_steps = traits.Either(None, traits.Int, default=None, usedefault=True)
     num_samples = traits.Int(1, usedefault=True)
     noise_strength = traits.Float(0.0, usedefault=True)
+    planes = traits.Int(1, usedefault=True)
+    consistency = traits.Str("end", usedefault=True)
     batch_size = traits.Either(None, traits.Int, default=None, usedefault=True)
     want_gates = traits.Bool(False, usedefault=True)
 
@@ -113,7 +115,8 @@ class WriteRequest(SimpleInterface):
             if not entry.pop("failure"):
                 images.append({**entry, "out_dir": entry["key"]})
         options = (
-            "model precision seed num_steps num_samples noise_strength batch_size want_gates"
+            "model precision seed num_steps num_samples noise_strength planes consistency "
+            "batch_size want_gates"
         ).split()
         request = {name: getattr(self.inputs, name) for name in options}
         path = write_json({**request, "images": images}, folder / "request.json")

@@ -31,6 +31,8 @@ REPORTED_SETTINGS = (
     "num_steps",
     "num_samples",
     "noise_strength",
+    "planes",
+    "consistency",
     "random_seed",
     "intensities",
     "skip_bias_correction",
@@ -297,4 +299,5 @@ def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: Plan) ->
         device=plan.devices[0],
         num_steps=settings.num_steps or 1,
         num_samples=settings.num_samples,
+        planes=settings.planes,
     ).gigabytes

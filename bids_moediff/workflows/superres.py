@@ -78,6 +78,8 @@ def _init_request_node(settings: Settings, model: str) -> pe.Node:
         num_steps=1 if settings.sloppy else settings.num_steps,
         num_samples=settings.num_samples,
         noise_strength=settings.noise_strength,
+        planes=settings.planes,
+        consistency=settings.consistency,
         batch_size=settings.batch_size,
         want_gates="gates" in settings.outputs,
     )

@@ -40,6 +40,25 @@ class SampleOutput:
     skipped: int
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Slices on their way through the sampler: what does not change from step to step.
+
+    ``centre`` (B, H, W), ``origin`` and ``start_latents`` its latent and that of its
+    neighbourhood, ``tokens`` (B, N, d), ``gates`` (B, K, h, w), ``active`` (B, K) the experts
+    that run, ``condition`` (B, 6) and ``strength`` (B,).
+    """
+
+    centre: Tensor
+    origin: Tensor
+    start_latents: Tensor
+    tokens: Tensor
+    gates: Tensor
+    active: Tensor
+    condition: Tensor
+    strength: Tensor
+
+
 class MoEDiffSR(nn.Module):
     """Mixture of diffusion experts on slices whose head is scaled to about [0, 1].
 
@@ -53,9 +72,7 @@ class MoEDiffSR(nn.Module):
         super().__init__()
         self.config = config
         self.autoencoder = build_autoencoder(config).requires_grad_(False)
-        self.tokens = MultiScaleEncoder(
-            config.embed_dim, config.heads, config.guidance_channels
-        )
+        self.tokens = MultiScaleEncoder(config.embed_dim, config.heads, config.guidance_channels)
         self.gating = Gate(config)
         self.experts = nn.ModuleList(EXPERT_CLASSES[name](config) for name in config.experts)
         plain = (1.0,) * config.latent_channels
@@ -197,8 +214,27 @@ class MoEDiffSR(nn.Module):
         skip_threshold
             An expert whose gate stays below this over a whole slice is not run for it.
         """
+        steps = self.count_steps(num_steps, noise_strength)
+        given = self.prepare(start, condition, noise_strength, skip_threshold)
+        state = self.first_state(given, noise)
+        for step in range(steps):
+            s, s_next = 1.0 - step / steps, 1.0 - (step + 1) / steps
+            clean = self.clean_latent(given, state, s)
+            state = self.next_state(given.origin, state, clean, s, s_next)
+        run = int(given.active.sum()) * steps
+        image = self.decode(given.centre, given.origin, state)
+        return SampleOutput(image, given.gates, run, given.active.numel() * steps - run)
+
+    def count_steps(self, num_steps: int, noise_strength: float) -> int:
+        """Steps that are worth their time: without noise the bridge needs one."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+        return num_steps if self.config.predicts_noise or noise_strength > 0 else 1
+
+    def prepare(
+        self, start: Tensor, condition: Tensor, noise_strength: float, skip_threshold: float = 0.0
+    ) -> Prepared:
+        """What every step of :meth:`sample` needs; the same arguments."""
         if start.shape[1] != self.config.context_slices:
             raise ValueError(
                 f"needs {self.config.context_slices} neighbouring slices, not {start.shape[1]}"
@@ -209,22 +245,33 @@ class MoEDiffSR(nn.Module):
         start_latents = self.encode(start)
         origin = self.centre_latent(start_latents)
         strength = torch.full_like(origin[:, 0, 0, 0], noise_strength)
+        return Prepared(
+            centre, origin, start_latents, tokens.values, gates, active, condition, strength
+        )
+
+    def first_state(self, given: Prepared, noise: Tensor | None) -> Tensor:
+        """State at s = 1, (B, z, h, w): pure noise, or the start with a little noise."""
         if self.config.predicts_noise:
-            state, steps = self.latent_noise(noise, origin), num_steps
-        elif noise_strength == 0.0:
-            state, steps = origin, 1
-        else:
-            amplitude = self.config.kappa * noise_strength * self.config.latent_scale
-            state, steps = origin + amplitude * self.latent_noise(noise, origin), num_steps
-        for step in range(steps):
-            s, s_next = (torch.full_like(strength, 1.0 - k / steps) for k in (step, step + 1))
-            clean = self._mixture(
-                state, s, start_latents, tokens.values, condition, strength, gates, active
-            )
-            state = self.update(state, clean, origin, s, s_next)
-        run = int(active.sum()) * steps
-        image = self.decode(centre, origin, state)
-        return SampleOutput(image, gates, run, active.numel() * steps - run)
+            return self.latent_noise(noise, given.origin)
+        amplitude = (
+            self.config.kappa
+            * self.config.latent_scale
+            * diffusion.along(given.strength, given.origin)
+        )
+        if not amplitude.any():
+            return given.origin
+        return given.origin + amplitude * self.latent_noise(noise, given.origin)
+
+    def clean_latent(self, given: Prepared, state: Tensor, s: float) -> Tensor:
+        """The mixture's estimate of the clean latent at time s, (B, z, h, w)."""
+        return self._mixture(given, state, torch.full_like(given.strength, s))
+
+    def next_state(
+        self, origin: Tensor, state: Tensor, clean: Tensor, s: float, s_next: float
+    ) -> Tensor:
+        """The state at ``s_next``, given the estimate of the clean latent at ``s``."""
+        times = [origin.new_full((len(origin),), time) for time in (s, s_next)]
+        return self.update(state, clean, origin, times[0], times[1])
 
     @staticmethod
     def active_experts(gates: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -237,30 +284,26 @@ class MoEDiffSR(nn.Module):
         kept = gates * active[:, :, None, None]
         return kept / kept.sum(1, keepdim=True), active
 
-    def _mixture(
-        self,
-        state: Tensor,
-        s: Tensor,
-        start_latents: Tensor,
-        tokens: Tensor,
-        condition: Tensor,
-        strength: Tensor,
-        gates: Tensor,
-        active: Tensor,
-    ) -> Tensor:
+    def _mixture(self, given: Prepared, state: Tensor, s: Tensor) -> Tensor:
         """Equation 9 with only the active experts run, each on the slices that need it."""
         origin = torch.zeros_like(state)
         if not self.config.predicts_noise:  # mixing residuals keeps "no change" exact
-            origin = self.centre_latent(start_latents)
+            origin = given.origin
         mixture = origin.clone()
         for index in range(len(self.experts)):
-            rows = active[:, index].nonzero()[:, 0]
+            rows = given.active[:, index].nonzero()[:, 0]
             if len(rows) == 0:
                 continue
-            given = [t[rows] for t in (state, s, start_latents, tokens, condition, strength)]
-            out = self.run_expert(index, *given)
-            clean = self.estimate(index, given[0], given[1], given[2], out)
-            mixture = mixture.index_add(0, rows, gates[rows, index, None] * (clean - origin[rows]))
+            part = [
+                values[rows]
+                for values in (
+                    state, s, given.start_latents, given.tokens, given.condition, given.strength
+                )
+            ]  # fmt: skip
+            out = self.run_expert(index, *part)
+            clean = self.estimate(index, part[0], part[1], part[2], out)
+            gate = given.gates[rows, index, None]
+            mixture = mixture.index_add(0, rows, gate * (clean - origin[rows]))
         return mixture
 
     def update(
@@ -305,6 +348,7 @@ def equal_parameter_single(config: MoEDiffConfig, expert: str = "smooth") -> MoE
 __all__ = [
     "EXPERTS",
     "MoEDiffSR",
+    "Prepared",
     "SampleOutput",
     "equal_parameter_single",
     "parameter_count",
