@@ -156,6 +156,18 @@ def test_gate(group: str, gain: float, worst: float, gate: str) -> None:
     assert entry["worst_head"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("flicker", "gate"), [(1.04, "passed"), (1.06, "missed"), (None, "passed")]
+)
+def test_a_head_that_flickers_misses_the_gate(flicker: float | None, gate: str) -> None:
+    kept = [
+        row("a", "heads", name, psnr) for name, psnr in (("cubic", 30), ("back-projection", 31))
+    ]
+    own = [row("a", "heads", "moediff", 33.0) | {"flicker": flicker}]
+    entry = next(e for e in summarise([*kept, *own]) if e["method"] == "moediff")
+    assert (entry["gate"], entry["worst_flicker"]) == (gate, flicker)
+
+
 def test_sites_come_from_the_manifest(tmp_path: Path) -> None:
     table = (
         "file\tsplit\tsource_repo\na.nii.gz\ttrain\tx/y\nb.nii.gz\tval\tx/y\nc.nii.gz\tval\tz/z\n"

@@ -4,6 +4,7 @@
 * ``bids_moediff-evaluate DERIVATIVES OUT --reference BIDS_DIR``: results against true images;
 * ``bids_moediff-evaluate benchmark …``: a model on high-resolution heads that are made coarse;
 * ``bids_moediff-evaluate hallucination …``: lesions put into heads: kept, faded or multiplied?
+* ``bids_moediff-evaluate ablations …``: what each part of a model is worth.
 """
 
 import argparse
@@ -34,10 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    commands = {"benchmark": run_benchmark, "hallucination": run_hallucination}
+    commands = {
+        "benchmark": run_benchmark,
+        "hallucination": run_hallucination,
+        "ablations": _run_ablations,
+    }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     return run_derivatives(argv)
+
+
+def _run_ablations(argv: list[str]) -> int:
+    from bids_moediff.cli.ablations import run_ablations
+
+    return run_ablations(argv)
 
 
 def derivatives_parser() -> argparse.ArgumentParser:
@@ -45,7 +56,7 @@ def derivatives_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Compare super-resolved images with true images of the same participants.",
-        epilog=f"Also: {PROGRAM} benchmark --help, {PROGRAM} hallucination --help.",
+        epilog=f"Also: {PROGRAM} (benchmark|hallucination|ablations) --help.",
         allow_abbrev=False,
     )
     parser.add_argument("derivatives", type=Path, help="output folder of bids_moediff")
@@ -143,7 +154,7 @@ def _write_derivatives(
     from bids_moediff.evaluation.derivatives import COLUMNS
     from bids_moediff.evaluation.page import mean_figures, render
 
-    _write_table(rows, COLUMNS, folder / "evaluation.tsv")
+    write_table(rows, COLUMNS, folder / "evaluation.tsv")
     title = "Super-resolved images against their references"
     write_text(render(title, rows, problems, pictures), folder / "evaluation.html")
     for entry in mean_figures(rows):
@@ -273,7 +284,7 @@ def run_benchmark(argv: list[str]) -> int:
             if problem not in problems:
                 print(f"{PROGRAM}: {problem}", file=sys.stderr)
             problems.append(problem)
-        progress(_line(row) if row and "psnr" in row else "")
+        progress(result_line(row) if row and "psnr" in row else "")
 
     done, notes = run(plan, rows, HeadTable(folder / "heads.tsv"), report)
     progress.close()
@@ -283,7 +294,8 @@ def run_benchmark(argv: list[str]) -> int:
     return 1 if problems else 0
 
 
-def _line(row: dict[str, Any]) -> str:
+def result_line(row: dict[str, Any]) -> str:
+    """One row of a benchmark in a line of the progress."""
     return (
         f"{row['head']}  {row['protocol']}  {row['method']}  {row['psnr']:.2f} dB"
         f"  {row['seconds']:.1f} s"
@@ -296,7 +308,7 @@ def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Pa
     from bids_moediff.evaluation import summary
 
     entries = summary.summarise(rows)
-    _write_table(entries, summary.COLUMNS, folder / "summary.tsv")
+    write_table(entries, summary.COLUMNS, folder / "summary.tsv")
     page = summary.markdown(entries, rows, notes)
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         summary.draw_gains(rows, protocol, folder / "figures" / f"{protocol}.png")
@@ -370,11 +382,11 @@ def _write_lesions(tables: Any, folder: Path) -> None:
     """The tables so far."""
     from bids_moediff.evaluation import hallucination as suite
 
-    _write_table(tables.lesions, suite.LESION_COLUMNS, folder / "lesions.tsv")
-    _write_table(tables.heads, suite.HEAD_COLUMNS, folder / "heads.tsv")
+    write_table(tables.lesions, suite.LESION_COLUMNS, folder / "lesions.tsv")
+    write_table(tables.heads, suite.HEAD_COLUMNS, folder / "heads.tsv")
 
 
-def _write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
+def write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
     """Rows with six digits; figures that are missing or no numbers become n/a."""
     from bids_moediff.bids.sink import table_text, write_text
 
@@ -389,7 +401,7 @@ def _write_lesion_page(tables: Any, folder: Path) -> None:
     from bids_moediff.bids.sink import write_text
     from bids_moediff.evaluation import hallucination as suite
 
-    _write_table(suite.size_classes(tables), suite.CLASS_COLUMNS, folder / "sizes.tsv")
+    write_table(suite.size_classes(tables), suite.CLASS_COLUMNS, folder / "sizes.tsv")
     page = suite.markdown(tables)
     suite.draw_recovery(tables, folder / "figures" / "recovered.png")
     for path in [Path("figures/recovered.png"), *sorted((folder / "figures").glob("lesions_*"))]:

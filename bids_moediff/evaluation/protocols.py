@@ -10,6 +10,8 @@ from bids_moediff.engine.grid import Triple
 from bids_moediff.errors import UsageError
 from bids_moediff.settings import closest
 
+# Slice-to-slice differences over the truth's, above which flicker shows.
+FLICKER_LIMIT = 1.05
 # Another scanner or site may reach this share of the gates.
 OTHER_SITE_SHARE = 0.8
 

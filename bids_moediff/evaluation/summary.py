@@ -9,7 +9,7 @@ import numpy as np
 
 from .heads import OTHER_SITE, TRAINING_SITE, UNKNOWN_SITE
 from .metrics import bootstrap_interval
-from .protocols import GATES, OTHER_SITE_SHARE, parse_protocol
+from .protocols import FLICKER_LIMIT, GATES, OTHER_SITE_SHARE, parse_protocol
 
 Row = dict[str, Any]
 BASELINES = ("linear", "cubic", "back-projection", "consistent")
@@ -84,7 +84,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _gate(entry: Row) -> str | None:
-    """Mean gains reach the gate and no head falls below cubic + back-projection."""
+    """Mean gains reach the gate, no head falls below cubic + back-projection, none flickers."""
     if entry["protocol"] not in GATES or entry["method"] in BASELINES:
         return None
     share = OTHER_SITE_SHARE if entry["group"] == OTHER_SITE else 1.0
@@ -93,6 +93,7 @@ def _gate(entry: Row) -> str | None:
         entry["over_cubic"] >= share * cubic
         and entry["over_back_projection"] >= share * back
         and entry["worst_over_back_projection"] >= 0
+        and (entry["worst_flicker"] or 0.0) <= FLICKER_LIMIT
     )
     return "passed" if reached else "missed"
 
@@ -105,7 +106,8 @@ def markdown(summary: Sequence[Row], rows: Sequence[Row], notes: Mapping[str, st
         "PSNR in dB in the head mask, in 3-D, range 99.5th percentile of the truth. Gains are",
         "means over heads with 95 % percentile bootstrap intervals. Gate: mean gains over cubic",
         "and over cubic + back-projection (BP) required of a release (80 % of them on heads of",
-        "another site), and no head below cubic + BP.",
+        "another site), no head below cubic + BP, and flicker of at most 1.05 on every head where",
+        "the slow figures were asked for.",
         "",
         "| protocol | heads | method | cubic | + BP | PSNR | over cubic | over cubic + BP "
         "| worst head over cubic + BP | gate |",

@@ -14,10 +14,16 @@ from scipy import fft, ndimage
 
 from bids_moediff.engine.biasfield import bias_field
 from bids_moediff.engine.brainmask import brain_mask
+from bids_moediff.engine.enhance import SuperResolver
 from bids_moediff.engine.grid import Triple, voxel_sizes
 from bids_moediff.engine.masks import largest_component
 from bids_moediff.engine.quality import Tissue, tissue_classes
 from bids_moediff.errors import ImageError
+
+from .benchmark import make_task
+from .blocks import Block
+from .heads import Head
+from .protocols import Protocol
 
 TISSUES = ("white-matter core", "cortex", "grey-white band")
 OWNERS = {"smooth": 0, "cortex": 1, "junction": 2}
@@ -166,3 +172,28 @@ def verdict(heads: Sequence[HeadMass], draws: int = 9999, seed: int = 0) -> Verd
     # A tie is no evidence; float32 sums of a constant gate differ in the last digits.
     reached = int((null >= statistic - 1e-6).sum())
     return Verdict(statistic, float(null.mean()), (1 + reached) / (1 + draws), len(heads))
+
+
+def gate_mass_of(
+    resolver: SuperResolver, head: Block, protocol: Protocol, experts: Sequence[str]
+) -> HeadMass:
+    """Gate mass of a model on the block of a T1-weighted head under a protocol; ImageError."""
+    if not head.name.endswith("_T1w"):
+        raise ImageError("tissues are known of T1-weighted heads only.")
+    whole, block = Head(head.path, head.group).load(), head.load()
+    task = make_task(
+        block.truth, block.mask, block.zooms, block.affine, protocol.ratios(block.axes),
+        protocol.profile,
+    )  # fmt: skip
+    result = resolver.enhance(
+        task.coarse_image, task.zooms, acquisition=task.acquisition, want_gates=True
+    )
+    assert result.gates is not None
+    # The corner of the block in voxels of the head; the task may cut off its end.
+    corner = np.linalg.inv(whole.affine) @ block.affine[:, 3]
+    cut = tuple(
+        slice(round(begin), round(begin) + size)
+        for begin, size in zip(corner[:3], task.truth.shape, strict=True)
+    )
+    codes = segment(whole.truth, whole.affine)[cut]
+    return head_mass(np.asarray(result.gates.dataobj), codes, experts)

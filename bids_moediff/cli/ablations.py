@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-evaluate ablations``: what each part of a model is worth, as one table."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_moediff import __version__
+from bids_moediff.cli import evaluate
+from bids_moediff.cli.common import Progress
+from bids_moediff.errors import ImageError, MoediffError, UsageError
+
+if TYPE_CHECKING:
+    from bids_moediff.engine.enhance import SuperResolver
+    from bids_moediff.evaluation.blocks import Block
+
+PROGRAM = f"{evaluate.PROGRAM} ablations"
+DEVELOPMENT = "development"
+DEFAULT_PROTOCOLS = ("x2iso-kspace", "x4slices-gaussian")
+
+
+def ablations_parser() -> argparse.ArgumentParser:
+    """Parser of ``ablations``."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Change one setting of a model at a time and compare, on the central blocks "
+        "of heads that trained nothing. Networks that have to be trained for a comparison are "
+        "given with --models; the table says which were not. Finished rows in OUT are kept.",
+    )
+    add = parser.add_argument
+    add("output", type=Path, metavar="OUT", help="folder for the tables and the page")
+    evaluate.add_heads(parser)
+    parser.set_defaults(split=DEVELOPMENT)
+    add("--model", default="moediff", metavar="NAME", help="model that is judged")
+    add(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="further models: experts-single, experts-slice-gate, experts-kl, experts-vq, "
+        "experts-interpolation, experts-noise, experts-2d (the names of their recipes), experts "
+        "(a mixture trained as those were) or any other name",
+    )
+    add("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, metavar="NAME")
+    add("--block", type=int, default=96, metavar="N", help="side of the blocks in voxels")
+    add("--samples", type=int, default=8, metavar="N", help="samples of the mean of samples")
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    add("--threads", type=int, default=1, help="CPU threads (default 1)")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_ablations(argv: list[str]) -> int:
+    """Rows, table and page; 1 if a row could not be computed."""
+    options = ablations_parser().parse_intermixed_args(argv)
+    folders = _named(options.models)
+    if options.block < 48 or options.samples < 2:
+        raise UsageError("--block must be at least 48, and --samples at least 2.")
+    from bids_moediff.evaluation.protocols import select_protocols
+
+    protocols = select_protocols(options.protocols)
+    evaluate.check_threads(options)
+    from bids_moediff.evaluation import ablation, ablation_page
+    from bids_moediff.evaluation.benchmark import HeadTable, Plan, Rows, run
+
+    heads = _blocks(options)
+    base = _load(options.model, options)
+    given = {name: _load(str(folder), options) for name, folder in folders.items()}
+    arms = ablation.make_arms(base, given, options.samples)
+    plan = Plan(heads, protocols, ablation.methods_of(arms), full=True)
+    progress, problems = Progress(len(plan), "row"), []
+
+    def report(row: dict[str, Any] | None, problem: str) -> None:
+        if problem:
+            if problem not in problems:
+                print(f"{PROGRAM}: {problem}", file=sys.stderr)
+            problems.append(problem)
+        progress(evaluate.result_line(row) if row and "psnr" in row else "")
+
+    folder = options.output
+    rows, notes = run(plan, Rows(folder / "rows.tsv"), HeadTable(folder / "heads.tsv"), report)
+    progress.close()
+    if not rows:
+        raise MoediffError("Not one head could be evaluated.")
+    entries = ablation.summarise(arms, rows)
+    evaluate.write_table(entries, ablation.COLUMNS, folder / "ablations.tsv")
+    gates = _gates(base, heads, protocols[0])
+    text = ablation_page.page(entries, _notes(options, base, given, heads, notes), gates)
+    from bids_moediff.bids.sink import write_text
+
+    write_text(text, folder / "ablations.md")
+    print(text)
+    return 1 if problems else 0
+
+
+def _named(words: list[str]) -> dict[str, Path]:
+    """Folders by name; UsageError for a word without a sign, and for a name given twice."""
+    folders: dict[str, Path] = {}
+    for word in words:
+        name, sign, folder = word.partition("=")
+        if not sign or not name or not folder:
+            raise UsageError(f"--models wants NAME=FOLDER, not {word!r}.")
+        if name in folders:
+            raise UsageError(f"--models names {name} twice.")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _blocks(options: argparse.Namespace) -> "list[Block]":
+    """Central blocks of the heads; those of development are what the recipes keep out."""
+    from bids_moediff.evaluation.blocks import Block
+
+    split = options.split
+    if options.data is not None and split == DEVELOPMENT:
+        from bids_moediff.training.recipe import load_recipes
+
+        options.split = "train"
+        kept_out = set(load_recipes("experts")[0].keep_out)
+        heads = [
+            head
+            for head in evaluate.load_heads(options)
+            if head.name in kept_out or head.path in options.heads
+        ]
+    else:
+        heads = evaluate.load_heads(options)
+    if not heads:
+        raise UsageError(f"{options.data} holds none of the heads of {split}.")
+    return [Block(head.path, head.group, options.block) for head in heads]
+
+
+def _load(name: str, options: argparse.Namespace) -> "SuperResolver":
+    from bids_moediff.engine.enhance import SuperResolver
+
+    return SuperResolver.from_pretrained(name, options.device, options.precision)
+
+
+def _gates(base: "SuperResolver", heads: "list[Block]", protocol: Any) -> list[str]:
+    """Gate mass per tissue of the model on T1-weighted heads."""
+    from bids_moediff.evaluation.ablation_page import gate_lines
+    from bids_moediff.evaluation.tissue import gate_mass_of, verdict
+
+    experts = list(base.moediff.config.experts)  # type: ignore[union-attr]
+    masses, left_out = {}, {}
+    for head in heads:
+        try:
+            masses[head.name] = gate_mass_of(base, head, protocol, experts)
+        except ImageError as error:
+            left_out[head.name] = str(error)
+    found = verdict(list(masses.values())) if masses else None
+    return gate_lines(masses, experts, found, left_out)
+
+
+def _notes(
+    options: argparse.Namespace,
+    base: "SuperResolver",
+    given: "dict[str, SuperResolver]",
+    heads: "list[Block]",
+    notes: dict[str, str],
+) -> list[str]:
+    """How the table was made, without a path of this machine."""
+    models = "".join(f" {name}=FOLDER" for name in given)
+    command = f"{PROGRAM} OUT --data DATA --split {options.split} --model {base.model.name}"
+    if models:
+        command += f" --models{models}"
+    lines = [
+        "Made by `" + command + f" --protocols {' '.join(options.protocols)}` "
+        f"on {len(heads)} central blocks of {options.block} voxels: "
+        f"{', '.join(head.name for head in heads)}.",
+        "",
+        "Weights (SHA-256):",
+        "",
+        *(
+            f"* {name}: {resolver.model.sha256[:12]}, {resolver.precision}"
+            for name, resolver in {base.model.name: base, **given}.items()
+        ),
+    ]
+    told = [f"* {name}: {note}." for name, note in notes.items() if note]
+    return [*lines, *(["", "Axes without truth are left alone:", "", *told] if told else [])]

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ablation command on generated heads and untrained models."""
+
+import csv
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_moediff.evaluation.ablation import VARIANTS, equal_gates
+from bids_moediff.evaluation.ablation_page import findings
+from bids_moediff.evaluation.blocks import RIM, Block
+from bids_moediff.evaluation.heads import Head
+from bids_moediff.models.hub import build_network, save_model
+from bids_moediff.models.moediff.config import MoEDiffConfig
+from bids_moediff.models.moediff.mean import MeanConfig
+from bids_moediff.models.moediff.network import MoEDiffSR
+from conftest import run_script
+from generated import head
+
+PROGRAM = "bids_moediff-evaluate"
+TINY = {"width": 4, "embed_dim": 8, "heads": 2, "context_slices": 3, "kappa": 0.5}
+
+
+def model(folder: Path, **changes: object) -> Path:
+    """Model folder whose experts and mean change their input a little."""
+    torch.manual_seed(1)
+    config = {
+        "family": "moediff",
+        "version": "random",
+        "mean": MeanConfig(4, 1).to_dict(),
+        "moediff": MoEDiffConfig(**{**TINY, **changes}).to_dict(),  # type: ignore[arg-type]
+    }
+    network = build_network(config)
+    for name, parameter in network.named_parameters():
+        if not parameter.any() and "autoencoder" not in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    save_model(network, config, folder, "# A model of random weights for tests\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("heads")
+    files = [folder / "a_T1w.nii.gz", folder / "b_T2w.nii.gz"]
+    for seed, path in enumerate(files):
+        nib.save(head((56, 60, 52), (3.0, 3.0, 3.2), seed), path)
+    return files
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def table(heads: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("ablations")
+    moediff = model(base / "tiny")
+    single = model(base / "one", experts=("smooth",), diffusion_steps=(500,), width=6)
+    arguments = ["ablations", base / "out", "--heads", *heads, "--model", moediff]
+    arguments += ["--models", f"experts-single={single}", f"mine={single}", "--block", 48]
+    arguments += ["--protocols", "x2iso-kspace", "--samples", 2, "--precision", "fp32"]
+    run = run_script(PROGRAM, *arguments, cwd=base)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("# Ablations")
+    return base
+
+
+def test_one_table_holds_every_question(table: Path) -> None:
+    rows = read(table / "out" / "ablations.tsv")
+    questions = list(dict.fromkeys(row["question"] for row in rows))
+    assert questions == [
+        "mixture", "gate", "latent", "start", "steps (noise 1)", "noise (4 steps)",
+        "data consistency", "slices", "samples", "other models",
+    ]  # fmt: skip
+    given = {row["setting"]: row for row in rows if row["psnr"] != "n/a"}
+    missing = {row["setting"] for row in rows if row["method"] == "n/a"}
+    expected = {v.setting for name, v in VARIANTS.items() if name != "experts-single"}
+    assert missing == expected and "mine" in given
+    assert all(row["rows"] == "2" for row in given.values())
+    page = (table / "out" / "ablations.md").read_text()
+    assert page.count("| not given |") == len(expected)
+    assert str(table) not in page and "experts-single=FOLDER" in page
+    assert "b_T2w: left out, tissues are known of T1-weighted heads only" in page
+
+
+def test_differences_are_paired_with_the_default(table: Path) -> None:
+    rows = read(table / "out" / "rows.tsv")
+    psnr = {
+        (row["head"], row["method"], row["version"].partition(" ")[2]): float(row["psnr"])
+        for row in rows
+    }
+    entries = {
+        (row["question"], row["setting"]): row for row in read(table / "out" / "ablations.tsv")
+    }
+    gains = [
+        psnr[(name, "tiny", "fp32 noise_strength=1.0 num_steps=4")] - psnr[(name, "tiny", "fp32")]
+        for name in ("a_T1w", "b_T2w")
+    ]
+    one = entries[("samples", "one")]
+    assert float(one["over_reference"]) == pytest.approx(np.mean(gains), abs=1e-3)
+    assert float(one["worst_over_reference"]) == pytest.approx(min(gains), abs=1e-3)
+    assert float(entries[("mixture", "default: three experts on the mean")]["over_reference"]) == 0
+    # Every setting does something, and only "off" leaves the data.
+    noisy = [entries[("steps (noise 1)", count)]["psnr"] for count in "1248"]
+    assert len(set(noisy)) == 4
+    for (question, setting), row in entries.items():
+        if row["psnr"] != "n/a":
+            assert (float(row["worst_residual"]) > 1e-3) == setting.endswith("off"), (
+                question,
+                setting,
+            )
+    # The same row under two questions is computed once.
+    assert entries[("samples", "one")]["psnr"] == entries[("steps (noise 1)", "4")]["psnr"]
+    assert len(rows) == len({tuple(row.values())[:7] for row in rows})
+
+
+def test_finished_rows_are_kept(table: Path, heads: list[Path]) -> None:
+    arguments = ["ablations", table / "out", "--heads", *heads, "--model", table / "tiny"]
+    arguments += ["--block", 48, "--protocols", "x2iso-kspace", "--samples", 2]
+    before = (table / "out" / "rows.tsv").read_text()
+    run = run_script(PROGRAM, *arguments, "--precision", "fp32", cwd=table)
+    assert run.returncode == 0, run.stderr
+    assert (table / "out" / "rows.tsv").read_text() == before
+    assert "no such model was given" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["experts-single"], "NAME=FOLDER"),
+        (["experts-kl={tiny}"], "no such variant"),
+        (["x={tiny}", "x={tiny}"], "twice"),
+    ],
+)
+def test_wrong_models_are_refused(
+    words: list[str], sentence: str, table: Path, heads: list[Path], tmp_path: Path
+) -> None:
+    models = [word.format(tiny=table / "tiny") for word in words]
+    arguments = ["ablations", tmp_path / "out", "--heads", heads[0], "--model", table / "tiny"]
+    run = run_script(PROGRAM, *arguments, "--models", *models, cwd=tmp_path)
+    assert run.returncode == 2 and sentence in run.stderr and "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_block_is_the_middle_of_its_head(heads: list[Path]) -> None:
+    whole, block = Head(heads[0]).load(), Block(heads[0], side=48).load()
+    assert block.truth.shape == (48, 48, 48)
+    corner = np.linalg.inv(whole.affine) @ block.affine[:, 3]
+    begin = np.round(corner[:3]).astype(int)
+    cut = tuple(slice(b, b + 48) for b in begin)
+    np.testing.assert_array_equal(block.truth, whole.truth[cut])
+    assert not block.mask[: RIM if begin[0] else 0].any() and block.mask[24, 24, 24]
+    assert (block.mask <= whole.mask[cut]).all()
+    assert Block(heads[0], side=48).digest != Block(heads[0], side=64).digest
+
+
+def test_equal_gates_are_equal() -> None:
+    torch.manual_seed(0)
+    network = equal_gates(MoEDiffSR(MoEDiffConfig(**TINY)).eval())  # type: ignore[arg-type]
+    gates = network.gate(torch.rand(2, 64, 64))
+    torch.testing.assert_close(gates, torch.full_like(gates, 1 / 3))
+
+
+def entry(question: str, setting: str, psnr: float, **figures: float) -> dict[str, object]:
+    known = {"psnr": psnr, "over_reference": psnr - 30, "worst_flicker": 1.0, "band_power": 0.5}
+    return {"question": question, "setting": setting, "method": "m", "rows": 2} | known | figures
+
+
+@pytest.mark.parametrize(
+    ("single", "one", "words"),
+    [
+        (29.8, 29.0, ["beats one network", "+0.200 dB", "1.00 dB below", "(within 1.5 dB)"]),
+        (29.95, 28.0, ["does not beat one network", "+0.050 dB", "(beyond 1.5 dB)"]),
+    ],
+)
+def test_findings_tell_what_was_missed(single: float, one: float, words: list[str]) -> None:
+    text = " ".join(
+        findings([
+            entry("mixture", "default: three experts on the mean", 30.0, worst_flicker=1.2),
+            entry("mixture", "the mean alone", 29.7),
+            entry("mixture", "one expert with as many weights", single),
+            entry("samples", "one", one, band_power=0.8),
+            entry("samples", "mean of 8", 29.9),
+        ])
+    )  # fmt: skip
+    for word in [*words, "+0.300 dB to the mean", "above the limit of 1.05", "(within 0.3 dB)"]:
+        assert word in text, (word, text)
