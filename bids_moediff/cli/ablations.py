@@ -112,21 +112,20 @@ def _blocks(options: argparse.Namespace) -> "list[Block]":
     """Central blocks of the heads; those of development are what the recipes keep out."""
     from bids_moediff.evaluation.blocks import Block
 
-    split = options.split
-    if options.data is not None and split == DEVELOPMENT:
+    if options.data is not None and options.split == DEVELOPMENT:
         from bids_moediff.training.recipe import load_recipes
 
-        options.split = "train"
         kept_out = set(load_recipes("experts")[0].keep_out)
+        known = argparse.Namespace(**(vars(options) | {"split": "train"}))
         heads = [
             head
-            for head in evaluate.load_heads(options)
+            for head in evaluate.load_heads(known)
             if head.name in kept_out or head.path in options.heads
         ]
     else:
         heads = evaluate.load_heads(options)
     if not heads:
-        raise UsageError(f"{options.data} holds none of the heads of {split}.")
+        raise UsageError(f"{options.data} holds none of the heads of {options.split}.")
     return [Block(head.path, head.group, options.block) for head in heads]
 
 
@@ -161,13 +160,13 @@ def _notes(
 ) -> list[str]:
     """How the table was made, without a path of this machine."""
     models = "".join(f" {name}=FOLDER" for name in given)
-    command = f"{PROGRAM} OUT --data DATA --split {options.split} --model {base.model.name}"
+    source = f"--data DATA --split {options.split}" if options.data else "--heads FILE…"
+    command = f"{PROGRAM} OUT {source} --model {base.model.name} --block {options.block}"
     if models:
         command += f" --models{models}"
     lines = [
         "Made by `" + command + f" --protocols {' '.join(options.protocols)}` "
-        f"on {len(heads)} central blocks of {options.block} voxels: "
-        f"{', '.join(head.name for head in heads)}.",
+        f"on central blocks of {', '.join(head.name for head in heads)}.",
         "",
         "Weights (SHA-256):",
         "",

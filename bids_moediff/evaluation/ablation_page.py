@@ -127,9 +127,10 @@ def gate_lines(
     """Gate mass of the model per tissue, and whether it is above chance."""
     lines = ["## Gate mass per tissue", ""]
     lines += [f"* {name}: left out, {reason}" for name, reason in left_out.items()]
+    lines += [""] if left_out else []
     if found is None:
-        return [*lines, "", "No head has a segmentation, so nothing can be said."]
-    lines += ["", "Mean gate of each expert in each tissue (columns sum to one):", ""]
+        return [*lines, "No head has a segmentation, so nothing can be said."]
+    lines += ["Mean gate of each expert in each tissue (columns sum to one):", ""]
     lines += [f"| head | expert | {' | '.join(TISSUES)} |", "|---|---|" + "---|" * len(TISSUES)]
     for name, head in heads.items():
         for index, expert in enumerate(experts):
@@ -146,5 +147,5 @@ def gate_lines(
         f"{found.statistic:+.4f} on average,",
         f"after shifts of the gates against the tissue by {found.chance:+.4f}; p = "
         f"{found.p_value:.4f} (permutation test,",
-        f"{found.heads} heads). **The gate is {answer}.**",
+        f"heads: {found.heads}). **The gate is {answer}.**",
     ]
