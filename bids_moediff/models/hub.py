@@ -25,11 +25,11 @@ from torch import nn
 
 from bids_moediff.errors import WeightsError
 
-CONFIG_NAME = "config.json"
+from .shipped import CONFIG_NAME, MODELS_FOLDER, available
+
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 FORMAT_VERSION = 1
-MODELS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models"
 
 Builder = Callable[[Mapping[str, Any]], nn.Module]
 
@@ -102,17 +102,6 @@ FAMILIES: dict[str, Builder] = {
     "crfm": _single("crfm", _dataclass_builder("crfm.network", "CRFMConfig", "CRFMNetwork")),
     "nsmoe": _single("nsmoe", _dataclass_builder("nsmoe.network", "NSMoEConfig", "NSMoENetwork")),
 }
-
-
-HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --model
-
-
-def available() -> list[str]:
-    """Names of the super-resolution models that come with the package."""
-    if not MODELS_FOLDER.is_dir():
-        return []
-    folders = (p for p in MODELS_FOLDER.iterdir() if (p / CONFIG_NAME).is_file())
-    return sorted(p.name for p in folders if p.name not in HELPERS)
 
 
 def resolve(name_or_dir: str | Path) -> Path:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bids_moediff.models.streaming import Chain, Convolution, Residual
+
 FOLD = 2
 # Fixed gains that bring input, blocks and output to the order of one; without them a step of the
 # optimiser moves the output by more than the detail that is sought (docs/experiments.md).
@@ -29,6 +31,11 @@ class MeanConfig:
     channels: int = 48
     blocks: int = 6
     condition_dim: int = 6
+
+    @property
+    def multiple(self) -> int:
+        """Sizes must be multiples of this."""
+        return FOLD
 
     @property
     def receptive_radius(self) -> int:
@@ -118,3 +125,14 @@ class MeanNetwork(nn.Module):
         for index, block in enumerate(self.body):
             features = block(features, film[2 * index], film[2 * index + 1])
         return start + OUTPUT_GAIN * depth_to_space(self.tail(features).to(start.dtype))
+
+    def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
+        """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
+        film = self.film(condition)[0].chunk(2 * len(self.body))
+        blocks = []
+        for index, block in enumerate(self.body):
+            scale, shift = 1 + film[2 * index], film[2 * index + 1]
+            first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
+            second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
+            blocks.append(Residual(Chain(first, second)))
+        return Chain(Convolution(self.head, kind), *blocks, Convolution(self.tail, kind))

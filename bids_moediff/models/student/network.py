@@ -24,6 +24,7 @@ from bids_moediff.models.moediff.mean import (
     normalise,
     space_to_depth,
 )
+from bids_moediff.models.streaming import Chain, Convolution, Doubling, Halving, Residual
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,26 @@ class StudentNetwork(nn.Module):
     def forward(self, start: Tensor, condition: Tensor) -> Tensor:
         """Super-resolved volume (B, 1, X, Y, Z); see :meth:`with_features`."""
         return self.with_features(start, condition)[0]
+
+    def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
+        """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
+        embedding = self.condition(condition)
+        inner = _stream_stage(self.encoders[-1], embedding, kind)
+        for level in reversed(range(len(self.downs))):
+            down, up = Halving(self.downs[level], kind), Doubling(self.ups[level], kind)  # type: ignore[arg-type]
+            inner = Chain(
+                _stream_stage(self.encoders[level], embedding, kind),
+                Residual(Chain(down, inner, up)),
+                _stream_stage(self.decoders[level], embedding, kind),
+            )
+        return Chain(Convolution(self.head, kind), inner, Convolution(self.tail, kind))
+
+
+def _stream_stage(stage: nn.Module, embedding: Tensor, kind: torch.dtype) -> Chain:
+    """Blocks of a stage with scale and shift folded into their first convolutions."""
+    parts = []
+    for block in stage.blocks:  # type: ignore[union-attr]
+        scale, shift = block.film(embedding)[0].chunk(2)
+        first = Convolution(block.first, kind, scale=1.0 + scale, shift=shift, activate=True)
+        parts.append(Residual(Chain(first, Convolution(block.second, kind))))
+    return Chain(*parts)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which models come with the package, which of them a run takes, and what they cost.
+
+Reads config.json only and imports nothing heavy: the command line asks before torch is loaded.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "config.json"
+MODELS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models"
+HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --model
+
+# Multiply-accumulates per output voxel and step of the default experts, counted by torch.
+_EXPERT_MACS = 34_000.0
+# A network nobody has a count for is taken to cost as much as the first shipped mean.
+_UNKNOWN_MACS = 101_000.0
+
+
+def available() -> list[str]:
+    """Names of the super-resolution models that come with the package."""
+    if not MODELS_FOLDER.is_dir():
+        return []
+    folders = (p for p in MODELS_FOLDER.iterdir() if (p / CONFIG_NAME).is_file())
+    return sorted(p.name for p in folders if p.name not in HELPERS)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Name or folder of a model, and why it was taken."""
+
+    model: str
+    reason: str
+
+
+def choose(
+    model: str,
+    device: str,
+    *,
+    num_samples: int = 1,
+    noise_strength: float = 0.0,
+    num_steps: int | None = None,
+    want_gates: bool = False,
+    shipped: Iterable[str] | None = None,
+) -> Choice:
+    """The model of a run: ``auto`` is settled by what is asked for, by device and by what is there.
+
+    Parameters
+    ----------
+    model
+        ``auto``, or a name or folder, which is taken as it is.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
+    num_samples, noise_strength, num_steps, want_gates
+        Uncertainty, texture, sampling steps and expert maps: only the mixture has them.
+    shipped
+        Names to choose from; the package's own by default.
+    """
+    if model != "auto":
+        return Choice(model, "asked for")
+    asked = {
+        "several samples": num_samples > 1,
+        "texture (noise strength above 0)": noise_strength > 0,
+        "a number of sampling steps": num_steps is not None,
+        "expert maps": want_gates,
+    }
+    wanted = " and ".join(words for words, is_asked in asked.items() if is_asked)
+    if wanted:
+        return Choice("moediff", f"chosen because only the mixture of experts gives {wanted}")
+    names = available() if shipped is None else list(shipped)
+    if "student" not in names:
+        return Choice("moediff", "chosen because no student model comes with this package")
+    if device.startswith("cuda"):
+        return Choice("moediff", "chosen because a GPU is there, where the full model is fast")
+    return Choice("student", "chosen for the processor: one step in place of the full mixture")
+
+
+def read_config(name_or_dir: str | Path) -> dict[str, Any]:
+    """config.json of a shipped model's name or of a folder; empty where it cannot be read."""
+    for folder in (Path(name_or_dir), MODELS_FOLDER / str(name_or_dir)):
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return config if isinstance(config, dict) else {}
+    return {}
+
+
+def macs_per_voxel(config: Mapping[str, Any], steps: int = 1) -> float:
+    """Multiply-accumulates of the networks for one output voxel.
+
+    `steps` counts evaluations of the experts: sampling steps times samples.
+    """
+    try:
+        if config.get("family") == "student":
+            section = config["student"]
+            return _student_macs(section["widths"], section["blocks"])
+        total = 0.0
+        if mean := config.get("mean"):
+            total += _mean_macs(mean["channels"], mean["blocks"])
+        if config.get("moediff"):
+            total += _EXPERT_MACS * (config["moediff"].get("width", 32) / 32) ** 2 * steps
+        return total or _UNKNOWN_MACS
+    except (KeyError, TypeError, ValueError):
+        return _UNKNOWN_MACS
+
+
+def _mean_macs(channels: int, blocks: int) -> float:
+    """Convolutions of :class:`~bids_moediff.models.moediff.mean.MeanNetwork`, folded by two."""
+    return 27 * (2 * blocks * channels**2 + 16 * channels) / 8
+
+
+def _student_macs(widths: list[int], blocks: list[int]) -> float:
+    """Convolutions of :class:`~bids_moediff.models.student.network.StudentNetwork`."""
+    total = 27 * 16 * widths[0] / 8.0
+    for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        stages = 1 if level == len(widths) - 1 else 2
+        total += 27 * 2 * count * stages * width**2 / 8 ** (level + 1)
+    for level, (fine, coarse) in enumerate(pairwise(widths)):
+        # Down: eight taps at the coarse level; up: one tap for each voxel of the fine level.
+        total += fine * coarse * 8 / 8 ** (level + 2) + fine * coarse / 8 ** (level + 1)
+    return total

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks through which planes are pushed equal the same networks on the whole volume."""
+
+import pytest
+import torch
+
+from bids_moediff.engine.mean import apply_mean, axis_order, reorder
+from bids_moediff.engine.tiling import pad_to_multiple
+from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+
+
+def lively(network: torch.nn.Module) -> torch.nn.Module:
+    """Weights at random, those that start at zero too."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    return network.eval()
+
+
+def networks() -> dict[str, torch.nn.Module]:
+    torch.manual_seed(4)
+    return {
+        "mean": lively(MeanNetwork(MeanConfig(8, 3))),
+        "student, one level": lively(StudentNetwork(StudentConfig((8,), (2,)))),
+        "student": lively(StudentNetwork(StudentConfig((8, 12, 16), (2, 1, 2)))),
+    }
+
+
+def whole(network, start, condition):
+    """The network's own forward call, on everything at once."""
+    order = axis_order(condition)
+    padded = pad_to_multiple(start.permute(order), network.config.multiple).contiguous()
+    with torch.inference_mode():
+        out = network(padded[None, None], reorder(condition, order)[None])[0, 0]
+    out = out[tuple(slice(start.shape[axis]) for axis in order)]
+    return out.permute([order.index(axis) for axis in range(3)])
+
+
+@pytest.mark.parametrize("name", ["mean", "student, one level", "student"])
+@pytest.mark.parametrize("max_voxels", [1, 3000, 10**9])
+@pytest.mark.parametrize("shape", [(70, 18, 23), (9, 30, 12)])
+def test_planes_pushed_equal_the_whole_volume(name, max_voxels, shape):
+    network = networks()[name]
+    start = torch.rand(shape)
+    condition = torch.tensor([0.5, 0.5, 2.0, 1.2, 1.2, 0.9])
+    expected = whole(network, start, condition)
+    assert (expected - start).abs().max() > 0.01
+    result = apply_mean(network, start, condition, max_voxels=max_voxels)
+    assert (result - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("coarse", [0, 1, 2])
+def test_any_axis_may_be_the_thick_one(coarse):
+    """A volume turned round gives the output turned round."""
+    network = networks()["student"]
+    start = torch.rand(24, 16, 20)
+    told = torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0, 1.0])
+    axes = [1, 2]
+    axes.insert(coarse, 0)  # axis 0 of `start` is the thick one, put at `coarse`
+    condition = torch.zeros(6)
+    condition[coarse], condition[3 + coarse] = told[2], told[5]
+    turned = apply_mean(network, start.permute(axes), condition)
+    first = torch.tensor([2.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    expected = apply_mean(network, start, first).permute(axes)
+    assert (turned - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["mean", "student"])
+def test_half_precision_is_near(name):
+    network = networks()[name]
+    start, condition = torch.rand(40, 24, 24), torch.tensor([0.5] * 3 + [1.2] * 3)
+    exact = apply_mean(network, start, condition)
+    near = apply_mean(network, start, condition, precision="bf16")
+    change = (exact - start).abs().max()
+    assert 0 < (near - exact).abs().max() < 0.02 * change
+
+
+def test_progress_ends_at_one():
+    seen: list[float] = []
+    apply_mean(
+        networks()["mean"], torch.rand(20, 8, 8), torch.zeros(6), seen.append, max_voxels=300
+    )
+    assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 3
