@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bids_moediff.errors import WeightsError
-from bids_moediff.models import hub
+from bids_moediff.models import hub, shipped
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.network import MoEDiffSR
 
@@ -124,6 +124,6 @@ def test_composite_holds_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_available_lists_folders_with_a_configuration(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "MODELS_FOLDER", folder.parent)
+    monkeypatch.setattr(shipped, "MODELS_FOLDER", folder.parent)
     assert hub.available() == ["m"]
     assert hub.load_model("m").name == "m"

@@ -77,8 +77,8 @@ def _dispatch(settings: Settings) -> int:
         from bids_moediff.cli.check import require_weights
         from bids_moediff.devices import require_devices
 
-        require_devices(settings.device)
-        require_weights(settings)
+        names = require_devices(settings.device)
+        require_weights(settings, names[0])
     from bids_moediff.workflows.run import run_participants
 
     return run_participants(settings)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from bids_moediff import devices
 from bids_moediff.errors import DeviceError, MoediffError, WeightsError
+from bids_moediff.models.shipped import choose_for
 from bids_moediff.resources import plan
 from bids_moediff.settings import Settings
 
@@ -16,14 +17,7 @@ MINIMUM_GIGABYTES = 6.0  # a whole head from 1 mm to 0.7 mm
 Finding = tuple[bool, str, str, int]  # in order, subject, sentence, exit code if not
 
 
-def model_name(settings: Settings) -> str:
-    """Name or folder of the model that will run."""
-    if settings.weights is not None:
-        return str(settings.weights)
-    return "moediff" if settings.model == "auto" else settings.model
-
-
-def require_weights(settings: Settings) -> str:
+def require_weights(settings: Settings, device: str) -> str:
     """Load the model once, so that missing or damaged weights show before anything is written.
 
     This happens in another process: a process that has used torch must not be forked.
@@ -38,14 +32,15 @@ def require_weights(settings: Settings) -> str:
     WeightsError
         for a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
     """
+    choice = choose_for(settings, device)
     command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
     answer = subprocess.run(
-        [*command, "--model", model_name(settings)], capture_output=True, text=True, check=False
+        [*command, "--model", choice.model], capture_output=True, text=True, check=False
     )
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise WeightsError(last.removeprefix("bids_moediff-superres: "))
-    return answer.stdout.strip()
+    return f"{answer.stdout.strip()}, {choice.reason}"
 
 
 def print_check(settings: Settings) -> int:
@@ -66,7 +61,11 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield enough, "memory", f"{limits.memory_gb:.1f} GB{'' if enough else needed}", 1
     yield from _devices(settings)
     try:
-        yield True, "weights", require_weights(settings), 0
+        device = devices.require_devices(settings.device)[0]
+    except DeviceError:
+        device = settings.device  # said above
+    try:
+        yield True, "weights", require_weights(settings, device), 0
     except MoediffError as error:
         yield False, "weights", str(error), WeightsError.exit_code
 

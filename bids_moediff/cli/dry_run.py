@@ -4,11 +4,14 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.discover import discover_participant, find_participants, nothing_to_process
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.devices import require_devices
 from bids_moediff.errors import ImageError, MoediffError
+from bids_moediff.models.shipped import choose_for
 from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,10 +42,14 @@ def print_plan(settings: Settings) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=NON_TERMINAL_WIDTH)
-    rows = list(plan_images(settings))
+    # A plan may be made where the card that will be used is not there.
+    device = require_devices("auto")[0] if settings.device == "auto" else settings.device
+    choice = choose_for(settings, device)
+    rows = list(plan_images(settings, device, choice.model))
     if not rows:
         raise nothing_to_process(settings)
     console.print(_table(rows, settings))
+    console.print(f"Model {Path(choice.model).name}, {choice.reason}.")
     good = [row for row in rows if row.problem is None]
     if good:
         peak = max(row.gigabytes for row in good)
@@ -57,7 +64,7 @@ def print_plan(settings: Settings) -> int:
     return ImageError.exit_code if failed else 0
 
 
-def plan_images(settings: Settings) -> Iterator[PlannedImage]:
+def plan_images(settings: Settings, device: str, model: str) -> Iterator[PlannedImage]:
     """One row per image, participant by participant."""
     for label in find_participants(settings):
         try:
@@ -68,10 +75,12 @@ def plan_images(settings: Settings) -> Iterator[PlannedImage]:
         for notice in participant.notices:
             print(f"bids_moediff: {notice}", file=sys.stderr)
         for image in participant.images:
-            yield _plan_image(image, settings)
+            yield _plan_image(image, settings, device, model)
 
 
-def _plan_image(image: AnatomicalImage, settings: Settings) -> PlannedImage:
+def _plan_image(
+    image: AnatomicalImage, settings: Settings, device: str, model: str
+) -> PlannedImage:
     try:
         shape, zooms = _header(image)
     except MoediffError as error:
@@ -82,10 +91,11 @@ def _plan_image(image: AnatomicalImage, settings: Settings) -> PlannedImage:
         shape,
         zooms,
         settings.output_resolution,
-        device="cpu" if settings.device == "auto" else settings.device,
+        device=device,
         num_steps=settings.num_steps or 1,
         num_samples=settings.num_samples,
         planes=settings.planes,
+        model=model,
     )
     return PlannedImage(
         image.relative_path, shape, zooms, cost.shape, cost.gigabytes, cost.seconds

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {
     "model": "auto",
+    "model_reason": "",
     "device": "auto",
     "precision": "auto",
     "seed": 0,
@@ -113,8 +114,9 @@ def _terminate(_signal: int, _frame: Any) -> None:
 def check_model(options: argparse.Namespace) -> int:
     """Print what the model is; a process of its own keeps torch out of the one that forks."""
     from bids_moediff.models.hub import load_model
+    from bids_moediff.models.shipped import choose
 
-    model = load_model(_model(options.model or "auto"))
+    model = load_model(choose(options.model or "auto", "cpu").model)
     version = model.config.get("version", "unknown")
     print(f"{model.name}, version {version}, SHA-256 {model.sha256[:12]}…")
     return 0
@@ -247,14 +249,15 @@ def _enhance_entry(
         if product is not None:
             files[name] = str(folder / f"{name}.nii.gz")
             write_nifti(product, Path(files[name]))
-    write_json(result.record, folder / "record.json")
+    record = {**result.record, "ModelChoice": request["model_reason"]}
+    write_json(record, folder / "record.json")
     progress(key, "done", 1.0)
     seconds = round(time.monotonic() - started, 3)
     return {
         "status": "done",
         "message": "",
         "files": files,
-        "record": result.record,
+        "record": record,
         "seconds": seconds,
         "peak_memory_gb": _peak_memory_gb(),
     }
@@ -296,6 +299,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
         num_steps=request["num_steps"] or 1,
         num_samples=request["num_samples"],
         planes=request["planes"],
+        model=request["model"],
     )
     return (
         f"Super-resolution ran out of memory: the image needs about {needed.gigabytes:.1f} GB; "
@@ -318,15 +322,17 @@ def _device(choice: str, progress: Progress) -> Any:
 
 
 def _load(request: dict[str, Any], device: str) -> "SuperResolver":
+    """The model of the request; ``auto`` is settled now that the device is known."""
     from bids_moediff.engine.enhance import SuperResolver
+    from bids_moediff.models.shipped import choose
 
+    options = ("num_samples", "noise_strength", "num_steps", "want_gates")
+    choice = choose(request["model"], device, **{name: request[name] for name in options})
+    request["model"] = choice.model
+    request["model_reason"] = request["model_reason"] or choice.reason
     return SuperResolver.from_pretrained(
-        _model(request["model"]), device=device, precision=request["precision"]
+        choice.model, device=device, precision=request["precision"]
     )
-
-
-def _model(name: str) -> str:
-    return "moediff" if name == "auto" else name
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -361,7 +367,8 @@ def run_single(options: argparse.Namespace) -> int:
         )
     write_nifti(result.image, options.output)
     stem = options.output.name.removesuffix(".gz").removesuffix(".nii")
-    write_json(result.record, options.output.with_name(f"{stem}.json"))
+    record = {**result.record, "ModelChoice": request["model_reason"]}
+    write_json(record, options.output.with_name(f"{stem}.json"))
     return 0
 
 

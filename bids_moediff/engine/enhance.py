@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volume in, super-resolved volume out: what the command line and the workflow call.
 
-The walk: scale intensities, interpolate consistently with the acquisition, regression mean,
-mixture of diffusion experts on slices, undo the scaling, project onto the measured data.
+The walk: scale intensities, interpolate consistently with the acquisition, regression mean and
+mixture of diffusion experts on slices (or the student in their place), undo the scaling, project
+onto the measured data.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.models.hub import LoadedModel, load_model
+from bids_moediff.models.student.network import StudentNetwork
 
 from .acquisition import Acquisition, Operator
 from .grid import Shape, Triple, output_grid, voxel_sizes
@@ -23,11 +25,15 @@ from .interpolation import interpolate
 from .mean import apply_mean
 from .noise import tissue_noise
 from .slices import orientations, restore_planes
+from .trained import range_warnings
 
 Progress = Callable[[str, float], None]
-TRAINED_RATIO = 6.0
 DEFAULT_STEPS = 4
 CONSISTENCIES = ("end", "each-step", "off")
+ONE_STEP_ONLY = (
+    "The student gives one estimate in one step: several samples, steps, texture and expert maps "
+    "were asked for and are left out; use --model moediff for them."
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,10 @@ class SuperResolver:
     def __init__(self, model: LoadedModel, device: torch.device, precision: str = "auto") -> None:
         self.model = model
         self.device = device
-        self.mean = getattr(model.network, "mean", None)
+        student = model.network if isinstance(model.network, StudentNetwork) else None
+        # The student takes the place of the mean, and nothing comes after it.
+        self.student = student
+        self.mean = student or getattr(model.network, "mean", None)
         self.moediff = getattr(model.network, "moediff", None)
         fast = device.type == "cuda" or has_fast_bfloat16()
         self.precision = ("bf16" if fast else "fp32") if precision == "auto" else precision
@@ -176,6 +185,10 @@ class SuperResolver:
         start = interpolate(coarse, problem.coarse_zooms, problem.shape, problem.zooms)
         start = problem.operator.project(start, coarse, problem.noise)
         mean = self.run_mean(start, problem.condition, report)
+        if self.student is not None:
+            if want_gates or max(num_samples, num_steps or 1) > 1 or noise_strength > 0:
+                problem.warnings.append(ONE_STEP_ONLY)
+            num_samples, noise_strength, num_steps, planes = 1, 0.0, None, 1
         if num_samples > 1 and noise_strength == 0:
             noise_strength = 1.0
         # Without noise the first estimate is final, whatever the number of steps.
@@ -227,12 +240,7 @@ class SuperResolver:
         fine = voxel_sizes(affine_out)
         coarse_shape = (measured.shape[0], measured.shape[1], measured.shape[2])
         operator = Operator.between(shape, fine, coarse_shape, zooms, acquisition, self.device)
-        ratio = max(c / f for c, f in zip(zooms, fine, strict=True))
-        if ratio > TRAINED_RATIO * 1.01:
-            notes.append(
-                f"The voxel ratio of {ratio:.1f} is beyond the {TRAINED_RATIO:.0f} the model was "
-                "trained for; fine detail is not to be relied on."
-            )
+        notes += range_warnings(zooms, fine, acquisition)
         # The estimate reads fine anatomy as noise, so it is not used where it is not needed.
         noise = _noise(measured) if acquisition.erases_detail else 0.0
         condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
@@ -260,12 +268,16 @@ class SuperResolver:
         self, start: torch.Tensor, condition: torch.Tensor, report: Progress
     ) -> torch.Tensor:
         """The regression mean of a consistent start (X, Y, Z), or the start without a mean."""
-        if self.mean is None:
+        if self.mean is None or _nothing_to_gain(condition):
             return start
-        with self._autocast():
-            return apply_mean(
-                self.mean, start, condition, lambda fraction: report("mean", fraction)
-            )
+        stage = "mean" if self.student is None else "student"
+        return apply_mean(
+            self.mean,
+            start,
+            condition,
+            lambda fraction: report(stage, fraction),
+            precision=self.precision,
+        )
 
     def _run_samples(
         self, mean: torch.Tensor, problem: _Problem, sampling: _Sampling, report: Progress
@@ -299,7 +311,9 @@ class SuperResolver:
         seed: int,
         report: Callable[[float], None],
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int] | None]:
-        if self.moediff is None:
+        if self.moediff is None or (
+            _nothing_to_gain(problem.condition) and not sampling.want_gates
+        ):
             return mean, None, None
 
         def correct(image: torch.Tensor) -> torch.Tensor:
@@ -343,7 +357,11 @@ class SuperResolver:
     def _from_noise(self) -> bool:
         return self.moediff is not None and self.moediff.config.predicts_noise
 
-    def _sampler(self) -> str:
+    def _sampler(self, condition: torch.Tensor) -> str:
+        if _nothing_to_gain(condition):
+            return "none: no axis gets finer"
+        if self.student is not None:
+            return "one step of the distilled network"
         if self.moediff is None:
             return "none"
         if self._from_noise:
@@ -362,7 +380,7 @@ class SuperResolver:
             "Model": self.model.name,
             "ModelVersion": str(self.model.config.get("version", "")),
             "ModelSHA256": self.model.sha256,
-            "Sampler": self._sampler(),
+            "Sampler": self._sampler(problem.condition),
             "NumberOfSteps": sampling.steps,
             "NumberOfSamples": sampling.samples,
             "NoiseStrength": sampling.strength,
@@ -378,6 +396,11 @@ class SuperResolver:
             "DataConsistency": sampling.consistency,
             "Warnings": list(problem.warnings),
         }
+
+
+def _nothing_to_gain(condition: torch.Tensor) -> bool:
+    """Whether no axis gets finer, so that the networks have nothing to do."""
+    return bool((condition[:3].abs() < 1e-3).all())
 
 
 def _reduce_finer_axes(
@@ -409,8 +432,8 @@ def _reduce_finer_axes(
     small = torch.nn.functional.pad(small[None, None], padding, mode="replicate")[0, 0]
     note = (
         "The output voxels asked for are coarser than the scan's on "
-        f"{sum(finer)} of 3 axes ({', '.join(f'{z:g}' for z in zooms)} mm scanned): "
-        "these axes were averaged down and lose detail."
+        f"{sum(finer)} of 3 axes ({', '.join(f'{z:.3g}' for z in zooms)} mm scanned): the network "
+        "leaves these axes alone; they were averaged down and lose detail."
     )
     return small, reduced, sizes, [note]
 

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Measured with the shipped model (docs/benchmarks.md), per voxel of the output.
+from bids_moediff.models.shipped import macs_per_voxel, read_config
+
+# Measured with the shipped models (docs/speed.md), per voxel of the output.
 _BYTES_PER_VOXEL = 60.0
-_MEAN_MACS_PER_VOXEL = 101_000.0
-_EXPERT_MACS_PER_VOXEL_AND_STEP = 34_000.0
 _BASE_GIGABYTES = 1.0
 # Sustained multiply-accumulates per second: two cores with bf16, and a data-centre GPU.
 _CPU_MACS_PER_SECOND = 60e9
@@ -33,16 +33,19 @@ def estimate(
     num_steps: int = 1,
     num_samples: int = 1,
     planes: int = 1,
+    model: str = "moediff",
 ) -> Estimate:
-    """Cost of one image of `shape_in` voxels of `zooms_in` mm at `zooms_out` mm."""
+    """Cost of one image of `shape_in` voxels of `zooms_in` mm at `zooms_out` mm.
+
+    `model` is a name or a folder; its config.json says how much arithmetic a voxel takes.
+    """
     counts = [
         max(1, math.ceil(n * old / new - 1e-3))
         for n, old, new in zip(shape_in, zooms_in, zooms_out, strict=True)
     ]
     voxels = math.prod(counts)
-    work = voxels * (
-        _MEAN_MACS_PER_VOXEL + _EXPERT_MACS_PER_VOXEL_AND_STEP * num_steps * num_samples * planes
-    )
+    evaluations = num_steps * num_samples * planes
+    work = voxels * macs_per_voxel(read_config(model), evaluations)
     speed = _GPU_MACS_PER_SECOND if device.startswith("cuda") else _CPU_MACS_PER_SECOND
     return Estimate(
         round(_BASE_GIGABYTES + voxels * _BYTES_PER_VOXEL / 1e9, 2),

@@ -86,6 +86,7 @@ class DescribePrepared(ImageStep):
 class _RequestInputSpec(BaseInterfaceInputSpec):
     entries = InputMultiObject(File(exists=True), mandatory=True, desc="from DescribePrepared")
     model = traits.Str(mandatory=True, desc="name or folder of a model")
+    model_reason = traits.Str(usedefault=True, desc="why this model, for the record")
     precision = traits.Str("auto", usedefault=True)
     seed = traits.Int(0, usedefault=True)
     num_steps = traits.Either(None, traits.Int, default=None, usedefault=True)
@@ -115,8 +116,8 @@ class WriteRequest(SimpleInterface):
             if not entry.pop("failure"):
                 images.append({**entry, "out_dir": entry["key"]})
         options = (
-            "model precision seed num_steps num_samples noise_strength planes consistency "
-            "batch_size want_gates"
+            "model model_reason precision seed num_steps num_samples noise_strength planes "
+            "consistency batch_size want_gates"
         ).split()
         request = {name: getattr(self.inputs, name) for name in options}
         path = write_json({**request, "images": images}, folder / "request.json")

@@ -25,7 +25,9 @@ from torch import nn
 
 from bids_moediff.errors import WeightsError
 
-from .shipped import CONFIG_NAME, MODELS_FOLDER, available
+from . import shipped
+from .shipped import CONFIG_NAME, available
+from .shipped import MODELS_FOLDER as MODELS_FOLDER
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
@@ -109,9 +111,9 @@ def resolve(name_or_dir: str | Path) -> Path:
     folder = Path(name_or_dir)
     if (folder / CONFIG_NAME).is_file():
         return folder
-    shipped = MODELS_FOLDER / str(name_or_dir)
-    if len(folder.parts) == 1 and (shipped / CONFIG_NAME).is_file():
-        return shipped
+    known = shipped.MODELS_FOLDER / str(name_or_dir)
+    if len(folder.parts) == 1 and (known / CONFIG_NAME).is_file():
+        return known
     names = ", ".join(available()) or "none"
     raise WeightsError(
         f"no model {str(name_or_dir)!r}: not a folder with {CONFIG_NAME}, "

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bids_moediff.settings import Settings
 
 CONFIG_NAME = "config.json"
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models"
@@ -47,7 +50,7 @@ def choose(
     want_gates: bool = False,
     shipped: Iterable[str] | None = None,
 ) -> Choice:
-    """The model of a run: ``auto`` is settled by what is asked for, by device and by what is there.
+    """The model of a run; ``auto`` is settled by what is asked for, by device and by weights.
 
     Parameters
     ----------
@@ -77,6 +80,18 @@ def choose(
     if device.startswith("cuda"):
         return Choice("moediff", "chosen because a GPU is there, where the full model is fast")
     return Choice("student", "chosen for the processor: one step in place of the full mixture")
+
+
+def choose_for(settings: "Settings", device: str) -> Choice:
+    """The model of a run with these settings on this device; ``--weights`` wins."""
+    return choose(
+        str(settings.weights) if settings.weights is not None else settings.model,
+        device,
+        num_samples=settings.num_samples,
+        noise_strength=settings.noise_strength,
+        num_steps=settings.num_steps,
+        want_gates="gates" in settings.outputs,
+    )
 
 
 def read_config(name_or_dir: str | Path) -> dict[str, Any]:

@@ -254,6 +254,7 @@ def _facts(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str
     acquired = [quality.get(f"acquired_{axis}") for axis in "xyz"]
     rows = [
         ("Model", name),
+        ("Why this model", str(record.get("ModelChoice") or "")),
         ("Steps", _number(record.get("NumberOfSteps"))),
         ("Samples", _number(record.get("NumberOfSamples"))),
         ("Noise strength", _number(record.get("NoiseStrength"))),

@@ -50,6 +50,8 @@ class Plan:
     ----------
     model
         Name or folder of the model.
+    model_reason
+        Why this model, in words.
     devices
         Devices to choose from.
     num_threads
@@ -59,6 +61,7 @@ class Plan:
     """
 
     model: str
+    model_reason: str
     devices: tuple[str, ...]
     num_threads: int
     run_id: str
@@ -74,7 +77,7 @@ def init_bids_moediff_wf(
 
             from bids_moediff.settings import Settings
             from bids_moediff.workflows.base import Plan, init_bids_moediff_wf
-            wf = init_bids_moediff_wf(Settings(), [], Plan("moediff", ("cpu",), 1, "run"))
+            wf = init_bids_moediff_wf(Settings(), [], Plan("moediff", "", ("cpu",), 1, "run"))
 
     Parameters
     ----------
@@ -124,7 +127,7 @@ def init_single_subject_wf(participant: Participant, settings: Settings, plan: P
             from bids_moediff.settings import Settings
             from bids_moediff.workflows.base import Plan, init_single_subject_wf
             wf = init_single_subject_wf(
-                Participant("01", ()), Settings(), Plan("moediff", ("cpu",), 1, "run")
+                Participant("01", ()), Settings(), Plan("moediff", "", ("cpu",), 1, "run")
             )
 
     Parameters
@@ -223,6 +226,7 @@ def _add_network(
     superres_wf = init_superres_wf(
         settings=settings,
         model=plan.model,
+        model_reason=plan.model_reason,
         devices=plan.devices,
         gigabytes=max((network_gigabytes(image, settings, plan) for image in images), default=1.0),
         num_threads=plan.num_threads,
@@ -300,4 +304,5 @@ def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: Plan) ->
         num_steps=settings.num_steps or 1,
         num_samples=settings.num_samples,
         planes=settings.planes,
+        model=plan.model,
     ).gigabytes

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from bids_moediff.bids.discover import Participant, discover_participant, find_participants
 from bids_moediff.devices import require_devices
 from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.models.shipped import choose_for
 from bids_moediff.resources import Limits
 from bids_moediff.resources import plan as plan_resources
 from bids_moediff.settings import Settings
@@ -61,9 +62,14 @@ def run_participants(settings: Settings) -> int:
 
     check_files(settings)
     prepare_output(settings)
+    devices = tuple(require_devices(settings.device)) if needs_network(settings) else ("cpu",)
+    choice = choose_for(settings, devices[0])
+    if needs_network(settings):
+        print(f"bids_moediff: model {Path(choice.model).name}, {choice.reason}.", file=sys.stderr)
     plan = Plan(
-        model=str(settings.weights or settings.model),
-        devices=tuple(require_devices(settings.device)) if needs_network(settings) else ("cpu",),
+        model=choice.model,
+        model_reason=choice.reason,
+        devices=devices,
         num_threads=limits.omp_nthreads,
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
     )

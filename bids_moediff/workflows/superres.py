@@ -8,6 +8,7 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.interfaces.superres import SuperResolve, WriteRequest
+from bids_moediff.models.shipped import read_config
 from bids_moediff.settings import Settings
 
 
@@ -15,6 +16,7 @@ def init_superres_wf(
     *,
     settings: Settings,
     model: str,
+    model_reason: str = "",
     devices: Sequence[str],
     gigabytes: float,
     num_threads: int = 1,
@@ -37,6 +39,8 @@ def init_superres_wf(
         Sampling options are taken from here.
     model
         Name or folder of the model.
+    model_reason
+        Why this model, for sidecar and report.
     devices
         Devices to choose from; one network each at a time.
     gigabytes
@@ -60,7 +64,7 @@ def init_superres_wf(
     workflow.__desc__ = _methods(settings, model)
     inputnode = pe.Node(niu.IdentityInterface(fields=["entries"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["results"]), name="outputnode")
-    write_request = _init_request_node(settings, model)
+    write_request = _init_request_node(settings, model, model_reason)
     superres = _init_network_node(devices, gigabytes, num_threads)
     workflow.connect([
         (inputnode, write_request, [("entries", "entries")]),
@@ -70,9 +74,10 @@ def init_superres_wf(
     return workflow
 
 
-def _init_request_node(settings: Settings, model: str) -> pe.Node:
+def _init_request_node(settings: Settings, model: str, model_reason: str) -> pe.Node:
     interface = WriteRequest(
         model=model,
+        model_reason=model_reason,
         precision=settings.precision,
         seed=settings.random_seed,
         num_steps=1 if settings.sloppy else settings.num_steps,
@@ -102,12 +107,20 @@ def _init_network_node(devices: Sequence[str], gigabytes: float, num_threads: in
 def _methods(settings: Settings, model: str) -> str:
     zooms = settings.output_resolution
     size = f"{zooms[0]:g}" if len(set(zooms)) == 1 else " x ".join(f"{z:g}" for z in zooms)
+    network = (
+        "a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR\n"
+        "[@moediffsr; @swin]"
+    )
+    if read_config(model).get("family") == "student":
+        network = (
+            "a convolutional network that restores the volume in one step, distilled from a\n"
+            "mixture of three diffusion experts after MoEDiff-SR [@moediffsr]"
+        )
     text = f"""
 #### Super-resolution
 
 The images were super-resolved to a voxel size of {size} mm (isotropic where one number is given)
-with a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR
-[@moediffsr; @swin], implemented in *PyTorch* [@pytorch] (model `{model.rsplit("/", 1)[-1]}`).
+with {network}, implemented in *PyTorch* [@pytorch] (model `{model.rsplit("/", 1)[-1]}`).
 The result was projected onto the set of images that agree with the measured one under the declared
 acquisition, so that averaging it over the acquired voxels gives the measured image back.
 """

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model a run takes, that it is said everywhere, and what a model costs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bids_moediff.engine.enhance import SuperResolver
+from bids_moediff.engine.estimate import estimate
+from bids_moediff.models import shipped
+from bids_moediff.models.hub import load_model, save_model
+from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.models.shipped import choose, macs_per_voxel
+from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from conftest import run_script
+from generated import dataset, untrained_model
+
+BOTH = ("moediff", "student")
+
+
+def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
+    """Model folder of a small student with random weights."""
+    torch.manual_seed(3)
+    network = StudentNetwork(config or StudentConfig((8, 12, 16), (1, 1, 1)))
+    torch.nn.init.normal_(network.tail.weight, std=0.05)
+    content = {"family": "student", "version": "random", "student": network.config.to_dict()}
+    save_model(network, content, folder, "# Random student\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "there", "model", "words"),
+    [
+        ("cpu", {}, BOTH, "student", "processor"),
+        ("cuda:1", {}, BOTH, "moediff", "GPU"),
+        ("cpu", {}, ("moediff",), "moediff", "no student"),
+        ("cpu", {"num_samples": 4}, BOTH, "moediff", "several samples"),
+        ("cpu", {"want_gates": True}, BOTH, "moediff", "expert maps"),
+        ("cpu", {"noise_strength": 0.5}, BOTH, "moediff", "texture"),
+        ("cpu", {"num_steps": 2}, BOTH, "moediff", "sampling steps"),
+    ],
+)
+def test_auto_chooses_by_what_is_asked_for_and_by_device(device, options, there, model, words):
+    choice = choose("auto", device, shipped=there, **options)
+    assert choice.model == model
+    assert words in choice.reason
+
+
+def test_what_is_asked_for_by_name_is_taken():
+    assert choose("student", "cuda", num_samples=8).model == "student"
+    assert choose("moediff", "cpu", shipped=BOTH).model == "moediff"
+    assert choose("/some/folder", "cpu", shipped=BOTH).reason == "asked for"
+
+
+def test_the_shipped_folder_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "MODELS_FOLDER", tmp_path)
+    untrained_model(tmp_path / "moediff")
+    assert choose("auto", "cpu").model == "moediff"
+    student_folder(tmp_path / "student")
+    assert choose("auto", "cpu").model == "student"
+    assert load_model("student").config["family"] == "student"
+
+
+def test_a_run_with_the_student_says_so(tmp_path):
+    """Log, sidecar, report, methods text, --check and --dry-run name model and reason."""
+    data = dataset(tmp_path / "data", {"sub-01_T1w": 0})
+    weights = student_folder(tmp_path / "tiny student")
+    words = ["--weights", weights, "--device", "cpu"]
+    call = ["bids_moediff", data, tmp_path / "out", "participant", *words]
+    plan = run_script(*call, "--dry-run", "--output-resolution", "3", cwd=tmp_path)
+    assert "Model tiny student, asked for." in plan.stdout
+    check = run_script("bids_moediff", "--check", *words, cwd=tmp_path)
+    (line,) = [line for line in check.stdout.splitlines() if "weights" in line]
+    assert line.startswith("ok      weights: tiny student, version random") and "asked for" in line
+    fast = ["--skip-bias-correction", "--nprocs", "1", "--output-resolution", "3"]
+    done = run_script(*call, *fast, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "bids_moediff: model tiny student, asked for." in done.stderr
+    (sidecar,) = (tmp_path / "out" / "sub-01" / "anat").glob("*desc-sr_T1w.json")
+    record = json.loads(sidecar.read_text())
+    assert record["ModelChoice"] == "asked for"
+    assert record["Sampler"] == "one step of the distilled network"
+    assert record["NumberOfSteps"] == record["NumberOfSamples"] == 1
+    assert "Why this model" in (tmp_path / "out" / "sub-01.html").read_text()
+    assert "distilled" in next((tmp_path / "out" / "logs").glob("CITATION.md")).read_text()
+
+
+def test_counted_arithmetic_equals_torchs():
+    student = StudentNetwork(StudentConfig((4, 6, 8), (3, 2, 1)))
+    mean = MeanNetwork(MeanConfig(6, 2))
+    configs = (
+        {"family": "student", "student": student.config.to_dict()},
+        {"family": "moediff", "mean": mean.config.to_dict()},
+    )
+    for network, config in zip((student, mean), configs, strict=True):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            network(torch.rand(1, 1, 32, 32, 32), torch.zeros(1, 6))
+        counted = counter.get_total_flops() / 2 / 32**3
+        # The condition's small dense layers do not grow with the volume.
+        assert macs_per_voxel(config) == pytest.approx(counted, rel=0.1)
+        assert macs_per_voxel(config) <= counted
+
+
+def test_time_estimate_follows_the_model(tmp_path):
+    small = student_folder(tmp_path / "small")
+    large = student_folder(tmp_path / "large", StudentConfig((32, 12, 16), (1, 1, 1)))
+    seconds = [
+        estimate((200,) * 3, (1.0,) * 3, (0.7,) * 3, model=str(folder)).seconds
+        for folder in (small, large)
+    ]
+    assert seconds[1] > 1.5 * seconds[0]
+
+
+def test_what_a_student_cannot_give_is_said(tmp_path):
+    from test_engine_enhance import scan
+
+    resolver = SuperResolver.from_pretrained(student_folder(tmp_path / "student"))
+    plain = resolver.enhance(scan(), (0.7,) * 3)
+    assert not plain.record["Warnings"]
+    asked = resolver.enhance(scan(), (0.7,) * 3, num_samples=3, want_gates=True)
+    assert any("--model moediff" in warning for warning in asked.record["Warnings"])
+    assert asked.record["NumberOfSamples"] == 1
+    assert asked.gates is None and asked.standard_deviation is None
