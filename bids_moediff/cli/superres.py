@@ -326,7 +326,7 @@ def _load(request: dict[str, Any], device: str) -> "SuperResolver":
     from bids_moediff.engine.enhance import SuperResolver
     from bids_moediff.models.shipped import choose
 
-    options = ("num_samples", "noise_strength", "num_steps", "want_gates")
+    options = ("num_samples", "noise_strength", "num_steps", "want_gates", "planes")
     choice = choose(request["model"], device, **{name: request[name] for name in options})
     request["model"] = choice.model
     request["model_reason"] = request["model_reason"] or choice.reason

@@ -74,6 +74,12 @@ class _Problem:
     field_fine: torch.Tensor | None = None
     warnings: list[str] = field(default_factory=list)
 
+    def start(self) -> torch.Tensor:
+        """Cubic interpolation that agrees with the measurement: where the networks start."""
+        coarse = self.measured if self.field_coarse is None else self.measured / self.field_coarse
+        start = interpolate(coarse, self.coarse_zooms, self.shape, self.zooms)
+        return self.operator.project(start, coarse, self.noise)
+
 
 @dataclass(frozen=True)
 class _Sampling:
@@ -179,12 +185,7 @@ class SuperResolver:
         report = progress or (lambda stage, fraction: None)
         problem = self._pose(image, target_zooms, mask, bias_field, acquisition)
         report("interpolate", 0.0)
-        coarse = problem.measured
-        if problem.field_coarse is not None:
-            coarse = coarse / problem.field_coarse
-        start = interpolate(coarse, problem.coarse_zooms, problem.shape, problem.zooms)
-        start = problem.operator.project(start, coarse, problem.noise)
-        mean = self.run_mean(start, problem.condition, report)
+        mean = self.run_mean(problem.start(), problem.condition, report)
         if self.student is not None:
             if want_gates or max(num_samples, num_steps or 1) > 1 or noise_strength > 0:
                 problem.warnings.append(ONE_STEP_ONLY)

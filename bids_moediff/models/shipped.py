@@ -48,6 +48,7 @@ def choose(
     noise_strength: float = 0.0,
     num_steps: int | None = None,
     want_gates: bool = False,
+    planes: int = 1,
     shipped: Iterable[str] | None = None,
 ) -> Choice:
     """The model of a run; ``auto`` is settled by what is asked for, by device and by weights.
@@ -58,8 +59,9 @@ def choose(
         ``auto``, or a name or folder, which is taken as it is.
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
-    num_samples, noise_strength, num_steps, want_gates
-        Uncertainty, texture, sampling steps and expert maps: only the mixture has them.
+    num_samples, noise_strength, num_steps, want_gates, planes
+        Uncertainty, texture, sampling steps, expert maps, slice orientations: only the mixture has
+        them.
     shipped
         Names to choose from; the package's own by default.
     """
@@ -70,6 +72,7 @@ def choose(
         "texture (noise strength above 0)": noise_strength > 0,
         "a number of sampling steps": num_steps is not None,
         "expert maps": want_gates,
+        "an average over slice orientations": planes > 1,
     }
     wanted = " and ".join(words for words, is_asked in asked.items() if is_asked)
     if wanted:
@@ -91,6 +94,7 @@ def choose_for(settings: "Settings", device: str) -> Choice:
         noise_strength=settings.noise_strength,
         num_steps=settings.num_steps,
         want_gates="gates" in settings.outputs,
+        planes=settings.planes,
     )
 
 
