@@ -153,6 +153,26 @@ def _resolution(value: Any) -> tuple[float, float, float]:
     return (sizes[0], sizes[1], sizes[2])
 
 
+def _acquired(value: Any) -> str | tuple[float, float, float]:
+    words = _words(value)
+    if len(words) == 1 and words[0] in ("auto", "header"):
+        return str(words[0])
+    try:
+        return _resolution(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is neither auto nor header nor one or three voxel sizes between 0.2 and "
+            "20 mm"
+        ) from error
+
+
+def _millimetres(value: Any) -> float:
+    number = _number(value)
+    if not 0.2 <= number <= 20:
+        raise ValueError(f"{value!r} is not between 0.2 and 20 mm")
+    return number
+
+
 def _option(default: Any, convert: Convert, description: str) -> Any:
     return field(default=default, metadata={"convert": convert, "help": description})
 
@@ -218,6 +238,20 @@ class Settings:
         (0.7, 0.7, 0.7),
         _resolution,
         "voxel size in mm: one number, or three in the input's axis order (default: 0.7)",
+    )
+    acquired_resolution: str | tuple[float, float, float] = _option(
+        "auto",
+        _acquired,
+        "voxel size that was measured, where the stored one was interpolated: auto (found from "
+        "the spectrum), header (as stored), or one or three sizes in mm",
+    )
+    slice_profile: str = _option(
+        "auto",
+        _choice("auto", "kspace", "gaussian", "box"),
+        "how slices were sampled along the coarsest axis (default: by the sidecar)",
+    )
+    slice_thickness: float | None = _option(
+        None, _millimetres, "slice thickness in mm where the sidecar does not say or is wrong"
     )
     num_steps: int | None = _option(None, _whole(1), "sampling steps (default: the model's)")
     num_samples: int = _option(

@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zero filling is undone without loss, and nothing else is touched."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-from bids_moediff.engine.acquired import measured_zooms, undo_zero_filling
+from bids_moediff.cli.superres import _enhance
+from bids_moediff.engine.acquired import (
+    declared_acquisition,
+    find_measured,
+    measured_zooms,
+    undo_interpolation,
+)
 from bids_moediff.engine.acquisition import Axis, axis_matrix
+from bids_moediff.engine.enhance import SuperResolver
 from bids_moediff.engine.spectrum import AxisResolution, acquired_resolution
+from bids_moediff.models.hub import LoadedModel
 
 
 def native(voxel: float) -> AxisResolution:
@@ -37,7 +49,7 @@ def test_a_zero_filled_axis_gets_its_voxels_back(factor):
     image = nib.Nifti1Image(fine.astype(np.float32), affine)
     axes = acquired_resolution(fine, (1 / factor, 1.0, 1.0), np.ones(fine.shape))
     assert [axis.kind for axis in axes] == ["zero-filled", "native", "native"]
-    undone = undo_zero_filling(image, axes)
+    undone = undo_interpolation(image, axes)
     corner = undone.affine @ [-0.5, -0.5, -0.5, 1]
     assert corner[:3] == pytest.approx([5, 7, -10])
     size = undone.shape[0] * undone.affine[0, 0]
@@ -51,15 +63,16 @@ def test_a_zero_filled_axis_gets_its_voxels_back(factor):
     assert np.linalg.norm(again - fine) < 5e-3 * np.linalg.norm(fine)
 
 
-def test_native_interpolated_and_unknown_axes_are_left_alone():
-    axes = (
-        native(1.0),
-        AxisResolution(1.0, 1.2, "interpolated", 1.5),
-        AxisResolution(4.0, 4.0, "unknown", 4.0),
-    )
-    assert measured_zooms(axes, (10, 20, 30)) == (1.0, 1.0, 4.0)
-    image = nib.Nifti1Image(np.ones((10, 20, 30), np.float32), np.diag([1, 1, 4, 1]))
-    assert undo_zero_filling(image, axes) is image
+def test_native_and_unknown_axes_are_left_alone():
+    axes = (native(1.0), native(1.2), AxisResolution(4.0, 4.0, "unknown", 4.0))
+    assert measured_zooms(axes, (10, 20, 30)) == (1.0, 1.2, 4.0)
+    image = nib.Nifti1Image(np.ones((10, 20, 30), np.float32), np.diag([1, 1.2, 4, 1]))
+    assert undo_interpolation(image, axes) is image
+
+
+def test_an_interpolated_axis_gets_the_voxels_of_its_period():
+    axes = (AxisResolution(0.8, 0.9, "interpolated", 1.2), native(1.0), native(1.0))
+    assert measured_zooms(axes, (90, 4, 4))[0] == pytest.approx(1.2)
 
 
 def test_the_count_is_whole_and_nothing_measured_is_cut():
@@ -68,3 +81,88 @@ def test_the_count_is_whole_and_nothing_measured_is_cut():
     count = 512 * 0.47 / zooms[0]
     assert count == pytest.approx(round(count))
     assert 0.88 < zooms[0] <= 0.94
+
+
+def zero_filled(factor: float = 2.0) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """The texture as measured, and stored by a scanner that doubles its first axis."""
+    data = measured()
+    count = round(64 * factor)
+    matrix = axis_matrix(count, 1 / factor, 64, 1.0, Axis("kspace"))
+    assert matrix is not None
+    fine = np.tensordot(matrix.T * factor, data, axes=(1, 0))
+    coarse_affine, affine = np.eye(4), np.diag([1 / factor, 1.0, 1.0, 1.0])
+    affine[0, 3] = -0.5 + 0.5 / factor
+    return (
+        nib.Nifti1Image(data.astype(np.float32), coarse_affine),
+        nib.Nifti1Image(fine.astype(np.float32), affine),
+    )
+
+
+def test_mask_and_bias_field_follow_the_image():
+    _, fine = zero_filled()
+    inside = np.zeros(fine.shape, np.uint8)
+    inside[20:108, 6:54, 6:50] = 1
+    mask = nib.Nifti1Image(inside, fine.affine)
+    ramp = np.broadcast_to(np.linspace(0.8, 1.2, fine.shape[0])[:, None, None], fine.shape)
+    field = nib.Nifti1Image(np.ascontiguousarray(ramp, dtype=np.float32), fine.affine)
+    found = find_measured(fine, mask, field)
+    assert found.changed == (True, False, False)
+    assert found.source == "spectrum"
+    assert found.mask is not None and found.bias_field is not None
+    assert found.image.shape == found.mask.shape == found.bias_field.shape
+    assert np.allclose(found.mask.affine, found.image.affine)
+    volume = np.prod(found.zooms) * np.asarray(found.mask.dataobj).sum()
+    assert volume == pytest.approx(inside.sum() * 0.5, rel=0.03)
+    middle = np.asarray(found.bias_field.dataobj)[:, 30, 30]
+    assert np.allclose(middle, np.linspace(0.8, 1.2, len(middle)), atol=0.005)
+
+
+def test_the_user_has_the_last_word():
+    _, fine = zero_filled()
+    assert find_measured(fine, wanted="header").image is fine
+    named = find_measured(fine, wanted=(1.0, 0.9, 2.0))
+    # Never finer than stored, and whole voxels per field of view.
+    assert named.zooms == pytest.approx((1.0, 1.0, 2.0))
+    assert named.changed == (True, False, True)
+    assert named.source == "option"
+
+
+def test_profiles_by_sidecar_and_by_option():
+    _, fine = zero_filled()
+    thick = find_measured(fine, wanted=(1.0, 1.0, 2.5))
+    spacing = thick.zooms[2]
+    # Nothing is known: an axis that was interpolated from there ends like k-space.
+    assert declared_acquisition(thick, {}).axes == (Axis(), Axis(), Axis())
+    slices = declared_acquisition(thick, {"MRAcquisitionType": "2D", "SliceThickness": 2.0})
+    assert slices.axes[:2] == (Axis(), Axis())
+    assert slices.axes[2] == Axis("gaussian", 2.0 / spacing)
+    boxes = declared_acquisition(thick, {"MRAcquisitionType": "3D"}, "box", 1.5)
+    assert boxes.axes[2] == Axis("box", 1.5 / spacing)
+    assert declared_acquisition(thick, {}, "auto", 3.0).axes[2].profile == "gaussian"
+
+
+def test_a_zero_filled_scan_is_restored_from_what_was_measured():
+    """Without a network: interpolation and projection, from stored and from true voxels."""
+    coarse, fine = zero_filled()
+    model = LoadedModel(SimpleNamespace(), {}, "", "none")
+    resolver = SuperResolver(model, torch.device("cpu"), "fp32")
+
+    def restored(image: nib.Nifti1Image, wanted: str) -> tuple[np.ndarray, dict[str, Any]]:
+        mask = nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine)
+        entry = {"zooms": (0.8, 0.8, 0.8), "acquired": wanted}
+        result = _enhance(resolver, image, mask, None, entry)
+        return result.image.get_fdata(), result.record
+
+    wanted, _ = restored(coarse, "header")
+    found, record = restored(fine, "auto")
+    assert record["InputVoxelSize"] == pytest.approx([0.5, 1, 1])
+    assert 0.85 <= record["AcquiredVoxelSize"][0] <= 1.05
+    assert record["AcquiredVoxelSize"][1:] == [1, 1]
+    assert record["AcquiredVoxelSizeFrom"] == "spectrum"
+    assert [axis["profile"] for axis in record["SamplingProfiles"]] == ["kspace"] * 3
+    assert record["ConsistencyResidual"] < 1e-3
+    trusting, record = restored(fine, "header")
+    assert record["AcquiredVoxelSize"] == record["InputVoxelSize"]
+    error, blurred = (np.linalg.norm(x - wanted) for x in (found, trusting))
+    assert error < 0.02 * np.linalg.norm(wanted)
+    assert error < 0.5 * blurred  # an axis taken at its header's word is averaged down

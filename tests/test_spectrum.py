@@ -113,3 +113,12 @@ def test_two_millimetre_slices_on_a_one_millimetre_grid_are_found(shared_data):
     axes = spectrum.acquired_resolution(data, zooms, head_mask_array(data, zooms))
     assert axes[2].acquired == pytest.approx(2.0, abs=0.15)
     assert [axis.kind for axis in axes[:2]] == ["native", "native"]
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0])
+def test_cubic_interpolation_is_undone_to_its_own_factor(texture, factor):
+    """Its spectrum ends late and softly: the cut-off alone would say less than the factor."""
+    data = np.rint(upsample(texture, 2, factor, 3))
+    found = spectrum.axis_resolution(data, inside(data.shape), 2, 1 / factor)
+    assert found.kind == "interpolated"
+    assert found.acquired == pytest.approx(1.0, rel=0.08)

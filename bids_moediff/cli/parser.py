@@ -89,6 +89,9 @@ def _add_selection(group: Any) -> None:
 
 def _add_model(group: Any) -> None:
     _value(group, "output_resolution", "MM", nargs="+")
+    _value(group, "acquired_resolution", "MM", nargs="+")
+    _value(group, "slice_profile", "{auto,kspace,gaussian,box}")
+    _value(group, "slice_thickness", "MM")
     _value(group, "model", "{" + ",".join(MODELS) + "}")
     _value(group, "weights", "DIR")
     _value(group, "num_steps", "N")

@@ -26,7 +26,7 @@ from bids_moediff import __version__
 from bids_moediff.errors import MoediffError, UsageError
 
 if TYPE_CHECKING:
-    from bids_moediff.engine.enhance import SuperResolver
+    from bids_moediff.engine.enhance import Result, SuperResolver
 
 DEFAULTS: dict[str, Any] = {
     "model": "auto",
@@ -65,6 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--zooms", type=float, nargs="+", metavar="MM", help="voxel size asked for: one or three"
     )
     one.add_argument("--mask", type=Path, help="brain mask on the grid of the image")
+    one.add_argument(
+        "--acquired-resolution", nargs="+", metavar="MM",
+        help="voxel size that was measured: auto (default), header, one or three sizes in mm",
+    )  # fmt: skip
+    one.add_argument("--slice-profile", help="auto, kspace, gaussian or box: the coarsest axis")
+    one.add_argument("--slice-thickness", metavar="MM", help="slice thickness in mm")
     one.add_argument("--seed", type=int, help="random seed (default 0)")
     one.add_argument("--num-steps", type=int, help="sampling steps (default: the model's)")
     one.add_argument("--num-samples", type=int, help="samples to average (default 1)")
@@ -232,12 +238,12 @@ def _enhance_entry(
 
     started = time.monotonic()
     image = nib.Nifti1Image.from_filename(entry["image"])
-    result = resolver.enhance(
+    result = _enhance(
+        resolver,
         image,
-        tuple(entry["zooms"]),
-        mask=optional("mask"),
-        bias_field=optional("bias_field"),
-        acquisition=_acquisition(entry, image),
+        optional("mask"),
+        optional("bias_field"),
+        entry,
         want_gates=request["want_gates"],
         progress=partial(progress, key),
         **{name: request[name] for name in ENHANCE_OPTIONS},
@@ -263,13 +269,44 @@ def _enhance_entry(
     }
 
 
-def _acquisition(entry: dict[str, Any], image: Any) -> Any:
-    """How the image was sampled: as the request says, else from the sidecar's keys."""
+def _enhance(
+    resolver: "SuperResolver",
+    image: Any,
+    mask: Any,
+    bias_field: Any,
+    entry: dict[str, Any],
+    **options: Any,
+) -> "Result":
+    """From the voxels that were measured, sampled as the request or the sidecar's keys say."""
+    from bids_moediff.engine.acquired import declared_acquisition, find_measured
     from bids_moediff.engine.acquisition import Acquisition
+    from bids_moediff.engine.grid import voxel_sizes
 
+    measured = find_measured(image, mask, bias_field, entry.get("acquired") or "auto")
     if entry.get("acquisition"):
-        return Acquisition.from_dict(entry["acquisition"])
-    return Acquisition.from_metadata(entry.get("metadata", {}), image.header.get_zooms()[:3])
+        acquisition = Acquisition.from_dict(entry["acquisition"])
+    else:
+        acquisition = declared_acquisition(
+            measured,
+            entry.get("metadata") or {},
+            entry.get("slice_profile") or "auto",
+            entry.get("slice_thickness"),
+        )
+    result = resolver.enhance(
+        measured.image,
+        tuple(entry["zooms"]),
+        mask=measured.mask,
+        bias_field=measured.bias_field,
+        acquisition=acquisition,
+        **options,
+    )
+    result.record.update(
+        InputVoxelSize=[round(size, 6) for size in voxel_sizes(image.affine)],
+        AcquiredVoxelSize=[round(size, 6) for size in measured.zooms],
+        AcquiredVoxelSizeFrom=measured.source,
+        SamplingProfiles=acquisition.to_dict()["axes"],
+    )
+    return result
 
 
 def _peak_memory_gb() -> float:
@@ -358,10 +395,12 @@ def run_single(options: argparse.Namespace) -> int:
     mask = _first(conform(options.mask)) if options.mask else None
     with _device(request["device"], progress) as device:
         resolver = _load(request, device)
-        result = resolver.enhance(
+        result = _enhance(
+            resolver,
             image,
-            zooms,
-            mask=mask,
+            mask,
+            None,
+            {"zooms": zooms, **_sampling(options)},
             progress=partial(progress, options.input.name),
             **{name: request[name] for name in ENHANCE_OPTIONS},
         )
@@ -370,6 +409,20 @@ def run_single(options: argparse.Namespace) -> int:
     record = {**result.record, "ModelChoice": request["model_reason"]}
     write_json(record, options.output.with_name(f"{stem}.json"))
     return 0
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Acquired voxels, slice profile and thickness that were typed, as a request holds them."""
+    from bids_moediff.settings import load_settings
+
+    names = ("acquired_resolution", "slice_profile", "slice_thickness")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = load_settings(given, environment={}, complete=False)
+    return {
+        "acquired": settings.acquired_resolution,
+        "slice_profile": settings.slice_profile,
+        "slice_thickness": settings.slice_thickness,
+    }
 
 
 def _first(value: Any) -> Any:

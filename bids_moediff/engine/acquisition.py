@@ -73,14 +73,25 @@ class Acquisition:
         on all axes. Without `MRAcquisitionType`, an axis over 1.9 times the finest counts as
         slices.
         """
-        slice_axis = int(np.argmax(zooms))
         kind = str(metadata.get("MRAcquisitionType", "")).upper()
         thick = float(max(zooms)) > 1.9 * float(min(zooms))
-        axes = [Axis("kspace"), Axis("kspace"), Axis("kspace")]
         if kind == "2D" or (kind != "3D" and thick):
-            spacing = float(zooms[slice_axis])
-            thickness = float(metadata.get("SliceThickness") or spacing)
-            axes[slice_axis] = Axis("gaussian", min(max(thickness / spacing, 0.3), 2.0))
+            return cls.of_slices(zooms, thickness=float(metadata.get("SliceThickness") or 0))
+        return cls.uniform("kspace")
+
+    @classmethod
+    def of_slices(
+        cls, zooms: Sequence[float], profile: str = "auto", thickness: float | None = None
+    ) -> "Acquisition":
+        """Slices along the coarsest axis, `thickness` mm thick (default: their distance).
+
+        `profile` "auto" is a Gaussian.
+        """
+        axis = int(np.argmax(zooms))
+        width = (thickness or float(zooms[axis])) / float(zooms[axis])
+        axes = [Axis("kspace"), Axis("kspace"), Axis("kspace")]
+        name = "gaussian" if profile == "auto" else profile
+        axes[axis] = Axis(name, min(max(width, 0.3), 2.0))
         return cls((axes[0], axes[1], axes[2]))
 
     @classmethod

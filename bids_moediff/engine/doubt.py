@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from bids_moediff.engine.acquired import LEAST_FACTOR
 from bids_moediff.engine.grid import voxel_sizes
 from bids_moediff.engine.masks import head_mask_array
 
@@ -271,12 +272,15 @@ def interpolated(scan: Scan) -> str | None:
     for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
         if scan.figures.get(f"interpolation_{axis}") in ("zero-filled", "interpolated"):
             stored, acquired = scan.figures[f"spacing_{axis}"], scan.figures[f"acquired_{axis}"]
+            if acquired < LEAST_FACTOR * stored:
+                continue
             found.append(f"{acquired:.2g} mm instead of {stored:.2g} mm along the {name} axis")
     if not found:
         return None
     return (
         "The image was interpolated before it came here (zero filling at the scanner, resampling "
-        f"or earlier super-resolution): its detail is about {', '.join(found)}."
+        f"or earlier super-resolution): its detail is about {', '.join(found)}. The result is "
+        "made from there, unless --acquired-resolution says otherwise."
     )
 
 

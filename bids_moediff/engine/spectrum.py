@@ -28,6 +28,13 @@ PERIODICITY_RATIO = 7.0
 SEGMENT_LENGTHS = (64, 48, 32, 24, 16)
 FEWEST_SEGMENTS = 300
 MOST_SEGMENTS = 6000
+# Beyond this factor an image is smooth, not interpolated.
+LARGEST_FACTOR = 5.0
+# What lies above the acquired band, in decibels against the last fifth of it: linear and cubic
+# kernels leave -15 to -3; above this, detail would be lost, so the period was found by chance.
+LOST_DECIBEL = -2.5
+FEWEST_IMAGE_BINS = 8
+IMAGE_DECIBEL = 3.0  # zero filling leaves 3.5 or more, cubic interpolation 2.4 or less
 AXIS_NAMES = ("first", "second", "third")
 
 
@@ -48,8 +55,8 @@ class AxisResolution:
     """What one voxel axis holds.
 
     ``voxel`` and ``usable`` are in mm; ``usable`` is the finest scale with signal above the noise.
-    ``kind`` is "native", "zero-filled" (spectrum empty above a cut-off, whatever emptied it),
-    "interpolated" (periodic sharpness) or "unknown" (too few voxels to tell). ``acquired`` is the
+    ``kind`` is "native", "zero-filled" (spectrum empty above a cut-off), "interpolated" (periodic
+    sharpness, or the images of a cubic kernel) or "unknown" (too few voxels to tell). ``acquired`` is the
     voxel size in mm before interpolation, or ``voxel`` where none was found.
     """
 
@@ -148,7 +155,8 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
             if excess > largest:  # a steep spectrum passes early, the cliff passes by most
                 largest = excess
                 found = _steepest(frequency, level, edge - 0.16 - shift, edge + 0.06)
-    return found
+    # The window spreads the last full frequency over the next one.
+    return None if found is None else max(found - float(frequency[1]), 0.0)
 
 
 def _steepest(frequency: np.ndarray, level: np.ndarray, low: float, high: float) -> float:
@@ -160,6 +168,43 @@ def _steepest(frequency: np.ndarray, level: np.ndarray, low: float, high: float)
     peak = int(np.argmax(weight))
     near = slice(max(0, peak - 1), peak + 2)
     return float((weight[near] * middle[near]).sum() / max(weight[near].sum(), 1e-12))
+
+
+def _cubic_response(frequency: np.ndarray, factor: float) -> np.ndarray:
+    """Power response of cubic spline interpolation, decibels; frequency in units of Nyquist."""
+    cycles = frequency * factor / 2  # per measured voxel
+    amplitude = np.sinc(cycles) ** 4 * 3 / (2 + np.cos(2 * np.pi * cycles))
+    return 10 * np.log10(amplitude**2 + 1e-12)
+
+
+def cubic_factor(spectrum: AxisSpectrum, cutoff: float) -> float | None:
+    """Factor of cubic interpolation that explains a spectrum which is empty above `cutoff`.
+
+    Interpolation repeats the spectrum, mirrored at the measured Nyquist frequency and damped by
+    its kernel; zero filling leaves no such image. None where the image does not fit by 3 dB.
+    """
+    frequency, level = spectrum.frequency, 10 * np.log10(spectrum.power + 1e-30)
+    best: tuple[float, float] | None = None
+    for factor in np.arange(max(1.2, 0.9 / cutoff), LARGEST_FACTOR, 0.02):
+        image = (frequency > 1 / factor) & (frequency < min(1.0, 1.9 / factor))
+        if image.sum() < FEWEST_IMAGE_BINS:
+            continue
+        origin = 2 / factor - frequency[image]
+        own = level[image] - _cubic_response(frequency[image], factor)
+        mirrored = np.interp(origin, frequency, level) - _cubic_response(origin, factor)
+        misfit = float(np.sqrt(np.mean((own - mirrored) ** 2)))
+        if misfit < IMAGE_DECIBEL and (best is None or misfit < best[0]):
+            best = (misfit, float(factor))
+    return best[1] if best else None
+
+
+def _level_above(spectrum: AxisSpectrum, edge: float) -> float:
+    """Mean power above `edge` against that of the fifth of the spectrum below it, in decibels."""
+    above = spectrum.power[spectrum.frequency >= edge + 0.03]
+    below = spectrum.power[(spectrum.frequency >= edge - 0.2) & (spectrum.frequency < edge)]
+    if not len(above) or not len(below):
+        return 0.0
+    return float(10 * np.log10(max(above.mean(), 1e-30) / max(below.mean(), 1e-30)))
 
 
 def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | None:
@@ -198,14 +243,18 @@ def axis_resolution(data: np.ndarray, mask: np.ndarray, axis: int, voxel: float)
         return AxisResolution(voxel, voxel, "unknown", voxel)
     fraction = usable_fraction(spectrum)
     cutoff = empty_above(spectrum)
-    if cutoff is not None:
+    if cutoff is not None and cutoff > 1 / LARGEST_FACTOR:
         fraction = min(fraction, cutoff)
+        if (factor := cubic_factor(spectrum, cutoff)) is not None:
+            return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
         return AxisResolution(voxel, voxel / fraction, "zero-filled", voxel / cutoff)
     period = sharpness_period(data, mask, axis)
     if period is not None:
         # A period of p and of 1 - p cycles per voxel look alike: take what the spectrum supports.
-        factor = min((1 / period, 1 / (1 - period)), key=lambda f: abs(1 / f - fraction))
-        return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
+        large, small = 1 / period, 1 / (1 - period)
+        factor = large if fraction < (large * small) ** -0.5 else small
+        if factor <= LARGEST_FACTOR and _level_above(spectrum, 1 / factor) < LOST_DECIBEL:
+            return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
     return AxisResolution(voxel, voxel / fraction, "native", voxel)
 
 

@@ -189,7 +189,8 @@ def evaluate(
     row["psnr"] = metrics.psnr(pair.image, pair.truth, pair.mask)
     row["nrmse"] = metrics.nrmse(pair.image, pair.truth, pair.mask)
     sidecar = result.sidecar
-    ratios = _ratios(sidecar.get("InputVoxelSize"), voxel_sizes(pair.affine))
+    acquired = sidecar.get("AcquiredVoxelSize") or sidecar.get("InputVoxelSize")
+    ratios = _ratios(acquired, voxel_sizes(pair.affine))
     row |= metrics.slow_figures(pair.image, pair.truth, pair.mask, ratios)
     row["residual"] = sidecar.get("ConsistencyResidual")
     if source is not None:

@@ -7,9 +7,11 @@ done to the file before: that is the native case. Then it is zero-filled or inte
 voxels. Thick slices (fewer than 120 voxels along the axis) are taken as they are.
 """
 
+import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +23,8 @@ from bids_moediff.engine.spectrum import axis_resolution
 
 KEPT = 0.45  # share of k-space: below the cut-off of every file that is zero-filled already
 HALF_WIDTH = 28  # voxels to either side of the middle, across the axis
+Row = dict[str, Any]
+NATIVE = "native"
 WAYS = {
     "zero filling": (1.25, 1.5, 2.0, 3.0),
     "cubic": (1.25, 1.5, 2.0),
@@ -64,7 +68,7 @@ def cases(
     if count >= 120:
         count = round(KEPT * count)
         data, mask = resize_spectrum(data, axis, count), _same_extent(mask, axis, count)
-    yield "native", 1.0, np.rint(data), mask
+    yield NATIVE, 1.0, np.rint(data), mask
     for way, factors in WAYS.items():
         for factor in factors:
             if way == "zero filling":
@@ -74,51 +78,96 @@ def cases(
             yield way, factor, np.rint(fine), _same_extent(mask, axis, fine.shape[axis])
 
 
-def evaluate(path: Path) -> list[dict[str, str | float]]:
+def evaluate(path: Path) -> list[Row]:
     """Verdict on every case of one head: rows of the table."""
     image = nib.load(path)
     data = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
     zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))  # type: ignore[attr-defined]
     head = head_mask_array(data, zooms)
     centre = [int(place) for place in ndimage.center_of_mass(head)]
-    rows: list[dict[str, str | float]] = []
+    rows: list[Row] = []
     for axis in range(3):
         part = tuple(
             slice(None) if k == axis else slice(max(place - HALF_WIDTH, 0), place + HALF_WIDTH)
             for k, place in enumerate(centre)
         )
         for way, factor, made, mask in cases(data[part], head[part], axis):
-            verdict = axis_resolution(made, mask, axis, 1.0).kind
-            rows.append(
-                {"file": path.name, "axis": axis, "way": way, "factor": factor, "verdict": verdict}
-            )
+            found = axis_resolution(made, mask, axis, 1.0)
+            row: Row = {"file": path.name, "axis": axis, "way": way, "factor": factor}
+            rows.append(row | {"verdict": found.kind, "found_factor": round(found.acquired, 3)})
     return rows
 
 
-def summarise(rows: list[dict[str, str | float]]) -> list[tuple[str, float, int, int]]:
-    """Way, factor, cases that were judged, and cases that were called interpolated."""
+def summarise(rows: list[Row]) -> list[Row]:
+    """Per way and factor: axes judged, axes called interpolated, and those with the right factor.
+
+    The factor is right within 10 %; axes that are too short to be judged are left out.
+    """
     result = []
     for way, factor in dict.fromkeys((row["way"], row["factor"]) for row in rows):
-        verdicts = [
-            row["verdict"]
+        judged = [
+            row
             for row in rows
             if (row["way"], row["factor"]) == (way, factor) and row["verdict"] != "unknown"
         ]
-        found = sum(verdict != "native" for verdict in verdicts)
-        result.append((str(way), float(factor), len(verdicts), found))
+        called = [row for row in judged if row["verdict"] != "native"]
+        right = [row for row in called if abs(row["found_factor"] / factor - 1) <= 0.1]
+        result.append(
+            {"way": way, "factor": factor, "judged": len(judged), "called": len(called),
+             "right": len(right)}
+        )  # fmt: skip
     return result
+
+
+def markdown(rows: list[Row]) -> str:
+    """The counts as a table, with sensitivity and specificity and their 95 % intervals."""
+    lines = ["| way | factor | called interpolated | factor within 10 % |", "|---|---|---|---|"]
+    counts = summarise(rows)
+    for entry in counts:
+        share = f"{entry['called']} of {entry['judged']}"
+        right = str(entry["right"]) if entry["way"] != NATIVE else ""
+        lines.append(f"| {entry['way']} | {entry['factor']:g} | {share} | {right} |")
+    made = [entry for entry in counts if entry["way"] != NATIVE]
+    found, total = sum(e["called"] for e in made), sum(e["judged"] for e in made)
+    native = [entry for entry in counts if entry["way"] == NATIVE]
+    kept, all_native = sum(e["judged"] - e["called"] for e in native), sum(
+        e["judged"] for e in native
+    )
+    for name, good, count in (("Sensitivity", found, total), ("Specificity", kept, all_native)):
+        if count:
+            low, high = wilson_interval(good, count)
+            lines += ["", f"{name} {good / count:.3f} [{low:.3f}, {high:.3f}] ({good} of {count})"]
+    return "\n".join(lines) + "\n"
+
+
+def wilson_interval(good: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927)."""
+    share, z2 = good / count, 1.96**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (1 + z2 / count)
+    return middle - half, middle + half
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Images of a folder: those of its manifest.tsv, else every NIfTI file below it."""
+    manifest = folder / "manifest.tsv"
+    if not manifest.is_file():
+        return sorted(folder.rglob("*.nii.gz"))
+    with manifest.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    names = [row["file"] for row in rows if row["file"].endswith(".nii.gz")]
+    return [folder / name for name in sorted(names) if not name.startswith("labels")]
 
 
 def main(arguments: list[str]) -> int:
     """Print the counts and write every verdict."""
-    rows: list[dict[str, str | float]] = []
-    for path in sorted(Path(arguments[0]).rglob("*.nii.gz")):
+    rows: list[Row] = []
+    for path in find_files(Path(arguments[0])):
         rows += evaluate(path)
         print(path.name, flush=True)
     if len(arguments) > 1:
         write_text(table_text(rows, list(rows[0])), Path(arguments[1]))
-    for way, factor, judged, found in summarise(rows):
-        print(f"{way:14} x{factor:<5g} {found:4d} of {judged:4d} called interpolated")
+    print(markdown(rows))
     return 0
 
 

@@ -4,13 +4,16 @@
 from pathlib import Path
 from typing import Any
 
+from nipype import logging
 from nipype.interfaces.base import File, traits
 
 from bids_moediff.bids.sink import write_json
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from .files import load_array, load_image
-from .source import load_source
+from .source import image_key, load_source
+
+LOGGER = logging.getLogger("nipype.interface")
 
 
 class _QualityInputSpec(ImageStepInputSpec):
@@ -44,6 +47,8 @@ class ImageQuality(ImageStep):
             source.suffix,
         )
         doubts = find_doubts(image, mask, source.suffix, source.metadata, figures)
+        for doubt in doubts:
+            LOGGER.warning("%s: %s", image_key(source), doubt)
         return {
             "quality": str(write_json(figures, folder / "quality.json")),
             "doubts": str(write_json(doubts, folder / "doubts.json")),

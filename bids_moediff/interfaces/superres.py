@@ -51,6 +51,15 @@ class _DescribeInputSpec(ImageStepInputSpec):
     mask = File(desc="brain mask")
     bias_field = File(desc="bias field, if one was estimated")
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, mandatory=True)
+    acquired = traits.Either(
+        traits.Enum("auto", "header"),
+        traits.Tuple(traits.Float, traits.Float, traits.Float),
+        default="auto",
+        usedefault=True,
+        desc="acquired voxel size",
+    )
+    slice_profile = traits.Str("auto", usedefault=True)
+    slice_thickness = traits.Either(None, traits.Float, default=None, usedefault=True)
 
 
 class _DescribeOutputSpec(ImageStepOutputSpec):
@@ -74,6 +83,9 @@ class DescribePrepared(ImageStep):
                 "bias_field": bias_field if isdefined(bias_field) else None,
                 "zooms": list(self.inputs.zooms),
                 "acquisition": None,
+                "acquired": self.inputs.acquired,
+                "slice_profile": self.inputs.slice_profile,
+                "slice_thickness": self.inputs.slice_thickness,
                 "metadata": {
                     key: source.metadata[key] for key in ACQUISITION_KEYS if key in source.metadata
                 },

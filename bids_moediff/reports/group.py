@@ -38,7 +38,10 @@ RECORD_COLUMNS = (
      "relative difference of the input and the result measured again with the input's voxels"),
     ("estimated_noise", "EstimatedNoise", "noise standard deviation used, in intensity units"),
 )  # fmt: skip
-VOXEL_COLUMNS = (("in", "InputVoxelSize"), ("out", "OutputVoxelSize"))
+WORDS = {"in": "the input", "measured": "the acquisition", "out": "the result"}
+VOXEL_COLUMNS = (
+    ("in", "InputVoxelSize"), ("measured", "AcquiredVoxelSize"), ("out", "OutputVoxelSize"),
+)  # fmt: skip
 STRIPS = (
     ("consistency_residual", "Consistency residual", ""),
     *captions.MAIN_FIGURES,
@@ -182,7 +185,7 @@ def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
         **DESCRIPTIONS,
     }
     axes = {"x": "first", "y": "second", "z": "third"}
-    for word, where in (("in", "the input"), ("out", "the result")):
+    for word, where in WORDS.items():
         for axis, name in axes.items():
             known[f"voxel_{word}_{axis}"] = f"voxel size of {where} along the {name} axis in mm"
     return {name: {"Description": known[name]} for name in columns}

@@ -235,6 +235,9 @@ def _summary(record: Mapping[str, Any]) -> str:
     if "InputVoxelSize" not in record or "OutputVoxelSize" not in record:
         return ""
     words = f"{_sizes(record['InputVoxelSize'])} became {_sizes(record['OutputVoxelSize'])}."
+    acquired = record.get("AcquiredVoxelSize") or record["InputVoxelSize"]
+    if any(a > 1.01 * b for a, b in zip(acquired, record["InputVoxelSize"], strict=True)):
+        words += f" The input was taken as measured with {_sizes(acquired)} and interpolated."
     residual = record.get("ConsistencyResidual")
     if residual is not None:
         share = f"{100 * residual:.2g} %" if residual > 1e-5 else "less than 0.001 %"
@@ -245,13 +248,22 @@ def _summary(record: Mapping[str, Any]) -> str:
     return words
 
 
+def _profiles(axes: Sequence[Mapping[str, Any]] | None) -> str:
+    """Sampling of the three voxel axes in words."""
+    words = [
+        axis["profile"] if axis["profile"] == "kspace" else f"{axis['profile']} {axis['fwhm']:.2g}"
+        for axis in axes or ()
+    ]
+    return ", ".join(words) if len(set(words)) > 1 else "".join(words[:1])
+
+
 def _facts(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The run card: what ran, on what, with which result."""
     name = f"{record.get('Model', '')} {record.get('ModelVersion', '')}".strip()
     memory, seconds = item.get("peak_memory_gb"), item.get("seconds")
     quality = item.get("quality") or {}
     residual, noise = record.get("ConsistencyResidual"), quality.get("noise_sigma")
-    acquired = [quality.get(f"acquired_{axis}") for axis in "xyz"]
+    acquired = record.get("AcquiredVoxelSize")
     rows = [
         ("Model", name),
         ("Why this model", str(record.get("ModelChoice") or "")),
@@ -262,7 +274,8 @@ def _facts(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str
         ("Device", f"{record.get('Device', '-')}, {record.get('Precision', '-')}"),
         ("Voxel size in", _sizes(record.get("InputVoxelSize"))),
         ("Voxel size out", _sizes(record.get("OutputVoxelSize"))),
-        ("Acquired resolution", _sizes(None if None in acquired else acquired)),
+        ("Acquired voxels (worked from)", _sizes(acquired)),
+        ("Sampling", _profiles(record.get("SamplingProfiles"))),
         ("Consistency residual", "-" if residual is None else f"{residual:.2e}"),
         ("Noise of the input", _number(noise, "input units")),
         ("Time", "-" if seconds is None else f"{seconds:.0f} s"),

@@ -102,7 +102,12 @@ def _add_outputs(workflow: Workflow, settings: Settings) -> None:
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
     describe = pe.Node(
-        DescribePrepared(zooms=settings.output_resolution),
+        DescribePrepared(
+            zooms=settings.output_resolution,
+            acquired=settings.acquired_resolution,
+            slice_profile=settings.slice_profile,
+            slice_thickness=settings.slice_thickness,
+        ),
         name="describe",
         run_without_submitting=True,
     )
