@@ -33,7 +33,7 @@ LARGEST_FACTOR = 5.0
 # What lies above the acquired band, in decibels against the last fifth of it: linear and cubic
 # kernels leave -15 to -3; above this, detail would be lost, so the period was found by chance.
 LOST_DECIBEL = -2.5
-FEWEST_IMAGE_BINS = 8
+FEWEST_IMAGE_BINS = 6
 IMAGE_DECIBEL = 3.0  # zero filling leaves 3.5 or more, cubic interpolation 2.4 or less
 AXIS_NAMES = ("first", "second", "third")
 
@@ -56,8 +56,8 @@ class AxisResolution:
 
     ``voxel`` and ``usable`` are in mm; ``usable`` is the finest scale with signal above the noise.
     ``kind`` is "native", "zero-filled" (spectrum empty above a cut-off), "interpolated" (periodic
-    sharpness, or the images of a cubic kernel) or "unknown" (too few voxels to tell). ``acquired`` is the
-    voxel size in mm before interpolation, or ``voxel`` where none was found.
+    sharpness, or the images of a cubic kernel) or "unknown" (too few voxels to tell).
+    ``acquired`` is the voxel size in mm before interpolation, or ``voxel`` where none was found.
     """
 
     voxel: float
@@ -184,9 +184,10 @@ def cubic_factor(spectrum: AxisSpectrum, cutoff: float) -> float | None:
     its kernel; zero filling leaves no such image. None where the image does not fit by 3 dB.
     """
     frequency, level = spectrum.frequency, 10 * np.log10(spectrum.power + 1e-30)
+    seen = level > level.min() + 6  # rounding to integers leaves a floor of its own
     best: tuple[float, float] | None = None
     for factor in np.arange(max(1.2, 0.9 / cutoff), LARGEST_FACTOR, 0.02):
-        image = (frequency > 1 / factor) & (frequency < min(1.0, 1.9 / factor))
+        image = (frequency > 1 / factor) & (frequency < min(1.0, 1.9 / factor)) & seen
         if image.sum() < FEWEST_IMAGE_BINS:
             continue
         origin = 2 / factor - frequency[image]
