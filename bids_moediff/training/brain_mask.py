@@ -9,7 +9,6 @@ that of SynthStrip (Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474).
 """
 
 import argparse
-import csv
 import hashlib
 import time
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from torch.nn import functional
 from bids_moediff.engine.brainmask import WORKING_ZOOM, normalise
 from bids_moediff.models.brainmask import BrainMaskNet
 from bids_moediff.models.hub import save_model
+from bids_moediff.training.state import WeightAverage, load_state, save_state
 
 FLUID = 24  # label of cerebrospinal fluid
+MOST_STEPS = 10**9
 OUTSIDE = 500  # labels from here on are skull, skin, eyes and neck
 CARD = """# Brain mask
 
@@ -286,85 +287,90 @@ def validate(network: BrainMaskNet, heads: list[Head], table: dict[int, int]) ->
     return scores
 
 
+class Images(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Training images by step; each depends on seed and step alone, whatever the workers."""
+
+    def __init__(self, heads: list[Head], table: dict[int, int], seed: int, first: int) -> None:
+        self.heads, self.table, self.seed, self.first = heads, table, seed, first
+
+    def __len__(self) -> int:
+        return MOST_STEPS - self.first
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and truth of step ``first + index``, both (1, 1, x, y, z)."""
+        torch.set_num_threads(1)
+        rng = np.random.default_rng([self.seed, self.first + index])
+        head = self.heads[int(rng.integers(len(self.heads)))]
+        return synthesize(rng, head, self.table)
+
+
 def fit(options: argparse.Namespace) -> None:
-    """Train until the wall-clock budget is spent; a checkpoint in ``out`` is resumed."""
+    """Train until the wall-clock budget is spent; a state in ``out`` is resumed."""
     torch.manual_seed(options.seed)
     table: dict[int, int] = {0: 0}
     paths = sorted(options.labels.rglob("*.nii.gz"))
     heads = [load_head(path, table) for path in paths]
     left_out = [head for head in heads if head.name.startswith(LEFT_OUT)]
     training = [head for head in heads if not head.name.startswith(LEFT_OUT)]
-    network = BrainMaskNet()
-    average = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
-    step, spent = 0, 0.0
-    checkpoint = options.out / "checkpoint.pt"
+    device = torch.device(options.device)
+    network = BrainMaskNet().to(device)
+    average = WeightAverage(network)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
     options.out.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, step, spent = state["average"], state["step"], state["spent"]
-    began, running = time.monotonic() - spent, 0.0
-    budget = options.minutes * 60.0
-    while (elapsed := time.monotonic() - began) < budget:
-        rng = np.random.default_rng([options.seed, step])
-        image, truth = synthesize(rng, training[int(rng.integers(len(training)))], table)
-        warm = min(1.0, (step + 1) / 100)
-        for group in optimizer.param_groups:
-            group["lr"] = options.rate * warm * min(1.0, 5.0 * (1.0 - elapsed / budget))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(image.to(memory_format=torch.channels_last_3d))
-        loss = loss_function(logits.float(), truth)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+    record = load_state(options.out, network, average, optimiser) or {"step": 0, "spent": 0.0}
+    step, began = record["step"], time.monotonic() - record["spent"]
+    images = Images(training, table, options.seed, step)
+    loader = torch.utils.data.DataLoader(images, batch_size=None, num_workers=options.workers)
+    running, budget = 0.0, options.minutes * 60.0
+    for image, truth in loader:
+        if (elapsed := time.monotonic() - began) >= budget:
+            break
+        _set_rate(optimiser, options.rate, step, elapsed / budget)
+        loss = _train_step(network, optimiser, image.to(device), truth.to(device))
         step += 1
-        decay = min(0.999, (step + 1) / (step + 10))
-        for name, value in network.state_dict().items():
-            average[name].lerp_(value, 1.0 - decay)
-        running += (loss.item() - running) / min(step, 50)
-        if step % 400 == 0:
-            scores = _report(
-                options.out, step, time.monotonic() - began, running, average, left_out, table
-            )
-            _save(options, average, paths, step, scores)
-            torch.save(
-                {
-                    "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                    "average": average, "step": step, "spent": time.monotonic() - began,
-                },
-                checkpoint,
-            )  # fmt: skip
-    scores = _report(
-        options.out, step, time.monotonic() - began, running, average, left_out, table
-    )
-    _save(options, average, paths, step, scores)
+        average.update(network, step)
+        running += (loss - running) / min(step, 50)
+        if step % options.save_every == 0:
+            record = {"step": step, "spent": time.monotonic() - began}
+            save_state(options.out, network, average, optimiser, record)
+            print(step, round(record["spent"]), f"{running:.4f}", flush=True)
+    record = {"step": step, "spent": time.monotonic() - began}
+    save_state(options.out, network, average, optimiser, record)
+    best = BrainMaskNet()
+    best.load_state_dict({name: value.cpu() for name, value in average.values.items()})
+    scores = validate(best.eval(), left_out, table)
+    print(step, f"Dice {np.mean(scores):.4f}, lowest {np.min(scores):.4f}", flush=True)
+    _save(options, best, paths, step, scores)
 
 
-def _report(
-    out: Path, step: int, seconds: float, loss: float, average: dict[str, torch.Tensor],
-    left_out: list[Head], table: dict[int, int],
-) -> list[float]:  # fmt: skip
-    """Validate the averaged weights and append one line to the curve."""
-    network = BrainMaskNet()
-    network.load_state_dict(average)
-    scores = validate(network.eval(), left_out, table)
-    row = [step, round(seconds), f"{loss:.4f}", f"{np.mean(scores):.4f}", f"{np.min(scores):.4f}"]
-    print(*row, flush=True)
-    with (out / "curve.csv").open("a", newline="") as stream:
-        csv.writer(stream).writerow(row)
-    return scores
+def _set_rate(
+    optimiser: torch.optim.Optimizer, peak: float, step: int, progress: float
+) -> None:
+    """A warm-up of 100 steps, and a straight line to zero over the last fifth of the time."""
+    for group in optimiser.param_groups:
+        group["lr"] = peak * min(1.0, (step + 1) / 100) * min(1.0, 5.0 * (1.0 - progress))
+
+
+def _train_step(
+    network: BrainMaskNet, optimiser: torch.optim.Optimizer, image: torch.Tensor,
+    truth: torch.Tensor,
+) -> float:  # fmt: skip
+    """One update; gives the loss."""
+    with torch.autocast(image.device.type, torch.bfloat16):
+        logits = network(image.to(memory_format=torch.channels_last_3d))
+    loss = loss_function(logits.float(), truth)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    return float(loss.detach())
 
 
 def _save(
-    options: argparse.Namespace, average: dict[str, torch.Tensor], paths: list[Path], step: int,
+    options: argparse.Namespace, network: BrainMaskNet, paths: list[Path], step: int,
     scores: list[float],
 ) -> None:  # fmt: skip
     """Write the averaged weights as a model folder."""
-    network = BrainMaskNet()
-    network.load_state_dict(average)
     mean, least = round(float(np.mean(scores)), 4), round(float(np.min(scores)), 4)
     config = {
         "family": "brainmask",
@@ -392,6 +398,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock budget")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make images")
+    parser.add_argument("--save-every", type=int, default=400, help="steps between two saves")
     parser.add_argument(
         "--threshold", type=float, default=-0.8,
         help="logit above which brain begins: a short training draws the outline too tight",
