@@ -166,3 +166,20 @@ def test_a_zero_filled_scan_is_restored_from_what_was_measured():
     error, blurred = (np.linalg.norm(x - wanted) for x in (found, trusting))
     assert error < 0.02 * np.linalg.norm(wanted)
     assert error < 0.5 * blurred  # an axis taken at its header's word is averaged down
+
+
+def test_a_result_that_does_not_explain_the_scan_is_told():
+    class Forgetful(SuperResolver):
+        """Leaves the projection out."""
+
+        @staticmethod
+        def _finish(restored: torch.Tensor, *_: Any) -> torch.Tensor:
+            return 0.8 * restored
+
+    coarse, _ = zero_filled()
+    model = LoadedModel(SimpleNamespace(), {}, "", "none")
+    for kind, expected in ((Forgetful, True), (SuperResolver, False)):
+        resolver = kind(model, torch.device("cpu"), "fp32")
+        entry = {"zooms": (0.8, 0.8, 0.8), "acquired": "header"}
+        warnings = _enhance(resolver, coarse, None, None, entry).record["Warnings"]
+        assert any("times the scan's noise" in words for words in warnings) is expected

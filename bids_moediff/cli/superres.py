@@ -278,9 +278,12 @@ def _enhance(
     **options: Any,
 ) -> "Result":
     """From the voxels that were measured, sampled as the request or the sidecar's keys say."""
+    import numpy as np
+
     from bids_moediff.engine.acquired import declared_acquisition, find_measured
     from bids_moediff.engine.acquisition import Acquisition
     from bids_moediff.engine.grid import voxel_sizes
+    from bids_moediff.engine.noise import residual_warning
 
     measured = find_measured(image, mask, bias_field, entry.get("acquired") or "auto")
     if entry.get("acquisition"):
@@ -300,6 +303,10 @@ def _enhance(
         acquisition=acquisition,
         **options,
     )
+    data = np.asarray(measured.image.dataobj, dtype=np.float32)
+    inside = data > 0 if measured.mask is None else np.asarray(measured.mask.dataobj) > 0
+    if sentence := residual_warning(data, inside, result.residual):
+        result.record["Warnings"].append(sentence)
     result.record.update(
         InputVoxelSize=[round(size, 6) for size in voxel_sizes(image.affine)],
         AcquiredVoxelSize=[round(size, 6) for size in measured.zooms],
