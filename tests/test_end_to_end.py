@@ -239,7 +239,12 @@ def test_stages_in_turn_give_the_same_bytes(study: Study, linear: Run) -> None:
     shutil.rmtree(work)
     report = run_app(study, output, *options, "--stage", "report")
     assert report.code == 0
-    assert GOOD[1] in (output / "sub-01.html").read_text()
+    page = (output / "sub-01.html").read_text()
+    assert GOOD[1] in page
+    assert "super-resolved to a voxel size of 3 mm" in page, "methods of the stages before"
+    assert (output / "logs" / "CITATION.md").read_bytes() == (
+        linear.output / "logs" / "CITATION.md"
+    ).read_bytes()
     whole = linear.products()
     expected = {name: whole[name] for name in whole if "sub-0" not in name or "ses-b" in name}
     assert report.products() == expected, "figures included"

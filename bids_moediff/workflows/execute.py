@@ -124,11 +124,16 @@ def _keep_network_log(settings: Settings, plan: Plan, participant: Participant) 
 
 
 def write_methods(settings: Settings, workflow: Workflow) -> None:
-    """Write the methods text that the graph tells about itself: Markdown, bibliography, HTML."""
+    """Write the methods text that the graph tells about itself: Markdown, bibliography, HTML.
+
+    A run that only reports keeps the text of the run that did the work.
+    """
     from bids_moediff.reports.participant import methods_html
 
-    write_citation(settings.output_dir, workflow.visit_desc())
     logs = settings.output_dir / "logs"
+    if settings.stage == "report" and (logs / "CITATION.md").is_file():
+        return
+    write_citation(settings.output_dir, workflow.visit_desc())
     body = methods_html({"methods": (logs / "CITATION.md").read_text(encoding="utf-8")})
     head = '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Methods</title>\n'
     write_text(f"{head}{body}</html>\n", logs / "CITATION.html")
