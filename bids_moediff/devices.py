@@ -86,6 +86,8 @@ def container_kind(environment: Mapping[str, str]) -> str | None:
     """``apptainer``, ``docker`` (or podman) or None for a plain machine."""
     if environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER"):
         return "apptainer"
+    if environment.get("BIDS_MOEDIFF_DOCKER_TAG"):  # set in the image, whatever runs it
+        return "docker"
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
         return "docker"
     return None
@@ -106,19 +108,16 @@ def missing_flag(container: str | None, environment: Mapping[str, str]) -> str:
     )
 
 
-def explain_absence(
-    device: str,
+def reason_of_absence(
     found: Acceleration | None,
     driver: bool,
     container: str | None,
     environment: Mapping[str, str],
 ) -> str:
-    """Sentence that says why a device is not there and what to do.
+    """Why no GPU can be used and what to do, as a part of a sentence; empty if one can be.
 
     Parameters
     ----------
-    device
-        As on the command line.
     found
         Torch's answer, or None if it was not asked because no driver is visible.
     driver
@@ -128,25 +127,39 @@ def explain_absence(
     environment
         Environment variables.
     """
-    start = f"--device {device} was asked for, but"
-    other = "or use --device cpu"
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return f"{start} CUDA_VISIBLE_DEVICES={visible!r} hides every GPU; unset it, {other}."
+        return f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU; unset it"
     if not driver:
-        remedy = missing_flag(container, environment)
-        return f"{start} no NVIDIA driver is visible: {remedy}, {other}."
+        return f"no NVIDIA driver is visible: {missing_flag(container, environment)}"
     if found is not None and found.cuda is None:
-        return f"{start} torch {found.torch} was built without CUDA; install one with, {other}."
+        return f"torch {found.torch} was built without CUDA; install one with"
     if found is None or not found.cards:
         version = f" for CUDA {found.cuda}" if found else ""
         return (
-            f"{start} torch can use no GPU although a driver is visible; the driver may be too old"
-            f"{version}: update it, {other}."
+            "torch can use no GPU although a driver is visible; the driver may be too old"
+            f"{version}: update it"
         )
-    last = len(found.cards) - 1
-    numbers = "0" if last == 0 else f"0 to {last}"
-    return f"{start} the visible GPUs have the numbers {numbers}; choose one of them, {other}."
+    return ""
+
+
+def explain_absence(
+    device: str,
+    found: Acceleration | None,
+    driver: bool,
+    container: str | None,
+    environment: Mapping[str, str],
+) -> str:
+    """Sentence that says why the ``device`` of the command line is not there and what to do.
+
+    The other parameters are those of :func:`reason_of_absence`.
+    """
+    reason = reason_of_absence(found, driver, container, environment)
+    if not reason:
+        last = len(found.cards) - 1 if found else 0
+        numbers = "0" if last == 0 else f"0 to {last}"
+        reason = f"the visible GPUs have the numbers {numbers}; choose one of them"
+    return f"--device {device} was asked for, but {reason}, or use --device cpu."
 
 
 def require_devices(device: str, environment: Mapping[str, str] | None = None) -> list[str]:

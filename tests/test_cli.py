@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff import __version__
+from bids_moediff import __version__, devices
+from bids_moediff.cli import check
 from bids_moediff.cli.check import supported
 from bids_moediff.cli.parser import build_parser
 from bids_moediff.devices import Acceleration, Card, explain_absence
@@ -287,6 +288,35 @@ def test_why_a_device_is_not_there(device, found, driver, container, environment
     sentence = explain_absence(device, found, driver, container, environment)
     assert words in sentence
     assert sentence.startswith(f"--device {device} was asked for, but")
+
+
+def test_the_image_is_known_whatever_runs_it():
+    tag = {"BIDS_MOEDIFF_DOCKER_TAG": "0.1.0"}
+    assert devices.container_kind(tag) == "docker"
+    assert devices.container_kind({**tag, "APPTAINER_CONTAINER": "x.sif"}) == "apptainer"
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "words"),
+    [
+        (True, "13.0", "the driver may be too old for CUDA 13.0: update it"),
+        (True, None, "was built without CUDA"),
+        (False, "13.0", "add --nv to the apptainer call"),
+    ],
+)
+def test_check_says_why_no_gpu_will_be_used(driver, cuda, words, tmp_path, monkeypatch):
+    """Torch's answer and the sight of a driver are given; the words are those of the app."""
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setenv("APPTAINER_CONTAINER", "x.sif")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "DRIVER_FILES", (tmp_path / "nvidiactl",) if driver else ())
+    monkeypatch.setattr(devices, "ask_torch", lambda *_: Acceleration("2.13.0", cuda, (), ()))
+    subjects = {subject: (good, text) for good, subject, text, _ in check._devices(Settings())}
+    assert subjects["device"][0] and subjects["device"][1].startswith("cpu (no GPU will be used")
+    assert words in subjects["device"][1]
+    assert ("driver" in subjects) is driver
+    codes = [code for good, _, _, code in check._devices(Settings(device="cuda")) if not good]
+    assert codes == [69]
 
 
 @pytest.mark.parametrize(

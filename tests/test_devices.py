@@ -43,6 +43,54 @@ def test_two_fake_devices_hold_one_network_each(tmp_path: Path) -> None:
             assert begin >= end, "two networks on one device"
 
 
+HELD = """
+import sys
+from pathlib import Path
+from bids_moediff.engine.devices import hold_device
+with hold_device(["cuda:0", "cuda:1"], Path(sys.argv[1])) as device:
+    Path(sys.argv[2]).write_text(device)
+    sys.stdin.read()
+"""
+
+
+def test_no_device_is_idle_while_a_network_waits(tmp_path: Path) -> None:
+    """Six networks on two fake devices, ended one by one: each end lets exactly one begin."""
+    locks, marks = tmp_path / "locks", tmp_path / "marks"
+    marks.mkdir()
+    workers = {
+        number: subprocess.Popen(
+            [sys.executable, "-c", HELD, locks, marks / str(number)], stdin=subprocess.PIPE
+        )
+        for number in range(6)
+    }
+    ended: set[int] = set()
+
+    def holders(expected: int) -> dict[int, str]:
+        """Who holds which device, when there are as many as expected."""
+        deadline = time.monotonic() + 120
+        while True:
+            found = {int(path.name): path.read_text() for path in marks.iterdir()}
+            found = {number: name for number, name in found.items() if number not in ended}
+            if (len(found) >= expected and all(found.values())) or time.monotonic() > deadline:
+                return found
+
+    try:
+        for remaining in range(6, 0, -1):
+            now = holders(min(2, remaining))
+            time.sleep(0.3)  # time for a third one to slip in
+            assert holders(min(2, remaining)) == now
+            assert sorted(now.values()) in (["cuda:0", "cuda:1"], ["cuda:0"], ["cuda:1"])
+            assert len(now) == min(2, remaining)
+            first = min(now)
+            ended.add(first)
+            workers[first].communicate()
+            assert workers[first].returncode == 0
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+
+
 def test_a_device_that_comes_free_goes_to_the_one_who_waits(tmp_path: Path) -> None:
     """Two fake devices are held; whichever is given back first is the one that is handed out."""
     with hold_device(["cuda:0", "cuda:1"], tmp_path) as first:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Places that clusters put a job in: all give the bytes of a run on a plain machine.
 
-The mounts are real and made in a namespace of their own: an input that cannot be written, an output
-on another file system, a /tmp of 64 MB, no network, and a HOME that is unset or read-only. In the
-input the content of other participants was never fetched, and one session of two is asked for.
+The mounts are real and made in a namespace of their own: an input that cannot be written, an
+output on another file system, a /tmp of 64 MB, no network, and a HOME that is unset or read-only.
+In the input the content of other participants was never fetched, and one session of two is asked
+for.
 """
 
 import importlib.util
@@ -26,7 +27,9 @@ mount --make-rprivate /
 mount --rbind /tmp /mnt
 mount -t tmpfs -o size=64m,mode=1777 hard /tmp
 for needed in $NEEDED; do
-    case $needed in /tmp/*) mkdir -p "$needed" && mount --rbind "/mnt${needed#/tmp}" "$needed" ;; esac
+    case $needed in
+        /tmp/*) mkdir -p "$needed" && mount --rbind "/mnt${needed#/tmp}" "$needed" ;;
+    esac
 done
 umount -l /mnt
 mount --bind "$STUDY/bids" "$STUDY/bids" && mount -o remount,bind,ro "$STUDY/bids"

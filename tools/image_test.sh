@@ -105,15 +105,31 @@ say_size() {
     say "image of $((size / 1000000)) MB"
 }
 
-run_image() {  # the docker run line of the README
+image_command() {  # the docker run line of the README
     command=$(fill_in "$(readme_lines 'docker run')" "$1")
-    if ! has_docker; then
+    has_docker || {
         limits='--ulimit nofile=20000:20000 --ulimit nproc=20000:20000'
         command=$(echo "$command" | sed -e "s#^docker run#podman --runtime runc run $limits#" \
             -e 's# bids_moediff /data# localhost/bids_moediff /data#')
-    fi
+    }
+    echo "$command"
+}
+
+run_image() {
+    command=$(image_command "$1")
     say "$command"
     eval "$command $options"
+}
+
+check_names_the_flag() {  # without a GPU, --check ends with 69 and says what to add to the call
+    code=0
+    text=$(eval "$(image_command "$1" | sed 's# /data /out participant# --check --device cuda#')") \
+        || code=$?
+    if [ "$code" != 69 ] || ! echo "$text" | grep -q -- '--gpus all'; then
+        echo "--check ended with $code: $text" >&2
+        exit 1
+    fi
+    say "$(echo "$text" | grep 'NOT OK')"
 }
 
 fresh() { rm -rf "$1" && mkdir -m 777 "$1"; }
@@ -132,6 +148,7 @@ build_image
 say "built"
 say_size
 fresh "$work/out-image"
+if [ ! -e /dev/nvidiactl ]; then check_names_the_flag "$work/out-image"; fi
 run_image "$work/out-image"
 compare "$work/out-image"
 

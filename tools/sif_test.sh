@@ -64,6 +64,14 @@ inside "apptainer build --force --notest --build-arg bootstrap=docker-archive \
 say "SIF of $(du -m "$work/bids_moediff.sif" | cut -f 1) MB"
 rm -f "$work/bids_moediff.tar"
 inside "apptainer test --containall --no-home $work/bids_moediff.sif"
+code=0
+text=$(inside "apptainer run --containall --no-home $work/bids_moediff.sif --check --device cuda") \
+    || code=$?
+if [ ! -e /dev/nvidiactl ] && { [ "$code" != 69 ] || ! echo "$text" | grep -q -- '--nv'; }; then
+    echo "--check ended with $code: $text" >&2
+    exit 1
+fi
+say "$(echo "$text" | grep 'NOT OK')"
 rm -rf "$work/out-sif" && mkdir -m 777 "$work/out-sif"
 say "$command"
 inside "$command"

@@ -119,7 +119,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def in_container(environment: Mapping[str, str]) -> bool:
     """Whether paths are those of a container, which mean nothing outside."""
-    return bool(container_kind(environment) or environment.get(f"{PREFIX}DOCKER_TAG"))
+    return container_kind(environment) is not None
 
 
 def _container(environment: Mapping[str, str]) -> dict[str, str]:

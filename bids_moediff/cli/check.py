@@ -90,8 +90,9 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         return
     remark = ""
     if names == ["cpu"] and settings.device == "auto":
-        flag = devices.missing_flag(devices.container_kind(os.environ), os.environ)
-        remark = f" (no GPU is visible; to use one, {flag})"
+        kind = devices.container_kind(os.environ)
+        reason = devices.reason_of_absence(found, driver, kind, os.environ)
+        remark = f" (no GPU will be used: {reason})"
     yield True, "device", f"{', '.join(names)}{remark}", 0
 
 
