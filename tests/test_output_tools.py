@@ -3,6 +3,7 @@
 
 import importlib.util
 import multiprocessing
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,6 +159,7 @@ def test_what_was_wrong_for_a_moment_is_told(
     watcher.validate = lambda: None
     watcher.look()
     assert watcher.problems == []
+    shutil.rmtree(tmp_path / "out" / ".work")  # scratch may go
     content = path.read_bytes()
     if harm is None:
         path.unlink()

@@ -12,10 +12,12 @@ other way round, files before the description of the data set, errors of the BID
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PAUSE = 0.1  # seconds between two looks
@@ -83,16 +85,13 @@ class Watcher:
     def _list(self) -> dict[str, tuple[int, int, int]]:
         """Files by relative path, without hidden ones (unfinished or scratch)."""
         found = {}
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder)
-            if any(part.startswith(".") for part in name.parts):
-                continue
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # a folder of the work area that went meanwhile
-                continue
-            if path.is_file():
-                found[name.as_posix()] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        for folder, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (Path(folder) / name for name in names if not name.startswith(".")):
+                with suppress(FileNotFoundError):  # told by look() if it is gone for good
+                    status = path.stat()
+                    name = path.relative_to(self.folder).as_posix()
+                    found[name] = (status.st_ino, status.st_mtime_ns, status.st_size)
         return found
 
     def _pairs(self, now: dict[str, tuple[int, int, int]]) -> None:
