@@ -92,8 +92,9 @@ def run_mean(
 ) -> torch.Tensor:
     """The mean's output of a volume, padded to cubes of `side`: one size runs fastest on a GPU."""
     padding = [amount for size in reversed(start.shape) for amount in (0, max(0, side - size))]
-    output = apply_mean(mean, torch.nn.functional.pad(start, padding), condition)
-    return output[tuple(slice(0, size) for size in start.shape)]
+    # An edge to air where the volume was cut would be felt as far as the network sees.
+    padded = torch.nn.functional.pad(start[None, None], padding, mode="replicate")[0, 0]
+    return apply_mean(mean, padded, condition)[tuple(slice(0, size) for size in start.shape)]
 
 
 # Error of interpolation, as a fraction of the range, below which a patch counts no more.

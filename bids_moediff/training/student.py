@@ -7,6 +7,7 @@ decoder are guided by the features of the teacher's mean network; output and sta
 where the scanner measured.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -180,9 +181,13 @@ class StudentStage:
         """Features of the teacher's mean after its last block."""
         assert self.teacher is not None and isinstance(self.teacher.mean, MeanNetwork)
         kept: list[Tensor] = []
-        handle = self.teacher.mean.body[-1].register_forward_hook(
-            lambda module, inputs, output: kept.append(output.float())
-        )
+        here = threading.get_ident()  # other threads make volumes with the same network
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if threading.get_ident() == here:
+                kept.append(output.float())
+
+        handle = self.teacher.mean.body[-1].register_forward_hook(keep)
         try:
             with torch.no_grad():
                 self.teacher.mean(batch["start"][:, None], batch["condition"])
