@@ -53,12 +53,23 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def latents(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of the autoencoders that some experts need."""
+    base = tmp_path_factory.mktemp("latents")
+    runs = {"experts-kl": base / "autoencoder", "experts-vq": base / "autoencoder-vq"}
+    for run in runs.values():
+        train(tiny(run.name, steps=1, evaluate_every=1), data, run, device="cpu")
+    return runs
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_twenty_steps_of_every_recipe(
-    name: str, data: Path, teacher: Path, tmp_path: Path
+    name: str, data: Path, teacher: Path, latents: dict[str, Path], tmp_path: Path
 ) -> None:
     words = ["--recipe", name, "--smoke", "--pack", data, "--output", tmp_path / "run"]
-    words += ["--init", teacher, "--device", "cpu"]
+    words += ["--init", teacher, *([latents[name]] if name in latents else [])]
+    words += ["--device", "cpu"]
     assert main([str(word) for word in words]) == 0
     loaded = load_model(tmp_path / "run" / "model")
     assert loaded.config["family"] == ("student" if name.startswith("student") else "moediff")
@@ -87,7 +98,7 @@ def _stop_at(trainer: Trainer, step: int) -> None:
     trainer.stage.loss = loss  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("stage", ["mean", "experts", "student"])
+@pytest.mark.parametrize("stage", ["mean", "experts", "student", "autoencoder"])
 def test_an_interrupted_run_ends_in_the_same_weights(
     stage: str, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +117,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     for key, value in whole.items():
         assert torch.equal(parts[key], value), key
     moved = [key for key in whole if key.startswith("network.") and "tail" in key]
-    assert stage == "experts" or any(whole[key].abs().max() > 0 for key in moved)
+    assert stage in ("experts", "autoencoder") or any(whole[key].abs().max() > 0 for key in moved)
 
 
 def test_a_killed_run_repeats_no_row_of_its_curve(data: Path, tmp_path: Path) -> None:

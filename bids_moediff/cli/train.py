@@ -66,7 +66,14 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--init", type=Path, metavar="MODEL", help="model, or run of the mean, to begin with")
+    add(
+        "--init",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="MODEL",
+        help="models, or runs of the mean and of an autoencoder, to begin with",
+    )
     add("--steps", type=int, metavar="N", help="optimiser steps instead of the recipe's")
     add(
         "--minutes",

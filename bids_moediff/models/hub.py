@@ -47,12 +47,19 @@ class LoadedModel:
 
 
 class MoEDiffModel(nn.Module):
-    """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts); either may be None."""
+    """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts), and on its way there a learned
+    ``autoencoder``; any may be None."""
 
-    def __init__(self, mean: nn.Module | None, moediff: nn.Module | None) -> None:
+    def __init__(
+        self,
+        mean: nn.Module | None,
+        moediff: nn.Module | None,
+        autoencoder: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.mean = mean
         self.moediff = moediff
+        self.autoencoder = autoencoder
 
 
 def _dataclass_builder(module: str, config_name: str, network_name: str) -> Builder:
@@ -65,19 +72,27 @@ def _dataclass_builder(module: str, config_name: str, network_name: str) -> Buil
     return build
 
 
+def _build_autoencoder(values: Mapping[str, Any]) -> nn.Module:
+    from bids_moediff.models.moediff.autoencoders import build_autoencoder
+    from bids_moediff.models.moediff.config import MoEDiffConfig
+
+    return build_autoencoder(MoEDiffConfig.from_dict(values))
+
+
 PARTS: dict[str, Builder] = {
     "mean": _dataclass_builder("moediff.mean", "MeanConfig", "MeanNetwork"),
     "moediff": _dataclass_builder("moediff.network", "MoEDiffConfig", "MoEDiffSR"),
+    "autoencoder": _build_autoencoder,
 }
 
 
 def build_moediff(config: Mapping[str, Any]) -> nn.Module:
-    """Composite from the sections "mean" and "moediff" of a config; at least one must be there."""
+    """Composite from the sections of a config that PARTS names; at least one must be there."""
     sections = {name: config.get(name) for name in PARTS}
     if not any(sections.values()):
         raise ValueError("a moediff model needs a section 'mean' or 'moediff'")
     parts = {name: PARTS[name](v) if v else None for name, v in sections.items()}
-    return MoEDiffModel(parts["mean"], parts["moediff"])
+    return MoEDiffModel(**parts)
 
 
 def _single(family: str, builder: Builder) -> Builder:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Validation heads: kept out of training, degraded by fixed protocols, to steer it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,9 +129,22 @@ def gains(
     `restore(start (X, Y, Z), condition (6,))` returns the image, which is projected onto the
     data. `starts` replace the consistent interpolation, and `over` names the gain over them.
     """
+    starts = starts or [case.start for case in cases]
+    images = (restore(s, case.condition) for s, case in zip(starts, cases, strict=True))
+    return gains_of(cases, images, starts, over)
+
+
+def gains_of(
+    cases: Sequence[Case],
+    images: Iterable[torch.Tensor],
+    starts: Sequence[torch.Tensor] | None = None,
+    over: str = "over_consistent",
+) -> dict[str, dict[str, float]]:
+    """:func:`gains` of images that were restored already, one for each case."""
     table: dict[str, list[tuple[float, float]]] = {}
-    for case, start in zip(cases, starts or [case.start for case in cases], strict=True):
-        value = case.psnr(case.project(restore(start, case.condition)))
+    starts = starts or [case.start for case in cases]
+    for case, start, image in zip(cases, starts, images, strict=True):
+        value = case.psnr(case.project(image))
         before = case.psnr(case.project(start))
         table.setdefault(case.protocol, []).append((value - case.psnr(case.cubic), value - before))
     return {

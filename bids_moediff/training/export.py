@@ -28,6 +28,7 @@ from .state import BEST_NAME, STATE_NAME, part, read_state
 
 # Which section of config.json a stage fills, and the family it belongs to.
 SECTIONS = {"mean": ("moediff", "mean"), "experts": ("moediff", "moediff")}
+SECTIONS["autoencoder"] = ("moediff", "autoencoder")
 SECTIONS["student"] = ("student", "student")
 
 
@@ -131,6 +132,10 @@ def _compose(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, torch.Tenso
     return config, state
 
 
+def _has_experts(runs: Sequence[Run]) -> bool:
+    return any(run.stage == "experts" for run in runs)
+
+
 def export(
     folders: Sequence[Path], model_dir: Path, *, pack: Path | None = None, machine: str = ""
 ) -> str:
@@ -158,7 +163,9 @@ def export(
     for folder in models:
         runs += _parts(folder, [run.stage for run in runs])
     runs.sort(key=lambda run: order.index(run.stage))
-    config, state = _compose(runs)
+    # Experts hold the autoencoder that they were trained with.
+    composed = [run for run in runs if run.stage != "autoencoder"] if _has_experts(runs) else runs
+    config, state = _compose(composed)
     network = build_network(config)
     try:
         network.load_state_dict(state, strict=True)

@@ -80,7 +80,7 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
         raise UsageError(f"{folder} is no folder.")
     keep_out = list(dict.fromkeys(name for recipe in recipes for name in recipe.keep_out))
     pack = _training_pack(options, keep_out)
-    init: Path | None = options.init
+    init: list[Path] = list(options.init)
     parts: list[Path] = []
     for recipe in recipes:
         place = folder / recipe.stage if len(recipes) > 1 else folder
@@ -88,12 +88,13 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
             recipe, pack, place, device=options.device, init=init, minutes=options.minutes
         )
         parts.append(place)
-        if recipe.stage == "mean":
-            init = place
+        if recipe.stage in ("mean", "autoencoder"):
+            init.append(place)
     model = folder / "model"
     if _is_main():
-        if recipes[-1].stage == "experts" and len(recipes) == 1 and init is not None:
-            parts.append(_resolved(init))
+        stages = [recipe.stage for recipe in recipes]
+        if stages[-1] == "experts" and "mean" not in stages:
+            parts += [_resolved(path) for path in options.init]
         digest = export(parts, model)
         print(f"{model}: weights with SHA-256 {digest}")
     return model

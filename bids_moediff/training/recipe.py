@@ -211,8 +211,32 @@ class StudentRecipe(Recipe):
         return self.patch
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(Recipe):
+    """A learned latent for the experts, on slices of `crop` voxels.
+
+    ``network`` are those settings of MoEDiffConfig that concern the latent. The loss is the L1
+    error of reconstructed slices, the Sobel error, the error of a change that goes through the
+    latent, and the prior (Kullback-Leibler divergence, or codebook and commitment), each with its
+    weight.
+    """
+
+    stage: ClassVar[str] = "autoencoder"
+
+    network: dict[str, Any] = field(default_factory=dict)
+    crop: int = 128
+    sobel_weight: float = 0.5
+    residual_weight: float = 1.0
+    prior_weight: float = 1e-4
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.crop
+
+
 STAGES: dict[str, type[Recipe]] = {
-    kind.stage: kind for kind in (MeanRecipe, ExpertsRecipe, StudentRecipe)
+    kind.stage: kind for kind in (MeanRecipe, ExpertsRecipe, StudentRecipe, AutoencoderRecipe)
 }
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from bids_moediff.engine.mean import apply_mean
 from bids_moediff.engine.slices import restore_slices
 from bids_moediff.errors import UsageError, WeightsError
-from bids_moediff.models.hub import CONFIG_NAME, MoEDiffModel, load_model
+from bids_moediff.models.hub import CONFIG_NAME, PARTS, MoEDiffModel, load_model
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
 from bids_moediff.models.moediff.network import MoEDiffSR, equal_parameter_single
@@ -31,6 +31,7 @@ from .sampling import patches, slices
 from .volumes import Volume
 
 Batch = dict[str, torch.Tensor]
+Init = Path | Sequence[Path] | None
 Gains = dict[str, dict[str, float]]
 
 
@@ -189,14 +190,26 @@ class ExpertsStage:
                     "--init RUN_DIR (of the recipe mean) or --init MODEL."
                 )
             self.mean = mean.to(device).eval().requires_grad_(False)
-        if init is not None and isinstance(init.moediff, MoEDiffSR):
-            warm_start(self.network, init.moediff if init.moediff.config == config else None)
+        same = None if init is None else init.moediff
+        if isinstance(same, MoEDiffSR) and same.config == config:
+            warm_start(self.network, same)
+        elif config.latent != "haar":
+            self._take_autoencoder(None if init is None else init.autoencoder)
         self.state = LossState(weights)
         self._starts: list[torch.Tensor] | None = None
 
     def network_settings(self) -> dict[str, Any]:
         """Settings for the section of config.json."""
         return self.network.config.to_dict()
+
+    def _take_autoencoder(self, trained: nn.Module | None) -> None:
+        """Latents come from an autoencoder that was trained before."""
+        if trained is None:
+            raise UsageError(
+                f"The latent {self.network.config.latent} needs a trained autoencoder: --init "
+                "also takes the run of a recipe autoencoder."
+            )
+        warm_start(self.network.autoencoder, trained)
 
     def _start(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The frozen mean's output."""
@@ -265,19 +278,32 @@ def warm_start(network: nn.Module, trained: nn.Module | None) -> None:
         raise UsageError("--init holds a network of other sizes than the recipe's.") from error
 
 
-def load_init(path: Path | None) -> MoEDiffModel | None:
-    """Model to begin with: a model's name or folder, or a run folder of the recipe mean."""
-    if path is None:
+def load_init(init: Init) -> MoEDiffModel | None:
+    """What to begin with: models (name or folder), runs of a mean or of an autoencoder.
+
+    Each adds the networks that it has; of two of a kind the later one counts.
+    """
+    paths = [init] if isinstance(init, Path) else list(init or ())
+    if not paths:
         return None
-    from .export import read_run
+    found = {name: part for path in paths for name, part in _load_one(path).named_children()}
+    return MoEDiffModel(found.get("mean"), found.get("moediff"), found.get("autoencoder"))
+
+
+def _load_one(path: Path) -> MoEDiffModel:
+    from .export import SECTIONS, read_run
 
     if path.is_dir() and not (path / CONFIG_NAME).is_file():
         run = read_run(path)
-        if run.stage != "mean":
-            raise UsageError(f"{path} is a run of {run.stage}; --init takes a model or a mean.")
-        mean = MeanNetwork(MeanConfig.from_dict(run.network))
-        mean.load_state_dict(run.weights)
-        return MoEDiffModel(mean, None)
+        if run.stage not in ("mean", "autoencoder"):
+            raise UsageError(
+                f"{path} is a run of {run.stage}; --init takes models, and runs of a mean or of "
+                "an autoencoder."
+            )
+        section = SECTIONS[run.stage][1]
+        part = PARTS[section](run.network)
+        part.load_state_dict(run.weights)
+        return MoEDiffModel(**({"mean": None, "moediff": None} | {section: part}))
     network = load_model(path).network
     if not isinstance(network, MoEDiffModel):
         raise WeightsError(f"{path} is no moediff model.")
@@ -288,6 +314,7 @@ __all__ = [
     "Batch",
     "ExpertsStage",
     "Gains",
+    "Init",
     "MeanStage",
     "Stage",
     "autocast",

@@ -26,8 +26,15 @@ from bids_moediff.errors import MoediffError, UsageError
 from .development import Case, make_cases
 from .export import hardware, read_curve
 from .heads import check_heads, load_pack, sha256
-from .recipe import ExpertsRecipe, MeanRecipe, Recipe, StudentRecipe, check_same
-from .stages import ExpertsStage, Gains, MeanStage, Stage, load_init
+from .recipe import (
+    AutoencoderRecipe,
+    ExpertsRecipe,
+    MeanRecipe,
+    Recipe,
+    StudentRecipe,
+    check_same,
+)
+from .stages import ExpertsStage, Gains, Init, MeanStage, Stage, load_init
 from .state import WeightAverage, load_state, save_best, save_state
 from .volumes import Source, Window
 
@@ -52,13 +59,17 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (recipe.final_share + (1 - recipe.final_share) * cosine)
 
 
-def make_stage(recipe: Recipe, device: torch.device, init: Path | None) -> Stage:
-    """Stage of a recipe, on a device; `init` is a model or a run of the mean."""
+def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
+    """Stage of a recipe, on a device; for `init` see :func:`.stages.load_init`."""
     model = load_init(init)
     if isinstance(recipe, MeanRecipe):
         return MeanStage(recipe, device, model)
     if isinstance(recipe, ExpertsRecipe):
         return ExpertsStage(recipe, device, model)
+    if isinstance(recipe, AutoencoderRecipe):
+        from .autoencoder import AutoencoderStage
+
+        return AutoencoderStage(recipe, device, model)
     from .student import StudentStage
 
     assert isinstance(recipe, StudentRecipe)
@@ -133,7 +144,7 @@ class Trainer:
         pack: Path,
         folder: Path,
         device: str,
-        init: Path | None,
+        init: Init,
         minutes: float | None = None,
     ) -> None:
         self.recipe, self.folder = recipe, folder
@@ -428,7 +439,7 @@ def train(
     folder: Path,
     *,
     device: str = "auto",
-    init: Path | None = None,
+    init: Init = None,
     minutes: float | None = None,
 ) -> dict[str, Any]:
     """Train a recipe in a folder, or go on with what is there; returns the record.
