@@ -59,7 +59,7 @@ def latents(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     base = tmp_path_factory.mktemp("latents")
     runs = {"experts-kl": base / "autoencoder", "experts-vq": base / "autoencoder-vq"}
     for run in runs.values():
-        train(tiny(run.name, steps=1, evaluate_every=1), data, run, device="cpu")
+        train(tiny(run.name), data, run, device="cpu")
     return runs
 
 
@@ -261,6 +261,14 @@ def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
     _, record = read_state(tmp_path / "state.safetensors")
     assert record["step"] == 3 and record["hardware"].startswith("2 x")
     assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 1
+    # The second process has its say: its volumes and patches are others than the first one's.
+    alone = [*words[:-1], tmp_path / "alone", "--device", "cpu"]
+    assert main([str(word) for word in alone]) == 0
+    both, one = (
+        load_file(folder / "state.safetensors")["network.head.weight"]
+        for folder in (tmp_path, tmp_path / "alone")
+    )
+    assert (both - one).abs().max() > 1e-5
 
 
 def test_the_session_script_trains_for_some_minutes(data: Path, tmp_path: Path) -> None:
