@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.evaluation.ablation import VARIANTS, equal_gates
-from bids_moediff.evaluation.ablation_page import findings
+from bids_moediff.evaluation.ablation import VARIANTS, Arm, equal_gates, summarise
+from bids_moediff.evaluation.ablation_page import findings, gate_lines, page
+from bids_moediff.evaluation.benchmark import Method
 from bids_moediff.evaluation.blocks import RIM, Block
 from bids_moediff.evaluation.heads import Head
+from bids_moediff.evaluation.tissue import HeadMass, Verdict
 from bids_moediff.models.hub import build_network, save_model
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.mean import MeanConfig
@@ -43,11 +45,9 @@ def model(folder: Path, **changes: object) -> Path:
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("heads")
-    files = [folder / "a_T1w.nii.gz", folder / "b_T2w.nii.gz"]
-    for seed, path in enumerate(files):
-        nib.save(head((56, 60, 52), (3.0, 3.0, 3.2), seed), path)
-    return files
+    path = tmp_path_factory.mktemp("heads") / "b_T2w.nii.gz"
+    nib.save(head((56, 60, 52), (3.0, 3.0, 3.2), 0), path)
+    return [path]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -80,42 +80,64 @@ def test_one_table_holds_every_question(table: Path) -> None:
     missing = {row["setting"] for row in rows if row["method"] == "n/a"}
     expected = {v.setting for name, v in VARIANTS.items() if name != "experts-single"}
     assert missing == expected and "mine" in given
-    assert all(row["rows"] == "2" for row in given.values())
+    assert all(row["rows"] == "1" for row in given.values())
     page = (table / "out" / "ablations.md").read_text()
     assert page.count("| not given |") == len(expected)
     assert str(table) not in page and "experts-single=FOLDER" in page
     assert "b_T2w: left out, tissues are known of T1-weighted heads only" in page
 
 
-def test_differences_are_paired_with_the_default(table: Path) -> None:
+def test_every_setting_does_something(table: Path) -> None:
     rows = read(table / "out" / "rows.tsv")
-    psnr = {
-        (row["head"], row["method"], row["version"].partition(" ")[2]): float(row["psnr"])
-        for row in rows
-    }
     entries = {
         (row["question"], row["setting"]): row for row in read(table / "out" / "ablations.tsv")
     }
-    gains = [
-        psnr[(name, "tiny", "fp32 noise_strength=1.0 num_steps=4")] - psnr[(name, "tiny", "fp32")]
-        for name in ("a_T1w", "b_T2w")
-    ]
-    one = entries[("samples", "one")]
-    assert float(one["over_reference"]) == pytest.approx(np.mean(gains), abs=1e-3)
-    assert float(one["worst_over_reference"]) == pytest.approx(min(gains), abs=1e-3)
-    assert float(entries[("mixture", "default: three experts on the mean")]["over_reference"]) == 0
-    # Every setting does something, and only "off" leaves the data.
+    default = entries[("mixture", "default: three experts on the mean")]
+    assert float(default["over_reference"]) == 0
     noisy = [entries[("steps (noise 1)", count)]["psnr"] for count in "1248"]
-    assert len(set(noisy)) == 4
+    assert len({*noisy, default["psnr"]}) == 5
     for (question, setting), row in entries.items():
         if row["psnr"] != "n/a":
-            assert (float(row["worst_residual"]) > 1e-3) == setting.endswith("off"), (
-                question,
-                setting,
-            )
+            leaves = float(row["worst_residual"]) > 1e-3
+            assert leaves == setting.endswith("off"), (question, setting)
     # The same row under two questions is computed once.
     assert entries[("samples", "one")]["psnr"] == entries[("steps (noise 1)", "4")]["psnr"]
     assert len(rows) == len({tuple(row.values())[:7] for row in rows})
+
+
+def test_differences_are_paired_with_the_default() -> None:
+    """The mean over rows that both have, whatever the level of the heads."""
+
+    def row(name: str, protocol: str, method: str, version: str, psnr: float) -> dict[str, object]:
+        figures = dict.fromkeys(("band_correlation", "band_power", "seconds", "residual"), 0.0)
+        found = {"head": name, "protocol": protocol, "method": method, "version": version}
+        return found | figures | {"psnr": psnr, "flicker": 1 + psnr / 1000}
+
+    def restore(task: object) -> np.ndarray:
+        raise AssertionError("nothing is computed here")
+
+    arms = [
+        Arm("mixture", "default", Method("m", "1", restore)),
+        Arm("gate", "other", Method("m", "2", restore)),
+        Arm("gate", "missing", None),
+        Arm("gate", "broken", Method("m", "3", restore)),
+    ]
+    rows = []
+    levels = {("a", "x2"): (30, 31.0), ("b", "x2"): (25, 24.5), ("a", "x4"): (20, 20.1)}
+    for (name, protocol), (default, other) in levels.items():
+        rows += [row(name, protocol, "cubic", "1", default - 2)]
+        rows += [row(name, protocol, "back-projection", "1", default - 1)]
+        rows += [row(name, protocol, "m", "1", default), row(name, protocol, "m", "2", other)]
+    rows += [row("c", "x2", "m", "2", 90.0)]  # without a partner
+    default, other, missing, broken = summarise(arms, rows)
+    assert other["rows"] == 3 and other["over_reference"] == pytest.approx((1 - 0.5 + 0.1) / 3)
+    assert other["worst_over_reference"] == pytest.approx(-0.5)
+    assert other["by_protocol"] == "x2:+0.250 x4:+0.100"
+    assert other["over_cubic"] == pytest.approx(2.2) and default["over_back_projection"] == 1
+    assert other["worst_flicker"] == pytest.approx(1.031)
+    assert "method" not in missing and "psnr" not in broken
+    lines = page([default, other, missing, broken], [], [])
+    assert "| gate | missing | not given |" in lines and "| gate | broken | failed |" in lines
 
 
 def test_finished_rows_are_kept(table: Path, heads: list[Path]) -> None:
@@ -189,3 +211,12 @@ def test_findings_tell_what_was_missed(single: float, one: float, words: list[st
     )  # fmt: skip
     for word in [*words, "+0.300 dB to the mean", "above the limit of 1.05", "(within 0.3 dB)"]:
         assert word in text, (word, text)
+
+
+def test_the_page_tells_the_gate_s_verdict() -> None:
+    mass = HeadMass(np.eye(3) * 0.4 + 0.2, 0.4, np.zeros(5))
+    experts = ["smooth", "cortex", "junction"]
+    text = "\n".join(gate_lines({"h": mass}, experts, Verdict(0.4, 0.0, 0.001, 1), {}))
+    assert "| h | cortex | 0.200 | **0.600** | 0.200 |" in text and "is above chance.**" in text
+    text = "\n".join(gate_lines({"h": mass}, experts, Verdict(0.0, 0.0, 0.5, 1), {"b": "why"}))
+    assert "is at chance.**" in text and "* b: left out, why" in text
