@@ -4,6 +4,7 @@
 * ``bids_moediff-evaluate DERIVATIVES OUT --reference BIDS_DIR``: results against true images;
 * ``bids_moediff-evaluate benchmark …``: a model on high-resolution heads that are made coarse;
 * ``bids_moediff-evaluate hallucination …``: lesions put into heads: kept, faded or multiplied?
+* ``bids_moediff-evaluate calibration …``: is it wrong where it says it is uncertain?
 * ``bids_moediff-evaluate ablations …``: what each part of a model is worth.
 """
 
@@ -39,6 +40,7 @@ def _run(argv: list[str]) -> int:
         "benchmark": run_benchmark,
         "hallucination": run_hallucination,
         "ablations": _run_ablations,
+        "calibration": _run_calibration,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
@@ -51,12 +53,18 @@ def _run_ablations(argv: list[str]) -> int:
     return run_ablations(argv)
 
 
+def _run_calibration(argv: list[str]) -> int:
+    from bids_moediff.cli.calibration import run_calibration
+
+    return run_calibration(argv)
+
+
 def derivatives_parser() -> argparse.ArgumentParser:
     """Parser of the command without a sub-command."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Compare super-resolved images with true images of the same participants.",
-        epilog=f"Also: {PROGRAM} (benchmark|hallucination|ablations) --help.",
+        epilog=f"Also: {PROGRAM} (benchmark|hallucination|calibration|ablations) --help.",
         allow_abbrev=False,
     )
     parser.add_argument("derivatives", type=Path, help="output folder of bids_moediff")
@@ -198,8 +206,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
 
 
+def add_block(parser: argparse.ArgumentParser) -> None:
+    """Option that restricts heads to their middle."""
+    parser.add_argument(
+        "--block", type=int, metavar="N", help="only the middle of each head, N voxels wide"
+    )
+
+
 def load_heads(options: argparse.Namespace) -> "list[Head]":
-    """Heads that the options name."""
+    """Heads that the options name, or the middle of them."""
+    from bids_moediff.evaluation.blocks import Block
     from bids_moediff.evaluation.heads import heads_of_files, heads_of_manifest
 
     heads = heads_of_files(options.heads, options.other_site)
@@ -207,7 +223,10 @@ def load_heads(options: argparse.Namespace) -> "list[Head]":
         heads += heads_of_manifest(options.data, options.split)
     if not heads:
         raise UsageError("Name heads: --heads FILE… or --data DIR --split val.")
-    return heads
+    side = getattr(options, "block", None)
+    if side is not None and side < 48:
+        raise UsageError("--block must be at least 48.")
+    return heads if side is None else [Block(head.path, head.group, side) for head in heads]
 
 
 def load_methods(options: argparse.Namespace) -> "list[Method]":
@@ -216,12 +235,12 @@ def load_methods(options: argparse.Namespace) -> "list[Method]":
 
     given = {name: getattr(options, name) for name in ENHANCE_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
-    return [
-        model_method(_load(name, options), "", **given) for name in dict.fromkeys(options.model)
-    ]
+    models = [load_model(name, options) for name in dict.fromkeys(options.model)]
+    return [model_method(model, "", **given) for model in models]
 
 
-def _load(name: str, options: argparse.Namespace) -> "SuperResolver":
+def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":
+    """A model on the device of the options."""
     from bids_moediff.engine.enhance import SuperResolver
 
     return SuperResolver.from_pretrained(name, options.device, options.precision)
@@ -330,6 +349,7 @@ def hallucination_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
     )
+    add_block(parser)
     parser.add_argument(
         "--repeats", type=int, default=2, help="lesions of each size and contrast (default 2)"
     )

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-evaluate calibration``: is a result wrong where it says it is uncertain?"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bids_moediff import __version__
+from bids_moediff.cli import evaluate
+from bids_moediff.cli.common import Progress
+from bids_moediff.errors import ImageError, MoediffError, UsageError
+
+PROGRAM = f"{evaluate.PROGRAM} calibration"
+
+
+def calibration_parser() -> argparse.ArgumentParser:
+    """Parser of ``calibration``."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Make heads coarse, restore them several times, and compare the standard "
+        "deviation over the samples with the error of their mean: risk-coverage curve, "
+        "reliability, and the factor that the deviation lacks.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for table and picture")
+    evaluate.add_heads(parser)
+    evaluate.add_model(parser)
+    parser.set_defaults(num_samples=8, model=["moediff"])
+    parser.add_argument(
+        "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
+    )
+    evaluate.add_block(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_calibration(argv: list[str]) -> int:
+    """Table, page and picture; 1 if a head could not be used."""
+    options = calibration_parser().parse_intermixed_args(argv)
+    if options.num_samples < 2:
+        raise UsageError("--num-samples must be at least 2.")
+    from bids_moediff.evaluation.protocols import select_protocols
+
+    protocols = select_protocols(options.protocols)
+    evaluate.check_threads(options)
+    from bids_moediff.evaluation import calibration
+
+    heads = evaluate.load_heads(options)
+    resolvers = [evaluate.load_model(name, options) for name in dict.fromkeys(options.model)]
+    given = {name: getattr(options, name) for name in evaluate.ENHANCE_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    rows: list[dict[str, Any]] = []
+    found: list[Any] = []
+    failed = False
+    progress = Progress(len(heads) * len(protocols) * len(resolvers), "result")
+    for head in heads:
+        try:
+            loaded = head.load()
+            for protocol in protocols:
+                for resolver in resolvers:
+                    row, curve = calibration.examine(loaded, protocol, resolver, **given)
+                    rows.append(row)
+                    found.append(curve)
+                    progress(f"{row['head']}  {row['protocol']}  gain {row['gain']:.2f}")
+        except (ImageError, ValueError) as error:
+            failed = True
+            print(f"{PROGRAM}: {head.name}: {error}", file=sys.stderr)
+    progress.close()
+    if not rows:
+        raise MoediffError("Not one head could be evaluated.")
+    evaluate.write_table(rows, calibration.COLUMNS, options.output / "calibration.tsv")
+    calibration.draw(rows, found, options.output / "calibration.png")
+    page = calibration.markdown(rows)
+    from bids_moediff.bids.sink import write_text
+
+    write_text(page, options.output / "calibration.md")
+    print(page)
+    return 1 if failed else 0

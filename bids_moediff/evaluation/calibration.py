@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a result wrong where it says it is uncertain? The deviation over samples against the error.
+
+Risk-coverage curve: keep the share of voxels that the deviation calls surest and look at the error
+of those (El-Yaniv and Wiener, Journal of Machine Learning Research 11:1605-1641, 2010). A useless
+deviation gives a flat curve, a perfect one the curve of the errors themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_moediff.engine.enhance import SuperResolver
+
+from .benchmark import Task, make_task
+from .heads import Loaded
+from .metrics import intensity_range
+from .protocols import Protocol, parse_protocol
+
+Row = dict[str, Any]
+COVERAGES = np.linspace(0.05, 1.0, 20)
+BINS = 10
+COLUMNS = (
+    "head", "group", "protocol", "model", "samples", "rmse", "deviation", "factor", "within_two",
+    "correlation", "risk_half", "ideal_half", "gain",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Error of the surest voxels by coverage, over the range of the head.
+
+    ``risk``: sorted by the deviation; ``ideal``: by the error itself; both relative to the error
+    of all voxels. ``bins``: mean deviation and root mean square error in tenths of the voxels.
+    """
+
+    risk: np.ndarray
+    ideal: np.ndarray
+    bins: np.ndarray
+
+
+def curves(deviation: np.ndarray, error: np.ndarray) -> Curves:
+    """Risk-coverage and reliability of a deviation (n,) against an error (n,), equal units."""
+    squares = np.square(error, dtype=np.float64)
+    total = max(float(squares.mean()), 1e-30)
+    counts = np.maximum(1, np.round(COVERAGES * len(squares)).astype(int))
+
+    def risk(order: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.cumsum(squares[order])[counts - 1] / counts / total)
+
+    by_deviation = np.argsort(deviation, kind="stable")
+    tenths = np.array_split(by_deviation, BINS)
+    bins = np.array(
+        [[float(deviation[part].mean()), float(np.sqrt(squares[part].mean()))] for part in tenths]
+    )
+    return Curves(risk(by_deviation), risk(np.argsort(squares, kind="stable")), bins)
+
+
+def figures(deviation: np.ndarray, error: np.ndarray, found: Curves) -> Row:
+    """How good a deviation is, in numbers.
+
+    `factor`: what the deviation has to be multiplied with to have the size of the error;
+    `within_two`: share of voxels whose error lies within two such deviations (0.95 if errors are
+    Gaussian); `correlation`: Spearman's, of deviation and absolute error; `risk_half`: error of
+    the surest half over that of all; `gain`: area between the flat and the risk curve over that
+    between the flat and the ideal one (0 useless, 1 perfect).
+    """
+    from scipy import stats
+
+    rmse = float(np.sqrt(np.mean(np.square(error, dtype=np.float64))))
+    size = float(np.sqrt(np.mean(np.square(deviation, dtype=np.float64))))
+    factor = rmse / max(size, 1e-12)
+    step = max(1, len(error) // 100_000)
+    rank = stats.spearmanr(deviation[::step], np.abs(error[::step])).statistic
+    half = int(np.argmin(np.abs(COVERAGES - 0.5)))
+    return {
+        "rmse": rmse,
+        "deviation": size,
+        "factor": factor,
+        "within_two": float(np.mean(np.abs(error) <= 2 * factor * deviation)),
+        "correlation": float(rank),
+        "risk_half": float(found.risk[half]),
+        "ideal_half": float(found.ideal[half]),
+        "gain": float(np.mean(1 - found.risk) / np.mean(1 - found.ideal)),
+    }
+
+
+def examine(
+    loaded: Loaded, protocol: Protocol, resolver: SuperResolver, **options: Any
+) -> tuple[Row, Curves]:
+    """One head under one protocol; `options` go to the engine, `num_samples` among them.
+
+    Errors and deviations are over the range of the head.
+    """
+    ratios = protocol.ratios(loaded.axes)
+    task: Task = make_task(
+        loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
+    )
+    result = resolver.enhance(
+        task.coarse_image, task.zooms, acquisition=task.acquisition, **options
+    )
+    if result.standard_deviation is None:
+        raise ValueError("the model gives no standard deviation")
+    scale = intensity_range(task.truth, task.mask)
+    image = np.asarray(result.image.dataobj, dtype=np.float32)
+    deviation = np.asarray(result.standard_deviation.dataobj, dtype=np.float32)[task.mask] / scale
+    error = (image - task.truth)[task.mask] / scale
+    found = curves(deviation, error)
+    row = {
+        "head": loaded.head.name,
+        "group": loaded.head.group,
+        "protocol": protocol.key,
+        "model": resolver.model.name,
+        "samples": options.get("num_samples"),
+    }
+    return row | figures(deviation, error, found), found
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| head | protocol | error | deviation | factor | within two | correlation | error of the "
+        "surest half | ideal | gain |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        names = ("factor", "within_two", "correlation", "risk_half", "ideal_half", "gain")
+        cells = [f"{row['rmse']:.4f}", f"{row['deviation']:.4f}"]
+        cells += [f"{row[name]:.2f}" for name in names]
+        words = parse_protocol(row["protocol"]).name
+        lines.append(f"| {row['head']} | {words} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Row], found: Sequence[Curves], path: Path) -> None:
+    """Risk-coverage and reliability, one line per head and protocol."""
+    from matplotlib.figure import Figure
+
+    from .summary import save_figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    keys = list(dict.fromkeys(row["protocol"] for row in rows))
+    for row, curve in zip(rows, found, strict=True):
+        colour = f"C{keys.index(row['protocol'])}"
+        left.plot(COVERAGES, curve.risk, colour, linewidth=1)
+        left.plot(COVERAGES, curve.ideal, "0.7", linewidth=0.7, linestyle=":")
+        right.plot(*curve.bins.T, colour, marker="o", markersize=2, linewidth=1)
+    left.axhline(1, color="0.5", linewidth=0.7)
+    left.set(
+        xlabel="share of voxels kept, surest first", ylabel="their error over that of all",
+        ylim=(0, None), title="Risk and coverage (dotted: ideal)",
+    )  # fmt: skip
+    limit = max(float(curve.bins.max()) for curve in found)
+    right.plot([0, limit], [0, limit], "0.5", linewidth=0.7)
+    right.set(
+        xlabel="deviation over samples (range of the head)", ylabel="root mean square error",
+        title="Reliability (grey: equal)",
+    )  # fmt: skip
+    for index, key in enumerate(keys):
+        right.plot([], [], f"C{index}", label=parse_protocol(key).name)
+    right.legend(fontsize=8)
+    save_figure(figure, path)

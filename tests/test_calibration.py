@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deviation over samples against the error: known cases, and the command."""
+
+import csv
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.evaluation.calibration import COVERAGES, curves, figures
+from conftest import run_script
+from generated import head, untrained_model
+
+
+def test_a_true_deviation_is_recognised() -> None:
+    """Errors drawn with the deviation they claim, but for a factor of two."""
+    rng = np.random.default_rng(0)
+    deviation = rng.uniform(0.5, 4.0, 200_000)
+    error = 2 * deviation * rng.standard_normal(deviation.size)
+    found = curves(deviation, error)
+    row = figures(deviation, error, found)
+    assert row["factor"] == pytest.approx(2, rel=0.02)
+    assert row["within_two"] == pytest.approx(0.9545, abs=0.005)
+    assert 0.2 < row["gain"] < 0.6
+    # Root mean square of a uniform deviation over [0.5, 2.25] against [0.5, 4].
+    half = np.sqrt((2.25**3 - 0.5**3) / 1.75 / ((4**3 - 0.5**3) / 3.5))
+    assert row["risk_half"] == pytest.approx(half, rel=0.02)
+    assert found.risk[-1] == pytest.approx(1)
+    assert (np.diff(found.risk) > 0).all()
+    assert np.allclose(found.bins[:, 1], 2 * found.bins[:, 0], rtol=0.05)
+
+
+def test_a_deviation_without_meaning_gains_nothing() -> None:
+    rng = np.random.default_rng(1)
+    deviation, error = rng.uniform(1, 2, 100_000), rng.standard_normal(100_000)
+    found = curves(deviation, error)
+    row = figures(deviation, error, found)
+    assert abs(row["gain"]) < 0.05
+    assert abs(row["correlation"]) < 0.02
+    # Half of the errors are at most 0.674 in size: the ideal curve at one half.
+    half = COVERAGES.tolist().index(pytest.approx(0.5))
+    inner = np.sort(np.abs(error))[:50_000]
+    expected = np.sqrt((inner**2).mean() / (error**2).mean())
+    assert found.ideal[half] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_error_itself_is_the_ideal_deviation() -> None:
+    error = np.random.default_rng(2).standard_normal(10_000)
+    found = curves(np.abs(error), error)
+    assert figures(np.abs(error), error, found)["gain"] == pytest.approx(1)
+
+
+def test_command(tmp_path: Path) -> None:
+    nib.save(head((64, 72, 60), (2.4, 2.4, 2.6)), tmp_path / "h_T1w.nii.gz")
+    untrained_model(tmp_path / "tiny")
+    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "tiny", "--precision", "fp32"]
+    arguments += ["--protocols", "x2slices-kspace", "--num-samples", "2", "--block", "48"]
+    run = run_script(
+        "bids_moediff-evaluate", "calibration", *arguments, "--num-steps", "1", cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    with (tmp_path / "out" / "calibration.tsv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream, delimiter="\t")
+    assert row["samples"] == "2"
+    assert 0 < float(row["risk_half"]) <= 1.2
+    assert "| h_T1w | x2 slices, k-space |" in (tmp_path / "out" / "calibration.md").read_text()
+    assert (tmp_path / "out" / "calibration.png").stat().st_size > 5000
+    refused = run_script(
+        "bids_moediff-evaluate", "calibration", *arguments[:3], "--num-samples", "1", cwd=tmp_path
+    )
+    assert refused.returncode == 2
+    assert "--num-samples must be at least 2" in refused.stderr
