@@ -165,4 +165,5 @@ def test_large_cavity():
 
 
 def test_every_check_has_been_triggered_here():
-    assert len(doubt.CHECKS) == 11, "a new check needs a test that triggers it"
+    # The last one is triggered in test_novelty.py.
+    assert len(doubt.CHECKS) == 12, "a new check needs a test that triggers it"

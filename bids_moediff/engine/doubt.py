@@ -17,6 +17,7 @@ from scipy import ndimage
 from bids_moediff.engine.acquired import LEAST_FACTOR
 from bids_moediff.engine.grid import voxel_sizes
 from bids_moediff.engine.masks import head_mask_array
+from bids_moediff.engine.novelty import FAR, FIGURES
 
 WORKING = 2.0  # mm
 SIDES = (("left", "right"), ("back", "front"), ("lower", "upper"))
@@ -306,7 +307,19 @@ def cavity(scan: Scan) -> str | None:
     )
 
 
+def unusual(scan: Scan) -> str | None:
+    """Far from the training heads in the figures of :mod:`bids_moediff.engine.novelty`."""
+    distance = scan.figures.get("distance_from_training")
+    if distance is None or distance < FAR:
+        return None
+    words = FIGURES[scan.figures["furthest_figure"]]
+    return (
+        f"The image is unlike the heads that the networks learned from (distance {distance:.1f}, "
+        f"usual is below {FAR:g}), most of all in the {words}: look at the result with care."
+    )
+
+
 CHECKS: tuple[Callable[[Scan], str | None], ...] = (
     localiser, derived, wrong_contrast, averaged, interpolated, ghosting, bright_air, cropped,
-    contrast_agent, cavity, very_noisy,
+    contrast_agent, cavity, very_noisy, unusual,
 )  # fmt: skip

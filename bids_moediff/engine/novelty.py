@@ -3,13 +3,14 @@
 
 A handful of figures anybody can check by eye (contrast, spread, edges, symmetry …), none of which
 depends on the units of the scan, and all of them on scales that thick slices keep. Each is
-compared with its median over the training heads, in units of its robust standard deviation there;
-the distance of a scan is the root mean square of these, and the figure that lies furthest off is
-named. The medians come from `python -m bids_moediff.evaluation.training_figures`.
+compared with its median over the sources of the training heads, in units of its standard deviation
+there (a source counts once, however many heads it gave); the distance of a scan is the root mean
+square of these, and the figure that lies furthest off is named. Medians and deviations are made by
+`python -m bids_moediff.evaluation.training_figures`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -19,8 +20,8 @@ import numpy as np
 from scipy import ndimage
 
 REFERENCE = "training_figures.json"
-FEWEST_HEADS = 8  # with fewer of its contrast, a scan is compared with all contrasts
-FAR = 4.0  # distance from which on a scan is called unusual
+FEWEST_SOURCES = 8  # with fewer of its contrast, a scan is compared with all contrasts
+FAR = 2.5  # distance from which on a scan is called unusual
 LARGEST = 20.0  # a single figure counts no more than this
 
 FIGURES: dict[str, str] = {
@@ -38,7 +39,7 @@ FIGURES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Novelty:
-    """Distance in robust standard deviations, the figure furthest off, and its own distance."""
+    """Distance in standard deviations, the figure furthest off, and its own distance."""
 
     distance: float
     furthest: str
@@ -88,16 +89,17 @@ def _symmetry(smooth: np.ndarray, brain: np.ndarray, inside: np.ndarray) -> floa
     return best
 
 
-def summarise(rows: list[Mapping[str, float]]) -> dict[str, Any]:
-    """Median and robust spread of every figure over heads.
+def summarise(sources: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Median and standard deviation of every figure over sources, each with its median head.
 
-    A spread is at least a tenth of the median's size or 0.02: few sites tell less than they seem.
+    A deviation is at least a tenth of the median's size or 0.02: few sources tell less than they
+    seem.
     """
-    summary: dict[str, Any] = {"heads": len(rows)}
+    summary: dict[str, Any] = {"sources": len(sources)}
     for name in FIGURES:
-        values = np.array([row[name] for row in rows])
+        values = np.array([np.median([head[name] for head in heads]) for heads in sources])
         middle = float(np.median(values))
-        spread = 1.4826 * float(np.median(np.abs(values - middle)))
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
         spread = max(spread, 0.1 * abs(middle), 0.02)
         summary[name] = [round(middle, 4), round(spread, 4)]
     return summary
@@ -105,7 +107,7 @@ def summarise(rows: list[Mapping[str, float]]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def reference() -> dict[str, Any]:
-    """Median and spread of every figure by contrast, and over all contrasts ("all")."""
+    """Median and deviation of every figure by contrast, and over all contrasts ("all")."""
     text = files("bids_moediff.data").joinpath(REFERENCE).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)["contrasts"]
     return found
@@ -120,7 +122,7 @@ def novelty(
     """
     known = known or reference()
     contrast = "T1w" if suffix == "UNIT1" else suffix
-    if known.get(contrast, {"heads": 0})["heads"] < FEWEST_HEADS:
+    if known.get(contrast, {"sources": 0})["sources"] < FEWEST_SOURCES:
         contrast = "all"
     deviations = {}
     for name in FIGURES:

@@ -10,12 +10,15 @@ app, not with MRIQC's numbers. A figure that cannot be computed is None, never a
 import warnings
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage, stats
 
+from bids_moediff.engine.doubt import prepare
 from bids_moediff.engine.grid import voxel_sizes
 from bids_moediff.engine.masks import head_mask_array
 from bids_moediff.engine.noise import estimate_noise
+from bids_moediff.engine.novelty import novelty, scan_figures
 from bids_moediff.engine.spectrum import AxisResolution, acquired_resolution
 
 Figures = dict[str, float | str | None]
@@ -43,6 +46,9 @@ DESCRIPTIONS: dict[str, str] = {
     "snr_wm": "median of white matter over its standard deviation",
     "snr_total": "mean of those of snr_csf, snr_gm and snr_wm that are known",
     "snrd_brain": "median intensity in the brain over the air's noise (Dietrich 2007)",
+    "distance_from_training": "root mean square of nine figures' distances from the training "
+    "heads, in standard deviations over their sources; above 2.5 the scan is unlike them",
+    "furthest_figure": "the one of these nine that lies furthest off",
     "wm2max": "median of white matter over the 99.95th percentile of the image",
     "brain_volume": "volume of the brain mask in ml",
 }
@@ -232,6 +238,18 @@ def _resolution_figures(axes: tuple[AxisResolution, ...]) -> Figures:
     return figures
 
 
+def _novelty_figures(
+    data: np.ndarray, affine: np.ndarray, inside: np.ndarray, suffix: str
+) -> Figures:
+    image = nib.Nifti1Image(data, affine)
+    scan = prepare(image, nib.Nifti1Image(inside.astype(np.uint8), affine), suffix)
+    figures = scan_figures(scan.data, scan.brain, scan.depth, scan.zooms)
+    if figures is None:
+        return {"distance_from_training": None, "furthest_figure": None}
+    found = novelty(figures, suffix)
+    return {"distance_from_training": found.distance, "furthest_figure": found.furthest}
+
+
 def quality_figures(
     data: np.ndarray, affine: np.ndarray, mask: np.ndarray, suffix: str = "T1w"
 ) -> Figures:
@@ -282,6 +300,7 @@ def quality_figures(
         "fwhm_avg": float(np.mean(widths)),
         "brain_volume": float(inside.sum() * np.prod(zooms) / 1000),
         **_resolution_figures(acquired_resolution(data, zooms, inside)),
+        **_novelty_figures(data, affine, inside, suffix),
     }
     for axis, name in enumerate(_AXES):
         figures[f"fwhm_{name}"] = widths[axis]

@@ -3,8 +3,8 @@
 
 ``python -m bids_moediff.evaluation.training_figures DATA [OUT.json]`` takes the heads of the split
 "train" of DATA/manifest.tsv, computes the figures of :mod:`bids_moediff.engine.novelty` and writes
-median and spread by contrast. Then it prints the distance of every image of the manifest; that of
-a training head is computed without the heads of its own source.
+median and deviation over sources by contrast. Then it prints the distance of every image of the
+manifest; that of a training head is computed without the heads of its own source.
 """
 
 import csv
@@ -49,11 +49,14 @@ def figures_of(path: Path) -> dict[str, float] | None:
 
 def summaries(rows: list[Row]) -> Row:
     """Summary by contrast, and of all contrasts."""
-    groups: dict[str, list[dict[str, float]]] = {}
+    sources: dict[tuple[str, str], list[dict[str, float]]] = {}
     for row in rows:
-        groups.setdefault(row["suffix"], []).append(row["figures"])
-    groups["all"] = [row["figures"] for row in rows]
-    return {name: summarise(list(found)) for name, found in sorted(groups.items())}
+        sources.setdefault((row["suffix"], row["source"]), []).append(row["figures"])
+    summary = {"all": summarise(list(sources.values()))}
+    for contrast in sorted({suffix for suffix, _ in sources}):
+        own = [heads for (suffix, _), heads in sources.items() if suffix == contrast]
+        summary[contrast] = summarise(own)
+    return summary
 
 
 def main(arguments: list[str]) -> int:
