@@ -35,11 +35,13 @@ def coarsen(data: np.ndarray, axis: int, profile: Axis) -> np.ndarray:
     count = int(data.shape[axis] / RATIO)
     part = np.take(data, np.arange(int(count * RATIO)), axis=axis)
     ratios = [RATIO if k == axis else 1.0 for k in range(3)]
-    coarse = tuple(int(n / r) for n, r in zip(part.shape, ratios, strict=True))
+    counts = [int(n / r) for n, r in zip(part.shape, ratios, strict=True)]
+    coarse = (counts[0], counts[1], counts[2])
     axes = [Axis("kspace")] * 3
     axes[axis] = profile
     operator = Operator.between(
-        part.shape, (1.0, 1.0, 1.0), coarse, (ratios[0], ratios[1], ratios[2]),
+        (part.shape[0], part.shape[1], part.shape[2]), (1.0, 1.0, 1.0),
+        coarse, (ratios[0], ratios[1], ratios[2]),
         Acquisition((axes[0], axes[1], axes[2])),
     )  # fmt: skip
     return operator.forward(torch.from_numpy(np.ascontiguousarray(part))).numpy()
