@@ -23,7 +23,7 @@ from bids_moediff.errors import ImageError, UsageError
 # Slices this much thicker than the finest axis are those of a 2-D scan.
 THICK = 1.9
 # An axis whose spectrum ends here (in voxels) was interpolated from coarser voxels.
-INTERPOLATED = 1.6
+INTERPOLATED = 1.9
 TRAINING_SITE = "training sites"
 OTHER_SITE = "another site"
 UNKNOWN_SITE = "heads"
@@ -92,8 +92,8 @@ def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tup
     """Axes along which (X, Y, Z) `data` holds truth, and why the others do not.
 
     An axis is left out if its voxels are more than 1.9 times the finest (slices of a 2-D scan) or
-    if its spectrum shows that it was interpolated or zero-filled from voxels more than 1.6 times
-    as large. If nothing were left, all axes count.
+    if its spectrum shows that it was interpolated or zero-filled from voxels more than 1.9 times
+    as large: of the band that x2 recovers nothing is left then. If nothing were left, all axes count.
     """
     found = acquired_resolution(data, zooms, mask)
     axes, reasons = [], []
