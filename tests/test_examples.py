@@ -72,3 +72,23 @@ def test_the_plugin_file_names_a_plugin_of_nipype() -> None:
 
     content = yaml.safe_load((SLURM / "plugin.yml").read_text())
     assert hasattr(plugins, f"{content['plugin']}Plugin")
+
+
+def test_the_babs_file_fits_this_version() -> None:
+    """Options that exist, with values they take, and the version of this package."""
+    from bids_moediff import __version__
+    from bids_moediff.cli.parser import build_parser
+
+    content = yaml.safe_load((ROOT / "examples" / "babs" / "bids_moediff.yaml").read_text())
+    assert content["zip_foldernames"]["bids_moediff"] == __version__.replace(".", "-")
+    words = ["in", "out", "participant"]
+    for option, value in content["bids_app_args"].items():
+        placeholder = option == "$SUBJECT_SELECTION_FLAG"
+        words += [value, "01"] if placeholder else [option, value]
+    options = vars(build_parser().parse_args(words))
+    assert options["participant_label"] and options["device"] == "cuda"
+    # What a user greps for in the logs must be what the app says.
+    sources = "".join(path.read_text() for path in (ROOT / "bids_moediff").rglob("*.py"))
+    sources = re.sub(r'"\s*f?"', "", sources)
+    for message in content["alert_log_messages"]["stdout"]:
+        assert message in sources, message

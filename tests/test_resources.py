@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of the job on generated control-group folders and environments."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from bids_moediff.resources import (
@@ -109,3 +114,18 @@ def test_devices_to_hand_out(device, environment, count, expected):
     before = dict(environment)
     assert visible_devices(device, environment, count) == expected
     assert environment == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_a_process_that_is_bound_to_one_processor_uses_one():
+    code = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from bids_moediff.resources import available_cpus, plan
+print(available_cpus({}, []), plan().nprocs, plan().omp_nthreads)
+"""
+    environment = {name: value for name, value in os.environ.items() if "SLURM" not in name}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1", "1", "1"]
