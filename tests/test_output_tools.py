@@ -93,6 +93,24 @@ def test_every_other_difference_is_told(
     assert run.stdout.splitlines() == [line.format(a=first, b=second)]
 
 
+def test_copies_of_a_participant_under_other_labels(tmp_path: Path) -> None:
+    reference, other = outputs(tmp_path / "a"), tmp_path / "b"
+    for path in [path for path in reference.rglob("*") if path.is_file()]:
+        content = path.read_bytes().replace(b"sub-01", b"sub-007")
+        target = other / path.relative_to(reference).as_posix().replace("sub-01", "sub-007")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    assert compare(Path("--participants"), Path("01=007"), reference, other).returncode == 0
+    (other / "sub-007.html").unlink()
+    write_text("x", other / "sub-007" / "x.txt")
+    write_nifti(image(5), other / "sub-007" / "anat" / "sub-007_desc-sr_T1w.nii.gz")
+    run = compare(Path("--participants"), Path("01=007"), reference, other)
+    assert run.returncode == 1
+    names = ["sub-*.html", "sub-*/anat/sub-*_desc-sr_T1w.nii.gz", "sub-*/x.txt"]
+    assert run.stdout.splitlines() == [f"007 is not as 01: {name}" for name in names]
+    assert compare(Path("--participants"), Path("02=003"), reference, other).returncode == 1
+
+
 def test_nothing_is_never_the_same(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()

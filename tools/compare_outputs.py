@@ -3,6 +3,10 @@
 """Compare the files of output folders of bids_moediff, byte by byte.
 
     python tools/compare_outputs.py REFERENCE OTHER [OTHER ...]
+    python tools/compare_outputs.py --participants 01=001 01=002 REFERENCE OTHER
+
+The second form takes the files of single participants: those of 001 and 002 in OTHER must be
+those of 01 in REFERENCE but for the label, as they are for copies of one scan.
 
 Exit code 0 if they are the same, 1 with one line for each difference otherwise. What may differ
 between two runs of the same data with the same options is listed here and nowhere else
@@ -66,8 +70,41 @@ def differences(reference: Path, other: Path) -> list[str]:
     return lines + [f"other content: {name}" for name in both if first[name] != second[name]]
 
 
+def differences_of_copy(reference: Path, label: str, other: Path, copy: str) -> list[str]:
+    """One line for each file of participant ``copy`` that is not as that of ``label``."""
+    first, second = (
+        {
+            path.relative_to(folder).as_posix().replace(f"sub-{own}", "sub-*"): comparable(
+                path
+            ).replace(f"sub-{own}".encode(), b"sub-*")
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+            and path.relative_to(folder).parts[0] in (f"sub-{own}", f"sub-{own}.html")
+        }
+        for folder, own in ((reference, label), (other, copy))
+    )
+    names = sorted(first.keys() | second.keys())
+    lines = [f"{copy} is not as {label}: {n}" for n in names if first.get(n) != second.get(n)]
+    return lines if first else [f"{reference} has no participant {label}"]
+
+
+def compare_copies(pairs: list[str], reference: Path, other: Path) -> int:
+    """Print the differences of participants given as ``LABEL=COPY``; the exit code."""
+    lines = []
+    for pair in pairs:
+        label, _, copy = pair.partition("=")
+        lines += differences_of_copy(reference, label, other, copy)
+    for line in lines:
+        print(line)
+    if not lines:
+        print(f"{other}: {len(pairs)} participants, the same files as in {reference}")
+    return int(bool(lines) or not pairs)
+
+
 def main(words: list[str]) -> int:
     """Command line."""
+    if words[:1] == ["--participants"] and len(words) > 3:
+        return compare_copies(words[1:-2], Path(words[-2]), Path(words[-1]))
     folders = [Path(word) for word in words]
     if len(folders) < 2 or not all(folder.is_dir() for folder in folders):
         print((__doc__ or "").strip(), file=sys.stderr)
