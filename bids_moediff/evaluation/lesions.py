@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from scipy import ndimage
@@ -94,12 +95,29 @@ def contrast(spot: Spot, image: np.ndarray, ratios: Triple) -> tuple[float, floa
     return float(fine[inside].mean()) - ground, float(np.percentile(fine[inside], 98)) - ground
 
 
+def crop(
+    image: nib.Nifti1Image, mask: nib.Nifti1Image, most: int
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """Box around the brain, with the middle `most` planes along the slice axis at most."""
+    inside = np.asarray(mask.dataobj) > 0
+    slices = int(np.argmax(voxel_sizes(image.affine)))
+    box = []
+    for axis, where in enumerate(np.nonzero(inside)):
+        low, high = max(0, int(where.min()) - 4), min(inside.shape[axis], int(where.max()) + 5)
+        if axis == slices and high - low > most:
+            low = (low + high - most) // 2
+            high = low + most
+        box.append(slice(low, high))
+    part = (box[0], box[1], box[2])
+    return image.slicer[part], mask.slicer[part]
+
+
 def examine(
-    path: Path, resolver: SuperResolver, zooms: Triple | None = None
+    path: Path, resolver: SuperResolver, zooms: Triple | None = None, most: int = 1000
 ) -> tuple[list[Row], list[Spot], dict[str, np.ndarray], tuple[Triple, Triple]]:
     """Rows, spots and images (input, cubic, result) of one scan, and both voxel sizes."""
     image = conform(path)[0]
-    mask = brain_mask(image)[0]
+    image, mask = crop(image, brain_mask(image)[0], most)
     stored = voxel_sizes(image.affine)
     target = zooms or tuple(min(size, 1.0) for size in stored)
     measured = find_measured(image, mask)
@@ -200,13 +218,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scans", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--model", default="moediff")
     parser.add_argument("--zooms", type=float, nargs=3, metavar="MM", default=None)
+    parser.add_argument(
+        "--slices", type=int, default=1000, metavar="N", help="only the middle N slices"
+    )
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(1)
     resolver = SuperResolver.from_pretrained(options.model)
     zooms = tuple(options.zooms) if options.zooms else None
     rows: list[Row] = []
     for path in options.scans:
-        found, spots, images, sizes = examine(path, resolver, zooms)
+        found, spots, images, sizes = examine(path, resolver, zooms, options.slices)
         rows += found
         name = path.name.split(".")[0]
         if spots:

@@ -402,7 +402,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that make images")
     parser.add_argument("--save-every", type=int, default=400, help="steps between two saves")
     parser.add_argument(
-        "--threshold", type=float, default=-0.8,
+        "--threshold", type=float, default=-1.6,
         help="logit above which brain begins: a short training draws the outline too tight",
     )  # fmt: skip
     fit(parser.parse_args())
