@@ -93,7 +93,8 @@ def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tup
 
     An axis is left out if its voxels are more than 1.9 times the finest (slices of a 2-D scan) or
     if its spectrum shows that it was interpolated or zero-filled from voxels more than 1.9 times
-    as large: of the band that x2 recovers nothing is left then. If nothing were left, all axes count.
+    as large: of the band that x2 recovers nothing is left then. If nothing were left, all axes
+    count.
     """
     found = acquired_resolution(data, zooms, mask)
     axes, reasons = [], []

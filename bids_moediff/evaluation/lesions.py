@@ -27,9 +27,10 @@ from bids_moediff.engine.grid import Triple, voxel_sizes
 from bids_moediff.engine.interpolation import interpolate
 
 Row = dict[str, Any]
-BRIGHT = 3.0  # robust standard deviations above the median of the brain
-DEPTH = 6.0  # mm from the outline of the brain
-SMALLEST, LARGEST = 10.0, 20_000.0  # mm3
+BRIGHT = 2.5  # robust standard deviations above the surroundings
+AROUND = 7.0  # mm, width of the surroundings
+DEPTH = 10.0  # mm from the outline of the brain
+SMALLEST, LARGEST = 30.0, 20_000.0  # mm3
 RING = (3.0, 7.0)  # mm around a spot: its surroundings
 COLUMNS = (
     "scan", "spot", "volume_mm3", "x", "y", "z", "contrast", "cubic", "result", "peak_cubic",
@@ -50,11 +51,14 @@ class Spot:
 
 def find_spots(data: np.ndarray, brain: np.ndarray, zooms: Triple) -> list[Spot]:
     """Bright spots of (x, y, z) `data` deep in the `brain`, largest first."""
-    values = data[brain]
-    middle = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - middle)))
+    inside, sigma = brain.astype(np.float32), [AROUND / zoom for zoom in zooms]
+    share = np.maximum(ndimage.gaussian_filter(inside, sigma), 1e-3)
+    above = data - ndimage.gaussian_filter(data * inside, sigma) / share
     depth = ndimage.distance_transform_edt(brain, sampling=zooms)
-    labels, count = ndimage.label((data > middle + BRIGHT * spread) & (depth > DEPTH))
+    bright = (above > BRIGHT * _spread(above[brain])) & (depth > DEPTH)
+    values = data[brain]
+    bright &= data > np.median(values) + _spread(values)
+    labels, count = ndimage.label(bright)
     voxel = float(np.prod(zooms))
     volumes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * voxel
     boxes = ndimage.find_objects(labels)
@@ -75,6 +79,11 @@ def find_spots(data: np.ndarray, brain: np.ndarray, zooms: Triple) -> list[Spot]
         if ring.sum() > 20:
             spots.append(Spot(box, inside, ring, centre, float(volumes[index])))  # type: ignore[arg-type]
     return spots
+
+
+def _spread(values: np.ndarray) -> float:
+    """Robust standard deviation."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def contrast(spot: Spot, image: np.ndarray, ratios: Triple) -> tuple[float, float]:
