@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.evaluation.ablation import VARIANTS, Arm, equal_gates, summarise
+from bids_moediff.errors import UsageError
+from bids_moediff.evaluation.ablation import (
+    QUESTIONS,
+    VARIANTS,
+    Arm,
+    choose,
+    equal_gates,
+    summarise,
+)
 from bids_moediff.evaluation.ablation_page import findings, gate_lines, page
 from bids_moediff.evaluation.benchmark import Method
 from bids_moediff.evaluation.blocks import RIM, Block
@@ -137,7 +145,19 @@ def test_differences_are_paired_with_the_default() -> None:
     assert other["worst_flicker"] == pytest.approx(1.031)
     assert "method" not in missing and "psnr" not in broken
     lines = page([default, other, missing, broken], [], [])
-    assert "| gate | missing | not given |" in lines and "| gate | broken | failed |" in lines
+    assert (
+        "| gate | missing | not given |" in lines and "| gate | broken | not computed |" in lines
+    )
+
+
+def test_questions_can_be_chosen() -> None:
+    arms = [Arm(question, "x", None) for question in QUESTIONS]
+    assert choose(arms, None) == arms
+    assert [arm.question for arm in choose(arms, ["noise (", "gate"])] == [
+        "mixture", "gate", "noise (4 steps)",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="'gates' is part of none"):
+        choose(arms, ["gates"])
 
 
 def test_finished_rows_are_kept(table: Path, heads: list[Path]) -> None:

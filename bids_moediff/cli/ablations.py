@@ -44,6 +44,13 @@ def ablations_parser() -> argparse.ArgumentParser:
     )
     add("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, metavar="NAME")
     add("--block", type=int, default=96, metavar="N", help="side of the blocks in voxels")
+    add(
+        "--questions",
+        nargs="+",
+        metavar="WORD",
+        help="compute these rows only (default all): mixture, gate, latent, start, steps, noise, "
+        "consistency, slices, samples, other; rows that are in OUT are shown all the same",
+    )
     add("--samples", type=int, default=8, metavar="N", help="samples of the mean of samples")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -69,7 +76,8 @@ def run_ablations(argv: list[str]) -> int:
     base = _load(options.model, options)
     given = {name: _load(str(folder), options) for name, folder in folders.items()}
     arms = ablation.make_arms(base, given, options.samples)
-    plan = Plan(heads, protocols, ablation.methods_of(arms), full=True)
+    chosen = ablation.choose(arms, options.questions)
+    plan = Plan(heads, protocols, ablation.methods_of(chosen), full=True)
     progress, problems = Progress(len(plan), "row"), []
 
     def report(row: dict[str, Any] | None, problem: str) -> None:
@@ -80,11 +88,14 @@ def run_ablations(argv: list[str]) -> int:
         progress(evaluate.result_line(row) if row and "psnr" in row else "")
 
     folder = options.output
-    rows, notes = run(plan, Rows(folder / "rows.tsv"), HeadTable(folder / "heads.tsv"), report)
+    table = Rows(folder / "rows.tsv")
+    done, notes = run(plan, table, HeadTable(folder / "heads.tsv"), report)
     progress.close()
-    if not rows:
+    if not done:
         raise MoediffError("Not one head could be evaluated.")
-    entries = ablation.summarise(arms, rows)
+    places = {(row["image"], row["protocol"]) for row in done}
+    known = [row for row in table.all() if (row["image"], row["protocol"]) in places]
+    entries = ablation.summarise(arms, known)
     evaluate.write_table(entries, ablation.COLUMNS, folder / "ablations.tsv")
     gates = _gates(base, heads, protocols[0])
     text = ablation_page.page(entries, _notes(options, base, given, heads, notes), gates)

@@ -214,6 +214,15 @@ def _trained(others: Mapping[str, SharedMean]) -> list[Arm]:
     return arms + [Arm(OTHER, name, model_method(others[name], name)) for name in own]
 
 
+def choose(arms: Sequence[Arm], words: Sequence[str] | None) -> list[Arm]:
+    """The reference, and the arms of questions that a word is part of; UsageError for others."""
+    if words is None:
+        return list(arms)
+    if unknown := [word for word in words if not any(word in name for name in QUESTIONS)]:
+        raise UsageError(f"--questions: {unknown[0]!r} is part of none of {', '.join(QUESTIONS)}.")
+    return [arms[0], *(arm for arm in arms if any(word in arm.question for word in words))]
+
+
 def methods_of(arms: Sequence[Arm]) -> list[Method]:
     """What has to be computed, each once, with the baselines that gains are stated over."""
     chosen = [method for method in BASELINES if method.name in ("cubic", "back-projection")]
@@ -235,7 +244,7 @@ COLUMNS = (
 def summarise(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Row]:
     """One entry for each arm: means over heads and protocols, paired with the reference's.
 
-    Entries of models that were not given, or that could not be computed, have no figures.
+    Entries of models that were not given, or whose rows are not there, have no figures.
     """
     table: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows:

@@ -48,7 +48,7 @@ def _line(entry: Row) -> str:
     if "method" not in entry:
         return head + "| not given |" + " |" * 9
     if "rows" not in entry:
-        return head + "| failed |" + " |" * 9
+        return head + "| not computed |" + " |" * 9
     return head + (
         f"| {entry['over_cubic']:+.2f} | {entry['over_back_projection']:+.2f} "
         f"| {entry['over_reference']:+.3f} | {entry['worst_over_reference']:+.3f} "
