@@ -64,10 +64,17 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def table(heads: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a mixture ("tiny") and a single expert ("one")."""
     base = tmp_path_factory.mktemp("ablations")
-    moediff = model(base / "tiny")
-    single = model(base / "one", experts=("smooth",), diffusion_steps=(500,), width=6)
+    model(base / "tiny")
+    model(base / "one", experts=("smooth",), diffusion_steps=(500,), width=6)
+    return base
+
+
+@pytest.fixture(scope="module")
+def table(heads: list[Path], models: Path) -> Path:
+    base, moediff, single = models, models / "tiny", models / "one"
     arguments = ["ablations", base / "out", "--heads", *heads, "--model", moediff]
     arguments += ["--models", f"experts-single={single}", f"mine={single}", "--block", 48]
     arguments += ["--protocols", "x2iso-kspace", "--samples", 2, "--precision", "fp32"]
@@ -179,11 +186,11 @@ def test_finished_rows_are_kept(table: Path, heads: list[Path]) -> None:
     ],
 )
 def test_wrong_models_are_refused(
-    words: list[str], sentence: str, table: Path, heads: list[Path], tmp_path: Path
+    words: list[str], sentence: str, models: Path, heads: list[Path], tmp_path: Path
 ) -> None:
-    models = [word.format(tiny=table / "tiny") for word in words]
-    arguments = ["ablations", tmp_path / "out", "--heads", heads[0], "--model", table / "tiny"]
-    run = run_script(PROGRAM, *arguments, "--models", *models, cwd=tmp_path)
+    given = [word.format(tiny=models / "tiny") for word in words]
+    arguments = ["ablations", tmp_path / "out", "--heads", heads[0], "--model", models / "tiny"]
+    run = run_script(PROGRAM, *arguments, "--models", *given, cwd=tmp_path)
     assert run.returncode == 2 and sentence in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
 
