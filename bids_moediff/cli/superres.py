@@ -253,7 +253,7 @@ def _enhance_entry(
     files = {}
     for name, product in products.items():
         if product is not None:
-            files[name] = str(folder / f"{name}.nii.gz")
+            files[name] = str(folder / f"{name}.nii")  # read once, soon: packing takes longer
             write_nifti(product, Path(files[name]))
     record = {**result.record, "ModelChoice": request["model_reason"]}
     write_json(record, folder / "record.json")

@@ -74,7 +74,8 @@ class Volume:
         """The voxels (horizontal, vertical) of the slice that holds ``position``."""
         axis = NORMAL[plane]
         index = int(np.clip(self.index(axis, position), 0, self.data.shape[axis] - 1))
-        return np.take(self.data, index, axis=axis)
+        # Not np.take: it copies a whole volume whose first axis runs fastest, as NIfTI's does.
+        return np.moveaxis(self.data, axis, 0)[index]
 
     def world(self, plane: str, position: float, centre: np.ndarray) -> float:
         """Scanner coordinate (mm, RAS) of a slice at the ``centre`` of the view."""

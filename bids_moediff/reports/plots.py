@@ -154,4 +154,7 @@ def _inside(scene: Scene, volume: Volume) -> np.ndarray:
         count = np.arange(volume.data.shape[axis])
         centres = volume.start[axis] + (count + 0.5) * volume.zooms[axis]
         picks.append(np.clip(scene.mask.index(axis, centres), 0, scene.mask.data.shape[axis] - 1))
-    return volume.data[scene.mask.data[np.ix_(*picks)] > 0]
+    inside = scene.mask.data > 0
+    for axis, pick in enumerate(picks):
+        inside = inside.take(pick, axis)
+    return volume.data[inside]

@@ -185,7 +185,6 @@ def _connect_processing(
         prepare_wf = init_image_preparation_wf(
             settings=settings,
             gigabytes=float32_gigabytes(image),
-            num_threads=plan.num_threads,
             precomputed_mask=find_mask(settings, image),
             name=f"prepare_{node_name(image)}_wf",
         )

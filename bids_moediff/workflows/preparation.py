@@ -22,7 +22,6 @@ def init_image_preparation_wf(
     *,
     settings: Settings,
     gigabytes: float,
-    num_threads: int = 1,
     precomputed_mask: Path | None = None,
     name: str = "image_preparation_wf",
 ) -> Workflow:
@@ -41,8 +40,6 @@ def init_image_preparation_wf(
         Output folder, voxel size and what is to be left out are taken from here.
     gigabytes
         Size of the image as float32, for the memory estimate.
-    num_threads
-        Threads of the steps that use several.
     precomputed_mask
         Brain mask of another pipeline.
     name
@@ -66,7 +63,7 @@ def init_image_preparation_wf(
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = _methods(settings)
-    _add_steps(workflow, settings, 0.4 + COPIES_IN_MEMORY * gigabytes, num_threads)
+    _add_steps(workflow, settings, 0.4 + COPIES_IN_MEMORY * gigabytes)
     if settings.gradient_coefficients:
         coefficients = str(settings.gradient_coefficients)
         workflow.get_node("conform").inputs.coefficients = coefficients
@@ -76,16 +73,14 @@ def init_image_preparation_wf(
     return workflow
 
 
-def _add_steps(workflow: Workflow, settings: Settings, memory: float, num_threads: int) -> None:
+def _add_steps(workflow: Workflow, settings: Settings, memory: float) -> None:
     """Conform, brain mask, bias field."""
     inputnode = pe.Node(niu.IdentityInterface(fields=["source"]), name="inputnode")
     conform = pe.Node(Conform(), name="conform", mem_gb=memory)
-    brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6, n_procs=num_threads)
+    # Mask and field use one thread, so that their bytes do not depend on the number of them.
+    brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6)
     bias_field = pe.Node(
-        BiasField(skip=settings.skip_bias_correction),
-        name="bias_field",
-        mem_gb=memory,
-        n_procs=1 if settings.skip_bias_correction else num_threads,
+        BiasField(skip=settings.skip_bias_correction), name="bias_field", mem_gb=memory
     )
     workflow.connect([
         (inputnode, conform, [("source", "source")]),
