@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks through which planes are pushed equal the same networks on the whole volume."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
+from bids_moediff.engine.acquisition import Acquisition
+from bids_moediff.engine.grid import covering_shape
+from bids_moediff.engine.interpolation import interpolate
 from bids_moediff.engine.mean import apply_mean, axis_order, reorder
 from bids_moediff.engine.tiling import pad_to_multiple
+from bids_moediff.models.hub import load_model
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.models.shipped import available
 from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from conftest import DEMO
 
 
 def lively(network: torch.nn.Module) -> torch.nn.Module:
@@ -65,6 +73,24 @@ def test_any_axis_may_be_the_thick_one(coarse):
     first = torch.tensor([2.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     expected = apply_mean(network, start, first).permute(axes)
     assert (turned - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("model", available())
+def test_half_precision_of_the_shipped_models_stays_below_a_thousandth(model):
+    """Largest error of any voxel in the middle of the demo head, over the range of the head."""
+    image = nib.load(DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    data = np.asarray(image.dataobj, dtype=np.float32)[60:116, 60:116, 30:62]
+    coarse = torch.from_numpy(data / np.percentile(data, 99.5))
+    zooms = tuple(float(zoom) for zoom in image.header.get_zooms())
+    shape = covering_shape(data.shape, zooms, (1.0,) * 3)
+    start = interpolate(coarse, zooms, shape, (1.0,) * 3)[:, 8:56, 8:56]
+    condition = torch.tensor(Acquisition.uniform("kspace").condition((1.0,) * 3, zooms))
+    network = load_model(model).network
+    network = getattr(network, "mean", network)
+    exact = apply_mean(network, start, condition, precision="fp32")
+    near = apply_mean(network, start, condition, precision="bf16")
+    assert (exact - start).abs().max() > 0.01
+    assert (near - exact).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["mean", "student"])

@@ -185,7 +185,10 @@ class SuperResolver:
         report = progress or (lambda stage, fraction: None)
         problem = self._pose(image, target_zooms, mask, bias_field, acquisition)
         report("interpolate", 0.0)
-        mean = self.run_mean(problem.start(), problem.condition, report)
+        start = problem.start()
+        report("interpolate", 1.0)
+        mean = self.run_mean(start, problem.condition, report)
+        del start
         if self.student is not None:
             if want_gates or max(num_samples, num_steps or 1) > 1 or noise_strength > 0:
                 problem.warnings.append(ONE_STEP_ONLY)

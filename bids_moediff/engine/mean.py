@@ -69,7 +69,7 @@ def apply_mean(
         for begin in range(0, volume.shape[0], step):
             end = min(begin + step, volume.shape[0])
             folded = normalise(space_to_depth(volume[None, None, begin:end].to(device)))
-            folded = folded.to(kind, memory_format=torch.channels_last_3d)
+            folded = folded.contiguous(memory_format=torch.channels_last_3d)
             ready = pipeline.push(folded, last=end == volume.shape[0])
             count = FOLD * ready.shape[2]
             change = OUTPUT_GAIN * depth_to_space(ready.float())[0, 0]

@@ -1,24 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds, peak memory and fraction of the machine's convolution throughput, by stage and size.
+"""Seconds, peak memory and share of the machine's arithmetic, by stage and size, for each model.
 
-Everything is measured in one run on one machine, so that ratios mean something. Works on an
-artificial head: speed does not depend on the anatomy.
+``python -m bids_moediff.evaluation.speed`` measures an artificial head (speed does not depend on
+the anatomy, but the air around it counts). Every row is a process of its own, so that its peak
+memory is its own; each measures the throughput of plain convolutions just before, so that ratios
+mean something on a machine that others use, too.
 """
 
+import argparse
+import os
 import resource
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bids_moediff.engine.enhance import SuperResolver
+from bids_moediff.models.shipped import available, read_config, stage_macs
+
+Shape = tuple[int, int, int]
+WHOLE_HEAD: Shape = (192, 240, 240)
+ZOOM = 0.7
+CHANNELS = 64  # of the convolution that stands for what the machine can do
 
 
-def artificial_head(shape: tuple[int, int, int], seed: int = 0) -> nib.Nifti1Image:
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Parameters
+    ----------
+    model
+        Name or folder.
+    shape
+        Voxels of 1 mm that went in.
+    voxels
+        Voxels of 0.7 mm that came out.
+    seconds
+        Of each stage: interpolate, then student or mean and experts, then consistency.
+    cpu_seconds
+        Processor time of all stages, over all threads.
+    gigabytes
+        Peak memory: of the process on a CPU, of torch's allocator on a GPU.
+    fractions
+        Of each network stage: its multiply-accumulates over those of plain convolutions in the
+        same time.
+    """
+
+    model: str
+    shape: Shape
+    voxels: int
+    seconds: Mapping[str, float]
+    cpu_seconds: float
+    gigabytes: float
+    fractions: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.seconds.values())
+
+
+def artificial_head(shape: Shape, seed: int = 0) -> nib.Nifti1Image:
     """Ellipsoid of smooth texture with 1 mm voxels, air around it."""
     grid = np.meshgrid(*[np.linspace(-1, 1, size) for size in shape], indexing="ij", sparse=True)
     radius = sum(axis**2 for axis in grid)
@@ -27,29 +76,27 @@ def artificial_head(shape: tuple[int, int, int], seed: int = 0) -> nib.Nifti1Ima
     return nib.Nifti1Image(data, np.eye(4))
 
 
-def convolution_throughput(device: torch.device, precision: str, seconds: float = 3.0) -> float:
-    """Sustained multiply-accumulates a second of 3x3x3 convolutions with 48 channels."""
-    layer = torch.nn.Conv3d(48, 48, 3, padding=1).to(device)
-    layer = layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    block = torch.randn(1, 48, 48, 48, 48, device=device)
-    block = block.to(memory_format=torch.channels_last_3d)
-    kind = torch.float32 if precision == "fp32" else torch.bfloat16
-    layer, block = layer.to(kind), block.to(kind)
+def convolution_throughput(device: torch.device, precision: str, seconds: float = 1.5) -> float:
+    """Sustained multiply-accumulates a second of 3x3x3 convolutions with 64 channels."""
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    size = 48 if device.type == "cpu" else 128
+    weight = torch.randn(CHANNELS, CHANNELS, 3, 3, 3, device=device, dtype=kinds[precision])
+    block = torch.randn(1, CHANNELS, *(size,) * 3, device=device, dtype=kinds[precision])
+    weight, block = (t.to(memory_format=torch.channels_last_3d) for t in (weight, block))
 
-    def wait() -> None:
+    def run() -> None:
+        torch.nn.functional.conv3d(block, weight, padding=1)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     with torch.inference_mode():
-        layer(block)
-        wait()
+        run()
         runs, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
-            layer(block)
-            wait()
+            run()
             runs += 1
         spent = time.perf_counter() - begun
-    return runs * 48**3 * 48 * 48 * 27 / spent
+    return runs * size**3 * CHANNELS**2 * 27 / spent
 
 
 def peak_memory_gigabytes(device: torch.device) -> float:
@@ -59,70 +106,110 @@ def peak_memory_gigabytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def count_macs(resolver: SuperResolver, image: nib.Nifti1Image, zooms: Sequence[float]) -> float:
-    """Multiply-accumulates of the networks for one image, counted on it."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        resolver.enhance(image, zooms)
-    return counter.get_total_flops() / 2
-
-
 def measure(
-    resolver: SuperResolver, shape: tuple[int, int, int], zooms: Sequence[float], **options: Any
-) -> dict[str, Any]:
-    """One row: voxels out, seconds of each stage, peak memory."""
+    model: str, shape: Shape, device: str = "auto", precision: str = "auto", threads: int = 1
+) -> Row:
+    """Super-resolve an artificial head of `shape` from 1 mm to 0.7 mm; call it in a new process.
+
+    WeightsError and DeviceError as :meth:`SuperResolver.from_pretrained`.
+    """
+    torch.set_num_threads(threads)
+    resolver = SuperResolver.from_pretrained(model, device, precision)
+    peak = convolution_throughput(resolver.device, resolver.precision)
+    head = artificial_head(shape)
     marks: dict[str, float] = {}
 
     def note(stage: str, fraction: float) -> None:
+        if resolver.device.type == "cuda":
+            torch.cuda.synchronize()
         marks[stage] = time.perf_counter()
 
-    begun = time.perf_counter()
-    result = resolver.enhance(artificial_head(shape), zooms, progress=note, **options)
-    seconds: dict[str, float] = {}
-    before = begun
-    for stage, moment in marks.items():
-        seconds[stage] = round(moment - before, 2)
-        before = moment
-    return {
-        "shape_in": "x".join(map(str, shape)),
-        "voxels_out": int(np.prod(result.image.shape)),
-        "seconds": round(time.perf_counter() - begun, 2),
-        **{f"seconds_{stage}": value for stage, value in seconds.items()},
-        "peak_gb": round(peak_memory_gigabytes(resolver.device), 2),
+    used, begun = time.process_time(), time.perf_counter()
+    result = resolver.enhance(head, (ZOOM,) * 3, progress=note)
+    marks["done"] = time.perf_counter()
+    used = time.process_time() - used
+    names = ["consistency" if stage == "done" else stage for stage in marks]
+    moments = [begun, *marks.values()]
+    seconds = dict(zip(names, np.diff(moments).tolist(), strict=True))
+    voxels = int(np.prod(result.image.shape))
+    work = stage_macs(read_config(model))
+    fractions = {
+        stage: work[stage] * voxels / (peak * seconds[stage]) for stage in work if stage in seconds
     }
+    memory = peak_memory_gigabytes(resolver.device)
+    return Row(model, shape, voxels, seconds, used, memory, fractions)
 
 
-def main() -> None:
-    """Print a table for the shipped model: `python -m bids_moediff.evaluation.speed`."""
-    import argparse
+def linear_fit(voxels: Sequence[float], values: Sequence[float]) -> tuple[float, float, float]:
+    """Offset, slope and R^2 of `values` against `voxels`."""
+    slope, offset = np.polyfit(voxels, values, 1)
+    rest = np.asarray(values) - offset - slope * np.asarray(voxels)
+    spread = float(np.var(values))
+    return float(offset), float(slope), 1.0 - float(np.var(rest)) / spread if spread else 1.0
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="moediff")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128])
-    parser.add_argument("--whole", action="store_true", help="also 192x240x240, 1 to 0.7 mm")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    resolver = SuperResolver.from_pretrained(
-        arguments.model, arguments.device, arguments.precision
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a Markdown table."""
+    heading = "model | voxels in | Mvoxels out | seconds by stage | total s | CPU s | peak GB"
+    heading += " | share of convolution peak"
+    lines = [f"| {heading} |", "|---" * 8 + "|"]
+    for row in rows:
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in row.seconds.items())
+        shares = ", ".join(f"{name} {value:.0%}" for name, value in row.fractions.items())
+        cells = [
+            Path(row.model).name, "x".join(map(str, row.shape)), f"{row.voxels / 1e6:.2f}",
+            stages, f"{row.total:.1f}", f"{row.cpu_seconds:.1f}", f"{row.gigabytes:.2f}", shares,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def growth(rows: Sequence[Row]) -> str:
+    """How seconds and memory of one model grow with the voxels that come out, in a sentence."""
+    millions = [row.voxels / 1e6 for row in rows]
+    offset, slope, fit = linear_fit(millions, [row.total for row in rows])
+    _, cpu_slope, cpu_fit = linear_fit(millions, [row.cpu_seconds for row in rows])
+    base, bytes_per_voxel, _ = linear_fit(millions, [row.gigabytes * 1e3 for row in rows])
+    return (
+        f"{Path(rows[0].model).name}: {offset:.1f} s + {slope:.2f} s per million voxels "
+        f"(R² {fit:.4f}); processor time {cpu_slope:.2f} s per million (R² {cpu_fit:.4f}); memory "
+        f"{base / 1e3:.2f} GB + {bytes_per_voxel:.0f} bytes per voxel"
     )
-    peak = convolution_throughput(resolver.device, resolver.precision)
-    print(f"device {resolver.device}, precision {resolver.precision}, {arguments.threads} threads")
-    print(f"convolution throughput {peak / 1e9:.0f} GMAC/s")
-    small = artificial_head((64, 64, 64))
-    macs = count_macs(resolver, small, (0.7,) * 3)
-    shapes: list[tuple[int, int, int]] = [(size, size, size) for size in arguments.sizes]
-    if arguments.whole:
-        shapes.append((192, 240, 240))
-    reference = None
-    for shape in shapes:
-        row = measure(resolver, shape, (0.7,) * 3)
-        reference = reference or (measure(resolver, (64,) * 3, (0.7,) * 3)["voxels_out"])
-        work = macs * row["voxels_out"] / reference
-        row["fraction_of_peak"] = round(work / row["seconds"] / peak, 3)
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bids_moediff.evaluation.speed", description="Measure speed and memory."
+    )
+    parser.add_argument("--models", nargs="+", default=None, help="default: all that are shipped")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 96, 128, 160], help="side of a cube, mm"
+    )
+    parser.add_argument("--whole", action="store_true", help="also a whole head, 192x240x240 mm")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table of every model and size, and how cost grows with size."""
+    options = build_parser().parse_args(argv)
+    shapes: list[Shape] = [(size, size, size) for size in options.sizes]
+    shapes += [WHOLE_HEAD] if options.whole else []
+    rows: dict[str, list[Row]] = {model: [] for model in options.models or available()}
+    context = get_context("spawn")
+    for model, measured in rows.items():
+        for shape in shapes:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                call = (model, shape, options.device, options.precision, options.threads)
+                measured.append(pool.submit(measure, *call).result())
+            lines = table(measured)
+            print("\n".join(lines if len(measured) == 1 else lines[-1:]), flush=True)
+    for measured in rows.values():
+        if len(measured) > 2:
+            print(growth(measured))
 
 
 if __name__ == "__main__":

@@ -109,23 +109,29 @@ def read_config(name_or_dir: str | Path) -> dict[str, Any]:
     return {}
 
 
-def macs_per_voxel(config: Mapping[str, Any], steps: int = 1) -> float:
-    """Multiply-accumulates of the networks for one output voxel.
+def stage_macs(config: Mapping[str, Any], steps: int = 1) -> dict[str, float]:
+    """Multiply-accumulates for one output voxel of each network: student, or mean and experts.
 
-    `steps` counts evaluations of the experts: sampling steps times samples.
+    `steps` counts evaluations of the experts: sampling steps times samples. Empty where the
+    configuration is none of these.
     """
+    stages = {}
     try:
         if config.get("family") == "student":
             section = config["student"]
-            return _student_macs(section["widths"], section["blocks"])
-        total = 0.0
+            stages["student"] = _student_macs(section["widths"], section["blocks"])
         if mean := config.get("mean"):
-            total += _mean_macs(mean["channels"], mean["blocks"])
-        if config.get("moediff"):
-            total += _EXPERT_MACS * (config["moediff"].get("width", 32) / 32) ** 2 * steps
-        return total or _UNKNOWN_MACS
+            stages["mean"] = _mean_macs(mean["channels"], mean["blocks"])
+        if experts := config.get("moediff"):
+            stages["experts"] = _EXPERT_MACS * (experts.get("width", 32) / 32) ** 2 * steps
     except (KeyError, TypeError, ValueError):
-        return _UNKNOWN_MACS
+        return {}
+    return stages
+
+
+def macs_per_voxel(config: Mapping[str, Any], steps: int = 1) -> float:
+    """Multiply-accumulates of all networks for one output voxel; `steps` as above."""
+    return sum(stage_macs(config, steps).values()) or _UNKNOWN_MACS
 
 
 def _mean_macs(channels: int, blocks: int) -> float:

@@ -135,4 +135,5 @@ class MeanNetwork(nn.Module):
             first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
             second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
             blocks.append(Residual(Chain(first, second)))
-        return Chain(Convolution(self.head, kind), *blocks, Convolution(self.tail, kind))
+        head, tail = (Convolution(part, torch.float32) for part in (self.head, self.tail))
+        return Chain(head, *blocks, tail)

@@ -156,7 +156,8 @@ class StudentNetwork(nn.Module):
                 Residual(Chain(down, inner, up)),
                 _stream_stage(self.decoders[level], embedding, kind),
             )
-        return Chain(Convolution(self.head, kind), inner, Convolution(self.tail, kind))
+        head, tail = (Convolution(part, torch.float32) for part in (self.head, self.tail))
+        return Chain(head, inner, tail)
 
 
 def _stream_stage(stage: nn.Module, embedding: Tensor, kind: torch.dtype) -> Chain:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The speed command: what it counts and what it prints. No assertion on times."""
+
+import numpy as np
+import pytest
+
+from bids_moediff.evaluation import speed
+from test_model_choice import student_folder
+
+
+def test_one_row_adds_up(tmp_path):
+    folder = student_folder(tmp_path / "student")
+    row = speed.measure(str(folder), (20, 24, 16), "cpu", "fp32")
+    assert row.voxels == 29 * 35 * 23
+    assert list(row.seconds) == ["interpolate", "student", "consistency"]
+    assert all(value > 0 for value in row.seconds.values())
+    assert row.total == pytest.approx(sum(row.seconds.values()))
+    assert row.gigabytes > 0.1
+    assert set(row.fractions) == {"student"} and 0 < row.fractions["student"] < 2
+
+
+def test_the_fit_finds_a_line():
+    voxels = np.array([1.0, 2.0, 3.0, 5.0])
+    offset, slope, fit = speed.linear_fit(voxels, 4 + 0.5 * voxels)
+    assert (offset, slope, fit) == pytest.approx((4, 0.5, 1))
+    assert speed.linear_fit(voxels, voxels**4)[2] < 0.9
+
+
+def test_the_command_prints_every_model_and_size(tmp_path, capfd):
+    folders = [str(student_folder(tmp_path / name)) for name in ("one", "two")]
+    speed.main(["--models", *folders, "--sizes", "12", "16", "20", "--device", "cpu"])
+    printed = capfd.readouterr().out
+    for name in ("one", "two"):
+        rows = [line for line in printed.splitlines() if line.startswith(f"| {name} |")]
+        assert len(rows) == 3
+        assert f"{name}: " in printed and "bytes per voxel" in printed
