@@ -13,7 +13,6 @@ from scipy.spatial.transform import Rotation
 
 from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
 from bids_moediff.engine.enhance import SuperResolver
-from bids_moediff.engine.tiling import run_in_slabs
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.models.hub import LoadedModel, MoEDiffModel
 from bids_moediff.models.moediff.config import MoEDiffConfig
@@ -145,24 +144,6 @@ def test_hopeless_images_are_refused(resolver, bad):
 def test_a_missing_device_is_named():
     with pytest.raises(DeviceError, match="--gpus all"):
         SuperResolver.from_pretrained("moediff", device="cuda")
-
-
-def test_slabs_have_no_seams():
-    torch.manual_seed(1)
-    config = MeanConfig(8, 2)
-    network = MeanNetwork(config).eval()
-    torch.nn.init.normal_(network.tail.weight, std=0.3)
-    volume = torch.rand(120, 12, 10)
-    condition = torch.rand(1, 6)
-
-    def run(block: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return network(block, condition)
-
-    whole = run(volume[None, None])[0, 0]
-    assert (whole - volume).abs().max() > 0.01
-    tiled = run_in_slabs(run, volume, config.receptive_radius, 60 * 120)
-    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 
 def test_a_common_slice_profile_is_inverted_exactly(resolver):
