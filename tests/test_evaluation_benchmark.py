@@ -190,7 +190,7 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
     doubled = signal.resample(noise[:, :40], 80, axis=1) + random.normal(0, 0.1, noise.shape)
     axes, note = trusted_axes(doubled.astype(np.float32), (1.0, 1.0, 1.0), mask)
     assert axes == (0, 2)
-    assert "axis 1 was interpolated from about 1.8 mm to 1 mm" in note
+    assert "axis 1 was interpolated from about 2 mm to 1 mm" in note
     protocol = parse_protocol("x4slices-gaussian")
     assert protocol.ratios(axes) == (1, 1, 4)
     assert protocol.ratios((0, 1)) == (1, 4, 1)

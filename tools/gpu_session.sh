@@ -43,6 +43,7 @@ rest)
 esac
 for log in "$runs"/*.log; do
   echo "$log"
-  tr '\r' '\n' <"$log" | grep -E '^step |steps fit|SHA-256|rror|^bids_moediff' | tail -n 12 || true
+  tr '\r' '\n' <"$log" | grep -E 'steps fit|SHA-256|rror|^bids_moediff' || true
+  tr '\r' '\n' <"$log" | grep '^step ' | tail -n 8 || true
 done
 exit "${status:-0}"
