@@ -36,8 +36,8 @@ def range_warnings(
     small = [ratio for ratio in ratios if _SAME < ratio < RATIOS[0] / _TOLERANCE]
     if small:
         said.append(
-            f"The voxel ratio of {min(small):.2f} is below the {RATIOS[0]:g} the model was "
-            "trained for; little is to be gained over interpolation."
+            f"Along an axis the voxel ratio of {min(small):.2f} is below the {RATIOS[0]:g} the "
+            "model was trained for; little is to be gained over interpolation there."
         )
     if min(fine) < VOXEL_SIZES[0] / _TOLERANCE:
         said.append(
