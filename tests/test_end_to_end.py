@@ -5,9 +5,11 @@ The model is untrained (it returns the consistent interpolation), which leaves e
 as it is in a real run.
 """
 
+import gc
 import gzip
 import hashlib
 import importlib
+import io
 import json
 import os
 import shutil
@@ -314,6 +316,27 @@ def test_a_terminated_network_leaves_no_half_written_file(study: Study, tmp_path
     assert not list(tmp_path.rglob("*.part"))
     for path in tmp_path.rglob("*.nii.gz"):
         assert np.isfinite(nib.load(path).get_fdata()).all()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_falls_into_garbage_collection_is_not_lost() -> None:
+    from bids_moediff.cli import superres
+
+    class Dying:
+        def __del__(self) -> None:
+            superres._terminate(signal.SIGTERM, None)  # Python prints what this raises and goes on
+
+    progress = superres.Progress(io.StringIO(), follow_parent=False)
+    superres.STOP.clear()
+    try:
+        progress("a", "mean", 0.0)
+        Dying()
+        gc.collect()
+        with pytest.raises(SystemExit) as stop:
+            progress("a", "mean", 0.5)
+        assert stop.value.code == 143
+    finally:
+        superres.STOP.clear()
 
 
 def test_wrong_requests_are_refused_in_one_sentence(tmp_path: Path) -> None:

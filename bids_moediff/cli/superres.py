@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -47,6 +48,7 @@ ENHANCE_OPTIONS = (
 )  # fmt: skip
 IMAGE_KEYS = ("key", "image", "zooms", "out_dir")
 TERMINATED = 128 + signal.SIGTERM
+STOP = threading.Event()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
     options = build_parser().parse_args(argv)
+    STOP.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if options.check_model:
@@ -113,8 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _terminate(_signal: int, _frame: Any) -> None:
-    # An exception, so that every "finally" runs and no temporary file stays behind.
-    raise SystemExit(TERMINATED)
+    # An exception, so that every "finally" runs and no temporary file stays behind. Python drops
+    # one that is raised while it collects garbage; the flag outlives that.
+    STOP.set()
+    check_stop()
+
+
+def check_stop() -> None:
+    """Leave if the process was told to."""
+    if STOP.is_set():
+        raise SystemExit(TERMINATED)
 
 
 def check_model(options: argparse.Namespace) -> int:
@@ -197,6 +208,7 @@ class Progress:
 
     def __call__(self, key: str | None, stage: str, fraction: float) -> None:
         """Say how far the image is; leaves if the process that asked for it is gone."""
+        check_stop()
         if self._parent is not None and os.getppid() != self._parent:
             raise SystemExit(TERMINATED)
         if (line := (key, stage, int(100 * fraction))) != self._last:
