@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speed command: what it counts and what it prints. No assertion on times."""
 
+import resource
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -34,3 +38,22 @@ def test_the_command_prints_every_model_and_size(tmp_path, capfd):
         rows = [line for line in printed.splitlines() if line.startswith(f"| {name} |")]
         assert len(rows) == 3
         assert f"{name}: " in printed and "bytes per voxel" in printed
+
+
+def test_freed_memory_is_kept() -> None:
+    """Sixteen times 64 MB need the pages of one."""
+    program = (
+        "import resource, sys\n"
+        "from bids_moediff.engine.heap import keep_freed_memory\n"
+        "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
+        "for _ in range(16):\n"
+        "    block = bytearray(b'1') * (64 << 20)\n"
+        "    del block\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+    )
+    faults = {}
+    for word in ("no", "yes"):
+        command = [sys.executable, "-c", program, word]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        faults[word] = int(done.stdout)
+    assert faults["no"] - faults["yes"] > 10 * (64 << 20) / resource.getpagesize() / 2

@@ -99,7 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
+    from bids_moediff.engine.heap import keep_freed_memory
+
     options = build_parser().parse_args(argv)
+    keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -163,7 +163,10 @@ def _train(argv: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (see :mod:`bids_moediff.errors`)."""
+    from bids_moediff.engine.heap import keep_freed_memory
+
     words = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     try:
         return _export(words[1:]) if words[:1] == ["export"] else _train(words)
     except MoediffError as error:

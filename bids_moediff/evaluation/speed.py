@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from bids_moediff.engine.enhance import SuperResolver
+from bids_moediff.engine.heap import keep_freed_memory
 from bids_moediff.models.shipped import available, read_config, stage_macs
 
 Shape = tuple[int, int, int]
@@ -113,6 +114,7 @@ def measure(
 
     WeightsError and DeviceError as :meth:`SuperResolver.from_pretrained`.
     """
+    keep_freed_memory()  # as the app does
     torch.set_num_threads(threads)
     resolver = SuperResolver.from_pretrained(model, device, precision)
     peak = convolution_throughput(resolver.device, resolver.precision)
