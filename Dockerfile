@@ -34,7 +34,14 @@ RUN if [ "$VARIANT" = cpu ]; then \
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY bids_moediff/__init__.py bids_moediff/__init__.py
 COPY bids_moediff/data/demo/LICENSE bids_moediff/data/demo/LICENSE
-RUN pip install -c constraints.txt .
+# What nobody runs goes in the same layer: tests of libraries (numpy.testing imports some of its
+# own), headers and archives for linking, and all programs of torch but the one that it starts.
+RUN pip install -c constraints.txt . \
+    && packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+    && rm -rf "$packages/torch/include" "$packages/torch/test" \
+    && find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete \
+    && find "$packages" -type f -name '*.a' -delete \
+    && find "$packages" -type d -name tests ! -path "$packages/numpy/*" -prune -exec rm -r {} +
 
 COPY bids_moediff bids_moediff
 RUN pip install --no-deps --force-reinstall . \
