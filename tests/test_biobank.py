@@ -39,7 +39,8 @@ def run(*words):
 def test_figures_go_into_the_page(tmp_path, outputs):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- figures: begin -->\nstale\n<!-- figures: end -->\nafter\n")
-    done = run("--participants", 40, "--sample", 8, "--outputs", outputs, "--write", page)
+    words = ["--participants", 40, "--sample", 8, "--outputs", outputs, "--seconds", 180]
+    done = run(*words, "--write", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.startswith("before\n<!-- figures: begin -->\nMade by")
@@ -48,6 +49,8 @@ def test_figures_go_into_the_page(tmp_path, outputs):
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "40, 2" in rows["participants (names only), images each"]
     assert "| 60 s | 1 h |" in rows["time of the network in that run"]  # 80 images of a minute
+    idle = next(line for name, line in rows.items() if "two idle cores" in name)
+    assert "| 180 s | 4 h |" in idle
     assert "10 MB" in rows["disk space"]
     # Two files and two folders for each image.
     assert "| 4 |" in rows["files and folders (inodes)"]

@@ -56,6 +56,22 @@ def test_arrays_cover_everybody_once(tmp_path: Path, participants: int, per_gpu:
     assert calls[-1][2:] == ["group"]
 
 
+@pytest.mark.parametrize("name", ["preproc", "superres", "report"])
+def test_a_container_hears_of_the_card_of_its_job(tmp_path: Path, name: str) -> None:
+    app = tmp_path / "app"
+    app.write_text("#!/bin/sh\nenv | grep ^APPTAINERENV_\n")
+    app.chmod(0o755)
+    (tmp_path / "list").write_text("sub-01\n")
+    environment = {"PATH": "/usr/bin:/bin", "APP": str(app), "LIST": str(tmp_path / "list")}
+    environment |= dict.fromkeys(("BIDS_DIR", "OUTPUT_DIR", "WORK_DIR"), str(tmp_path))
+    environment |= {"OPTIONS": "", "PER_GPU": "1", "SLURM_ARRAY_TASK_ID": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "1", "SLURM_CPUS_PER_TASK": "4"}
+    script = ["sh", str(SLURM / f"{name}.sbatch")]
+    run = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    expected = {"APPTAINERENV_CUDA_VISIBLE_DEVICES=1", "APPTAINERENV_SLURM_CPUS_PER_TASK=4"}
+    assert set(run.stdout.split()) == expected
+
+
 def test_the_scripts_use_options_that_exist() -> None:
     from bids_moediff.settings import Settings
 
@@ -80,7 +96,8 @@ def test_the_babs_file_fits_this_version() -> None:
     from bids_moediff.cli.parser import build_parser
 
     content = yaml.safe_load((ROOT / "examples" / "babs" / "bids_moediff.yaml").read_text())
-    assert content["zip_foldernames"]["bids_moediff"] == __version__.replace(".", "-")
+    # One name only: BABS refuses others where all results go into one archive.
+    assert content["zip_foldernames"] == {"bids_moediff": __version__.replace(".", "-")}
     words = ["in", "out", "participant"]
     for option, value in content["bids_app_args"].items():
         placeholder = option == "$SUBJECT_SELECTION_FLAG"

@@ -8,6 +8,7 @@ A data set of empty files is made in a temporary folder: names and sidecars only
 image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
 memory is read. With ``--outputs``, a finished output folder, files and bytes of an image and the
 seconds and memory of its network are measured there; hours and disk space follow from them.
+Where that run shared its machine, ``--seconds`` takes those of an idle one from docs/speed.md.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from typing import Any
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SUFFIXES = ("T1w", "FLAIR")
-MATRIX, ZOOMS, ZOOMS_OUT = (176, 256, 256), (1.0, 1.0, 1.0), (0.7, 0.7, 0.7)
+MATRIX = (192, 240, 240)  # the whole head of bids_moediff.evaluation.speed
+ZOOMS = ((1.0, 1.0, 1.0), (0.7, 0.7, 0.7))  # in, out
 
 
 def make_names(root: Path, count: int) -> None:
@@ -66,7 +68,7 @@ def simulate(root: Path, sample: int) -> dict[str, Any]:
     for position, label in enumerate(chosen, 1):
         start = time.process_time()
         for _ in discover_participant(settings, label).images:
-            estimate(MATRIX, ZOOMS, ZOOMS_OUT)
+            estimate(MATRIX, *ZOOMS)
             images += 1
         processor_seconds.append(time.process_time() - start)
         if position in (len(chosen) // 2, len(chosen)):
@@ -115,8 +117,8 @@ def _done_images(folder: Path) -> Iterator[dict[str, Any]]:
             yield image
 
 
-def table(found: dict[str, Any], outputs: dict[str, Any] | None) -> str:
-    """Figures as Markdown."""
+def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: float | None) -> str:
+    """Figures as Markdown; `idle` is the seconds of a whole head on an idle machine."""
     count = found["participants"]
     total = count * len(SUFFIXES)
     lines = [
@@ -142,7 +144,7 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None) -> str:
             f"({outputs['device']}) | one image | {total:,} images |",
             "| --- | --- | --- |",
             f"| time of the network in that run | {outputs['seconds']:.0f} s | {hours:,.0f} h |",
-            *_estimated_time(total),
+            *_other_times(total, idle),
             f"| peak memory of the network | {outputs['memory']:.1f} GB | the same |",
             f"| files and folders (inodes) | {outputs['files']:.0f} "
             f"| {outputs['files'] * total / 1e6:.1f} million |",
@@ -152,14 +154,17 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _estimated_time(total: int) -> Iterator[str]:
-    """Rows with what ``--dry-run`` says of a 1 mm head at 0.7 mm on a free machine."""
+def _other_times(total: int, idle: float | None) -> Iterator[str]:
+    """Rows for a whole head at 0.7 mm: as given, and as ``--dry-run`` estimates for a GPU."""
     from bids_moediff.engine.estimate import estimate
 
-    for device, name in (("cpu", "two free cores"), ("cuda", "a data-centre GPU")):
-        seconds = estimate(MATRIX, ZOOMS, ZOOMS_OUT, device=device).seconds
+    head = "x".join(map(str, MATRIX))
+    rows = [] if idle is None else [("two idle cores, measured (docs/speed.md)", idle)]
+    on_gpu = estimate(MATRIX, *ZOOMS, device="cuda").seconds
+    rows.append(("a data-centre GPU, only estimated", on_gpu))
+    for name, seconds in rows:
         hours = seconds * total / 3600
-        yield f"| the same, as estimated for {name} | {seconds:.0f} s | {hours:,.0f} h |"
+        yield f"| {head} voxels of 1 mm on {name} | {seconds:.0f} s | {hours:,.0f} h |"
 
 
 def write_figures(path: Path, text: str) -> None:
@@ -178,6 +183,7 @@ def main() -> None:
     parser.add_argument("--participants", type=int, default=100_000)
     parser.add_argument("--sample", type=int, default=500, help="participants to discover")
     parser.add_argument("--outputs", type=Path, help="output folder of a real run")
+    parser.add_argument("--seconds", type=float, help="of a whole head on an idle machine")
     parser.add_argument("--write", type=Path, help="page to put the figures into")
     parser.add_argument("--simulate", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -191,7 +197,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--simulate", str(root)]
         command += ["--sample", str(options.sample)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    text = table(json.loads(done.stdout), outputs)
+    text = table(json.loads(done.stdout), outputs, options.seconds)
     if options.write:
         write_figures(options.write, text)
     print(text)
