@@ -89,7 +89,7 @@ def test_a_run_with_the_student_says_so(tmp_path):
 
 
 def test_counted_arithmetic_equals_torchs():
-    student = StudentNetwork(StudentConfig((4, 6, 8), (3, 2, 1)))
+    student = StudentNetwork(StudentConfig(6, 2, (5, 4, 3, 2)))
     mean = MeanNetwork(MeanConfig(6, 2))
     configs = (
         {"family": "student", "student": student.config.to_dict()},
@@ -107,7 +107,7 @@ def test_counted_arithmetic_equals_torchs():
 
 def test_time_estimate_follows_the_model(tmp_path):
     small = student_folder(tmp_path / "small")
-    large = student_folder(tmp_path / "large", StudentConfig((32, 12, 16), (1, 1, 1)))
+    large = student_folder(tmp_path / "large", StudentConfig(48, 4, (32,) * 4))
     seconds = [
         estimate((200,) * 3, (1.0,) * 3, (0.7,) * 3, model=str(folder)).seconds
         for folder in (small, large)

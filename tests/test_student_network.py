@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bids_moediff.models import hub
-from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from bids_moediff.models.student.network import Factorised, StudentConfig, StudentNetwork
 
-TINY = StudentConfig(widths=(4, 6), blocks=(1, 1), embedding_dim=8)
+TINY = StudentConfig(6, 2, (4, 3, 4, 5))
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_size_is_between_two_and_nine_million() -> None:
     with torch.device("meta"):
         count = sum(p.numel() for p in StudentNetwork().parameters())
     assert 2e6 < count < 9e6
-    assert count == 5_162_552
+    assert count == 2_205_000
 
 
 def test_untrained_returns_the_start() -> None:
@@ -71,24 +71,31 @@ def test_tiles_with_that_overlap_equal_the_whole() -> None:
     assert torch.allclose(whole[:, :, 2 * halo :], tile[:, :, halo:], atol=1e-6)
 
 
-def test_features_come_coarse_first_at_every_level() -> None:
-    config = StudentConfig(widths=(4, 6, 8), blocks=(1, 1, 1))
-    image, features = StudentNetwork(config).with_features(
-        torch.rand(1, 1, 16, 16, 24), torch.zeros(1, 6)
-    )
-    assert image.shape == (1, 1, 16, 16, 24)
-    assert [tuple(f.shape) for f in features] == [
-        (1, 8, 2, 2, 3),
-        (1, 6, 4, 4, 6),
-        (1, 4, 8, 8, 12),
-    ]
+def test_features_of_every_block() -> None:
+    network = shaken()
+    start, condition = torch.rand(1, 1, 16, 12, 20), torch.zeros(1, 6)
+    image, features = network.with_features(start, condition)
+    assert torch.equal(image, network(start, condition))
+    assert [tuple(part.shape) for part in features] == [(1, 6, 8, 6, 10)] * 2
+
+
+def test_a_factorised_convolution_is_one_convolution() -> None:
+    """Its three kernels multiplied out, zero padding and bias included."""
+    layer = Factorised(6, 4, 3)
+    kernel = torch.einsum(
+        "op,pqxyz,qi->oixyz",
+        layer.expand.weight[:, :, 0, 0, 0], layer.core.weight, layer.reduce.weight[:, :, 0, 0, 0],
+    )  # fmt: skip
+    features = torch.rand(1, 6, 5, 6, 7)
+    expected = torch.nn.functional.conv3d(features, kernel, layer.expand.bias, padding=1)
+    assert torch.allclose(layer(features), expected, atol=1e-5)
 
 
 def test_wrong_sizes_and_settings() -> None:
-    with pytest.raises(ValueError, match="multiples of 4"):
-        StudentNetwork(TINY)(torch.zeros(1, 1, 8, 8, 6), torch.zeros(1, 6))
-    with pytest.raises(ValueError, match="one number for each level"):
-        StudentConfig(widths=(4, 8), blocks=(1,))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        StudentNetwork(TINY)(torch.zeros(1, 1, 8, 8, 5), torch.zeros(1, 6))
+    with pytest.raises(ValueError, match="four numbers from 1 to 8"):
+        StudentConfig(8, 1, (4, 4, 9, 4))
     assert StudentConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
 
 

@@ -18,7 +18,7 @@ from bids_moediff.models.student.network import StudentConfig, StudentNetwork
 from bids_moediff.training.state import WeightAverage, save_state
 
 MEAN = MeanConfig(channels=8, blocks=2)
-STUDENT = StudentConfig(widths=(8, 16), blocks=(1, 1))
+STUDENT = StudentConfig(8, 2, (4, 4, 4, 4))
 GAINS = {"x2 isotropic": {"over_cubic": 1.25, "over_consistent": 0.5}}
 
 
@@ -94,7 +94,7 @@ def test_the_best_weights_win_over_the_last(tmp_path: Path) -> None:
     assert main(["export", str(run), str(tmp_path / "m")]) == 0
     loaded = load_model(tmp_path / "m")
     assert torch.equal(loaded.network.head.bias, torch.full((8,), 0.25))  # type: ignore[union-attr]
-    assert loaded.config["student"]["widths"] == [8, 16]
+    assert loaded.config["student"]["ranks"] == [4, 4, 4, 4]
     assert "0123" in (tmp_path / "m" / "MODEL_CARD.md").read_text()
 
 

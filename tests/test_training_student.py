@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: the ladder of targets, the losses, and what the teacher puts out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,11 @@ from bids_moediff.models.student.network import StudentConfig, StudentNetwork
 from bids_moediff.training.degradation import degrade, draw
 from bids_moediff.training.recipe import StudentRecipe
 from bids_moediff.training.student import (
-    FeatureGuide,
     StudentStage,
     apply_student,
     distillation_target,
+    feature_distance,
+    guided_depths,
     ladder_sigma,
     measured_part,
     sobel3d,
@@ -71,15 +74,10 @@ def test_sobel_agrees_with_scipy() -> None:
 
 
 def test_features_that_agree_cost_nothing() -> None:
-    guide = FeatureGuide([3, 3], 3)
-    for projection in guide.projections:
-        nn.init.dirac_(projection.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
-    guide.requires_grad_(False)
-    teacher = _noise(1, 3, 8, 8, 8)
-    pooled = nn.functional.avg_pool3d(teacher, 2)
-    assert float(guide([pooled, teacher], teacher)) == pytest.approx(0, abs=1e-6)
-    assert float(guide([pooled, 2 * teacher], teacher)) == pytest.approx(0.5, abs=1e-5)
+    theirs = [_noise(1, 3, 8, 8, 8), _noise(1, 3, 8, 8, 8)]
+    assert float(feature_distance(theirs, theirs)) == 0
+    assert float(feature_distance([theirs[0], 2 * theirs[1]], theirs)) == pytest.approx(0.5)
+    assert guided_depths(10) == [2, 6, 9] and guided_depths(1) == [0]
 
 
 def _mean() -> MeanNetwork:
@@ -111,7 +109,7 @@ def test_the_teachers_samples_are_averaged() -> None:
     for parameter in experts.experts.parameters():
         if parameter.dim() > 1 and not parameter.any():  # the last layers start at zero
             nn.init.normal_(parameter, std=0.1)
-    teacher = MoEDiffModel(None, experts.eval())
+    teacher = MoEDiffModel(_mean(), experts.eval())
     outputs = []
     for samples in (1, 2):
         recipe = tiny("student", teacher_samples=samples, teacher_noise=1.0, block=16, patch=12)
@@ -129,7 +127,7 @@ def test_a_student_needs_its_teacher() -> None:
 
 def test_the_student_sees_the_coarsest_axis_last() -> None:
     torch.manual_seed(0)
-    network = StudentNetwork(StudentConfig(widths=(4, 8), blocks=(1, 1)))
+    network = StudentNetwork(StudentConfig(6, 1, (4, 4, 4, 4)))
     nn.init.normal_(network.tail.weight, std=0.3)
     start = _noise(13, 18, 15)
     condition = torch.tensor([2.0, 0.0, 0.5, 1.2, 0.0, 1.1])
@@ -141,3 +139,22 @@ def test_the_student_sees_the_coarsest_axis_last() -> None:
     assert output.shape == start.shape
     assert torch.allclose(output.permute(1, 2, 0), turned, atol=1e-6)
     assert float((output - start).abs().max()) > 1e-3
+
+
+def test_the_student_begins_as_its_teacher_squeezed() -> None:
+    """With full ranks it is the teacher; with fewer it explains most of what the teacher adds."""
+    recipe = tiny("student", fitted_patches=4, patch=24, batch=2, precision="fp32")
+    rng = np.random.default_rng(3)
+    teacher = MoEDiffModel(_mean(), None)
+    assert isinstance(teacher.mean, MeanNetwork)
+    start, condition = _noise(1, 1, 24, 24, 24), torch.rand(1, 6)
+    wanted = teacher.mean(start, condition).detach()
+    errors = []
+    for rank in (8, 6, 2):
+        network = {"channels": 4, "blocks": 3, "ranks": [rank] * 4}  # the teacher's shape wins
+        stage = StudentStage(replace(recipe, network=network), CPU, teacher)
+        volumes = [make_volume(heads()[0], recipe, rng, CPU, stage.finish) for _ in range(2)]
+        stage.begin(stage.batch(volumes, rng) for _ in range(2))
+        output = stage.network(start, condition).detach()
+        errors.append(float((output - wanted).square().mean() / (wanted - start).square().mean()))
+    assert errors[0] < 1e-3 < errors[1] < errors[2] < 1

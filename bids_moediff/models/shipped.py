@@ -7,7 +7,6 @@ Reads config.json only and imports nothing heavy: the command line asks before t
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +118,7 @@ def stage_macs(config: Mapping[str, Any], steps: int = 1) -> dict[str, float]:
     try:
         if config.get("family") == "student":
             section = config["student"]
-            stages["student"] = _student_macs(section["widths"], section["blocks"])
+            stages["student"] = _student_macs(section["channels"], section["blocks"], section["ranks"])
         if mean := config.get("mean"):
             stages["mean"] = _mean_macs(mean["channels"], mean["blocks"])
         if experts := config.get("moediff"):
@@ -139,13 +138,7 @@ def _mean_macs(channels: int, blocks: int) -> float:
     return 27 * (2 * blocks * channels**2 + 16 * channels) / 8
 
 
-def _student_macs(widths: list[int], blocks: list[int]) -> float:
+def _student_macs(channels: int, blocks: int, ranks: list[int]) -> float:
     """Convolutions of :class:`~bids_moediff.models.student.network.StudentNetwork`."""
-    total = 27 * 16 * widths[0] / 8.0
-    for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-        stages = 1 if level == len(widths) - 1 else 2
-        total += 27 * 2 * count * stages * width**2 / 8 ** (level + 1)
-    for level, (fine, coarse) in enumerate(pairwise(widths)):
-        # Down: eight taps at the coarse level; up: one tap for each voxel of the fine level.
-        total += fine * coarse * 8 / 8 ** (level + 2) + fine * coarse / 8 ** (level + 1)
-    return total
+    cores = 27 * (ranks[0] * ranks[1] + ranks[2] * ranks[3])
+    return (27 * 16 * channels + blocks * (cores + channels * sum(ranks))) / 8

@@ -38,13 +38,13 @@ def _prepared(tensor: Tensor, kind: torch.dtype) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last_3d) if tensor.ndim == 5 else tensor
 
 
-class Convolution:
-    """3 x 3 x 3 with zero padding; it lags one plane behind its input.
+class Pointwise:
+    """1 x 1 x 1 convolution: no memory.
 
     Parameters
     ----------
     layer
-        Convolution of kernel 3, padding 1.
+        Convolution, with a bias or without.
     kind
         Arithmetic.
     scale, shift
@@ -62,20 +62,36 @@ class Convolution:
         shift: Tensor | float = 0.0,
         activate: bool = False,
     ) -> None:
-        weight, bias = layer.weight, layer.bias
-        assert bias is not None
+        weight = layer.weight
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
         factor = scale[:, None, None, None, None] if isinstance(scale, Tensor) else scale
         self._weight = _prepared(weight * factor, kind)
         self._bias = _prepared(bias * scale + shift, kind)
         self._activate = activate
-        self._tail: Tensor | None = None
+
+    def push(self, planes: Tensor, last: bool) -> Tensor:
+        """Planes in, as many out."""
+        planes = planes.to(self._weight.dtype)
+        if planes.shape[DEPTH] == 0:
+            return planes.new_zeros((1, self._weight.shape[0], 0, *planes.shape[3:]))
+        return self._apply(planes, 0)
+
+    def _apply(self, planes: Tensor, border: int) -> Tensor:
+        padding = (0, border, border)
+        out = functional.conv3d(planes, self._weight, self._bias, padding=padding)
+        return functional.silu(out, inplace=True) if self._activate else out
+
+
+class Convolution(Pointwise):
+    """3 x 3 x 3 with zero padding; it lags one plane behind its input."""
+
+    _tail: Tensor | None = None
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
         planes = planes.to(self._weight.dtype)
-        known = [planes]
         border = planes.new_zeros((1, planes.shape[1], 1, *planes.shape[3:]))
-        known.insert(0, border if self._tail is None else self._tail)
+        known = [border if self._tail is None else self._tail, planes]
         if last:
             known.append(border)
         if sum(part.shape[DEPTH] for part in known) < 3:
@@ -83,45 +99,7 @@ class Convolution:
             return planes.new_zeros((1, self._weight.shape[0], 0, *planes.shape[3:]))
         joined = torch.cat(known, DEPTH).contiguous(memory_format=torch.channels_last_3d)
         self._tail = joined[:, :, -2:].clone(memory_format=torch.channels_last_3d)
-        out = functional.conv3d(joined, self._weight, self._bias, padding=(0, 1, 1))
-        return functional.silu(out, inplace=True) if self._activate else out
-
-
-class Halving:
-    """2 x 2 x 2 convolution of stride 2; keeps an odd plane until its partner comes."""
-
-    def __init__(self, layer: nn.Conv3d, kind: torch.dtype) -> None:
-        assert layer.bias is not None
-        self._weight, self._bias = _prepared(layer.weight, kind), _prepared(layer.bias, kind)
-        self._odd: Tensor | None = None
-
-    def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, half as many out."""
-        planes = planes.to(self._weight.dtype)
-        if self._odd is not None:
-            planes = torch.cat([self._odd, planes], DEPTH)
-        whole = planes.shape[DEPTH] // 2 * 2
-        self._odd = planes[:, :, whole:].clone() if whole < planes.shape[DEPTH] else None
-        if whole == 0:
-            sizes = (planes.shape[3] // 2, planes.shape[4] // 2)
-            return planes.new_zeros((1, self._weight.shape[0], 0, *sizes))
-        return functional.conv3d(planes[:, :, :whole], self._weight, self._bias, stride=2)
-
-
-class Doubling:
-    """2 x 2 x 2 transposed convolution of stride 2: no memory."""
-
-    def __init__(self, layer: nn.ConvTranspose3d, kind: torch.dtype) -> None:
-        assert layer.bias is not None
-        self._weight, self._bias = _prepared(layer.weight, kind), _prepared(layer.bias, kind)
-
-    def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, twice as many out."""
-        planes = planes.to(self._weight.dtype)
-        if planes.shape[DEPTH] == 0:
-            sizes = (2 * planes.shape[3], 2 * planes.shape[4])
-            return planes.new_zeros((1, self._weight.shape[1], 0, *sizes))
-        return functional.conv_transpose3d(planes, self._weight, self._bias, stride=2)
+        return self._apply(joined, 1)
 
 
 class Chain:

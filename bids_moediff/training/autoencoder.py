@@ -6,7 +6,7 @@ but how much of a *change* survives: ``interpolated + D(E(truth)) - D(E(interpol
 validated, as the gain that perfect experts would reach in this latent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,6 @@ SETTINGS = ("latent", "latent_channels", "autoencoder_width", "codebook_size")
 class AutoencoderStage:
     """A "kl" or "vq" autoencoder on slices of truths and of their interpolations."""
 
-    helper: nn.Module | None = None
     tissue = True  # slices are drawn as for the experts
 
     def __init__(
@@ -102,6 +101,9 @@ class AutoencoderStage:
         """Gains over cubic and over the start of the truth that went through the latent."""
         assert isinstance(network, Autoencoder)
         return gains_of(cases, [coded_truth(network, case) for case in cases])
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Nothing to do."""
 
     def memory(self) -> dict[str, Any]:
         """Nothing."""

@@ -186,7 +186,8 @@ class StudentRecipe(Recipe):
     blurred by ``ladder_sigma`` voxels at first and not at all after ``ladder_rungs`` rungs; for
     the last ``truth_share`` of the steps it is ``truth_weight`` truth and the rest teacher.
     Without a teacher (``distil: false``) it is the truth throughout. ``feature_weight`` is
-    relative to the fidelity term.
+    relative to the fidelity term. ``fitted_patches`` patches squeeze the teacher into the student
+    before the first step.
     """
 
     stage: ClassVar[str] = "student"
@@ -201,6 +202,7 @@ class StudentRecipe(Recipe):
     ladder_sigma: float = 2.0
     truth_share: float = 0.4
     truth_weight: float = 0.5
+    fitted_patches: int = 96
     feature_weight: float = 0.1
     consistency_weight: float = 0.1
     sobel_weight: float = 0.05

@@ -6,7 +6,7 @@ A stage knows its network, its batches, its loss and how well it does; the loop 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,15 +45,14 @@ class Stage(Protocol):
         """What is trained and exported."""
 
     @property
-    def helper(self) -> nn.Module | None:
-        """Weights that only training needs."""
-
-    @property
     def tissue(self) -> bool:
         """Whether the loss wants tissue maps."""
 
     def network_settings(self) -> dict[str, Any]:
         """Settings for the section of config.json."""
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Whatever has to be done with batches of data before the first step."""
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
         """Add what the stage learns from; called in the threads that make volumes."""
@@ -114,7 +113,6 @@ def relative_weight(batch: Batch, border: int) -> torch.Tensor:
 class MeanStage:
     """The 3-D regression mean on patches."""
 
-    helper: nn.Module | None = None
     tissue = False
 
     def __init__(self, recipe: MeanRecipe, device: torch.device, init: MoEDiffModel | None):
@@ -154,6 +152,9 @@ class MeanStage:
 
         return gains(cases, restore)
 
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Nothing to do."""
+
     def memory(self) -> dict[str, Any]:
         """Nothing."""
         return {}
@@ -165,7 +166,6 @@ class MeanStage:
 class ExpertsStage:
     """The mixture of diffusion experts on slices of the frozen mean's output."""
 
-    helper: nn.Module | None = None
     tissue = True
 
     def __init__(self, recipe: ExpertsRecipe, device: torch.device, init: MoEDiffModel | None):
@@ -258,6 +258,9 @@ class ExpertsStage:
             return image
 
         return gains(cases, restore, self._starts, "over_mean")
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Nothing to do."""
 
     def memory(self) -> dict[str, Any]:
         """Moving averages of the losses."""

@@ -55,16 +55,13 @@ def save_state(
     average: WeightAverage,
     optimiser: torch.optim.Optimizer,
     record: dict[str, Any],
-    helper: nn.Module | None = None,
 ) -> None:
     """Write state.safetensors atomically into `folder`.
 
-    `helper` are weights that only training needs. MoediffError if the disk is full.
+    MoediffError if the disk is full.
     """
     tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
     tensors |= {f"average.{key}": value for key, value in average.values.items()}
-    if helper is not None:
-        tensors |= {f"helper.{key}": value for key, value in helper.state_dict().items()}
     for index, values in optimiser.state_dict()["state"].items():
         for key, value in values.items():
             tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
@@ -99,7 +96,6 @@ def load_state(
     network: nn.Module,
     average: WeightAverage,
     optimiser: torch.optim.Optimizer,
-    helper: nn.Module | None = None,
 ) -> dict[str, Any] | None:
     """Restore what :func:`save_state` wrote; None if there is nothing.
 
@@ -111,8 +107,6 @@ def load_state(
     tensors, record = read_state(path)
     try:
         network.load_state_dict(part(tensors, "network."))
-        if helper is not None:
-            helper.load_state_dict(part(tensors, "helper."))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} belongs to another network: {reason}") from error

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: one small network learns what MoEDiff-SR puts out, and the truth.
 
-The teacher's output of a degraded volume is computed once, when the volume is made (and kept on
-disk with it, if the recipe stores volumes). Targets climb a ladder of blurs; three scales of the
-decoder are guided by the features of the teacher's mean network; output and start must agree
-where the scanner measured.
+It begins as the teacher's mean network squeezed layer by layer (:mod:`.factorise`). The teacher's
+output of a degraded volume is computed once, when the volume is made (and kept on disk with it, if
+the recipe stores volumes). Targets climb a ladder of blurs; the features at three depths are
+guided by the teacher's; output and start must agree where the scanner measured.
 """
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from bids_moediff.models.student.network import StudentConfig, StudentNetwork
 
 from .degradation import Degraded
 from .development import Case, gains
+from .factorise import factorise
 from .filters import convolve, gaussian
 from .recipe import StudentRecipe
 from .sampling import patches
@@ -101,22 +101,18 @@ def sobel3d(image: Tensor) -> Tensor:
     return torch.stack(parts, dim=1)
 
 
-class FeatureGuide(nn.Module):
-    """Projections of the decoder's scales to the teacher's features, and their distance."""
+def feature_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """Mean relative L1 distance of features at several depths, each (B, C, x, y, z)."""
+    distances = [
+        (our.float() - their.float()).abs().mean() / their.float().abs().mean().clamp_min(1e-6)
+        for our, their in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(distances).mean()
 
-    def __init__(self, widths: Sequence[int], channels: int) -> None:
-        super().__init__()
-        self.projections = nn.ModuleList(nn.Conv3d(width, channels, 1) for width in widths)
 
-    def forward(self, features: Sequence[Tensor], teacher: Tensor) -> Tensor:
-        """Mean relative L1 over scales; `features` coarse first, `teacher` (B, C, x, y, z)."""
-        total = teacher.new_zeros(())
-        for projection, feature in zip(self.projections, features, strict=True):
-            factor = teacher.shape[-1] // feature.shape[-1]
-            wanted = functional.avg_pool3d(teacher, factor) if factor > 1 else teacher
-            error = (projection(feature).float() - wanted).abs().mean()
-            total = total + error / wanted.abs().mean().clamp_min(1e-6)
-        return total / len(features)
+def guided_depths(blocks: int) -> list[int]:
+    """Blocks whose output is compared with the teacher's: a third, two thirds, all of the way."""
+    return sorted({max(1, round(blocks * share / 3)) - 1 for share in (1, 2, 3)})
 
 
 class StudentStage:
@@ -126,27 +122,36 @@ class StudentStage:
 
     def __init__(self, recipe: StudentRecipe, device: torch.device, init: MoEDiffModel | None):
         self.recipe, self.device = recipe, device
+        settings = dict(recipe.network)
+        if recipe.distil and (init is None or not isinstance(init.mean, MeanNetwork)):
+            raise UsageError(
+                "The student needs its teacher: --init MODEL (a moediff model with a mean)."
+            )
+        self.teacher: MoEDiffModel | None = None
+        if recipe.distil and init is not None and isinstance(init.mean, MeanNetwork):
+            self.teacher = init.to(device).eval().requires_grad_(False)
+            shape = init.mean.config
+            settings |= {"channels": shape.channels, "blocks": shape.blocks}
         try:
-            config = StudentConfig.from_dict(recipe.network)
+            config = StudentConfig.from_dict(settings)
         except (TypeError, ValueError) as error:
             raise UsageError(f"The recipe is wrong: {error}.") from error
         if recipe.patch % config.multiple:
             raise UsageError(f"patch must be a multiple of {config.multiple}.")
         self.network = StudentNetwork(config).to(device)
-        self.teacher: MoEDiffModel | None = None
-        self.helper: nn.Module | None = None
-        if not recipe.distil:
-            return
-        if init is None:
-            raise UsageError("The student needs its teacher: --init MODEL (a moediff model).")
-        self.teacher = init.to(device).eval().requires_grad_(False)
-        if isinstance(init.mean, MeanNetwork) and recipe.feature_weight > 0:
-            widths = list(reversed(config.widths))
-            self.helper = FeatureGuide(widths, init.mean.config.channels).to(device)
 
     def network_settings(self) -> dict[str, Any]:
         """Settings for the section of config.json."""
         return self.network.config.to_dict()
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Squeeze the teacher's mean into the student, layer by layer."""
+        if self.teacher is None:
+            return
+        count = -(-self.recipe.fitted_patches // self.recipe.batch)
+        fitted = [batch for batch, _ in zip(batches, range(count), strict=False)]
+        with autocast(self.device, self.recipe):
+            factorise(self.teacher.mean, self.network, fitted, seed=self.recipe.seed)  # type: ignore[arg-type]
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
         """Add the teacher's output, made consistent with the measurement."""
@@ -177,24 +182,6 @@ class StudentStage:
         """Cubes."""
         return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
 
-    def _teacher_features(self, batch: Batch) -> Tensor:
-        """Features of the teacher's mean after its last block."""
-        assert self.teacher is not None and isinstance(self.teacher.mean, MeanNetwork)
-        kept: list[Tensor] = []
-        here = threading.get_ident()  # other threads make volumes with the same network
-
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if threading.get_ident() == here:
-                kept.append(output.float())
-
-        handle = self.teacher.mean.body[-1].register_forward_hook(keep)
-        try:
-            with torch.no_grad():
-                self.teacher.mean(batch["start"][:, None], batch["condition"])
-        finally:
-            handle.remove()
-        return kept[0]
-
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         """L1, features, consistency and Sobel terms, without the border."""
         recipe, truth, condition = self.recipe, batch["target"], batch["condition"]
@@ -214,8 +201,11 @@ class StudentStage:
         loss = fidelity + recipe.sobel_weight * sobel + recipe.consistency_weight * seen
         logs = {"fidelity": float(fidelity.detach()), "sobel": float(sobel.detach())}
         logs["consistency"] = float(seen.detach())
-        if self.helper is not None:
-            guided = self.helper(features, self._teacher_features(batch))
+        if self.teacher is not None and recipe.feature_weight > 0:
+            with torch.no_grad():
+                _, wanted = self.teacher.mean.with_features(batch["start"][:, None], condition)  # type: ignore[operator, union-attr]
+            depths = guided_depths(len(features))
+            guided = feature_distance([features[d] for d in depths], [wanted[d] for d in depths])
             loss = loss + recipe.feature_weight * fidelity.detach() * guided
             logs["features"] = float(guided.detach())
         return loss, logs | {"loss": float(loss.detach())}

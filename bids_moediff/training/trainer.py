@@ -6,6 +6,7 @@ that was interrupted ends in the very weights of one that was not.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import signal
@@ -81,7 +82,7 @@ class Objective(nn.Module):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
-        self.network, self.helper = stage.network, stage.helper
+        self.network = stage.network
         self._loss = stage.loss
 
     def forward(
@@ -158,10 +159,7 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)
         self.stage = make_stage(recipe, self.device, init)
-        trained = nn.ModuleList([self.stage.network])
-        if self.stage.helper is not None:
-            trained.append(self.stage.helper)
-        self.parameters = [p for p in trained.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.stage.network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters, 1e-3, (recipe.betas[0], recipe.betas[1]),
             weight_decay=recipe.weight_decay, fused=self.device.type == "cuda",
@@ -179,9 +177,7 @@ class Trainer:
         )
 
     def _resume(self, pack: Path, validation: list[str], heads: Sequence[Any]) -> dict[str, Any]:
-        record = load_state(
-            self.folder, self.stage.network, self.average, self.optimiser, self.stage.helper
-        )
+        record = load_state(self.folder, self.stage.network, self.average, self.optimiser)
         if record is not None:
             check_same(self.recipe, record["recipe"], self.folder)
             digest = record.get("data", {}).get("sha256")
@@ -208,6 +204,9 @@ class Trainer:
         """
         record = self.record
         self._prepare_folder()
+        if record["step"] == 0:
+            self.stage.begin(self._first_batches())
+            self.average = WeightAverage(self.stage.network, self.recipe.decay)
         objective, optimiser = self.accelerator.prepare(Objective(self.stage), self.optimiser)
         objective.train()
         totals, counted = dict[str, float](), 0
@@ -243,6 +242,12 @@ class Trainer:
         self.window.close()
         self.accelerator.wait_for_everyone()
         return record
+
+    def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches for what a stage does before its first step."""
+        rng = np.random.default_rng([self.recipe.seed, self.accelerator.process_index])
+        for step in itertools.count(step=self.recipe.steps_per_volume):
+            yield self.stage.batch(self.window.at(step), rng)
 
     def _plan(self, step: int, bar: Any) -> None:
         """Fix the number of steps of a training in a given time."""
@@ -319,9 +324,8 @@ class Trainer:
     def _save(self) -> None:
         if self.main:
             save_state(
-                self.folder, self.stage.network, self.average, self.optimiser, self.record,
-                self.stage.helper,
-            )  # fmt: skip
+                self.folder, self.stage.network, self.average, self.optimiser, self.record
+            )
         self.accelerator.wait_for_everyone()
 
     def _broadcast(self, values: list[Any]) -> list[Any]:

@@ -117,14 +117,22 @@ class MeanNetwork(nn.Module):
             last.weight.mul_(0.1)  # type: ignore[operator]
             last.bias.zero_()  # type: ignore[operator]
 
-    def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Posterior mean on the fine grid."""
+    def with_features(
+        self, start: torch.Tensor, condition: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Posterior mean on the fine grid, and the features after each block."""
         film = self.film(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
         folded = normalise(space_to_depth(start))
-        features = self.head(folded.to(memory_format=torch.channels_last_3d))
+        x = self.head(folded.to(memory_format=torch.channels_last_3d))
+        features = []
         for index, block in enumerate(self.body):
-            features = block(features, film[2 * index], film[2 * index + 1])
-        return start + OUTPUT_GAIN * depth_to_space(self.tail(features).to(start.dtype))
+            x = block(x, film[2 * index], film[2 * index + 1])
+            features.append(x)
+        return start + OUTPUT_GAIN * depth_to_space(self.tail(x).to(start.dtype)), features
+
+    def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Posterior mean on the fine grid."""
+        return self.with_features(start, condition)[0]
 
     def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
         """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small 3-D network that does in one step what MoEDiff-SR does with three experts.
+"""A small 3-D network that does in one step what MoEDiff-SR does with a mean and three experts.
 
-It refines the consistent interpolation on the fine grid. Three levels at a half, a quarter and an
-eighth of its resolution; the voxel ratio and the slice profile of each axis scale and shift the
-features of every block (FiLM, Perez 2018), so one set of weights serves all acquisitions. There
-is no normalisation and no global operation: an output voxel depends on a bounded neighbourhood,
-and tiles that overlap by :attr:`StudentConfig.receptive_radius` show no seams.
+It has the shape of the teacher's mean network (:mod:`..moediff.mean`), but each of its
+convolutions goes through few channels: 1x1x1 to a small space, 3x3x3 in it, 1x1x1 back (a Tucker
+decomposition of the kernel's two channel modes). So it can be fitted to the teacher layer by
+layer before it is trained, at a fifth of the arithmetic. The voxel ratio and the slice profile of
+each axis scale and shift the features of every block (FiLM, Perez 2018): one set of weights serves
+all acquisitions. There is no normalisation and no global operation: an output voxel depends on a
+bounded neighbourhood (:attr:`StudentConfig.receptive_radius`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,76 +20,94 @@ from torch.nn import functional
 
 from bids_moediff.models.json_config import JsonConfig
 from bids_moediff.models.moediff.mean import (
+    BLOCK_GAIN,
+    FOLD,
     OUTPUT_GAIN,
     depth_to_space,
     normalise,
     space_to_depth,
 )
-from bids_moediff.models.streaming import Chain, Convolution, Doubling, Halving, Residual
+from bids_moediff.models.streaming import Chain, Convolution, Pointwise, Residual
 
 
 @dataclass(frozen=True)
 class StudentConfig(JsonConfig):
-    """Hyperparameters: features and residual blocks (encoder and decoder each) at each level."""
+    """Hyperparameters.
 
-    widths: tuple[int, ...] = (48, 96, 144)
-    blocks: tuple[int, ...] = (2, 2, 2)
+    Attributes
+    ----------
+    channels, blocks
+        Features and residual blocks, as of the mean network.
+    ranks
+        Channels of the 3x3x3 convolutions inside a block: into and out of the first one, into
+        and out of the second one.
+    condition_dim
+        Numbers that describe the acquisition.
+    """
+
+    channels: int = 128
+    blocks: int = 10
+    ranks: tuple[int, ...] = (56, 48, 56, 64)
     condition_dim: int = 6
-    embedding_dim: int = 64
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.blocks) or not self.widths:
-            raise ValueError("widths and blocks need one number for each level")
+        if len(self.ranks) != 4 or not all(1 <= rank <= self.channels for rank in self.ranks):
+            raise ValueError(f"ranks need four numbers from 1 to {self.channels}")
 
     @property
     def multiple(self) -> int:
         """Sizes must be multiples of this."""
-        return 2 ** len(self.widths)
+        return FOLD
 
     @property
     def receptive_radius(self) -> int:
         """Fine voxels beyond which an input voxel cannot matter, along each axis."""
-        radius = 4  # first and last convolution at level 1, whose voxels are 2 fine voxels wide
-        last = len(self.widths) - 1
-        for level, blocks in enumerate(self.blocks):
-            convolutions = 2 * blocks * (1 if level == last else 2)
-            radius += 2 ** (level + 1) * convolutions
-            radius += 2 ** (level + 1)  # the fold into this level mixes whole cells
-        return radius
+        return FOLD * (2 * self.blocks + 2) + FOLD
 
 
-class FilmBlock(nn.Module):
-    """Residual block of two convolutions whose hidden features the condition scales and shifts."""
+class Factorised(nn.Module):
+    """3x3x3 convolution of `channels` features through few: reduce, core, expand.
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    Only the last part has a bias, so zero padding means what it means to the convolution that
+    the three stand for.
+    """
+
+    def __init__(self, channels: int, rank_in: int, rank_out: int) -> None:
         super().__init__()
-        self.first = nn.Conv3d(channels, channels, 3, padding=1)
-        self.second = nn.Conv3d(channels, channels, 3, padding=1)
-        self.film = nn.Linear(embedding, 2 * channels)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        with torch.no_grad():
-            self.second.weight.mul_(0.3)
+        self.reduce = nn.Conv3d(channels, rank_in, 1, bias=False)
+        self.core = nn.Conv3d(rank_in, rank_out, 3, padding=1, bias=False)
+        self.expand = nn.Conv3d(rank_out, channels, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C, x, y, z), (B, e) -> (B, C, x, y, z)."""
-        scale, shift = self.film(embedding)[..., None, None, None].chunk(2, dim=1)
-        hidden = functional.silu(self.first(x) * (1.0 + scale) + shift)
-        return x + self.second(hidden)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, x, y, z) -> (B, C, x, y, z)."""
+        return self.expand(self.core(self.reduce(x)))  # type: ignore[no-any-return]
+
+    def stream(
+        self,
+        kind: torch.dtype,
+        scale: Tensor | float,
+        shift: Tensor | float = 0.0,
+        *,
+        activate: bool = False,
+    ) -> Chain:
+        """The same as a pipeline, its output scaled and shifted, with a SiLU if asked for."""
+        reduce, core = Pointwise(self.reduce, kind), Convolution(self.core, kind)
+        expand = Pointwise(self.expand, kind, scale=scale, shift=shift, activate=activate)
+        return Chain(reduce, core, expand)
 
 
-class FilmStage(nn.Module):
-    """Blocks in a row with the same embedding."""
+class FactorisedBlock(nn.Module):
+    """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
 
-    def __init__(self, count: int, channels: int, embedding: int) -> None:
+    def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(FilmBlock(channels, embedding) for _ in range(count))
+        self.first = Factorised(config.channels, *config.ranks[:2])
+        self.second = Factorised(config.channels, *config.ranks[2:])
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Same shape."""
-        for block in self.blocks:
-            x = block(x, embedding)
-        return x
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(B, C, x, y, z), twice (B, C, 1, 1, 1) -> (B, C, x, y, z)."""
+        hidden = functional.silu(self.first(x) * (1 + scale) + shift)
+        return x + BLOCK_GAIN * self.second(hidden)
 
 
 class StudentNetwork(nn.Module):
@@ -97,47 +116,47 @@ class StudentNetwork(nn.Module):
     def __init__(self, config: StudentConfig | None = None) -> None:
         super().__init__()
         self.config = config or StudentConfig()
-        widths, blocks = self.config.widths, self.config.blocks
-        size = self.config.embedding_dim
-        self.condition = nn.Sequential(
-            nn.Linear(self.config.condition_dim, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU()
+        width, blocks = self.config.channels, self.config.blocks
+        self.head = nn.Conv3d(FOLD**3, width, 3, padding=1)
+        self.body = nn.ModuleList(FactorisedBlock(self.config) for _ in range(blocks))
+        self.tail = nn.Conv3d(width, FOLD**3, 3, padding=1)
+        self.film = nn.Sequential(
+            nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
         )
-        self.head = nn.Conv3d(8, widths[0], 3, padding=1)
-        self.encoders = nn.ModuleList(
-            FilmStage(n, width, size) for n, width in zip(blocks, widths, strict=True)
-        )
-        pairs = list(pairwise(widths))
-        self.downs = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
-        self.ups = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in pairs)
-        self.decoders = nn.ModuleList(
-            FilmStage(n, width, size) for n, width in zip(blocks[:-1], widths[:-1], strict=True)
-        )
-        self.tail = nn.Conv3d(widths[0], 8, 3, padding=1)
-        for parameter in self.tail.parameters():
-            nn.init.zeros_(parameter)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv3d):
+                linear = name.endswith(("reduce", "core"))
+                kind = "linear" if linear else "relu"
+                nn.init.kaiming_normal_(module.weight, nonlinearity=kind)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.tail.weight)
+        with torch.no_grad():
+            last = self.film[-1]
+            last.weight.mul_(0.1)  # type: ignore[operator]
+            last.bias.zero_()  # type: ignore[operator]
+
+    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Scale and shift of each block in turn, each (B, C, 1, 1, 1), of conditions (B, 6)."""
+        film = self.film(condition)[..., None, None, None]
+        return tuple(film.chunk(2 * len(self.body), dim=1))
 
     def with_features(self, start: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Output and the decoder's features, coarse level first, for guidance by a teacher.
+        """Output, and the features after each block, for guidance by a teacher.
 
-        ``start`` (B, 1, X, Y, Z) with sizes that are multiples of ``config.multiple``, the head in
-        about [0, 1]; ``condition`` (B, 6): log2(acquired/output voxel size) and slice-profile
-        width (in acquired voxels), each for the three axes. ValueError for other sizes.
+        ``start`` (B, 1, X, Y, Z) with even sizes, the head in about [0, 1]; ``condition`` (B, 6):
+        log2(acquired/output voxel size) and slice-profile width (in acquired voxels), each for
+        the three axes. ValueError for odd sizes.
         """
-        if any(size % self.config.multiple for size in start.shape[2:]):
+        if any(size % FOLD for size in start.shape[2:]):
             sizes = tuple(start.shape[2:])
-            raise ValueError(f"sizes must be multiples of {self.config.multiple}, not {sizes}")
-        embedding = self.condition(condition)
+            raise ValueError(f"sizes must be multiples of {FOLD}, not {sizes}")
+        film = self.modulation(condition)
         folded = normalise(space_to_depth(start))
         x = self.head(folded.contiguous(memory_format=torch.channels_last_3d))
-        skips = []
-        for level, encoder in enumerate(self.encoders):
-            x = encoder(x, embedding)
-            if level < len(self.downs):
-                skips.append(x)
-                x = self.downs[level](x)
-        features = [x]
-        for level in reversed(range(len(self.ups))):
-            x = self.decoders[level](skips[level] + self.ups[level](x), embedding)
+        features = []
+        for index, block in enumerate(self.body):
+            x = block(x, film[2 * index], film[2 * index + 1])
             features.append(x)
         return start + OUTPUT_GAIN * depth_to_space(self.tail(x).to(start.dtype)), features
 
@@ -147,24 +166,12 @@ class StudentNetwork(nn.Module):
 
     def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
         """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
-        embedding = self.condition(condition)
-        inner = _stream_stage(self.encoders[-1], embedding, kind)
-        for level in reversed(range(len(self.downs))):
-            down, up = Halving(self.downs[level], kind), Doubling(self.ups[level], kind)  # type: ignore[arg-type]
-            inner = Chain(
-                _stream_stage(self.encoders[level], embedding, kind),
-                Residual(Chain(down, inner, up)),
-                _stream_stage(self.decoders[level], embedding, kind),
-            )
+        film = [part[0, :, 0, 0, 0] for part in self.modulation(condition)]
+        blocks = []
+        for index, block in enumerate(self.body):
+            scale, shift = 1 + film[2 * index], film[2 * index + 1]
+            first = block.first.stream(kind, scale, shift, activate=True)  # type: ignore[operator, union-attr]
+            second = block.second.stream(kind, BLOCK_GAIN)  # type: ignore[operator, union-attr]
+            blocks.append(Residual(Chain(first, second)))
         head, tail = (Convolution(part, torch.float32) for part in (self.head, self.tail))
-        return Chain(head, inner, tail)
-
-
-def _stream_stage(stage: nn.Module, embedding: Tensor, kind: torch.dtype) -> Chain:
-    """Blocks of a stage with scale and shift folded into their first convolutions."""
-    parts = []
-    for block in stage.blocks:  # type: ignore[union-attr]
-        scale, shift = block.film(embedding)[0].chunk(2)
-        first = Convolution(block.first, kind, scale=1.0 + scale, shift=shift, activate=True)
-        parts.append(Residual(Chain(first, Convolution(block.second, kind))))
-    return Chain(*parts)
+        return Chain(head, *blocks, tail)
