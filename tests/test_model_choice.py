@@ -24,7 +24,7 @@ BOTH = ("moediff", "student")
 def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
     """Model folder of a small student with random weights."""
     torch.manual_seed(3)
-    network = StudentNetwork(config or StudentConfig((8, 12, 16), (1, 1, 1)))
+    network = StudentNetwork(config or StudentConfig(8, 2, (6, 5, 6, 5)))
     torch.nn.init.normal_(network.tail.weight, std=0.05)
     content = {"family": "student", "version": "random", "student": network.config.to_dict()}
     save_model(network, content, folder, "# Random student\n")
