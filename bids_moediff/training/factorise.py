@@ -29,13 +29,16 @@ RIDGE, FLOOR = 1e-4, 1e-5
 
 
 def input_directions(weight: Tensor, covariance: Tensor, rank: int) -> Tensor:
-    """Projection (rank, C) that a kernel (C', C, 3, 3, 3) misses least, for features (C, C)."""
+    """Orthonormal rows (rank, C) whose space a kernel (C', C, 3, 3, 3) can least do without.
+
+    Orthonormal, so that the layers keep the scale at which the teacher's learning rate holds.
+    """
     values, vectors = torch.linalg.eigh(covariance.double())
     values = values.clamp_min(FLOOR * values.max())
     root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
     taps = weight.permute(1, 0, 2, 3, 4).flatten(1).double()
     _, strongest = torch.linalg.eigh(root @ (taps @ taps.T) @ root)
-    return strongest[:, -rank:].T @ inverse
+    return torch.linalg.qr((strongest[:, -rank:].T @ inverse).T).Q.T
 
 
 def reduced_regression(gram: Tensor, cross: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
