@@ -218,7 +218,7 @@ def test_the_loss_of_one_batch_falls_below_that_of_the_start(stage: str) -> None
     batch = made.batch(volumes, rng)
     optimiser = torch.optim.AdamW(made.network.parameters(), 3e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(80):
         loss, logs = made.loss(batch, 0)
         optimiser.zero_grad()
         loss.backward()
