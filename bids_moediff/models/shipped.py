@@ -118,7 +118,8 @@ def stage_macs(config: Mapping[str, Any], steps: int = 1) -> dict[str, float]:
     try:
         if config.get("family") == "student":
             section = config["student"]
-            stages["student"] = _student_macs(section["channels"], section["blocks"], section["ranks"])
+            shape = section["channels"], section["blocks"], section["ranks"]
+            stages["student"] = _student_macs(*shape)
         if mean := config.get("mean"):
             stages["mean"] = _mean_macs(mean["channels"], mean["blocks"])
         if experts := config.get("moediff"):

@@ -148,21 +148,21 @@ def factorise(
     pairs = list(zip(teacher.body, student.body, strict=True))
     for index, (block, squeezed) in enumerate(tqdm(pairs, "layers", disable=quiet, leave=False)):
         scales = [(1 + film[2 * index], film[2 * index + 1]) for film in films]
-        wanted = [_kept(block.first(part.float())) for part in theirs]  # type: ignore[operator, union-attr]
-        fit.layer(squeezed.first, block.first.weight, ours, wanted)  # type: ignore[arg-type, union-attr]
+        wanted = [_kept(block.first(part.float())) for part in theirs]
+        fit.layer(squeezed.first, block.first.weight, ours, wanted)
         hidden = [
-            _kept(functional.silu(squeezed.first(part.float()) * scale + shift))  # type: ignore[operator, union-attr]
+            _kept(functional.silu(squeezed.first(part.float()) * scale + shift))
             for part, (scale, shift) in zip(ours, scales, strict=True)
         ]
         for place, (part, (scale, shift)) in enumerate(zip(wanted, scales, strict=True)):
-            step = block.second(functional.silu(part.float() * scale + shift))  # type: ignore[operator, union-attr]
+            step = block.second(functional.silu(part.float() * scale + shift))
             theirs[place] = _kept(theirs[place].float() + BLOCK_GAIN * step)
         missing = [
             (their.float() - our) / BLOCK_GAIN for their, our in zip(theirs, ours, strict=True)
         ]
-        fit.layer(squeezed.second, block.second.weight, hidden, missing)  # type: ignore[arg-type, union-attr]
+        fit.layer(squeezed.second, block.second.weight, hidden, missing)
         for place, part in enumerate(hidden):
-            ours[place] = _kept(ours[place].float() + BLOCK_GAIN * squeezed.second(part.float()))  # type: ignore[operator, union-attr]
+            ours[place] = _kept(ours[place].float() + BLOCK_GAIN * squeezed.second(part.float()))
 
 
 def _kept(features: Tensor) -> Tensor:

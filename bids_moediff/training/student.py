@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bids_moediff.engine.acquisition import _FWHM_TO_SIGMA
 from bids_moediff.engine.mean import axis_order, reorder

@@ -80,7 +80,7 @@ class Factorised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, x, y, z) -> (B, C, x, y, z)."""
-        return self.expand(self.core(self.reduce(x)))  # type: ignore[no-any-return]
+        return self.expand(self.core(self.reduce(x)))
 
     def stream(
         self,
@@ -125,9 +125,10 @@ class StudentNetwork(nn.Module):
         )
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv3d):
-                linear = name.endswith(("reduce", "core"))
-                kind = "linear" if linear else "relu"
-                nn.init.kaiming_normal_(module.weight, nonlinearity=kind)
+                if name.endswith(("reduce", "core")):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.tail.weight)
