@@ -36,24 +36,32 @@ def run(*words):
     )
 
 
+def rows(text):
+    return {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+
+
 def test_figures_go_into_the_page(tmp_path, outputs):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- figures: begin -->\nstale\n<!-- figures: end -->\nafter\n")
-    words = ["--participants", 40, "--sample", 8, "--outputs", outputs, "--seconds", 180]
-    done = run(*words, "--write", page)
+    done = run("--participants", 40, "--sample", 8, "--outputs", outputs, "--write", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.startswith("before\n<!-- figures: begin -->\nMade by")
     assert text.endswith("<!-- figures: end -->\nafter\n")
     assert "stale" not in text
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "40, 2" in rows["participants (names only), images each"]
-    assert "| 60 s | 1 h |" in rows["time of the network in that run"]  # 80 images of a minute
-    idle = next(line for name, line in rows.items() if "two idle cores" in name)
-    assert "| 180 s | 4 h |" in idle
-    assert "10 MB" in rows["disk space"]
+    found = rows(text)
+    assert "40, 2" in found["participants (names only), images each"]
+    assert "| 60 s | 1 h |" in found["time of the network in that run"]  # 80 images of a minute
+    assert "10 MB" in found["disk space"]
     # Two files and two folders for each image.
-    assert "| 4 |" in rows["files and folders (inodes)"]
+    assert "| 4 |" in found["files and folders (inodes)"]
+
+
+def test_seconds_of_an_idle_machine_replace_those_of_the_run(outputs):
+    done = run("--participants", 40, "--sample", 1, "--outputs", outputs, "--seconds", 180)
+    found = rows(done.stdout)
+    assert "| 180 s | 4 h |" in next(line for name, line in found.items() if "idle" in name)
+    assert not [name for name in found if "that run" in name or "memory of the network" in name]
 
 
 def test_page_without_marks_and_folder_without_runs(tmp_path):

@@ -8,7 +8,8 @@ A data set of empty files is made in a temporary folder: names and sidecars only
 image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
 memory is read. With ``--outputs``, a finished output folder, files and bytes of an image and the
 seconds and memory of its network are measured there; hours and disk space follow from them.
-Where that run shared its machine, ``--seconds`` takes those of an idle one from docs/speed.md.
+Where that run shared its machine or had another network, ``--seconds`` takes those of a whole head
+on an idle machine from docs/speed.md, and seconds and memory of the run are left out.
 """
 
 import argparse
@@ -137,15 +138,12 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: float | N
     ]
     if outputs is not None:
         voxels = " and ".join(outputs["voxels"])
-        hours = outputs["seconds"] * total / 3600
         lines += [
             "",
             f"| super-resolution, mean of {outputs['images']} images to {voxels} mm "
             f"({outputs['device']}) | one image | {total:,} images |",
             "| --- | --- | --- |",
-            f"| time of the network in that run | {outputs['seconds']:.0f} s | {hours:,.0f} h |",
-            *_other_times(total, idle),
-            f"| peak memory of the network | {outputs['memory']:.1f} GB | the same |",
+            *_network(outputs, idle, total),
             f"| files and folders (inodes) | {outputs['files']:.0f} "
             f"| {outputs['files'] * total / 1e6:.1f} million |",
             f"| disk space | {outputs['megabytes']:.0f} MB "
@@ -154,17 +152,22 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: float | N
     return "\n".join(lines) + "\n"
 
 
-def _other_times(total: int, idle: float | None) -> Iterator[str]:
-    """Rows for a whole head at 0.7 mm: as given, and as ``--dry-run`` estimates for a GPU."""
+def _network(outputs: dict[str, Any], idle: float | None, total: int) -> Iterator[str]:
+    """Rows on the network: of the run, or of an idle machine where those are given."""
     from bids_moediff.engine.estimate import estimate
 
     head = "x".join(map(str, MATRIX))
-    rows = [] if idle is None else [("two idle cores, measured (docs/speed.md)", idle)]
+    if idle is None:
+        yield _time("time of the network in that run", outputs["seconds"], total)
+        yield f"| peak memory of the network | {outputs['memory']:.1f} GB | the same |"
+    else:
+        yield _time(f"{head} voxels of 1 mm on two idle cores, as given", idle, total)
     on_gpu = estimate(MATRIX, *ZOOMS, device="cuda").seconds
-    rows.append(("a data-centre GPU, only estimated", on_gpu))
-    for name, seconds in rows:
-        hours = seconds * total / 3600
-        yield f"| {head} voxels of 1 mm on {name} | {seconds:.0f} s | {hours:,.0f} h |"
+    yield _time(f"{head} voxels of 1 mm on a data-centre GPU, only estimated", on_gpu, total)
+
+
+def _time(name: str, seconds: float, total: int) -> str:
+    return f"| {name} | {seconds:.0f} s | {seconds * total / 3600:,.0f} h |"
 
 
 def write_figures(path: Path, text: str) -> None:
