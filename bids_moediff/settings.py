@@ -255,7 +255,7 @@ class Settings:
     )
     num_steps: int | None = _option(None, _whole(1), "sampling steps (default: the model's)")
     num_samples: int = _option(
-        1, _whole(1), "samples; the mean is written, with their standard deviation if above 1"
+        1, _whole(1), "samples; the mean is written, with their expected error if above 1"
     )
     noise_strength: float = _option(
         0.0, _number, "0: most faithful output; above: more texture, less certainty"
@@ -281,7 +281,9 @@ class Settings:
         "all", _choice("all", "preproc", "sr", "report"), "part of the work to do"
     )
     outputs: tuple[str, ...] = _option(
-        (), _choices("gates"), "further outputs: gates (expert maps)"
+        (),
+        _choices("gates", "uncertainty"),
+        "further outputs: gates (expert maps), uncertainty (expected error of each voxel)",
     )
     intensities: str = _option(
         "input",

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deviation over samples against the error: known cases, and the command."""
+"""The expected error against the true one: known cases, and the command."""
 
 import csv
+import json
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -66,8 +68,28 @@ def test_command(tmp_path: Path) -> None:
     assert 0 < float(row["risk_half"]) <= 1.2
     assert "| h_T1w | x2 slices, k-space |" in (tmp_path / "out" / "calibration.md").read_text()
     assert (tmp_path / "out" / "calibration.png").stat().st_size > 5000
-    refused = run_script(
-        "bids_moediff-evaluate", "calibration", *arguments[:3], "--num-samples", "1", cwd=tmp_path
-    )
-    assert refused.returncode == 2
-    assert "--num-samples must be at least 2" in refused.stderr
+    assert float(row["fitted"]) > 0
+
+
+def test_the_factor_is_measured_and_then_fits(tmp_path: Path) -> None:
+    nib.save(head((64, 72, 60), (2.4, 2.4, 2.6)), tmp_path / "h_T1w.nii.gz")
+    untrained_model(tmp_path / "tiny")
+    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "tiny", "--precision", "fp32"]
+    arguments += ["--protocols", "x2slices-kspace", "--block", "48"]
+
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        return run_script(
+            "bids_moediff-evaluate", "calibration", *arguments, *more, cwd=tmp_path
+        )
+
+    unknown = command()
+    assert unknown.returncode == 1
+    assert "gives no expected error: calibrate it with --write" in unknown.stderr
+    assert command("--write", "tiny/calibration.json").returncode == 0
+    known = json.loads((tmp_path / "tiny" / "calibration.json").read_text())
+    assert known["heads"] == ["h_T1w"]
+    assert known["spread"] == [known["factor"]] * 2
+    assert command().returncode == 0
+    with (tmp_path / "out" / "calibration.tsv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream, delimiter="\t")
+    assert float(row["fitted"]) == pytest.approx(1, abs=0.01)

@@ -39,6 +39,7 @@ def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
         ("cpu", {}, ("moediff",), "moediff", "no student"),
         ("cpu", {"num_samples": 4}, BOTH, "moediff", "several samples"),
         ("cpu", {"want_gates": True}, BOTH, "moediff", "expert maps"),
+        ("cpu", {"want_deviation": True}, BOTH, "moediff", "a map of the expected error"),
         ("cpu", {"noise_strength": 0.5}, BOTH, "moediff", "texture"),
         ("cpu", {"num_steps": 2}, BOTH, "moediff", "sampling steps"),
     ],

@@ -68,6 +68,22 @@ def test_noise_and_a_ball_of_one_brightness_are_not():
     assert of(np.where(brain, 100.0, 0.0) + rng.normal(0, 1, SHAPE), brain).distance > FAR
 
 
+def test_phantoms_of_a_scanner_are_not():
+    """A cylinder with bars and a ball full of smaller ones; for shells see test_doubt.py."""
+    grid = (np.indices(SHAPE) - np.array([40, 48, 42])[:, None, None, None]) * 2.0
+    radius, rng = np.sqrt((grid**2).sum(axis=0)), np.random.default_rng(0)
+    cylinder = (np.hypot(grid[0], grid[1]) < 62) & (np.abs(grid[2]) < 70)
+    bars = cylinder & (np.abs(grid[2] - 20) < 20) & (np.round(grid[0] / 12) % 2 == 0)
+    balls = np.where(radius < 62, 80.0, 0.0)
+    for _ in range(40):
+        centre = rng.uniform(-40, 40, 3)[:, None, None, None]
+        inside = np.sqrt(((grid - centre) ** 2).sum(axis=0)) < rng.uniform(6, 12)
+        balls[inside & (radius < 58)] = rng.uniform(10, 160)
+    for data, brain in ((np.where(bars, 15.0, 100.0 * cylinder), cylinder), (balls, radius < 62)):
+        noisy = np.hypot(data + rng.normal(0, 3, SHAPE), rng.normal(0, 3, SHAPE))
+        assert of(noisy, brain).distance > FAR
+
+
 def test_an_inverted_head_is_not(demo):
     image, mask = demo
     data = np.asarray(image.dataobj)

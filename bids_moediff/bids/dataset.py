@@ -26,7 +26,7 @@ DESCRIPTIONS = (
     {"desc_id": "desc-preproc", "description": "input image, conformed, on its own grid"},
     {"desc_id": "desc-brain", "description": "brain mask"},
     {"desc_id": "desc-sr", "description": "super-resolved image"},
-    {"desc_id": "desc-srstd", "description": "standard deviation over super-resolved samples"},
+    {"desc_id": "desc-srstd", "description": "expected error (standard deviation) of sr"},
 )
 BIBLIOGRAPHY = Path(__file__).parents[1] / "data" / "boilerplate.bib"
 

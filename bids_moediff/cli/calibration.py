@@ -18,14 +18,18 @@ def calibration_parser() -> argparse.ArgumentParser:
     """Parser of ``calibration``."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Make heads coarse, restore them several times, and compare the standard "
-        "deviation over the samples with the error of their mean: risk-coverage curve, "
-        "reliability, and the factor that the deviation lacks.",
+        description="Make heads coarse, restore them, and compare the expected error of every "
+        "voxel with the true one: risk-coverage curve, reliability, and the factor that the "
+        "expected error lacks.",
     )
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for table and picture")
     evaluate.add_heads(parser)
     evaluate.add_model(parser)
-    parser.set_defaults(num_samples=8, model=["moediff"])
+    parser.set_defaults(num_samples=1, model=["moediff"])
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE",
+        help="measure the factor of one model anew and write it: calibration.json of its folder",
+    )  # fmt: skip
     parser.add_argument(
         "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
     )
@@ -37,8 +41,8 @@ def calibration_parser() -> argparse.ArgumentParser:
 def run_calibration(argv: list[str]) -> int:
     """Table, page and picture; 1 if a head could not be used."""
     options = calibration_parser().parse_intermixed_args(argv)
-    if options.num_samples < 2:
-        raise UsageError("--num-samples must be at least 2.")
+    if options.write and len(set(options.model)) > 1:
+        raise UsageError("--write takes one model.")
     from bids_moediff.evaluation.protocols import select_protocols
 
     protocols = select_protocols(options.protocols)
@@ -47,6 +51,8 @@ def run_calibration(argv: list[str]) -> int:
 
     heads = evaluate.load_heads(options)
     resolvers = [evaluate.load_model(name, options) for name in dict.fromkeys(options.model)]
+    if options.write:
+        calibration.uncalibrated(resolvers[0])
     given = {name: getattr(options, name) for name in evaluate.ENHANCE_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     rows: list[dict[str, Any]] = []
@@ -71,8 +77,10 @@ def run_calibration(argv: list[str]) -> int:
     evaluate.write_table(rows, calibration.COLUMNS, options.output / "calibration.tsv")
     calibration.draw(rows, found, options.output / "calibration.png")
     page = calibration.markdown(rows)
-    from bids_moediff.bids.sink import write_text
+    from bids_moediff.bids.sink import write_json, write_text
 
     write_text(page, options.output / "calibration.md")
+    if options.write:
+        write_json(calibration.calibrate(rows, resolvers[0]), options.write)
     print(page)
     return 1 if failed else 0

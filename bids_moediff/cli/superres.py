@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "consistency": "end",
     "batch_size": None,
     "want_gates": False,
+    "want_deviation": False,
 }
 ENHANCE_OPTIONS = (
     "seed", "num_samples", "num_steps", "noise_strength", "planes", "consistency", "batch_size",
@@ -260,6 +261,7 @@ def _enhance_entry(
         optional("bias_field"),
         entry,
         want_gates=request["want_gates"],
+        want_deviation=request["want_deviation"],
         progress=partial(progress, key),
         **{name: request[name] for name in ENHANCE_OPTIONS},
     )
@@ -385,7 +387,9 @@ def _load(request: dict[str, Any], device: str) -> "SuperResolver":
     from bids_moediff.engine.enhance import SuperResolver
     from bids_moediff.models.shipped import choose
 
-    options = ("num_samples", "noise_strength", "num_steps", "want_gates", "planes")
+    options = (
+        "num_samples", "noise_strength", "num_steps", "want_gates", "want_deviation", "planes",
+    )  # fmt: skip
     choice = choose(request["model"], device, **{name: request[name] for name in options})
     request["model"] = choice.model
     request["model_reason"] = request["model_reason"] or choice.reason

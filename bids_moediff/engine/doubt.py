@@ -29,6 +29,15 @@ LOOKS = {
     "T2w": "T2-weighted (fluid is brightest)",
     "FLAIR": "like a FLAIR image (grey matter is brightest, fluid is dark)",
 }
+# Limits that no head of a contrast passes: 1.2 is the least core over rim of T1w, 2.1 the least
+# brightness of fluid in T2w, 1.5 the largest in FLAIR.
+DARK_CORE, FAINT_FLUID, BRIGHT_FLUID_IN_FLAIR = 1.0, 1.8, 1.8
+# Local spread in the calmest tenth of the inner brain over the range of the brain: 0.06 to 0.13 on
+# heads, 0.02 to 0.06 in objects of uniform parts (that of noise alone, where they are one part).
+LEAST_SPREAD = 0.045
+# Brightest tenth of the vein along the top of the brain over white matter: 0.5 to 0.9 on heads
+# without a contrast agent, 1.3 with one.
+BRIGHT_VEIN = 1.1
 EXPECTED = {"T1w": "T1w", "UNIT1": "T1w", "T2w": "T2w", "PDT2": "T2w", "FLAIR": "FLAIR"}
 BRIGHT_FLUID = frozenset({"T2w", "PDT2", "inplaneT2"})
 # Grids (voxels, at 1 mm) of usual templates: MNI152 of FSL, ICBM 2009c, ICBM 2009a, colin27.
@@ -167,20 +176,70 @@ def wrong_contrast(scan: Scan) -> str | None:
         seen = "FLAIR"
     expected = EXPECTED.get(scan.suffix)
     if not seen or expected is None or seen == expected:
-        return None
+        return _against_its_name(scan.suffix, ratio, fluid)
     return f"The image is named {scan.suffix} but looks {LOOKS[seen]}: check the name."
 
 
-def contrast_agent(scan: Scan) -> str | None:
-    """Agent named in the sidecar."""
-    keys = ("ContrastBolusIngredient", "ContrastBolusAgent")
-    agents = [str(scan.metadata[key]) for key in keys if scan.metadata.get(key)]
-    if not agents or agents[0].lower() in ("none", "n/a", "no"):
+def _against_its_name(suffix: str, ratio: float, fluid: float) -> str | None:
+    """What a contrast never is, where it does not look like another one either."""
+    if EXPECTED.get(suffix) == "T1w" and ratio < DARK_CORE:
+        odd = f"its inner brain is darker ({ratio:.2f} times) than the rim"
+    elif suffix == "T2w" and fluid < FAINT_FLUID:
+        odd = f"its fluid is not bright (brightest part {fluid:.1f} times the median)"
+    elif suffix == "FLAIR" and fluid > BRIGHT_FLUID_IN_FLAIR:
+        odd = f"its fluid is bright (brightest part {fluid:.1f} times the median)"
+    else:
         return None
     return (
-        f"The sidecar names a contrast agent ({agents[0]}): the networks learned from scans "
-        "without one, look at vessels and enhancing lesions with care."
+        f"The image is named {suffix}, but {odd}: inverted, another contrast or a brain in its "
+        "first year. The networks saw no such image."
     )
+
+
+def contrast_agent(scan: Scan) -> str | None:
+    """Agent named in the sidecar, or a vein on top of the brain brighter than white matter."""
+    keys = ("ContrastBolusIngredient", "ContrastBolusAgent")
+    agents = [str(scan.metadata[key]) for key in keys if scan.metadata.get(key)]
+    care = (
+        "the networks learned from scans without one, look at vessels and enhancing lesions with "
+        "care."
+    )
+    if agents and agents[0].lower() not in ("none", "n/a", "no"):
+        return f"The sidecar names a contrast agent ({agents[0]}): {care}"
+    if EXPECTED.get(scan.suffix) != "T1w" or wrong_contrast(scan):
+        return None
+    brightness = vein_brightness(scan)
+    if brightness is None or brightness < BRIGHT_VEIN:
+        return None
+    return (
+        f"The vein along the top of the brain is brighter than white matter ({brightness:.2f} "
+        f"times): probably a contrast agent that the sidecar does not name; {care}"
+    )
+
+
+def vein_brightness(scan: Scan) -> float | None:
+    """Brightest tenth of the strip that holds the superior sagittal sinus, over white matter.
+
+    The strip is 18 mm wide, in the upper half, within 5 mm of the brain's outline on both sides;
+    white matter is the mean, within some 15 mm, of what is brighter than the local mean. Blood
+    without a contrast agent is darker than white matter. None where the strip is missing.
+    """
+    sigma = [15 / zoom for zoom in scan.zooms]
+
+    def local_mean(where: np.ndarray) -> np.ndarray:
+        weights = ndimage.gaussian_filter(where.astype(np.float32), sigma)
+        return ndimage.gaussian_filter(scan.data * where, sigma) / np.maximum(weights, 1e-3)
+
+    deep = scan.brain & (scan.depth > 2)
+    white = local_mean(deep & (scan.data > local_mean(scan.brain & (scan.depth > 4))))
+    place = np.indices(scan.brain.shape, sparse=True)
+    centre = [np.median(index) for index in np.nonzero(scan.brain)] or [0.0, 0.0, 0.0]
+    outside = ndimage.distance_transform_edt(~scan.brain, sampling=scan.zooms)
+    strip = (scan.depth < 5) & (outside < 5) & (scan.data > 0)
+    strip = strip & (np.abs(place[0] - centre[0]) * scan.zooms[0] < 9) & (place[2] > centre[2])
+    if strip.sum() * np.prod(scan.zooms) < 2000:  # mm3
+        return None
+    return float(np.percentile(scan.data[strip] / np.maximum(white[strip], 1e-6), 90))
 
 
 def ghosting(scan: Scan) -> str | None:
@@ -307,6 +366,27 @@ def cavity(scan: Scan) -> str | None:
     )
 
 
+def phantom(scan: Scan) -> str | None:
+    """Parts of the inner brain without any structure."""
+    core = scan.depth > 20
+    if core.sum() < 100:
+        return None
+    sigma = [4 / zoom for zoom in scan.zooms]
+    weights = np.maximum(ndimage.gaussian_filter(scan.brain.astype(np.float32), sigma), 1e-3)
+    part = np.where(scan.brain, scan.data, 0).astype(np.float64)
+    mean, square = (ndimage.gaussian_filter(part**k, sigma) / weights for k in (1, 2))
+    low, high = np.percentile(scan.data[scan.brain], [2, 98])
+    spread = np.sqrt(np.clip(square - mean**2, 0, None))[core] / max(float(high - low), 1e-6)
+    least = float(np.percentile(spread, 10))
+    if least > LEAST_SPREAD:
+        return None
+    return (
+        f"Parts of the inner brain are uniform (local spread {100 * least:.0f} % of the range; "
+        "brains have 6 % or more): a phantom or a drawn image, not a head? The networks only saw "
+        "heads."
+    )
+
+
 def unusual(scan: Scan) -> str | None:
     """Far from the training heads in the figures of :mod:`bids_moediff.engine.novelty`."""
     distance = scan.figures.get("distance_from_training")
@@ -321,5 +401,5 @@ def unusual(scan: Scan) -> str | None:
 
 CHECKS: tuple[Callable[[Scan], str | None], ...] = (
     localiser, derived, wrong_contrast, averaged, interpolated, ghosting, bright_air, cropped,
-    contrast_agent, cavity, very_noisy, unusual,
+    contrast_agent, cavity, very_noisy, phantom, unusual,
 )  # fmt: skip

@@ -26,13 +26,23 @@ from .mean import apply_mean
 from .noise import tissue_noise
 from .slices import orientations, restore_planes
 from .trained import range_warnings
+from .uncertainty import Calibration, expected_error
 
 Progress = Callable[[str, float], None]
 DEFAULT_STEPS = 4
+HEAD = 0.1  # of the scale: brighter voxels belong to the head
 CONSISTENCIES = ("end", "each-step", "off")
 ONE_STEP_ONLY = (
     "The student gives one estimate in one step: several samples, steps, texture and expert maps "
     "were asked for and are left out; use --model moediff for them."
+)
+
+NEVER_COMPARED = "This model was never compared with known truth: "
+NO_DEVIATION = NEVER_COMPARED + "no map of the expected error was made."
+SPREAD_ONLY = NEVER_COMPARED + "the map of the expected error holds the spread of samples only."
+OTHER_WEIGHTS = (
+    "The map of the expected error was calibrated with other weights than these: its size is "
+    "approximate."
 )
 
 
@@ -44,7 +54,8 @@ class Result:
     ----------
     image : float32 on the output grid, in the units of the input
     gates : (X, Y, Z, experts) float32 that sum to one, or None
-    standard_deviation : over samples, or None
+    standard_deviation : to be expected between image and truth, in the units of the input; over
+        samples where the model was never calibrated; or None
     residual : ||A x - y|| / ||y||, the relative consistency residual
     record : what ran, for the sidecar
 
@@ -136,6 +147,8 @@ class SuperResolver:
         self.mean = student or getattr(model.network, "mean", None)
         self.moediff = getattr(model.network, "moediff", None)
         fast = device.type == "cuda" or has_fast_bfloat16()
+        known = model.calibration
+        self.calibration = Calibration.from_dict(known) if known else None
         self.precision = ("bf16" if fast else "fp32") if precision == "auto" else precision
 
     @classmethod
@@ -161,6 +174,7 @@ class SuperResolver:
         noise_strength: float = 0.0,
         batch_size: int | None = None,
         want_gates: bool = False,
+        want_deviation: bool = False,
         planes: int = 1,
         consistency: str = "end",
         progress: Progress | None = None,
@@ -171,7 +185,8 @@ class SuperResolver:
         and field of view; A(output) equals the input. Same arguments, same bytes. `planes` is the
         largest number of slice orientations to average (1 or 3); `consistency` says when the
         result is made to agree with the measurement: at the end, after each step as well, or
-        (to see what it is worth) not at all.
+        (to see what it is worth) not at all. `want_deviation` asks for the error to be expected of
+        every voxel; several samples give it anyway.
 
         Raises
         ------
@@ -211,13 +226,16 @@ class SuperResolver:
         residual = problem.operator.forward(restored) - problem.measured
         relative = float(residual.norm() / problem.measured.norm().clamp_min(1e-12))
         report("done", 1.0)
-        deviation = None if variance is None else variance.clamp_min(0).sqrt() * problem.scale
+        deviation = None
+        if want_deviation or variance is not None:
+            deviation = self._deviation(restored, variance, problem)
         return Result(
             _image(restored * problem.scale, problem.affine, image),
             None if gates is None else _image(gates, problem.affine, image),
             None if deviation is None else _image(deviation, problem.affine, image),
             relative,
-            self._record(problem, sampling, relative, counts),
+            self._record(problem, sampling, relative, counts)
+            | self._calibration_record(deviation is not None),
         )
 
     def _pose(
@@ -357,6 +375,34 @@ class SuperResolver:
             return restored
         return problem.operator.project(restored, problem.measured, problem.noise)
 
+    def _deviation(
+        self, restored: torch.Tensor, variance: torch.Tensor | None, problem: _Problem
+    ) -> torch.Tensor | None:
+        """Expected error (X, Y, Z) in input units; unknown: that of the samples, if there are."""
+        if self.calibration is None:
+            problem.warnings.append(NO_DEVIATION if variance is None else SPREAD_ONLY)
+            return None if variance is None else variance.clamp_min(0).sqrt() * problem.scale
+        if self.calibration.sha256 not in ("", self.model.sha256):
+            problem.warnings.append(OTHER_WEIGHTS)
+        start = problem.start()
+        if problem.field_fine is not None:
+            start = start * problem.field_fine
+        head = (start > HEAD).cpu().numpy()
+        added = (restored - start).cpu().numpy()
+        spread = None if variance is None else variance.cpu().numpy()
+        found = expected_error(added, head, self.calibration.factor, spread)
+        return torch.from_numpy(found * problem.scale)
+
+    def _calibration_record(self, written: bool) -> dict[str, Any]:
+        """How the expected error came about, for the sidecar."""
+        if not written or self.calibration is None:
+            return {}
+        return {
+            "ExpectedErrorFactor": self.calibration.factor,
+            "ExpectedErrorFactorRange": self.calibration.spread,
+            "ExpectedErrorMeasuredOn": list(self.calibration.heads),
+        }
+
     @property
     def _from_noise(self) -> bool:
         return self.moediff is not None and self.moediff.config.predicts_noise
@@ -444,7 +490,7 @@ def _reduce_finer_axes(
 
 def _noise(measured: torch.Tensor) -> float:
     array = measured.cpu().numpy()
-    return tissue_noise(array, array > 0.1) or 0.0
+    return tissue_noise(array, array > HEAD) or 0.0
 
 
 def _image(data: torch.Tensor, affine: np.ndarray, source: nib.Nifti1Image) -> nib.Nifti1Image:

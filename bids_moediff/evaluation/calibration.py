@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a result wrong where it says it is uncertain? The deviation over samples against the error.
+"""Is a result wrong where it says it is uncertain? The expected error against the true one.
 
 Risk-coverage curve: keep the share of voxels that the deviation calls surest and look at the error
 of those (El-Yaniv and Wiener, Journal of Machine Learning Research 11:1605-1641, 2010). A useless
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bids_moediff.engine import uncertainty
 from bids_moediff.engine.enhance import SuperResolver
 
 from .benchmark import Task, make_task
@@ -25,7 +26,7 @@ COVERAGES = np.linspace(0.05, 1.0, 20)
 BINS = 10
 COLUMNS = (
     "head", "group", "protocol", "model", "samples", "rmse", "deviation", "factor", "within_two",
-    "correlation", "risk_half", "ideal_half", "gain",
+    "correlation", "risk_half", "ideal_half", "gain", "fitted",
 )  # fmt: skip
 
 
@@ -66,7 +67,8 @@ def figures(deviation: np.ndarray, error: np.ndarray, found: Curves) -> Row:
     `within_two`: share of voxels whose error lies within two such deviations (0.95 if errors are
     Gaussian); `correlation`: Spearman's, of deviation and absolute error; `risk_half`: error of
     the surest half over that of all; `gain`: area between the flat and the risk curve over that
-    between the flat and the ideal one (0 useless, 1 perfect).
+    between the flat and the ideal one (0 useless, 1 perfect); `fitted`: the factor that makes the
+    errors most likely, if they are Gaussian.
     """
     from scipy import stats
 
@@ -85,13 +87,14 @@ def figures(deviation: np.ndarray, error: np.ndarray, found: Curves) -> Row:
         "risk_half": float(found.risk[half]),
         "ideal_half": float(found.ideal[half]),
         "gain": float(np.mean(1 - found.risk) / np.mean(1 - found.ideal)),
+        "fitted": float(np.sqrt(np.mean(np.square(error / np.maximum(deviation, 1e-9))))),
     }
 
 
 def examine(
     loaded: Loaded, protocol: Protocol, resolver: SuperResolver, **options: Any
 ) -> tuple[Row, Curves]:
-    """One head under one protocol; `options` go to the engine, `num_samples` among them.
+    """One head under one protocol; `options` go to the engine.
 
     Errors and deviations are over the range of the head.
     """
@@ -100,10 +103,14 @@ def examine(
         loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
     )
     result = resolver.enhance(
-        task.coarse_image, task.zooms, acquisition=task.acquisition, **options
+        task.coarse_image,
+        task.zooms,
+        acquisition=task.acquisition,
+        want_deviation=True,
+        **options,
     )
     if result.standard_deviation is None:
-        raise ValueError("the model gives no standard deviation")
+        raise ValueError("the model gives no expected error: calibrate it with --write")
     scale = intensity_range(task.truth, task.mask)
     image = np.asarray(result.image.dataobj, dtype=np.float32)
     deviation = np.asarray(result.standard_deviation.dataobj, dtype=np.float32)[task.mask] / scale
@@ -117,6 +124,24 @@ def examine(
         "samples": options.get("num_samples"),
     }
     return row | figures(deviation, error, found), found
+
+
+def uncalibrated(resolver: SuperResolver) -> None:
+    """Let the engine give what it would multiply with the factor of a calibration."""
+    resolver.calibration = uncertainty.Calibration(1.0)
+
+
+def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:
+    """Content of calibration.json from rows of a model that was :func:`uncalibrated`."""
+    fitted = [row["fitted"] for row in rows]
+    return {
+        "factor": round(float(np.sqrt(np.mean(np.square(fitted)))), 3),
+        "spread": [round(min(fitted), 3), round(max(fitted), 3)],
+        "heads": sorted({row["head"] for row in rows}),
+        "protocols": list(dict.fromkeys(row["protocol"] for row in rows)),
+        "method": "expected error over its size before the factor, see docs/trust.md",
+        "sha256": resolver.model.sha256,
+    }
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -157,7 +182,7 @@ def draw(rows: Sequence[Row], found: Sequence[Curves], path: Path) -> None:
     limit = max(float(curve.bins.max()) for curve in found)
     right.plot([0, limit], [0, limit], "0.5", linewidth=0.7)
     right.set(
-        xlabel="deviation over samples (range of the head)", ylabel="root mean square error",
+        xlabel="expected error (range of the head)", ylabel="root mean square error",
         title="Reliability (grey: equal)",
     )  # fmt: skip
     for index, key in enumerate(keys):

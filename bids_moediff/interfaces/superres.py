@@ -108,6 +108,7 @@ class _RequestInputSpec(BaseInterfaceInputSpec):
     consistency = traits.Str("end", usedefault=True)
     batch_size = traits.Either(None, traits.Int, default=None, usedefault=True)
     want_gates = traits.Bool(False, usedefault=True)
+    want_deviation = traits.Bool(False, usedefault=True)
 
 
 class _RequestOutputSpec(TraitedSpec):
@@ -129,7 +130,7 @@ class WriteRequest(SimpleInterface):
                 images.append({**entry, "out_dir": entry["key"]})
         options = (
             "model model_reason precision seed num_steps num_samples noise_strength planes "
-            "consistency batch_size want_gates"
+            "consistency batch_size want_gates want_deviation"
         ).split()
         request = {name: getattr(self.inputs, name) for name in options}
         path = write_json({**request, "images": images}, folder / "request.json")
@@ -226,7 +227,7 @@ class _SelectInputSpec(ImageStepInputSpec):
 class _SelectOutputSpec(ImageStepOutputSpec):
     image = File(desc="super-resolved image")
     gates = File(desc="expert weights, 4-D")
-    standard_deviation = File(desc="standard deviation over samples")
+    standard_deviation = File(desc="expected error of each voxel")
     result = File(desc="JSON file: record, seconds and peak memory")
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .shipped import MODELS_FOLDER as MODELS_FOLDER
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
+CALIBRATION_NAME = "calibration.json"  # how large the error of a result is; may be absent
 FORMAT_VERSION = 1
 
 Builder = Callable[[Mapping[str, Any]], nn.Module]
@@ -38,12 +39,16 @@ Builder = Callable[[Mapping[str, Any]], nn.Module]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode, its config.json, the SHA-256 of its weights, its name."""
+    """A network in evaluation mode, its config.json, the SHA-256 of its weights, its name.
+
+    ``calibration`` is the content of its calibration.json, empty where there is none.
+    """
 
     network: nn.Module
     config: dict[str, Any]
     sha256: str
     name: str
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 class MoEDiffModel(nn.Module):
@@ -201,7 +206,9 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> L
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{weights} does not fit its configuration: {reason}") from error
-    return LoadedModel(network.to(device).eval(), config, digest, folder.resolve().name)
+    calibration = folder / CALIBRATION_NAME
+    known = _read_config(calibration) if calibration.is_file() else {}
+    return LoadedModel(network.to(device).eval(), config, digest, folder.resolve().name, known)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

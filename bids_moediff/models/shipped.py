@@ -47,6 +47,7 @@ def choose(
     noise_strength: float = 0.0,
     num_steps: int | None = None,
     want_gates: bool = False,
+    want_deviation: bool = False,
     planes: int = 1,
     shipped: Iterable[str] | None = None,
 ) -> Choice:
@@ -58,9 +59,9 @@ def choose(
         ``auto``, or a name or folder, which is taken as it is.
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
-    num_samples, noise_strength, num_steps, want_gates, planes
-        Uncertainty, texture, sampling steps, expert maps, slice orientations: only the mixture has
-        them.
+    num_samples, noise_strength, num_steps, want_gates, want_deviation, planes
+        Samples, texture, sampling steps, expert maps, expected error, slice orientations: only the
+        mixture has them.
     shipped
         Names to choose from; the package's own by default.
     """
@@ -71,6 +72,7 @@ def choose(
         "texture (noise strength above 0)": noise_strength > 0,
         "a number of sampling steps": num_steps is not None,
         "expert maps": want_gates,
+        "a map of the expected error": want_deviation,
         "an average over slice orientations": planes > 1,
     }
     wanted = " and ".join(words for words, is_asked in asked.items() if is_asked)
@@ -93,6 +95,7 @@ def choose_for(settings: "Settings", device: str) -> Choice:
         noise_strength=settings.noise_strength,
         num_steps=settings.num_steps,
         want_gates="gates" in settings.outputs,
+        want_deviation="uncertainty" in settings.outputs,
         planes=settings.planes,
     )
 

@@ -25,8 +25,9 @@ CAPTIONS = {
     "histogram": "Intensities inside the brain mask. The two curves should have their peaks at "
     "the same places, because the output keeps the units and the contrast of the input; narrower "
     "peaks mean less partial volume.",
-    "srstd": "Standard deviation over the samples drawn, in units of the input. Bright places are "
-    "those where the input leaves open what the fine detail is.",
+    "srstd": "How far the result is to be expected from the truth, as one standard deviation in "
+    "units of the input: 95 of 100 voxels lie within twice this value. Bright places are those "
+    "where the input leaves open what the fine detail is and the network has added most.",
     "gates": "Weight of each expert network, 0 to 1; the three add up to 1 in every voxel. Colour "
     "is the weight, brightness the anatomy.",
     "expert": "Colour shows which expert has the largest weight, brightness the anatomy.",

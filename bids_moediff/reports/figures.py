@@ -235,7 +235,7 @@ def write_mask(scene: Scene, path: Path) -> Path:
 
 
 def write_deviation(scene: Scene, volume: Volume, path: Path) -> Path:
-    """Standard deviation over samples, in input units."""
+    """Expected error of each voxel, in input units."""
     top = float(np.percentile(volume.data[::2, ::2, ::2], 99.8)) or 1.0
     paint = {
         plane: canvas.coloured(
@@ -243,7 +243,7 @@ def write_deviation(scene: Scene, volume: Volume, path: Path) -> Path:
         )
         for plane, place in scene.positions.items()
     }
-    board = _row(scene, paint, "Standard deviation over samples", extra=90)
+    board = _row(scene, paint, "Expected error (one standard deviation)", extra=90)
     board.colour_bar(scene.size[0] + 16, 60, 260, (0, top), "inferno", "input units")
     return board.save(path)
 

@@ -206,7 +206,7 @@ def init_ds_uncertainty_wf(
     source
         Source image as text.
     standard_deviation
-        Standard deviation over samples, in the units of the image.
+        Expected error of each voxel, in the units of the image.
     record
         JSON file for the sidecar.
     failure

@@ -90,7 +90,7 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
 
 
 def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
-    """Write gates, standard deviation and standard spaces where asked for, one after another."""
+    """Write gates, expected error and standard spaces where asked for, one after another."""
     inputnode, select, record, chain, outputnode = (
         workflow.get_node(name)
         for name in ("inputnode", "select", "record", "ds_superres_wf", "outputnode")
@@ -101,7 +101,7 @@ def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
     if "gates" in settings.outputs:
         ds_wf = init_ds_gates_wf(output_dir=folder, zooms=zooms)
         further.append((ds_wf, [(select, "gates", "inputnode.gates")]))
-    if settings.num_samples > 1:
+    if settings.num_samples > 1 or "uncertainty" in settings.outputs:
         ds_wf = init_ds_uncertainty_wf(output_dir=folder, zooms=zooms)
         field = "standard_deviation"
         further.append((ds_wf, [(select, field, f"inputnode.{field}")]))

@@ -87,6 +87,7 @@ def _init_request_node(settings: Settings, model: str, model_reason: str) -> pe.
         consistency=settings.consistency,
         batch_size=settings.batch_size,
         want_gates="gates" in settings.outputs,
+        want_deviation="uncertainty" in settings.outputs,
     )
     return pe.Node(interface, name="write_request", run_without_submitting=True)
 
@@ -126,6 +127,11 @@ acquisition, so that averaging it over the acquired voxels gives the measured im
 """
     if settings.num_samples > 1:
         text += f"""\
-The mean of {settings.num_samples} samples is reported with their standard deviation.
+The mean of {settings.num_samples} samples is reported.
+"""
+    if settings.num_samples > 1 or "uncertainty" in settings.outputs:
+        text += """\
+The error to be expected of each voxel (one standard deviation) was estimated from the local size
+of the detail that the network had added, with a factor measured on heads of known truth.
 """
     return text
