@@ -428,6 +428,26 @@ def test_mask_of_another_pipeline_gradient_coefficients_and_standard_space(
     test_output_is_valid_bids(run)
 
 
+def test_maps_of_the_experts_and_of_the_expected_error(study: Study, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(study.model, tmp_path / "model"))
+    calibration = {"factor": 1.4, "spread": [1.2, 1.6], "heads": ["h"]}
+    (model / "calibration.json").write_text(json.dumps(calibration))
+    options = ["--nprocs", "1", "--participant-label", "01", "--modalities", "T2w"]
+    ours = Study(study.bids, model, tmp_path)
+    run = run_app(ours, tmp_path / "out", *options, "--outputs", "gates", "uncertainty")
+    assert run.code == 0, run.stderr
+    stem = "sub-01/ses-b/anat/sub-01_ses-b"
+    names = {name for name in run.products() if name.endswith((".nii.gz", ".tsv"))}
+    assert f"{stem}_res-3mm_desc-srstd_T2w.nii.gz" in names
+    assert any("seg-moegate" in name and name.endswith("probseg.nii.gz") for name in names)
+    assert any("seg-moegate" in name and name.endswith("dseg.tsv") for name in names)
+    sidecar = json.loads((run.output / f"{stem}_res-3mm_desc-srstd_T2w.json").read_text())
+    assert sidecar["ExpectedErrorFactor"] == 1.4
+    assert sidecar["ExpectedErrorMeasuredOn"] == ["h"]
+    assert "expected from the truth" in (run.output / "sub-01.html").read_text()
+    test_output_is_valid_bids(run)
+
+
 def test_a_template_that_is_not_there_is_told_before_anything_is_written(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

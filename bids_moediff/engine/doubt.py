@@ -232,11 +232,11 @@ def vein_brightness(scan: Scan) -> float | None:
 
     deep = scan.brain & (scan.depth > 2)
     white = local_mean(deep & (scan.data > local_mean(scan.brain & (scan.depth > 4))))
-    place = np.indices(scan.brain.shape, sparse=True)
-    centre = [np.median(index) for index in np.nonzero(scan.brain)] or [0.0, 0.0, 0.0]
+    middle = np.median(np.argwhere(scan.brain), axis=0) if scan.brain.any() else np.zeros(3)
+    width, _, height = (np.arange(n) - m for n, m in zip(scan.brain.shape, middle, strict=True))
     outside = ndimage.distance_transform_edt(~scan.brain, sampling=scan.zooms)
     strip = (scan.depth < 5) & (outside < 5) & (scan.data > 0)
-    strip = strip & (np.abs(place[0] - centre[0]) * scan.zooms[0] < 9) & (place[2] > centre[2])
+    strip &= (np.abs(width) * scan.zooms[0] < 9)[:, None, None] & (height > 0)
     if strip.sum() * np.prod(scan.zooms) < 2000:  # mm3
         return None
     return float(np.percentile(scan.data[strip] / np.maximum(white[strip], 1e-6), 90))
