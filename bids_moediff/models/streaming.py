@@ -116,18 +116,26 @@ class Chain:
 
 
 class Residual:
-    """Input plus what a part makes of it; the input waits for the part."""
+    """Input plus what a part makes of it; the input waits for the part.
+
+    Nothing that waits is copied: at these sizes the processor waits for memory, not for sums.
+    """
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._waiting: Tensor | None = None
+        self._waiting: list[Tensor] = []
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
-        out = self._part.push(planes, last)
-        planes = planes.float()  # small changes to a large sum get lost in 16 bits
-        if self._waiting is not None:
-            planes = torch.cat([self._waiting, planes], DEPTH)
-        ready = out.shape[DEPTH]
-        self._waiting = planes[:, :, ready:].clone(memory_format=torch.channels_last_3d)
-        return planes[:, :, :ready] + out
+        # Small changes to a large sum get lost in 16 bits.
+        total = self._part.push(planes, last).float()
+        self._waiting.append(planes)
+        done = 0
+        while done < total.shape[DEPTH]:
+            first = self._waiting.pop(0)
+            count = min(first.shape[DEPTH], total.shape[DEPTH] - done)
+            total[:, :, done : done + count] += first[:, :, :count]
+            done += count
+            if count < first.shape[DEPTH]:
+                self._waiting.insert(0, first[:, :, count:])
+        return total
