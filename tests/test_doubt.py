@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -11,6 +12,8 @@ import pytest
 from scipy import ndimage
 
 from bids_moediff.engine import doubt
+from bids_moediff.engine.brainmask import brain_mask
+from bids_moediff.engine.conform import conform
 from bids_moediff.engine.doubt import find_doubts
 from bids_moediff.engine.quality import quality_figures
 
@@ -223,3 +226,16 @@ def test_large_cavity():
 def test_every_check_has_been_triggered_here():
     # The last one is triggered in test_novelty.py.
     assert len(doubt.CHECKS) == 13, "a new check needs a test that triggers it"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "contrast_agent"),
+    [("t1w/vs_gk_T1w_gd.nii.gz", True), ("t1w/skyra_child_T1w.nii.gz", False)],
+)
+def test_contrast_agent_in_real_heads(shared_data: Path, name: str, contrast_agent: bool) -> None:
+    image = conform(shared_data / name)[0]
+    scan = doubt.prepare(image, brain_mask(image)[0], "T1w")
+    assert (doubt.contrast_agent(scan) is not None) == contrast_agent
+    assert doubt.wrong_contrast(scan) is None
+    assert doubt.phantom(scan) is None

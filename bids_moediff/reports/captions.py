@@ -26,8 +26,8 @@ CAPTIONS = {
     "the same places, because the output keeps the units and the contrast of the input; narrower "
     "peaks mean less partial volume.",
     "srstd": "How far the result is to be expected from the truth, as one standard deviation in "
-    "units of the input: 95 of 100 voxels lie within twice this value. Bright places are those "
-    "where the input leaves open what the fine detail is and the network has added most.",
+    "units of the input: about 19 of 20 voxels lie within twice this value. Bright places are "
+    "those where the input leaves open what the fine detail is and the network has added most.",
     "gates": "Weight of each expert network, 0 to 1; the three add up to 1 in every voxel. Colour "
     "is the weight, brightness the anatomy.",
     "expert": "Colour shows which expert has the largest weight, brightness the anatomy.",
