@@ -102,6 +102,18 @@ def test_one_table_holds_every_question(table: Path) -> None:
     assert "b_T2w: left out, tissues are known of T1-weighted heads only" in page
 
 
+def test_the_gates_alone_are_those_of_the_page(table: Path, heads: list[Path]) -> None:
+    arguments = ["ablations", table / "gates", "--heads", *heads, "--model", table / "tiny"]
+    arguments += ["--block", 48, "--protocols", "x2iso-kspace", "--precision", "fp32"]
+    run = run_script(PROGRAM, *arguments, "--gates-only", cwd=table)
+    assert run.returncode == 0, run.stderr
+    found = (table / "gates" / "gates.md").read_text()
+    page = (table / "out" / "ablations.md").read_text()
+    title = "## Gate mass per tissue"
+    assert found[found.index(title) :] == page[page.index(title) :]
+    assert "--gates-only" in found and not (table / "gates" / "rows.tsv").exists()
+
+
 def test_every_setting_does_something(table: Path) -> None:
     rows = read(table / "out" / "rows.tsv")
     entries = {

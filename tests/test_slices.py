@@ -6,7 +6,13 @@ import torch
 from torch.nn import functional
 
 from bids_moediff.engine.acquisition import Acquisition, Operator
-from bids_moediff.engine.slices import orientations, restore_planes, restore_slices, slice_axes
+from bids_moediff.engine.slices import (
+    gate_slices,
+    orientations,
+    restore_planes,
+    restore_slices,
+    slice_axes,
+)
 from bids_moediff.models.moediff.config import MoEDiffConfig
 from bids_moediff.models.moediff.network import MoEDiffSR
 
@@ -99,6 +105,13 @@ def test_steps_of_the_whole_volume_equal_those_of_slices() -> None:
     torch.testing.assert_close(maps, gates)
     assert counts == again
     assert (plain - start).abs().max() > 0.01
+
+
+def test_gates_alone_are_those_of_the_whole_run() -> None:
+    net, start = network(), volume()
+    for condition in (ISOTROPIC, torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0, 0.0])):
+        gates = restore_slices(net, start, condition, want_gates=True, **CALM)[1]
+        torch.testing.assert_close(gate_slices(net, start, condition), gates)
 
 
 def test_corrections_between_steps_reach_the_result() -> None:

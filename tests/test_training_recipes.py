@@ -56,7 +56,10 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("base: mean\nlerning_rate: 1\n", r"lerning_rate \(did you mean learning_rate\?\)"),
-        ("stage: maen\n", "stage must be one of mean, experts, student, autoencoder, not maen"),
+        (
+            "stage: maen\n",
+            "stage must be one of mean, experts, gate, student, autoencoder, not maen",
+        ),
         ("base: mean\nbatch: many\n", "batch cannot be 'many'"),
         ("base: mean\nbatch: 0\n", "batch must be at least 1"),
         ("base: mean\nprecision: fp8\n", "precision is bf16 or fp32"),

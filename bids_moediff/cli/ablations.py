@@ -51,6 +51,11 @@ def ablations_parser() -> argparse.ArgumentParser:
         help="compute these rows only (default all): mixture, gate, latent, start, steps, noise, "
         "consistency, slices, samples, other; rows that are in OUT are shown all the same",
     )
+    add(
+        "--gates-only",
+        action="store_true",
+        help="only the gate mass per tissue and its test (OUT/gates.md); no expert is run",
+    )
     add("--samples", type=int, default=8, metavar="N", help="samples of the mean of samples")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -74,6 +79,8 @@ def run_ablations(argv: list[str]) -> int:
 
     heads = _blocks(options)
     base = _load(options.model, options)
+    if options.gates_only:
+        return _gates_only(options, base, heads, protocols[0])
     given = {name: _load(str(folder), options) for name, folder in folders.items()}
     arms = ablation.make_arms(base, given, options.samples)
     chosen = ablation.choose(arms, options.questions)
@@ -104,6 +111,21 @@ def run_ablations(argv: list[str]) -> int:
     write_text(text, folder / "ablations.md")
     print(text)
     return 1 if problems else 0
+
+
+def _gates_only(
+    options: argparse.Namespace, base: "SuperResolver", heads: "list[Block]", protocol: Any
+) -> int:
+    """The last part of the page alone."""
+    from bids_moediff.bids.sink import write_text
+    from bids_moediff.evaluation.ablation import check_variant
+
+    check_variant(base.model.name, base)
+    lines = [*_notes(options, base, {}, heads, {}), "", *_gates(base, heads, protocol)]
+    text = "\n".join(lines) + "\n"
+    write_text(text, options.output / "gates.md")
+    print(text)
+    return 0
 
 
 def _named(words: list[str]) -> dict[str, Path]:
@@ -173,6 +195,8 @@ def _notes(
     models = "".join(f" {name}=FOLDER" for name in given)
     source = f"--data DATA --split {options.split}" if options.data else "--heads FILE…"
     command = f"{PROGRAM} OUT {source} --model {base.model.name} --block {options.block}"
+    if options.gates_only:
+        command += " --gates-only"
     if models:
         command += f" --models{models}"
     lines = [

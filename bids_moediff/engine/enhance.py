@@ -24,7 +24,7 @@ from .grid import Shape, Triple, output_grid, voxel_sizes
 from .interpolation import interpolate
 from .mean import apply_mean
 from .noise import tissue_noise
-from .slices import orientations, restore_planes
+from .slices import gate_slices, orientations, restore_planes
 from .trained import range_warnings
 from .uncertainty import Calibration, expected_error
 
@@ -237,6 +237,24 @@ class SuperResolver:
             self._record(problem, sampling, relative, counts)
             | self._calibration_record(deviation is not None),
         )
+
+    def gates(
+        self,
+        image: nib.Nifti1Image,
+        target_zooms: Sequence[float],
+        acquisition: Acquisition | None = None,
+    ) -> nib.Nifti1Image:
+        """The gates that :meth:`enhance` would give with one plane, no expert being run.
+
+        ImageError if the image cannot be super-resolved or the model has no gate.
+        """
+        if self.moediff is None:
+            raise ImageError("this model has no experts, and so no gates.")
+        problem = self._pose(image, target_zooms, None, None, acquisition)
+        mean = self.run_mean(problem.start(), problem.condition, lambda stage, fraction: None)
+        with torch.inference_mode(), self._autocast():
+            gates = gate_slices(self.moediff, mean, problem.condition)
+        return _image(gates, problem.affine, image)
 
     def _pose(
         self,

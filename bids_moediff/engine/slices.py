@@ -7,8 +7,8 @@ volume free of flicker (decision S of docs/science.md). Where several axes share
 the volume can be cut along each of them and the results averaged.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -107,7 +107,7 @@ class _Stack:
 
 
 def _noise(
-    network: MoEDiffSR, shape: tuple[int, int], strength: float, seed: int
+    network: MoEDiffSR, shape: Sequence[int], strength: float, seed: int
 ) -> torch.Tensor | None:
     """Noise that all slices of (H, W) share: of pixels, or of a latent that has no wavelets."""
     config = network.config
@@ -118,6 +118,29 @@ def _noise(
         return torch.randn((1, *shape), generator=generator)
     size = (1, config.latent_channels, shape[0] // 4, shape[1] // 4)
     return torch.randn(size, generator=generator)
+
+
+def _stack(
+    network: MoEDiffSR,
+    volume: torch.Tensor,
+    condition: torch.Tensor,
+    axes: Axes,
+    batch_size: int | None,
+) -> _Stack:
+    """Slices of `volume` (X, Y, Z), padded to what the network takes, without noise."""
+    slices = volume.permute(axes)
+    size = (slices.shape[1], slices.shape[2])
+    padding = (0, -size[1] % SLICE_MULTIPLE, 0, -size[0] % SLICE_MULTIPLE)
+    slices = functional.pad(slices[:, None], padding, mode="constant")[:, 0]
+    return _Stack(
+        slices,
+        axes,
+        size,
+        plane_condition(condition, axes),
+        None,
+        network.config.context_slices // 2,
+        1 if volume.device.type == "cpu" else (batch_size or 16),
+    )
 
 
 def restore_slices(
@@ -141,27 +164,26 @@ def restore_slices(
     next, and every step's estimate is corrected; this holds four volumes more in memory.
     On a CPU slices go one by one, so that the result does not depend on the batch size.
     """
-    axes = axes or slice_axes(condition)
-    slices = volume.permute(axes)
-    size = (slices.shape[1], slices.shape[2])
-    padding = (0, -size[1] % SLICE_MULTIPLE, 0, -size[0] % SLICE_MULTIPLE)
-    slices = functional.pad(slices[:, None], padding, mode="constant")[:, 0]
-    noise = _noise(network, (slices.shape[1], slices.shape[2]), noise_strength, seed)
-    stack = _Stack(
-        slices,
-        axes,
-        size,
-        plane_condition(condition, axes),
-        None if noise is None else noise.to(volume.device),
-        network.config.context_slices // 2,
-        1 if volume.device.type == "cpu" else (batch_size or 16),
-    )
+    stack = _stack(network, volume, condition, axes or slice_axes(condition), batch_size)
+    noise = _noise(network, stack.slices.shape[1:], noise_strength, seed)
+    stack = replace(stack, noise=None if noise is None else noise.to(volume.device))
     report = progress or (lambda fraction: None)
     if correct is not None and network.count_steps(num_steps, noise_strength) > 1:
         return _step_by_step(
             network, stack, num_steps, noise_strength, want_gates, report, correct
         )
     return _slice_by_slice(network, stack, num_steps, noise_strength, want_gates, report)
+
+
+def gate_slices(
+    network: MoEDiffSR, volume: torch.Tensor, condition: torch.Tensor
+) -> torch.Tensor:
+    """Gates (X, Y, Z, K) of `volume` as :func:`restore_slices` gives them, no expert being run."""
+    stack = _stack(network, volume, condition, slice_axes(condition), None)
+    parts = [stack.full_size(network.gate(stack.slices[where])) for where in stack.batches()]
+    gates = stack.gates(parts)
+    assert gates is not None
+    return gates
 
 
 def _slice_by_slice(

@@ -185,10 +185,7 @@ def gate_mass_of(
         block.truth, block.mask, block.zooms, block.affine, protocol.ratios(block.axes),
         protocol.profile,
     )  # fmt: skip
-    result = resolver.enhance(
-        task.coarse_image, task.zooms, acquisition=task.acquisition, want_gates=True
-    )
-    assert result.gates is not None
+    gates = resolver.gates(task.coarse_image, task.zooms, task.acquisition)
     # The corner of the block in voxels of the head; the task may cut off its end.
     corner = np.linalg.inv(whole.affine) @ block.affine[:, 3]
     cut = tuple(
@@ -196,4 +193,4 @@ def gate_mass_of(
         for begin, size in zip(corner[:3], task.truth.shape, strict=True)
     )
     codes = segment(whole.truth, whole.affine)[cut]
-    return head_mass(np.asarray(result.gates.dataobj), codes, experts)
+    return head_mass(np.asarray(gates.dataobj), codes, experts)

@@ -28,6 +28,8 @@ from .state import BEST_NAME, STATE_NAME, part, read_state
 
 # Which section of config.json a stage fills, and the family it belongs to.
 SECTIONS = {"mean": ("moediff", "mean"), "experts": ("moediff", "moediff")}
+# The gate is taught in the whole mixture, which takes the place of the experts' run.
+SECTIONS["gate"] = ("moediff", "moediff")
 SECTIONS["autoencoder"] = ("moediff", "autoencoder")
 SECTIONS["student"] = ("student", "student")
 
@@ -91,7 +93,7 @@ def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
     runs = []
     for stage, (family, section) in SECTIONS.items():
         there = model.config.get("family") == family and section in model.config
-        if stage in replaced or not there:
+        if stage in replaced or stage == "gate" or not there:
             continue
         weights = part(model.network.state_dict(), f"{section}.")
         origin = {"taken from": f"{model.name}, SHA-256 {model.sha256}"}
@@ -120,7 +122,7 @@ def _compose(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, torch.Tenso
     if len(families) != 1 or len(set(stages)) != len(stages):
         raise UsageError(
             f"Runs of the stages {', '.join(stages)} do not make one model: give one run of mean, "
-            "of experts, or of both; or one run of student."
+            "of experts, of gate, or of several of these; or one run of student."
         )
     config: dict[str, Any] = {"family": families.pop(), "version": __version__}
     state: dict[str, torch.Tensor] = {}
@@ -133,7 +135,7 @@ def _compose(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, torch.Tenso
 
 
 def _has_experts(runs: Sequence[Run]) -> bool:
-    return any(run.stage == "experts" for run in runs)
+    return any(run.stage in ("experts", "gate") for run in runs)
 
 
 def export(

@@ -138,6 +138,11 @@ class MeanRecipe(Recipe):
         return self.patch
 
 
+def _check_crop(crop: int) -> None:
+    if crop % 64:
+        raise ValueError(f"crop must be a multiple of 64, not {crop}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpertsRecipe(Recipe):
     """The mixture of experts on slices, on top of a frozen mean.
@@ -163,8 +168,7 @@ class ExpertsRecipe(Recipe):
         unknown = sorted(set(self.guidance) - set(GUIDANCE))
         if unknown:
             raise ValueError(f"guidance is of {', '.join(GUIDANCE)}, not {unknown[0]}")
-        if self.crop % 64:
-            raise ValueError(f"crop must be a multiple of 64, not {self.crop}")
+        _check_crop(self.crop)
 
     @property
     def smallest(self) -> int:
@@ -175,6 +179,24 @@ class ExpertsRecipe(Recipe):
     def maps(self) -> bool:
         """Whether volumes need the maps that guide the gate."""
         return bool(self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRecipe(Recipe):
+    """Tokens and gate of a trained mixture, taught by tissue masks on slices of `crop` voxels."""
+
+    stage: ClassVar[str] = "gate"
+
+    crop: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_crop(self.crop)
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +260,8 @@ class AutoencoderRecipe(Recipe):
 
 
 STAGES: dict[str, type[Recipe]] = {
-    kind.stage: kind for kind in (MeanRecipe, ExpertsRecipe, StudentRecipe, AutoencoderRecipe)
+    kind.stage: kind
+    for kind in (MeanRecipe, ExpertsRecipe, GateRecipe, StudentRecipe, AutoencoderRecipe)
 }
 
 
@@ -395,6 +418,7 @@ def check_same(recipe: Recipe, recorded: Mapping[str, Any], folder: Path) -> Non
 
 __all__ = [
     "ExpertsRecipe",
+    "GateRecipe",
     "MeanRecipe",
     "Recipe",
     "StudentRecipe",

@@ -163,13 +163,75 @@ class MeanStage:
         """Nothing to restore."""
 
 
-class ExpertsStage:
-    """The mixture of diffusion experts on slices of the frozen mean's output."""
+class MixtureStage:
+    """What all stages of the mixture share: the frozen mean, and how well the whole does."""
 
     tissue = True
+    recipe: Recipe
+
+    def __init__(
+        self, recipe: Recipe, device: torch.device, network: MoEDiffSR, init: MoEDiffModel | None
+    ) -> None:
+        self.recipe, self.device = recipe, device
+        self.network = network.to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean: MeanNetwork | None = None
+        if network.config.start == "mean":
+            mean = None if init is None else init.mean
+            if not isinstance(mean, MeanNetwork):
+                raise UsageError(
+                    "Experts that start from the mean need a trained one: "
+                    "--init RUN_DIR (of the recipe mean) or --init MODEL."
+                )
+            self.mean = mean.to(device).eval().requires_grad_(False)
+        self._starts: list[torch.Tensor] | None = None
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+        return self.network.config.to_dict()
+
+    def _start(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The frozen mean's output."""
+        if self.mean is None:
+            return start
+        side = self.recipe.block if self.device.type == "cuda" else 0
+        with autocast(self.device, self.recipe):
+            return run_mean(self.mean, start, condition, side)
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains over cubic and over the mean, which is computed once."""
+        assert isinstance(network, MoEDiffSR)
+        if self._starts is None:
+            self._starts = [self._start(case.start, case.condition) for case in cases]
+        steps = 4 if network.config.predicts_noise else 1
+
+        def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(), autocast(self.device, self.recipe):
+                image, _, _ = restore_slices(
+                    network, start, condition.to(self.device),
+                    num_steps=steps, noise_strength=0.0, seed=0,
+                )  # fmt: skip
+            return image
+
+        return gains(cases, restore, self._starts, "over_mean")
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Nothing to do."""
+
+    def memory(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ExpertsStage(MixtureStage):
+    """The mixture of diffusion experts on slices of the frozen mean's output."""
+
+    recipe: ExpertsRecipe
 
     def __init__(self, recipe: ExpertsRecipe, device: torch.device, init: MoEDiffModel | None):
-        self.recipe, self.device = recipe, device
         try:
             config = MoEDiffConfig.from_dict(recipe.network)
             weights = LossWeights(**recipe.losses)
@@ -179,28 +241,13 @@ class ExpertsStage:
             config = dataclasses.replace(config, guidance_channels=len(GUIDANCE))
         if recipe.single:
             config = equal_parameter_single(config)
-        self.network = MoEDiffSR(config).to(device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.mean: MeanNetwork | None = None
-        if config.start == "mean":
-            mean = None if init is None else init.mean
-            if not isinstance(mean, MeanNetwork):
-                raise UsageError(
-                    "Experts that start from the mean need a trained one: "
-                    "--init RUN_DIR (of the recipe mean) or --init MODEL."
-                )
-            self.mean = mean.to(device).eval().requires_grad_(False)
+        super().__init__(recipe, device, MoEDiffSR(config), init)
         same = None if init is None else init.moediff
         if isinstance(same, MoEDiffSR) and same.config == config:
             warm_start(self.network, same)
         elif config.latent != "haar":
             self._take_autoencoder(None if init is None else init.autoencoder)
         self.state = LossState(weights)
-        self._starts: list[torch.Tensor] | None = None
-
-    def network_settings(self) -> dict[str, Any]:
-        """Settings for the section of config.json."""
-        return self.network.config.to_dict()
 
     def _take_autoencoder(self, trained: nn.Module | None) -> None:
         """Latents come from an autoencoder that was trained before."""
@@ -210,14 +257,6 @@ class ExpertsStage:
                 "also takes the run of a recipe autoencoder."
             )
         warm_start(self.network.autoencoder, trained)
-
-    def _start(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The frozen mean's output."""
-        if self.mean is None:
-            return start
-        side = self.recipe.block if self.device.type == "cuda" else 0
-        with autocast(self.device, self.recipe):
-            return run_mean(self.mean, start, condition, side)
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
         """The experts start from the mean."""
@@ -241,26 +280,6 @@ class ExpertsStage:
         self.state.progress = step / self.recipe.steps
         uniform = step < self.recipe.uniform_share * self.recipe.steps
         return joint_loss(self.network, batch, self.state, uniform_gate=uniform)
-
-    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
-        """Gains over cubic and over the mean, which is computed once."""
-        assert isinstance(network, MoEDiffSR)
-        if self._starts is None:
-            self._starts = [self._start(case.start, case.condition) for case in cases]
-        steps = 4 if network.config.predicts_noise else 1
-
-        def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode(), autocast(self.device, self.recipe):
-                image, _, _ = restore_slices(
-                    network, start, condition.to(self.device),
-                    num_steps=steps, noise_strength=0.0, seed=0,
-                )  # fmt: skip
-            return image
-
-        return gains(cases, restore, self._starts, "over_mean")
-
-    def begin(self, batches: Iterator[Batch]) -> None:
-        """Nothing to do."""
 
     def memory(self) -> dict[str, Any]:
         """Moving averages of the losses."""
@@ -319,6 +338,7 @@ __all__ = [
     "Gains",
     "Init",
     "MeanStage",
+    "MixtureStage",
     "Stage",
     "autocast",
     "charbonnier",

@@ -30,6 +30,7 @@ from .heads import check_heads, load_pack, sha256
 from .recipe import (
     AutoencoderRecipe,
     ExpertsRecipe,
+    GateRecipe,
     MeanRecipe,
     Recipe,
     StudentRecipe,
@@ -67,6 +68,10 @@ def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
         return MeanStage(recipe, device, model)
     if isinstance(recipe, ExpertsRecipe):
         return ExpertsStage(recipe, device, model)
+    if isinstance(recipe, GateRecipe):
+        from .gate import GateStage
+
+        return GateStage(recipe, device, model)
     if isinstance(recipe, AutoencoderRecipe):
         from .autoencoder import AutoencoderStage
 
