@@ -189,6 +189,7 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    curves = {stage: rows for stage, rows in curves.items() if rows} or curves
     figure = Figure(figsize=(9, 3 * len(curves)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(curves), 2, squeeze=False)
