@@ -200,10 +200,11 @@ def main() -> None:
         command = [sys.executable, __file__, "--simulate", str(root)]
         command += ["--sample", str(options.sample)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    text = table(json.loads(done.stdout), outputs, options.seconds)
-    if options.write:
-        write_figures(options.write, text)
-    print(text)
+        # Before the names are removed, which takes as long as making them.
+        text = table(json.loads(done.stdout), outputs, options.seconds)
+        if options.write:
+            write_figures(options.write, text)
+        print(text, flush=True)
 
 
 if __name__ == "__main__":
