@@ -18,7 +18,7 @@ from bids_moediff.engine.uncertainty import (
 from bids_moediff.evaluation.blocks import Block
 from bids_moediff.evaluation.calibration import examine
 from bids_moediff.evaluation.protocols import parse_protocol
-from bids_moediff.models.hub import LoadedModel, MoEDiffModel
+from bids_moediff.models.hub import LoadedModel, MoEDiffModel, load_model
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
 from generated import head
 
@@ -109,3 +109,8 @@ def test_it_has_the_size_of_the_error_on_a_development_head(shared_data: Path) -
     assert row["within_two"] > 0.9
     assert row["gain"] > 0.4
     assert row["risk_half"] < 0.75
+
+
+def test_the_shipped_factor_was_measured_with_the_shipped_weights() -> None:
+    model = load_model("moediff")
+    assert Calibration.from_dict(model.calibration).sha256 == model.sha256
