@@ -8,9 +8,10 @@ page by page: a fifth of the seconds of a whole head (docs/speed.md).
 import ctypes
 import sys
 
-# Numbers of mallopt(3) in the GNU C library.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_NEVER = 2**31 - 1
+# Numbers of mallopt(3) in the GNU C library, and the largest block that it agrees to keep. What is
+# larger (whole volumes, not the slabs that networks work on) still goes back at once.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER, _LARGEST_KEPT = 2**31 - 1, 32 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -21,4 +22,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library, such as musl
         return False
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    kept = bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT))
+    return kept and bool(mallopt(_TRIM_THRESHOLD, _NEVER))

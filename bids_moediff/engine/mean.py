@@ -18,7 +18,7 @@ from bids_moediff.models.student.network import StudentNetwork
 from .tiling import pad_to_multiple
 
 # Voxels pushed at a time: enough to keep every core busy, little enough for the caches of a CPU.
-CPU_VOXELS = 1_000_000
+CPU_VOXELS = 500_000
 CUDA_VOXELS = 16_000_000
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
