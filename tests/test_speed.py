@@ -41,14 +41,14 @@ def test_the_command_prints_every_model_and_size(tmp_path, capfd):
 
 
 def test_freed_memory_is_kept() -> None:
-    """Sixteen times 24 MB need the pages of one."""
+    """Eight times four blocks of 28 MB need the pages of once."""
     program = (
         "import resource, sys\n"
         "from bids_moediff.engine.heap import keep_freed_memory\n"
         "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
-        "for _ in range(16):\n"
-        "    block = bytearray(b'1') * (24 << 20)\n"
-        "    del block\n"
+        "for _ in range(8):\n"
+        "    blocks = [bytearray(b'1') * (28 << 20) for _ in range(4)]\n"
+        "    del blocks\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
     )
     faults = {}
@@ -56,4 +56,4 @@ def test_freed_memory_is_kept() -> None:
         command = [sys.executable, "-c", program, word]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         faults[word] = int(done.stdout)
-    assert faults["no"] - faults["yes"] > 10 * (24 << 20) / resource.getpagesize() / 2
+    assert faults["no"] - faults["yes"] > 3 * 4 * (28 << 20) / resource.getpagesize()
