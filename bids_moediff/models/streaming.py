@@ -89,17 +89,32 @@ class Convolution(Pointwise):
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
-        planes = planes.to(self._weight.dtype)
-        border = planes.new_zeros((1, planes.shape[1], 1, *planes.shape[3:]))
+        kind = self._weight.dtype
+        border = planes.new_zeros((1, planes.shape[1], 1, *planes.shape[3:]), dtype=kind)
         known = [border if self._tail is None else self._tail, planes]
         if last:
             known.append(border)
-        if sum(part.shape[DEPTH] for part in known) < 3:
-            self._tail = torch.cat(known, DEPTH)
-            return planes.new_zeros((1, self._weight.shape[0], 0, *planes.shape[3:]))
-        joined = torch.cat(known, DEPTH).contiguous(memory_format=torch.channels_last_3d)
+        joined = _joined(known, kind)
+        if joined.shape[DEPTH] < 3:
+            self._tail = joined
+            return planes.new_zeros((1, len(self._weight), 0, *planes.shape[3:]), dtype=kind)
         self._tail = joined[:, :, -2:].clone(memory_format=torch.channels_last_3d)
         return self._apply(joined, 1)
+
+
+def _joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
+    """Planes one after the other in the order that convolutions want; cast on the way."""
+    _, channels, _, rows, columns = parts[0].shape
+    size = (1, channels, sum(part.shape[DEPTH] for part in parts), rows, columns)
+    joined = torch.empty(
+        size, dtype=kind, device=parts[0].device, memory_format=torch.channels_last_3d
+    )
+    begin = 0
+    for part in parts:
+        end = begin + part.shape[DEPTH]
+        joined[:, :, begin:end] = part
+        begin = end
+    return joined
 
 
 class Chain:
