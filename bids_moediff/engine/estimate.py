@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from bids_moediff.models.shipped import macs_per_voxel, read_config
 
 # Measured with the shipped models (docs/speed.md), per voxel of the output.
-_BYTES_PER_VOXEL = 60.0
+_BYTES_PER_VOXEL = 65.0
 _BASE_GIGABYTES = 1.0
 # Sustained multiply-accumulates per second: two cores with bf16, and a data-centre GPU.
-_CPU_MACS_PER_SECOND = 60e9
+_CPU_MACS_PER_SECOND = 250e9
 _GPU_MACS_PER_SECOND = 20e12
 
 
