@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a volume is cut into slices: orientations, their mean, and corrections between steps."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -22,7 +25,7 @@ SIZE = (10, 12, 8)
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients():
+def _no_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
 
@@ -43,8 +46,8 @@ def volume(shape: tuple[int, int, int] = SIZE) -> torch.Tensor:
     return functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0]
 
 
-CALM = {"num_steps": 1, "noise_strength": 0.0, "seed": 0}
-NOISY = {"num_steps": 3, "noise_strength": 1.0, "seed": 0}
+CALM: dict[str, Any] = {"num_steps": 1, "noise_strength": 0.0, "seed": 0}
+NOISY: dict[str, Any] = {"num_steps": 3, "noise_strength": 1.0, "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,9 @@ NOISY = {"num_steps": 3, "noise_strength": 1.0, "seed": 0}
         ((1.0, 0.0, 1.0), [(1, 0, 2)]),
     ],
 )
-def test_orientations_are_those_the_network_was_trained_on(ratios, expected) -> None:
+def test_orientations_are_those_the_network_was_trained_on(
+    ratios: tuple[float, float, float], expected: list[tuple[int, int, int]]
+) -> None:
     condition = torch.tensor([*ratios, 0.0, 0.0, 0.0])
     assert orientations(condition, 3) == expected
     assert orientations(condition, 1) == expected[:1] == [slice_axes(condition)]
