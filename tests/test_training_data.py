@@ -229,6 +229,15 @@ def test_weights_of_heads() -> None:
     assert weights[1] / weights[0] == pytest.approx(2.0)
 
 
+def test_recipes_without_heads_of_their_kind_are_told() -> None:
+    image, labels = heads()[0], heads()[3]
+    with pytest.raises(UsageError, match="label maps alone, and there is none"):
+        head_weights([image], {}, 1.0)
+    with pytest.raises(UsageError, match="label_share is 0"):
+        head_weights([labels], {}, 0.0)
+    assert head_weights([image], {}, 0.1).tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -295,9 +304,7 @@ def test_pairs_are_found_by_session_and_acquisition(tmp_path: Path) -> None:
     truth = np.asarray(_scan(1).dataobj, dtype=np.float32)
     coarse = torch.from_numpy(np.asarray(_scan(1, (2, 2, 2)).dataobj, dtype=np.float32))
     zooms, larger = (1.0, 1.1, 1.2), (2.0, 2.2, 2.4)
-    operator = Operator.between(
-        SHAPE, zooms, (28, 30, 27), larger, Acquisition.uniform("kspace")
-    )
+    operator = Operator.between(SHAPE, zooms, (28, 30, 27), larger, Acquisition.uniform("kspace"))
     expected = initial_estimate(coarse, operator, larger, zooms).numpy()
     scale = 200 / np.percentile(truth[truth > 0], 99.5)
     crop = low.volume.shape
@@ -340,9 +347,7 @@ def test_validation_takes_whole_participants(tmp_path: Path) -> None:
     found = collect([_paired(tmp_path / "d")], [], Choice(), report=lambda line: None)
     kept = {h.subject for h in found if h.validation}
     assert len(kept) == 1 and len({h.subject for h in found}) == 3
-    named = collect(
-        [tmp_path / "d"], [], Choice(validation=("02",)), report=lambda line: None
-    )
+    named = collect([tmp_path / "d"], [], Choice(validation=("02",)), report=lambda line: None)
     assert {h.subject for h in named if h.validation} == {"d/sub-02"}
     cases = make_cases([h for h in named if h.validation])
     assert [case.protocol for case in cases] == ["paired scans"]
@@ -392,6 +397,29 @@ def test_bad_data_are_told_before_the_first_step(
     assert main([*command, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["experts"], 2, "need a trained one"),
+        (["student"], 2, "needs its teacher"),
+        (["experts-kl", "--set", "network.start=noise"], 2, "needs a trained autoencoder"),
+        (["mean", "--set", "label_share=1"], 2, "label maps alone"),
+        (["mean", "--device", "cuda:99"], 69, "--device cuda:99"),
+        (["mean", "--device", "gpu"], 2, "cuda or cuda:N, not gpu"),
+    ],
+)
+def test_what_is_wrong_with_the_recipe_is_told_before_data_are_packed(
+    words: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = dataset(tmp_path / "d", {"sub-01_T1w": _scan(1), "sub-02_T1w": _scan(2)})
+    run = tmp_path / "run"
+    command = ["--smoke", "--data", str(root), "--output", str(run), "--recipe", *words]
+    assert main(command) == code
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
     assert not run.exists()
 
 

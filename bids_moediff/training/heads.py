@@ -102,7 +102,8 @@ def head_weights(
 
     `patterns` (shell pattern of names: relative weight) say how much images count; the first that
     fits does. Without one, an image counts 1 over the square root of the number of heads of its
-    site. All label maps together have the probability `label_share`.
+    site. All label maps together have the probability `label_share`. UsageError if no head is of
+    a kind that the recipe draws.
     """
     sites = [site(head) for head in heads]
     weights = []
@@ -112,6 +113,10 @@ def head_weights(
         weights.append(sites.count(where) ** -0.5 if plain else named[0])
     array = np.asarray(weights, dtype=float)
     labels = np.asarray([head.kind == "labels" for head in heads])
+    if label_share >= 1 and not labels.any():
+        raise UsageError("The recipe trains on label maps alone, and there is none: --labels DIR.")
+    if label_share <= 0 and labels.all():
+        raise UsageError("All training data are label maps, and the recipe's label_share is 0.")
     for group, share in ((labels, label_share), (~labels, 1.0 - label_share)):
         array[group] *= share / max(array[group].sum(), 1e-12)
     return array / array.sum()

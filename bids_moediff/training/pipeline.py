@@ -6,17 +6,19 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.models.hub import CONFIG_NAME
 
 from .export import export
-from .heads import check_heads, save_pack, select_heads
+from .heads import Head, check_heads, head_weights, save_pack, select_heads
 from .recipe import Recipe
 
 PACK_NAME = "pack.npz"
 
 
-def write_pack(options: Namespace, path: Path, keep_out: Sequence[str] = ()) -> None:
+def write_pack(options: Namespace, path: Path, recipes: Sequence[Recipe] = ()) -> None:
     """Collect, check and write the training data (see :func:`.bids_data.collect`)."""
     if not options.data and not options.labels:
         raise UsageError("Say what to train on: --data BIDS_DIR or --pack FILE.")
@@ -31,8 +33,7 @@ def write_pack(options: Namespace, path: Path, keep_out: Sequence[str] = ()) -> 
     heads = collect(options.data, options.labels, choice)
     if options.max_megabytes is not None:
         heads = select_heads(heads, options.max_megabytes)
-    if keep_out:
-        check_heads(heads, keep_out)
+    _check(heads, recipes)
     try:
         digest = save_pack(heads, path)
     except OSError as error:
@@ -41,12 +42,21 @@ def write_pack(options: Namespace, path: Path, keep_out: Sequence[str] = ()) -> 
     print(f"{path}: {len(heads)} volumes, {size:.1f} MB, SHA-256 {digest}")
 
 
+def _check(heads: Sequence[Head], recipes: Sequence[Recipe]) -> None:
+    """UsageError, before anything is written, if a recipe cannot train on these heads."""
+    kept_out = [name for recipe in recipes for name in recipe.keep_out]
+    marked = check_heads(heads, kept_out) if recipes else []
+    for recipe in recipes:
+        training = [head for head in marked if not head.validation]
+        head_weights(training, recipe.head_weights, recipe.label_share)
+
+
 def _is_main() -> bool:
     """Whether this process writes; torchrun tells each its rank."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _training_pack(options: Namespace, keep_out: Sequence[str]) -> Path:
+def _training_pack(options: Namespace, recipes: Sequence[Recipe]) -> Path:
     if options.pack is not None:
         if options.data or options.labels:
             raise UsageError("Give either --pack or --data and --labels.")
@@ -55,13 +65,15 @@ def _training_pack(options: Namespace, keep_out: Sequence[str]) -> Path:
         return Path(options.pack)
     path = Path(options.output) / PACK_NAME
     if path.is_file():
+        if _is_main():
+            print(f"{path}: the data that were packed before; for other data, another --output")
         return path
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "Write the training pack first (--pack-only FILE), then start the processes with "
             "--pack FILE."
         )
-    write_pack(options, path, keep_out)
+    write_pack(options, path, recipes)
     return path
 
 
@@ -73,20 +85,20 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
     MoediffError
         one of its kinds, with the sentence to print.
     """
-    from .trainer import train
+    from .trainer import check_device, make_stage, train
 
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is no folder.")
-    keep_out = list(dict.fromkeys(name for recipe in recipes for name in recipe.keep_out))
-    pack = _training_pack(options, keep_out)
+    check_device(options.device)
     init: list[Path] = list(options.init)
+    # What is wrong with recipe or --init is told before the data are packed.
+    make_stage(recipes[0], torch.device("cpu"), init)
+    pack = _training_pack(options, recipes)
     parts: list[Path] = []
     for recipe in recipes:
         place = folder / recipe.stage if len(recipes) > 1 else folder
-        train(
-            recipe, pack, place, device=options.device, init=init, minutes=options.minutes
-        )
+        train(recipe, pack, place, device=options.device, init=init, minutes=options.minutes)
         parts.append(place)
         if recipe.stage in ("mean", "autoencoder"):
             init.append(place)

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bids_moediff.bids.sink import write_text
-from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.errors import DeviceError, MoediffError, UsageError
 
 from .development import Case, make_cases
 from .export import hardware, read_curve
@@ -328,9 +328,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.main:
-            save_state(
-                self.folder, self.stage.network, self.average, self.optimiser, self.record
-            )
+            save_state(self.folder, self.stage.network, self.average, self.optimiser, self.record)
         self.accelerator.wait_for_everyone()
 
     def _broadcast(self, values: list[Any]) -> list[Any]:
@@ -387,6 +385,19 @@ class Trainer:
         )
 
 
+def check_device(device: str) -> None:
+    """DeviceError for a GPU that was asked for and is not there, UsageError for no device."""
+    if device in ("auto", "cpu"):
+        return
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise UsageError(f"--device is auto, cpu, cuda or cuda:N, not {device}.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count <= int(index or 0):
+        seen = f"only {count} CUDA device(s) are" if count else "no CUDA device is"
+        raise DeviceError(f"--device {device} was asked for, but {seen} visible.")
+
+
 def make_accelerator(recipe: Recipe, device: str) -> Any:
     """Accelerator for this process; torchrun and accelerate tell it of the others.
 
@@ -399,12 +410,9 @@ def make_accelerator(recipe: Recipe, device: str) -> Any:
         raise UsageError(
             "Training needs the package accelerate: pip install 'bids_moediff[train]'."
         ) from error
+    check_device(device)
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if not cpu:
-        from bids_moediff.errors import DeviceError
-
-        if not torch.cuda.is_available():
-            raise DeviceError(f"--device {device} was asked for, but no CUDA device is visible.")
         index = torch.device("cuda" if device == "auto" else device).index
         if index is not None:
             torch.cuda.set_device(index)
