@@ -105,6 +105,32 @@ def test_a_device_that_comes_free_goes_to_the_one_who_waits(tmp_path: Path) -> N
         assert device == "cuda:1"
 
 
+def test_the_child_process_begins_nothing_before_it_holds_a_device(tmp_path: Path) -> None:
+    """Both fake devices are in use: it waits; one is given back: it takes that one."""
+    image = {"key": "a", "image": "absent.nii", "zooms": [1, 1, 1], "out_dir": str(tmp_path)}
+    request = {"device": "cuda:61,cuda:62", "model": "student", "images": [image]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    # Its lock files lie in the folder for temporary files.
+    locks = tmp_path / f"bids_moediff-devices-{os.getuid()}"
+    command = [sys.executable, "-m", "bids_moediff.cli.superres"]
+    command += ["--request", tmp_path / "request.json", "--results", tmp_path / "results.json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with hold_device(["cuda:61"], locks):
+        with hold_device(["cuda:62"], locks):
+            child = subprocess.Popen(
+                command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            assert child.stdout is not None
+            assert json.loads(child.stdout.readline())["stage"] == "waiting for a device"
+            time.sleep(0.3)
+            assert child.poll() is None, "it should wait"
+        output, errors = child.communicate(timeout=120)
+    assert json.loads(output.splitlines()[0])["stage"] == "loading"
+    # There is no such card, and the sentence about it names the one that the child was handed.
+    assert child.returncode == 69, errors
+    assert "cuda:62" in errors and "Traceback" not in errors
+
+
 def test_a_killed_holder_leaves_its_device_free(tmp_path: Path) -> None:
     holder = start(tmp_path, 600)
     deadline = time.monotonic() + 60

@@ -7,6 +7,8 @@
 #   tools/image_test.sh [WORK]       needs root, tens of GB in WORK and, on a machine without docker,
 #                                    buildah, podman, runc, conmon, fuse-overlayfs and debootstrap
 #   tools/image_test.sh --no-sif [WORK]
+#   VARIANT=cuda                     build the variant with CUDA instead of the README's (cpu); its
+#                                    runs are on the processor as well, unless OPTIONS say otherwise
 #   PLAIN='bids_moediff'             how the app is called outside the image (this is the default);
 #                                    its libraries must have the versions of constraints.txt
 #   OPTIONS='--output-resolution 1'  options of bids_moediff for the runs (this is the default)
@@ -30,6 +32,7 @@ if [ "${1:-}" = --no-sif ]; then sif=no; shift; fi
 work=$(mkdir -p "${1:-/tmp/image-test}" && cd "${1:-/tmp/image-test}" && pwd)
 data=$PWD/bids_moediff/data/demo
 plain=${PLAIN:-bids_moediff}
+variant=${VARIANT:-cpu}
 options=${OPTIONS:---output-resolution 1}
 started=$(date +%s)
 say() { echo "[$(($(date +%s) - started)) s] $*"; }
@@ -71,7 +74,8 @@ lend() {  # build options that lend this machine's certificate and wheels to pip
         printf 'cert = %s\n' "$SSL_CERT_FILE" >> "$work/pip.conf"
         printf -- '-v %s:%s:ro ' "$SSL_CERT_FILE" "$SSL_CERT_FILE"
     fi
-    if [ -n "${PIP_FIND_LINKS:-}" ]; then
+    # A folder of wheels may hold the cpu torch, which pip prefers to the one with CUDA.
+    if [ -n "${PIP_FIND_LINKS:-}" ] && [ "$variant" = cpu ]; then
         printf 'find-links = %s\n' "$PIP_FIND_LINKS" >> "$work/pip.conf"
         printf -- '-v %s:%s:ro ' "$PIP_FIND_LINKS" "$PIP_FIND_LINKS"
     fi
@@ -79,7 +83,7 @@ lend() {  # build options that lend this machine's certificate and wheels to pip
 }
 
 build_image() {
-    command=$(readme_lines 'docker build')
+    command=$(readme_lines 'docker build' | sed "s/VARIANT=cpu/VARIANT=$variant/")
     if has_docker; then
         eval "$command"
         return
