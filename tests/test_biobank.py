@@ -54,14 +54,17 @@ def test_figures_go_into_the_page(tmp_path, outputs):
     assert "| 60 s | 1 h |" in found["time of the network in that run"]  # 80 images of a minute
     assert "10 MB" in found["disk space"]
     # Two files and two folders for each image.
-    assert "| 4 |" in found["files and folders (inodes)"]
+    assert "| 4 |" in found["files and folders (inodes), mean of 2"]
 
 
 def test_seconds_of_an_idle_machine_replace_those_of_the_run(outputs):
-    done = run("--participants", 40, "--sample", 1, "--outputs", outputs, "--seconds", 180)
+    given = ["--seconds", "student=45", "all of it, full=180"]
+    done = run("--participants", 40, "--sample", 1, "--outputs", outputs, *given)
     found = rows(done.stdout)
-    assert "| 180 s | 4 h |" in next(line for name, line in found.items() if "idle" in name)
+    assert "| 45 s | 1 h |" in found["student, as given"]
+    assert "| 180 s | 4 h |" in found["all of it, full, as given"]
     assert not [name for name in found if "that run" in name or "memory of the network" in name]
+    assert "is not NAME=SECONDS" in run("--seconds", 180).stderr
 
 
 def test_page_without_marks_and_folder_without_runs(tmp_path):

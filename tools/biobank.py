@@ -8,8 +8,9 @@ A data set of empty files is made in a temporary folder: names and sidecars only
 image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
 memory is read. With ``--outputs``, a finished output folder, files and bytes of an image and the
 seconds and memory of its network are measured there; hours and disk space follow from them.
-Where that run shared its machine or had another network, ``--seconds`` takes those of a whole head
-on an idle machine from docs/speed.md, and seconds and memory of the run are left out.
+Where that run shared its machine or had another network, ``--seconds`` takes those of an image on
+an idle machine from docs/speed.md, any number of them with a name each (``student=31``), and
+seconds and memory of the run are left out.
 """
 
 import argparse
@@ -118,8 +119,8 @@ def _done_images(folder: Path) -> Iterator[dict[str, Any]]:
             yield image
 
 
-def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: float | None) -> str:
-    """Figures as Markdown; `idle` is the seconds of a whole head on an idle machine."""
+def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: dict[str, float]) -> str:
+    """Figures as Markdown; `idle` is the seconds of an image on an idle machine, by name."""
     count = found["participants"]
     total = count * len(SUFFIXES)
     lines = [
@@ -140,11 +141,11 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: float | N
         voxels = " and ".join(outputs["voxels"])
         lines += [
             "",
-            f"| super-resolution, mean of {outputs['images']} images to {voxels} mm "
-            f"({outputs['device']}) | one image | {total:,} images |",
+            f"| super-resolution to {voxels} mm ({outputs['device']}) "
+            f"| one image | {total:,} images |",
             "| --- | --- | --- |",
             *_network(outputs, idle, total),
-            f"| files and folders (inodes) | {outputs['files']:.0f} "
+            f"| files and folders (inodes), mean of {outputs['images']} | {outputs['files']:.0f} "
             f"| {outputs['files'] * total / 1e6:.1f} million |",
             f"| disk space | {outputs['megabytes']:.0f} MB "
             f"| {outputs['megabytes'] * total / 1e6:.1f} TB |",
@@ -152,22 +153,29 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: float | N
     return "\n".join(lines) + "\n"
 
 
-def _network(outputs: dict[str, Any], idle: float | None, total: int) -> Iterator[str]:
+def _network(outputs: dict[str, Any], idle: dict[str, float], total: int) -> Iterator[str]:
     """Rows on the network: of the run, or of an idle machine where those are given."""
     from bids_moediff.engine.estimate import estimate
 
-    head = "x".join(map(str, MATRIX))
-    if idle is None:
+    if not idle:
         yield _time("time of the network in that run", outputs["seconds"], total)
         yield f"| peak memory of the network | {outputs['memory']:.1f} GB | the same |"
     else:
-        yield _time(f"{head} voxels of 1 mm on two idle cores, as given", idle, total)
-    on_gpu = estimate(MATRIX, *ZOOMS, device="cuda").seconds
-    yield _time(f"{head} voxels of 1 mm on a data-centre GPU, only estimated", on_gpu, total)
+        for name, seconds in idle.items():
+            yield _time(f"{name}, as given", seconds, total)
+    on_gpu = estimate(MATRIX, *ZOOMS, device="cuda", model="moediff").seconds
+    yield _time("moediff on a data-centre GPU, only estimated", on_gpu, total)
 
 
 def _time(name: str, seconds: float, total: int) -> str:
     return f"| {name} | {seconds:.0f} s | {seconds * total / 3600:,.0f} h |"
+
+
+def _named_seconds(text: str) -> tuple[str, float]:
+    name, _, seconds = text.rpartition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SECONDS")
+    return name, float(seconds)
 
 
 def write_figures(path: Path, text: str) -> None:
@@ -186,7 +194,10 @@ def main() -> None:
     parser.add_argument("--participants", type=int, default=100_000)
     parser.add_argument("--sample", type=int, default=500, help="participants to discover")
     parser.add_argument("--outputs", type=Path, help="output folder of a real run")
-    parser.add_argument("--seconds", type=float, help="of a whole head on an idle machine")
+    parser.add_argument(
+        "--seconds", type=_named_seconds, nargs="+", default=[], metavar="NAME=SECONDS",
+        help="of an image on an idle machine",
+    )  # fmt: skip
     parser.add_argument("--write", type=Path, help="page to put the figures into")
     parser.add_argument("--simulate", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -201,7 +212,7 @@ def main() -> None:
         command += ["--sample", str(options.sample)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         # Before the names are removed, which takes as long as making them.
-        text = table(json.loads(done.stdout), outputs, options.seconds)
+        text = table(json.loads(done.stdout), outputs, dict(options.seconds))
         if options.write:
             write_figures(options.write, text)
         print(text, flush=True)
