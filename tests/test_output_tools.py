@@ -20,8 +20,12 @@ from bids_moediff.bids.sink import write_json, write_nifti, write_text
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 PAGE = (
     "<html><dl><div><dt>Time</dt><dd>{time} s</dd></div><div><dt>python</dt><dd>{time}</dd></div>"
-    "<div><dt>Seed</dt><dd>{seed}</dd></div></dl></html>\n"
+    "<div><dt>torch</dt><dd>{torch}</dd></div><div><dt>Seed</dt><dd>{seed}</dd></div></dl></html>\n"
 )
+
+
+def page(time: int = 1, torch: str = "2.13.0", seed: int = 7) -> str:
+    return PAGE.format(time=time, torch=torch, seed=seed)
 
 
 def load(name: str) -> ModuleType:
@@ -44,7 +48,7 @@ def outputs(folder: Path, time: int = 1, seed: int = 1, place: str = "docker") -
     description = {"Name": "x", "BIDSVersion": "1.11.1", "DatasetType": "derivative"}
     description |= {"GeneratedBy": [maker], "DatasetLinks": {"raw": f"../{place}"}}
     write_json(description, folder / "dataset_description.json")
-    write_text(PAGE.format(time=time, seed=7), folder / "sub-01.html")
+    write_text(page(time, f"2.13.0+{place}"), folder / "sub-01.html")
     write_text(str(time), folder / "logs" / "sub-01" / f"run-{time}" / "run.json")
     write_text(str(time), folder / ".work" / "x")
     write_json({"Seed": 7}, folder / "sub-01" / "anat" / "sub-01_desc-sr_T1w.json")
@@ -70,7 +74,11 @@ def test_times_and_places_do_not_matter(tmp_path: Path) -> None:
         (lambda folder: write_text("x", folder / "sub-01" / "x.txt"), "only in {b}: sub-01/x.txt"),
         (lambda folder: (folder / "sub-01.html").unlink(), "only in {a}: sub-01.html"),
         (
-            lambda folder: write_text(PAGE.format(time=1, seed=8), folder / "sub-01.html"),
+            lambda folder: write_text(page(seed=8), folder / "sub-01.html"),
+            "other content: sub-01.html",
+        ),
+        (
+            lambda folder: write_text(page(torch="2.13.1"), folder / "sub-01.html"),
             "other content: sub-01.html",
         ),
         (
