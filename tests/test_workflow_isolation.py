@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One bad image leaves the others alone, even when the process that works on it is killed."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -45,6 +46,8 @@ class Deed(ImageStep):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.inputs.deed == "refuse":
             raise ImageError("This image is no good.")
+        if self.inputs.deed == "weigh":
+            raise ImageError("light" if gc.get_freeze_count() else "heavy")
         if self.inputs.deed == "stumble":
             raise ZeroDivisionError("by zero")
         return {"value": self.inputs.deed}
@@ -74,6 +77,12 @@ def test_a_killed_worker_fails_its_own_image_only(tmp_path: Path, workers: int) 
     )
     assert failures[2] == "This image is no good."
     assert failures[3] == "Deed failed unexpectedly (ZeroDivisionError: by zero)."
+
+
+def test_what_was_loaded_before_the_run_is_no_garbage(tmp_path: Path) -> None:
+    plugin = IsolatedMultiProcPlugin(plugin_args={"n_procs": 2, "memory_gb": 8})
+    assert run_deeds(tmp_path, ["weigh"], plugin) == ["light"]
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_same_sentences_in_one_process(tmp_path: Path) -> None:
