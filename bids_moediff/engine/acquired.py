@@ -18,9 +18,9 @@ import numpy as np
 from bids_moediff.engine.acquisition import Acquisition, Axis, axis_matrix
 from bids_moediff.engine.grid import Triple, output_grid, voxel_sizes
 from bids_moediff.engine.masks import head_mask_array
-from bids_moediff.engine.spectrum import AxisResolution, acquired_resolution
+from bids_moediff.engine.separable import along_axes
+from bids_moediff.engine.spectrum import LEAST_FACTOR, AxisResolution, acquired_resolution
 
-LEAST_FACTOR = 1.15  # smaller differences are within the accuracy of the cut-off
 MARGIN = 1.03  # of a cut-off is kept: its place is known to about 2 % of Nyquist
 INTERPOLATED_KINDS = ("zero-filled", "interpolated")
 
@@ -82,19 +82,18 @@ def to_voxels(image: nib.Nifti1Image, new: Triple, profile: str = "kspace") -> n
         return image
     shape, affine = output_grid(image.shape, image.affine, new)
     data = np.asarray(image.dataobj, dtype=np.float32)
-    for axis in range(3):
-        matrix = axis_matrix(image.shape[axis], old[axis], shape[axis], new[axis], Axis(profile))
-        if matrix is not None:
-            data = np.moveaxis(np.tensordot(matrix.astype(np.float32), data, (1, axis)), 0, axis)
+    matrices = [
+        axis_matrix(image.shape[axis], old[axis], shape[axis], new[axis], Axis(profile))
+        for axis in range(3)
+    ]
+    data = along_axes(data, [m if m is None else m.astype(np.float32) for m in matrices])
     result = nib.Nifti1Image(np.ascontiguousarray(data, dtype=np.float32), affine)
     result.set_sform(affine, int(image.header["sform_code"]))
     result.set_qform(affine, int(image.header["qform_code"]))
     return result
 
 
-def undo_interpolation(
-    image: nib.Nifti1Image, axes: Sequence[AxisResolution]
-) -> nib.Nifti1Image:
+def undo_interpolation(image: nib.Nifti1Image, axes: Sequence[AxisResolution]) -> nib.Nifti1Image:
     """The image on the voxels that were measured.
 
     Parameters

@@ -8,7 +8,8 @@ import numpy as np
 import SimpleITK
 from scipy import ndimage
 
-from bids_moediff.engine.masks import block_mean
+from bids_moediff.engine.masks import block_mean, distance_to
+from bids_moediff.engine.separable import along_axes
 from bids_moediff.errors import ImageError
 
 WORKING_ZOOM = 4.0  # mm; the field has no detail finer than its splines
@@ -101,19 +102,18 @@ def _log_field(data: np.ndarray, use: np.ndarray, zooms: list[float]) -> np.ndar
     return result
 
 
-def _enlarge(
-    data: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...]
-) -> np.ndarray:
+def _enlarge(data: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     """Cubic splines on a grid finer by whole ``factors``, cut to ``shape``.
 
     The same as scipy's zoom in three dimensions, in a tenth of its time: one matrix an axis.
     """
-    for axis, (factor, size) in enumerate(zip(factors, shape, strict=True)):
-        matrix = ndimage.zoom(
-            np.eye(data.shape[axis]), (factor, 1), order=3, mode="nearest", grid_mode=True
-        )[:size]
-        data = np.moveaxis(np.tensordot(matrix, data, axes=(1, axis)), 0, axis)
-    return data
+    matrices = []
+    for count, factor, size in zip(data.shape, factors, shape, strict=True):
+        matrix = ndimage.zoom(np.eye(count), (factor, 1), order=3, mode="nearest", grid_mode=True)[
+            :size
+        ]
+        matrices.append(matrix)
+    return along_axes(data, matrices)
 
 
 def _extend(logarithm: np.ndarray, use: np.ndarray, zooms: list[float]) -> np.ndarray:
@@ -124,7 +124,7 @@ def _extend(logarithm: np.ndarray, use: np.ndarray, zooms: list[float]) -> np.nd
     weight = ndimage.gaussian_filter(use.astype(np.float64), sigmas, truncate=6.0)
     total = ndimage.gaussian_filter(np.where(use, logarithm - middle, 0.0), sigmas, truncate=6.0)
     extension = middle + total / (weight + 1e-3)  # far away: the mean
-    distance = ndimage.distance_transform_edt(~use, sampling=zooms)
+    distance = distance_to(use, zooms)
     share = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / FADE, 0.0, 1.0))
     blended = share * np.clip(logarithm, low, high) + (1.0 - share) * extension
     return np.asarray(ndimage.gaussian_filter(blended, [6.0 / zoom for zoom in zooms]))

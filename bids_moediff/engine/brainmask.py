@@ -17,6 +17,7 @@ from nibabel.orientations import (
 from scipy import ndimage
 
 from bids_moediff.engine.masks import head_mask_array, largest_component, outside_zeros
+from bids_moediff.engine.separable import along_axes, tent_matrix
 from bids_moediff.errors import ImageError
 
 WORKING_ZOOM = 4.0  # mm
@@ -86,29 +87,6 @@ def normalise(data: np.ndarray) -> np.ndarray:
     return np.clip((data - low) / max(high - low, 1e-6), 0.0, 1.0).astype(np.float32)
 
 
-def tent_matrix(
-    size_in: int, zoom_in: float, size_out: int, zoom_out: float, shift: float = 0.0
-) -> np.ndarray:
-    """Linear interpolation, anti-aliased where the output grid is the coarser one.
-
-    The input grid starts ``shift`` mm before the outer corner of the output grid. Returns
-    (``size_out``, ``size_in``), rows sum to 1.
-    """
-    centres_in = (np.arange(size_in) + 0.5) * zoom_in - shift
-    centres_out = (np.arange(size_out) + 0.5) * zoom_out
-    centres_out = np.clip(centres_out, centres_in[0], centres_in[-1])
-    distance = np.abs(centres_out[:, None] - centres_in[None, :])
-    weights = np.maximum(0.0, 1.0 - distance / max(zoom_in, zoom_out))
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
-def resample(data: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:
-    """Apply one matrix per axis."""
-    for axis, matrix in enumerate(matrices):
-        data = np.moveaxis(np.tensordot(matrix, data, axes=(1, axis)), 0, axis)
-    return data
-
-
 def _network_logits(
     data: np.ndarray, affine: np.ndarray, model: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -131,9 +109,7 @@ def _network_logits(
     return np.asarray(apply_orientation(fine, back)), dict(origin)
 
 
-def _look(
-    ras: np.ndarray, zooms: np.ndarray, network: Any, shift: float, step: int
-) -> np.ndarray:
+def _look(ras: np.ndarray, zooms: np.ndarray, network: Any, shift: float, step: int) -> np.ndarray:
     """Logits by a working grid that begins ``shift`` mm before the image; ``step`` -1 mirrors."""
     import torch
 
@@ -142,13 +118,13 @@ def _look(
         for size, zoom in zip(ras.shape, zooms, strict=True)
     ]
     grids = list(zip(ras.shape, zooms, sizes, strict=True))
-    coarse = resample(ras, [tent_matrix(n, z, m, WORKING_ZOOM, -shift) for n, z, m in grids])
+    coarse = along_axes(ras, [tent_matrix(n, z, m, WORKING_ZOOM, -shift) for n, z, m in grids])
     volume = np.pad(normalise(coarse), [(0, -size % network.multiple) for size in sizes])
     with torch.inference_mode():
         given = torch.from_numpy(np.ascontiguousarray(volume[::step]))
         logits = network(given[None, None])[0, 0].numpy()[::step]
     logits = np.clip(logits[tuple(slice(size) for size in sizes)], -8.0, 8.0)
-    return resample(logits, [tent_matrix(m, WORKING_ZOOM, n, z, shift) for n, z, m in grids])
+    return along_axes(logits, [tent_matrix(m, WORKING_ZOOM, n, z, shift) for n, z, m in grids])
 
 
 def _stripped_brain(

@@ -14,10 +14,11 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_moediff.engine.acquired import LEAST_FACTOR
-from bids_moediff.engine.grid import voxel_sizes
-from bids_moediff.engine.masks import head_mask_array
+from bids_moediff.engine.grid import steps_to, voxel_sizes
+from bids_moediff.engine.masks import distance_to, head_mask_array
 from bids_moediff.engine.novelty import FAR, FIGURES
+from bids_moediff.engine.separable import gaussian
+from bids_moediff.engine.spectrum import LEAST_FACTOR
 
 WORKING = 2.0  # mm
 SIDES = (("left", "right"), ("back", "front"), ("lower", "upper"))
@@ -80,11 +81,11 @@ def prepare(
     data = np.nan_to_num(np.asarray(canonical.dataobj, dtype=np.float32))
     inside = np.asarray(brain.dataobj) > 0
     full = voxel_sizes(canonical.affine)
-    steps = tuple(max(1, int(WORKING / zoom)) for zoom in full)
+    steps = steps_to(full, WORKING)
     part = tuple(slice(step // 2, None, step) for step in steps)
     coarse, inside = ndimage.uniform_filter(data, steps)[part], inside[part]
     zooms = (full[0] * steps[0], full[1] * steps[1], full[2] * steps[2])
-    depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=zooms)[1:-1, 1:-1, 1:-1]
+    depth = distance_to(np.pad(~inside, 1, constant_values=True), zooms)[1:-1, 1:-1, 1:-1]
     return Scan(
         data=coarse,
         brain=inside,
@@ -126,7 +127,11 @@ def find_doubts(
     list of str
         Empty if nothing is conspicuous.
     """
-    scan = prepare(image, mask, suffix, metadata, figures)
+    return doubts_about(prepare(image, mask, suffix, metadata, figures))
+
+
+def doubts_about(scan: Scan) -> list[str]:
+    """The same for a scan that was prepared."""
     sentences = [check(scan) for check in CHECKS]
     return [sentence for sentence in sentences if sentence]
 
@@ -227,14 +232,14 @@ def vein_brightness(scan: Scan) -> float | None:
     sigma = [15 / zoom for zoom in scan.zooms]
 
     def local_mean(where: np.ndarray) -> np.ndarray:
-        weights = ndimage.gaussian_filter(where.astype(np.float32), sigma)
-        return ndimage.gaussian_filter(scan.data * where, sigma) / np.maximum(weights, 1e-3)
+        weights = gaussian(where.astype(np.float32), sigma)
+        return gaussian(scan.data * where, sigma) / np.maximum(weights, 1e-3)
 
     deep = scan.brain & (scan.depth > 2)
     white = local_mean(deep & (scan.data > local_mean(scan.brain & (scan.depth > 4))))
     middle = np.median(np.argwhere(scan.brain), axis=0) if scan.brain.any() else np.zeros(3)
     width, _, height = (np.arange(n) - m for n, m in zip(scan.brain.shape, middle, strict=True))
-    outside = ndimage.distance_transform_edt(~scan.brain, sampling=scan.zooms)
+    outside = distance_to(scan.brain, scan.zooms)
     strip = (scan.depth < 5) & (outside < 5) & (scan.data > 0)
     strip &= (np.abs(width) * scan.zooms[0] < 9)[:, None, None] & (height > 0)
     if strip.sum() * np.prod(scan.zooms) < 2000:  # mm3
@@ -351,12 +356,12 @@ def cavity(scan: Scan) -> str | None:
     else:
         fluid = scan.data < 0.5 * scan.middle
     fluid &= scan.depth > 8
-    core = ndimage.distance_transform_edt(fluid, sampling=scan.zooms) > 5
+    core = distance_to(~fluid, scan.zooms) > 5
     labels, count = ndimage.label(core)
     if not count:
         return None
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    grown = ndimage.distance_transform_edt(~largest, sampling=scan.zooms) <= 5
+    grown = distance_to(largest, scan.zooms) <= 5
     volume = float((grown & fluid).sum() * np.prod(scan.zooms) / 1000)
     if volume < 35:
         return None
@@ -372,9 +377,9 @@ def phantom(scan: Scan) -> str | None:
     if core.sum() < 100:
         return None
     sigma = [4 / zoom for zoom in scan.zooms]
-    weights = np.maximum(ndimage.gaussian_filter(scan.brain.astype(np.float32), sigma), 1e-3)
+    weights = np.maximum(gaussian(scan.brain.astype(np.float32), sigma), 1e-3)
     part = np.where(scan.brain, scan.data, 0).astype(np.float64)
-    mean, square = (ndimage.gaussian_filter(part**k, sigma) / weights for k in (1, 2))
+    mean, square = (gaussian(part**k, sigma) / weights for k in (1, 2))
     low, high = np.percentile(scan.data[scan.brain], [2, 98])
     spread = np.sqrt(np.clip(square - mean**2, 0, None))[core] / max(float(high - low), 1e-6)
     least = float(np.percentile(spread, 10))

@@ -25,6 +25,15 @@ def voxel_sizes(affine: np.ndarray) -> Triple:
     return (float(sizes[0]), float(sizes[1]), float(sizes[2]))
 
 
+def steps_to(zooms: Sequence[float], size: float) -> Shape:
+    """Whole voxels of `zooms` (mm) in `size` mm, at least one, per axis.
+
+    Headers hold 32-bit floats: two voxels of 1.00000001 mm fit into 2 mm.
+    """
+    counts = [max(1, int(size / zoom + COVER_TOLERANCE)) for zoom in zooms]
+    return (counts[0], counts[1], counts[2])
+
+
 def covering_shape(shape: Sequence[int], zooms: Sequence[float], new: Sequence[float]) -> Shape:
     """Smallest voxel counts of size `new` (mm) that cover `shape` voxels of size `zooms` (mm)."""
     counts = [

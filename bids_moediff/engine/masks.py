@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which voxels belong to the head: the region in which figures of merit are computed."""
 
+from collections.abc import Sequence
+
 import nibabel as nib
 import numpy as np
+import SimpleITK
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce
+
+from bids_moediff.engine.grid import steps_to
 
 
 def head_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -36,7 +41,7 @@ def head_mask_array(data: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
     if deleted.all():
         return np.zeros(data.shape, dtype=bool)
     # Two millimetres are fine enough for an outline, and the morphology is ten times cheaper.
-    factors = tuple(max(1, int(2.0 / zoom)) for zoom in zooms)
+    factors = steps_to(zooms, 2.0)
     coarse_zooms = tuple(zoom * factor for zoom, factor in zip(zooms, factors, strict=True))
     kept = block_mean((~deleted).astype(np.float32), factors)
     coarse = block_mean(data, factors) / np.maximum(kept, 1e-6)
@@ -50,6 +55,24 @@ def head_mask_array(data: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
     outside = _open(kept < 0.5, 3.0, coarse_zooms, regrow=9.0)  # not the bone of an 8-bit image
     deleted &= _refine(outside, factors, data.shape)
     return _refine(foreground, factors, data.shape) & ~deleted
+
+
+def distance_to(mask: np.ndarray, zooms: Sequence[float]) -> np.ndarray:
+    """Distance in mm of every voxel from the nearest voxel of ``mask``, 0 in it; float32.
+
+    Infinite where the mask is empty. The same bytes whatever the number of threads; scipy's
+    transform takes three times as long.
+    """
+    if not mask.any():
+        return np.full(mask.shape, np.inf, dtype=np.float32)
+    image = SimpleITK.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing([float(zoom) for zoom in zooms[::-1]])
+    signed = SimpleITK.SignedMaurerDistanceMap(
+        image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    # To a tenth of a micrometre: as a ball of 6 mm holds the fifth voxel of 1.2 mm, or does not,
+    # by the last bit of a 32-bit float.
+    return np.round(np.maximum(SimpleITK.GetArrayViewFromImage(signed), 0), 4)
 
 
 def block_mean(data: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
@@ -106,8 +129,8 @@ def _close(mask: np.ndarray, radius: float, zooms: tuple[float, ...]) -> np.ndar
     """Binary closing by a ball of ``radius`` mm; beyond the field of view the head goes on."""
     margin = [int(np.ceil(radius / zoom)) + 1 for zoom in zooms]
     padded = np.pad(mask, [(pad, pad) for pad in margin], mode="edge")
-    grown = ndimage.distance_transform_edt(~padded, sampling=zooms) <= radius
-    closed = ndimage.distance_transform_edt(grown, sampling=zooms) > radius
+    grown = distance_to(padded, zooms) <= radius
+    closed = distance_to(~grown, zooms) > radius
     inner = tuple(slice(pad, pad + size) for pad, size in zip(margin, mask.shape, strict=True))
     return closed[inner] | mask
 
@@ -124,10 +147,10 @@ def _open(
     padded = np.pad(mask, [(pad, pad) for pad in margin], mode="edge")
     if padded.all():
         return mask
-    core = ndimage.distance_transform_edt(padded, sampling=zooms) > radius
+    core = distance_to(~padded, zooms) > radius
     if not core.any():
         return mask
-    distance = ndimage.distance_transform_edt(~core, sampling=zooms)[inner]
+    distance = distance_to(core, zooms)[inner]
     return mask & (distance <= (radius if regrow is None else regrow))
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bids_moediff.engine.grid import steps_to
+from bids_moediff.engine.masks import distance_to
+
 RAYLEIGH_MEDIAN = float(np.sqrt(2 * np.log(2)))  # median of a Rayleigh variable of scale 1
 GAUSSIAN_MAD = 1.4826  # standard deviation over median absolute deviation
 FLAT_SHARE = 0.15  # share of the brain's voxels that counts as flat
@@ -77,10 +80,10 @@ def air_noise(data: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]) -> f
     Air that is mostly exact zeros was set to zero; what remains says nothing about the noise.
     """
     # Every other voxel of a fine grid: enough of them, and the distance is eight times cheaper.
-    steps = [max(1, int(2.0 / zoom)) for zoom in zooms]
+    steps = steps_to(zooms, 2.0)
     part = tuple(slice(None, None, step) for step in steps)
     sampling = [zoom * step for zoom, step in zip(zooms, steps, strict=True)]
-    air = data[part][ndimage.distance_transform_edt(head[part] == 0, sampling=sampling) > 10]
+    air = data[part][distance_to(head[part], sampling) > 10]
     measured = air[air > 0]
     if len(measured) < FEWEST_AIR_VOXELS or len(measured) < 0.5 * len(air):
         return None

@@ -8,13 +8,15 @@ app, not with MRIQC's numbers. A figure that cannot be computed is None, never a
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
-from bids_moediff.engine.doubt import prepare
+from bids_moediff.engine.doubt import Scan, doubts_about, prepare
 from bids_moediff.engine.grid import voxel_sizes
 from bids_moediff.engine.masks import head_mask_array
 from bids_moediff.engine.noise import estimate_noise
@@ -137,13 +139,13 @@ def entropy_focus(data: np.ndarray) -> float:
     E = - sum (x/X) ln(x/X) with X the root of the sum of squares, over its largest value
     sqrt(n) ln sqrt(n).
     """
-    values = np.abs(np.asarray(data, dtype=np.float64).ravel())
-    total = np.sqrt((values**2).sum())
-    if total == 0 or values.size < 2:
+    values = np.abs(data[data != 0].astype(np.float64))
+    total = np.sqrt(values @ values)
+    if total == 0 or data.size < 2:
         return 0.0
-    share = values[values > 0] / total
-    largest = np.sqrt(values.size) * np.log(np.sqrt(values.size))
-    return float(-(share * np.log(share)).sum() / largest)
+    largest = np.sqrt(data.size) * np.log(np.sqrt(data.size))
+    values /= total
+    return float(-(values @ np.log(values)) / largest)
 
 
 def foreground_background_ratio(data: np.ndarray, head: np.ndarray) -> float | None:
@@ -179,15 +181,15 @@ def summary(values: np.ndarray) -> dict[str, float | None]:
     if not len(values):
         return {**dict.fromkeys(_STATISTICS), "n": 0.0}
     values = values.astype(np.float64)
-    middle = np.median(values)
-    low, high = np.percentile(values, [5, 95])
-    constant = np.ptp(values) == 0
+    low, middle, high = np.percentile(values, [5, 50, 95])
+    away = np.square(values - values.mean())
+    variance = float(away.mean())
     return {
         "mean": float(values.mean()),
         "median": float(middle),
-        "stdv": float(values.std()),
+        "stdv": float(np.sqrt(variance)),
         "mad": float(np.median(np.abs(values - middle))),
-        "k": None if constant else float(stats.kurtosis(values)),
+        "k": float(away @ away) / len(away) / variance**2 - 3 if np.ptp(values) else None,
         "p05": float(low),
         "p95": float(high),
         "n": float(len(values)),
@@ -238,15 +240,11 @@ def _resolution_figures(axes: tuple[AxisResolution, ...]) -> Figures:
     return figures
 
 
-def _novelty_figures(
-    data: np.ndarray, affine: np.ndarray, inside: np.ndarray, suffix: str
-) -> Figures:
-    image = nib.Nifti1Image(data, affine)
-    scan = prepare(image, nib.Nifti1Image(inside.astype(np.uint8), affine), suffix)
+def _novelty_figures(scan: Scan) -> Figures:
     figures = scan_figures(scan.data, scan.brain, scan.depth, scan.zooms)
     if figures is None:
         return {"distance_from_training": None, "furthest_figure": None}
-    found = novelty(figures, suffix)
+    found = novelty(figures, scan.suffix)
     return {"distance_from_training": found.distance, "furthest_figure": found.furthest}
 
 
@@ -280,7 +278,29 @@ def quality_figures(
     inside = np.asarray(mask) > 0
     if inside.shape != data.shape:
         raise ValueError(f"mask {inside.shape} and image {data.shape} differ in shape")
-    zooms = voxel_sizes(affine)
+    image = nib.Nifti1Image(data, affine)
+    scan = prepare(image, nib.Nifti1Image(inside.astype(np.uint8), affine), suffix)
+    return _figures(data, inside, voxel_sizes(affine), scan)
+
+
+def judge(
+    image: nib.Nifti1Image, mask: nib.Nifti1Image, suffix: str, metadata: Mapping[str, Any]
+) -> tuple[Figures, list[str]]:
+    """Quality figures of a conformed scan, and what is unusual about it in sentences.
+
+    The same as :func:`quality_figures` and then :func:`bids_moediff.engine.doubt.find_doubts`,
+    which have half of their work in common.
+    """
+    scan = prepare(image, mask, suffix, metadata)
+    data, inside = np.asarray(image.dataobj, dtype=np.float32), np.asarray(mask.dataobj) > 0
+    figures = _figures(data, inside, voxel_sizes(image.affine), scan)
+    return figures, doubts_about(replace(scan, figures=figures))
+
+
+def _figures(
+    data: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float], scan: Scan
+) -> Figures:
+    """All figures of finite data; ``scan`` is the same, prepared for the checks."""
     head = head_mask_array(data, zooms) | inside
     noise = estimate_noise(data, inside, head, zooms)
     brain = data[inside]
@@ -288,7 +308,7 @@ def quality_figures(
     top = float(np.percentile(data, 99.95)) or 1.0
     widths = smoothness(data, inside, zooms)
     figures: Figures = {
-        **_tissue_figures(tissue_classes(brain[brain != 0], suffix), noise.air, top),
+        **_tissue_figures(tissue_classes(brain[brain != 0], scan.suffix), noise.air, top),
         "efc": entropy_focus(data),
         "fber": foreground_background_ratio(data, head),
         "qi_1": air_artefact(data, head, noise.air),
@@ -300,7 +320,7 @@ def quality_figures(
         "fwhm_avg": float(np.mean(widths)),
         "brain_volume": float(inside.sum() * np.prod(zooms) / 1000),
         **_resolution_figures(acquired_resolution(data, zooms, inside)),
-        **_novelty_figures(data, affine, inside, suffix),
+        **_novelty_figures(scan),
     }
     for axis, name in enumerate(_AXES):
         figures[f"fwhm_{name}"] = widths[axis]

@@ -28,6 +28,7 @@ PERIODICITY_RATIO = 7.0
 SEGMENT_LENGTHS = (64, 48, 32, 24, 16)
 FEWEST_SEGMENTS = 300
 MOST_SEGMENTS = 6000
+LEAST_FACTOR = 1.15  # smaller differences are within the accuracy of the cut-off
 # Beyond this factor an image is smooth, not interpolated.
 LARGEST_FACTOR = 5.0
 # What lies above the acquired band, in decibels against the last fifth of it: linear and cubic
@@ -100,7 +101,10 @@ def axis_spectrum(data: np.ndarray, mask: np.ndarray, axis: int) -> AxisSpectrum
 
     Returns None where the mask holds too few straight stretches of at least 16 voxels.
     """
-    lines, valid = _lines(data, _valid(data, mask), axis)
+    return _welch(*_lines(data, _valid(data, mask), axis))
+
+
+def _welch(lines: np.ndarray, valid: np.ndarray) -> AxisSpectrum | None:
     for length in SEGMENT_LENGTHS:
         if length > lines.shape[1]:
             continue
@@ -214,7 +218,10 @@ def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | N
     None where the sharpness has no period. Exactly every second voxel is left out: interleaved
     slices differ like that without any interpolation.
     """
-    lines, valid = _lines(data, _valid(data, mask), axis)
+    return _period(*_lines(data, _valid(data, mask), axis))
+
+
+def _period(lines: np.ndarray, valid: np.ndarray) -> float | None:
     bend = np.abs(lines[:, 2:] - 2 * lines[:, 1:-1] + lines[:, :-2])
     known = valid[:, 2:] & valid[:, 1:-1] & valid[:, :-2]
     count = known.sum(axis=0)
@@ -223,7 +230,7 @@ def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | N
         return None
     part = slice(covered[0], covered[-1] + 1)
     total = (bend[:, part] * known[:, part]).sum(axis=0)
-    profile = np.log(np.maximum(total / np.maximum(count[part], 1), 1e-6 * np.abs(data).max()))
+    profile = np.log(np.maximum(total / np.maximum(count[part], 1), 1e-6 * np.abs(lines).max()))
     profile -= ndimage.gaussian_filter1d(profile, 4, mode="nearest")
     limit = 4 * 1.4826 * np.median(np.abs(profile))
     profile = np.clip(profile, -limit, limit) * np.hanning(len(profile) + 2)[1:-1]
@@ -239,7 +246,12 @@ def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | N
 
 def axis_resolution(data: np.ndarray, mask: np.ndarray, axis: int, voxel: float) -> AxisResolution:
     """Usable and acquired resolution along one voxel ``axis`` of size ``voxel`` mm."""
-    spectrum = axis_spectrum(data, mask, axis)
+    return _axis_resolution(*_lines(data, _valid(data, mask), axis), voxel)
+
+
+def _axis_resolution(lines: np.ndarray, valid: np.ndarray, voxel: float) -> AxisResolution:
+    """Usable and acquired resolution along voxel ``lines`` of voxels of ``voxel`` mm."""
+    spectrum = _welch(lines, valid)
     if spectrum is None:
         return AxisResolution(voxel, voxel, "unknown", voxel)
     fraction = usable_fraction(spectrum)
@@ -249,7 +261,7 @@ def axis_resolution(data: np.ndarray, mask: np.ndarray, axis: int, voxel: float)
         if (factor := cubic_factor(spectrum, cutoff)) is not None:
             return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
         return AxisResolution(voxel, voxel / fraction, "zero-filled", voxel / cutoff)
-    period = sharpness_period(data, mask, axis)
+    period = _period(lines, valid)
     if period is not None:
         # A period of p and of 1 - p cycles per voxel look alike: take what the spectrum supports.
         large, small = 1 / period, 1 / (1 - period)
@@ -272,7 +284,7 @@ def acquired_resolution(
         box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
         data, mask = data[box], mask[box]
     first, second, third = (
-        axis_resolution(data, mask, axis, float(zooms[axis])) for axis in range(3)
+        _axis_resolution(*_lines(data, mask, axis), float(zooms[axis])) for axis in range(3)
     )
     return first, second, third
 

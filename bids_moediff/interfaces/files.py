@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
 
 
 def load_image(path: str | Path) -> nib.Nifti1Image:
     """Read an intermediate image."""
     return nib.Nifti1Image.from_filename(str(path))
-
-
-def load_array(path: str | Path) -> np.ndarray:
-    """Voxels of an intermediate image."""
-    return np.asanyarray(load_image(path).dataobj)
 
 
 def save_image(image: nib.Nifti1Image, path: Path) -> str:

@@ -10,7 +10,7 @@ from nipype.interfaces.base import File, traits
 from bids_moediff.bids.sink import write_json
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
-from .files import load_array, load_image
+from .files import load_image
 from .source import image_key, load_source
 
 LOGGER = logging.getLogger("nipype.interface")
@@ -35,18 +35,11 @@ class ImageQuality(ImageStep):
     output_spec = _QualityOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bids_moediff.engine.doubt import find_doubts
-        from bids_moediff.engine.quality import quality_figures
+        from bids_moediff.engine.quality import judge
 
         source = load_source(self.inputs.source)
         image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)
-        figures = quality_figures(
-            load_array(self.inputs.image),
-            image.affine,
-            load_array(self.inputs.mask),
-            source.suffix,
-        )
-        doubts = find_doubts(image, mask, source.suffix, source.metadata, figures)
+        figures, doubts = judge(image, mask, source.suffix, source.metadata)
         for doubt in doubts:
             LOGGER.warning("%s: %s", image_key(source), doubt)
         return {
