@@ -12,6 +12,7 @@ from bids_moediff.bids.names import PRODUCTS, derivative_path
 from bids_moediff.bids.sidecar import build_sidecar, expert_table
 from bids_moediff.bids.sink import write_json, write_nifti, write_text
 from bids_moediff.engine.grid import voxel_sizes
+from bids_moediff.errors import ImageError
 
 from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from .files import load_image, read_json, save_image
@@ -122,6 +123,7 @@ class _RecordInputSpec(ImageStepInputSpec):
     doubts = File(desc="JSON: what is unusual about the scan")
     notes = File(desc="JSON: remarks on the source")
     mask_record = File(desc="JSON: how the brain mask was made")
+    quality_failure = traits.Str("", usedefault=True, desc="one sentence if there are no figures")
 
 
 class _RecordOutputSpec(ImageStepOutputSpec):
@@ -135,6 +137,8 @@ class SidecarRecord(ImageStep):
     output_spec = _RecordOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
+        if self.inputs.quality_failure:
+            raise ImageError(self.inputs.quality_failure)
         record = dict(read_json(self.inputs.result)["record"])
         mask_record = dict(read_json(self.inputs.mask_record))
         remarks = [

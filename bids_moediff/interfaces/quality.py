@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality figures of a scan before and after super-resolution."""
+"""Quality figures of a scan, and what is unusual about it."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ class _QualityInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
     image = File(desc="conformed image")
     mask = File(desc="brain mask on its grid")
-    superres = File(desc="super-resolved image")
 
 
 class _QualityOutputSpec(ImageStepOutputSpec):

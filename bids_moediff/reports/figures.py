@@ -77,12 +77,15 @@ def make_scene(
     else:
         where = source.data > np.percentile(source.data, 50)
         where = where if where.any() else np.ones_like(where)
-    box = [(int(i.min()), int(i.max()) + 1) for i in np.nonzero(where)]
+    # Voxels of the brain in each slice: one pass an axis, where a centre of mass makes many.
+    counts = [where.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    centre = np.array([np.average(np.arange(len(c)), weights=c) for c in counts])
+    box = [(int(i.min()), int(i.max()) + 1) for c in counts for i in np.nonzero(c)]
     low, high = (
         source.start + source.zooms * np.array([edges[end] for edges in box]) for end in (0, 1)
     )
     low, high = np.maximum(low - MARGIN, source.start), np.minimum(high + MARGIN, source.stop)
-    middle = source.start + source.zooms * (np.array(ndimage.center_of_mass(where)) + 0.5)
+    middle = source.start + source.zooms * (centre + 0.5)
     # Slightly off the midline, where a sagittal slice shows cortex and not the falx.
     middle[0] += min(8.0, 0.1 * (high[0] - low[0]))
     values = source.data[where]
@@ -106,9 +109,7 @@ def _zooms(volume: Volume) -> str:
     return " x ".join(f"{zoom:.3g}" for zoom in volume.zooms) + " mm"
 
 
-def _row(
-    scene: Scene, paint: Mapping[str, np.ndarray], title: str, extra: int = 0
-) -> Canvas:
+def _row(scene: Scene, paint: Mapping[str, np.ndarray], title: str, extra: int = 0) -> Canvas:
     """A row of the three planes with letters, slice positions, scale bar and a title."""
     width, height = scene.size
     board = Canvas(width + extra, height + 30)
@@ -149,35 +150,35 @@ def write_result(scene: Scene, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class CubicVolume(Volume):
-    """Cubic B-spline interpolation of the input on the grid of the result, slice by slice.
+    """Cubic B-spline interpolation of the input on the grid of the result, where it is shown.
 
-    ``data`` is empty space of the right shape; whole volumes would cost a minute for nothing.
+    ``data`` is empty space of the right shape: the whole volume would cost a minute for nothing.
     """
 
-    coefficients: np.ndarray
-    ratio: np.ndarray
-    first: np.ndarray
+    slices: Mapping[str, np.ndarray]
 
     def slice_at(self, plane: str, position: float) -> np.ndarray:
-        """The voxels (horizontal, vertical) of the slice that holds ``position``."""
-        axis = NORMAL[plane]
-        shape, first = list(self.data.shape), self.first.copy()
-        index = int(np.clip(self.index(axis, position), 0, shape[axis] - 1))
-        shape[axis], first[axis] = 1, first[axis] + index * self.ratio[axis]
-        part = ndimage.affine_transform(
-            self.coefficients, self.ratio, first, tuple(shape), mode="mirror", prefilter=False
-        )
-        return np.take(part, 0, axis=axis)
+        """The voxels (horizontal, vertical) of the one slice of this plane that is shown."""
+        return self.slices[plane]
 
 
-def cubic_on(original: Volume, enhanced: Volume) -> CubicVolume:
-    """Cubic B-spline interpolation of the input on the grid of the result."""
+def cubic_on(scene: Scene) -> CubicVolume:
+    """Cubic B-spline interpolation of the input on the grid of the result, in a scene's slices."""
+    original, enhanced = scene.original, scene.enhanced
     ratio = enhanced.zooms / original.zooms
-    first = (enhanced.start + enhanced.zooms / 2 - original.start) / original.zooms - 0.5
-    space = np.broadcast_to(np.float32(0), enhanced.data.shape)
+    corner = (enhanced.start + enhanced.zooms / 2 - original.start) / original.zooms - 0.5
     coefficients = ndimage.spline_filter(original.data, output=np.float32)
-    place = (enhanced.zooms, enhanced.start, enhanced.rotation)
-    return CubicVolume(space, *place, coefficients, ratio, first)
+    slices = {}
+    for plane, position in scene.positions.items():
+        axis, shape, first = NORMAL[plane], list(enhanced.data.shape), corner.copy()
+        index = int(np.clip(enhanced.index(axis, position), 0, shape[axis] - 1))
+        shape[axis], first[axis] = 1, first[axis] + index * ratio[axis]
+        part = ndimage.affine_transform(
+            coefficients, ratio, first, tuple(shape), mode="mirror", prefilter=False
+        )
+        slices[plane] = np.take(part, 0, axis=axis)
+    space = np.broadcast_to(np.float32(0), enhanced.data.shape)
+    return CubicVolume(space, enhanced.zooms, enhanced.start, enhanced.rotation, slices)
 
 
 def write_cubic(scene: Scene, cubic: Volume, path: Path) -> Path:

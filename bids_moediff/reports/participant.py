@@ -199,7 +199,7 @@ def draw_pictures(
 
     original = conform(products["raw"])[0] if "raw" in products else load("preproc")
     scene = figures.make_scene(original, load("sr"), load("mask"))
-    cubic = figures.cubic_on(scene.original, scene.enhanced)
+    cubic = figures.cubic_on(scene)
     figures.write_input(scene, path("input"))
     figures.write_result(scene, path("sr"))
     figures.write_cubic(scene, cubic, path("cubic"))

@@ -207,7 +207,9 @@ def _connect_processing(
             (superres_wf, products_wf, [("outputnode.results", "inputnode.results")]),
             (prepare_wf, products_wf, [
                 (f"outputnode.{field}", f"inputnode.{field}")
-                for field in ("image", "mask", "notes", "mask_record", "failure")
+                for field in (
+                    "image", "mask", "notes", "mask_record", "mask_failure", "failure",
+                )
             ]),
             (superres_wf, status, [("outputnode.results", "results")]),
             (products_wf, status, [

@@ -13,7 +13,9 @@ from bids_moediff.settings import Settings
 
 from .outputs import init_ds_preparation_wf
 
-OUTPUT_FIELDS = ["image", "notes", "mask", "mask_record", "entry", "failure"]
+OUTPUT_FIELDS = [
+    "image", "notes", "mask", "mask_record", "mask_failure", "entry", "failure",
+]  # fmt: skip
 # Measured peak of a step over the size of the image as float32.
 COPIES_IN_MEMORY = 12
 
@@ -54,8 +56,8 @@ def init_image_preparation_wf(
     -------
     image, notes
         Conformed image; remarks on the source.
-    mask, mask_record
-        Brain mask and how it was made.
+    mask, mask_record, mask_failure
+        Brain mask, how it was made, and one sentence if it or the image cannot be had.
     entry
         What the network is to be told.
     failure
@@ -125,7 +127,9 @@ def _add_outputs(workflow: Workflow, settings: Settings) -> None:
             ("corrected", "inputnode.corrected"), ("failure", "inputnode.failure"),
         ]),
         (conform, outputnode, [("image", "image"), ("notes", "notes")]),
-        (brain_mask, outputnode, [("mask", "mask"), ("record", "mask_record")]),
+        (brain_mask, outputnode, [
+            ("mask", "mask"), ("record", "mask_record"), ("failure", "mask_failure"),
+        ]),
         (describe, outputnode, [("entry", "entry")]),
         (ds_preparation_wf, outputnode, [("outputnode.failure", "failure")]),
     ])  # fmt: skip

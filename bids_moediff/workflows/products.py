@@ -18,7 +18,8 @@ from .outputs import (
 )
 
 INPUT_FIELDS = [
-    "source", "key", "results", "image", "mask", "notes", "mask_record", "failure",
+    "source", "key", "results", "image", "mask", "notes", "mask_record", "mask_failure",
+    "failure",
 ]  # fmt: skip
 OUTPUT_FIELDS = ["quality", "doubts", "failure"]
 
@@ -46,8 +47,9 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
         Source image as text and its name in the results.
     results
         Results of the participant.
-    image, mask, notes, mask_record
-        Products of the preparation.
+    image, mask, notes, mask_record, mask_failure
+        Products of the preparation. The quality figures need no more than these, so they are
+        computed beside the bias field and the network.
     failure
         What went wrong before.
 
@@ -71,12 +73,14 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
     )
     workflow.connect([
         (inputnode, select, [("results", "results"), ("key", "key"), ("failure", "failure")]),
-        (inputnode, quality, [("image", "image"), ("mask", "mask"), ("source", "source")]),
-        (select, quality, [("image", "superres"), ("failure", "failure")]),
+        (inputnode, quality, [
+            ("image", "image"), ("mask", "mask"), ("source", "source"),
+            ("mask_failure", "failure"),
+        ]),
         (inputnode, record, [("notes", "notes"), ("mask_record", "mask_record")]),
-        (select, record, [("result", "result")]),
+        (select, record, [("result", "result"), ("failure", "failure")]),
         (quality, record, [
-            ("quality", "quality"), ("doubts", "doubts"), ("failure", "failure"),
+            ("quality", "quality"), ("doubts", "doubts"), ("failure", "quality_failure"),
         ]),
         (inputnode, ds_superres_wf, [("source", "inputnode.source"), ("mask", "inputnode.mask")]),
         (select, ds_superres_wf, [("image", "inputnode.image")]),
