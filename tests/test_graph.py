@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits for what: quality figures run beside bias field and network."""
+
+from pathlib import Path
+
+import networkx as nx
+import pytest
+from nipype.pipeline.engine.utils import generate_expanded_graph
+
+from bids_moediff.bids.image import AnatomicalImage, Participant
+from bids_moediff.interfaces.derivatives import SidecarRecord
+from bids_moediff.settings import Settings
+from bids_moediff.workflows.base import Plan, init_single_subject_wf
+
+
+@pytest.fixture(scope="module")
+def graph() -> nx.DiGraph:
+    """Names of the steps of a participant with one image, with what they wait for."""
+    name = "sub-01/anat/sub-01_T1w.nii.gz"
+    image = AnatomicalImage(Path("/nowhere") / name, name, {"sub": "01"}, "T1w", {})
+    plan = Plan("student", "", ("cpu",), 1, "run")
+    workflow = init_single_subject_wf(Participant("01", (image,)), Settings(), plan)
+    # Without the nodes that only hand on, which join what has nothing to do with each other.
+    steps = generate_expanded_graph(workflow._create_flat_graph())
+    return nx.DiGraph([(a.name, b.name) for a, b in steps.edges()])
+
+
+def test_quality_waits_for_the_brain_mask_alone(graph: nx.DiGraph) -> None:
+    before = nx.ancestors(graph, "quality")
+    assert {"conform", "brain_mask"} <= before
+    assert not before & {"bias_field", "superres", "select"}
+
+
+def test_nothing_is_written_before_figures_and_result_are_there(graph: nx.DiGraph) -> None:
+    assert {"quality", "superres"} <= nx.ancestors(graph, "ds_sr")
+
+
+def test_an_image_without_figures_fails_with_their_sentence(tmp_path: Path) -> None:
+    step = SidecarRecord(quality_failure="The figures cannot be computed.")
+    found = step.run(cwd=str(tmp_path)).outputs
+    assert found.failure == "The figures cannot be computed."
