@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ from bids_moediff.training.recipe import recipe_names
 from bids_moediff.training.state import WeightAverage, load_state, read_state, save_state
 from bids_moediff.training.trainer import InterruptedRun, Trainer, make_stage, train
 from bids_moediff.training.volumes import make_volume
+from generated import head
 from training_data import heads, pack, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,3 +289,27 @@ def test_the_session_script_trains_for_some_minutes(data: Path, tmp_path: Path) 
     assert load_model(tmp_path / "experts" / "model").config["family"] == "moediff"
     assert load_model(tmp_path / "student" / "model").config["family"] == "student"
     assert (tmp_path / "student-undistilled" / "model" / "MODEL_CARD.md").is_file()
+
+
+@pytest.mark.slow
+def test_the_ablation_script_fills_every_row(data: Path, teacher: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "truth_T2w.nii.gz"
+    nib.save(head((56, 60, 52), (3.0, 3.0, 3.2), 3), truth)
+    words = ["tools/ablations.sh", data, teacher, tmp_path / "runs", truth]
+    small = "block=72 batch=1 stored_volumes=2 window=2 validation_block=16"
+    settings = {"STEPS": "2", "SMALL": small, "NETWORK": "network.width=4", "OPTIONS": "--smoke"}
+    settings |= {"JUDGE": "--block 48 --protocols x2iso-kspace", "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", *map(str, words)], cwd=ROOT, env={**os.environ, **settings},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    page = (tmp_path / "runs" / "table" / "ablations.md").read_text()
+    # The mixture itself is the default of this table.
+    missing = [line for line in page.splitlines() if "not given" in line]
+    assert len(missing) == 1 and "three experts, trained as the others here" in missing[0]
+    volumes = [
+        (tmp_path / "runs" / name / "volumes" / "000-00001.safetensors").stat().st_ino
+        for name in ("experts", "experts-2d", "experts-noise")
+    ]
+    assert volumes[0] == volumes[1] != volumes[2]

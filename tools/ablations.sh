@@ -6,9 +6,9 @@
 #
 # PACK is a training pack, MEAN a model or a run with a trained mean, RUNS the folder of all runs
 # (the same command goes on where it stopped), each HEAD a high-resolution image that trained
-# nothing. The table is RUNS/table/ablations.md.
-# STEPS and SMALL (settings of bids_moediff-train --set) make it larger; OPTIONS are further
-# options of every training (OPTIONS=--smoke tries the script), JUDGE those of the evaluation.
+# nothing. The table is RUNS/table/ablations.md. STEPS, SMALL (settings of every training) and
+# NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
+# (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate ablations.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,9 +18,9 @@ shift 3
 python=${PYTHON:-python3}
 read -r -a small <<<"${SMALL:-crop=64 block=72 batch=8 stored_volumes=24 window=24 warm_up=50 \
 validation_block=24 evaluate_every=200 save_every=100}"
-read -r -a width <<<"${WIDTH:-network.width=32}"
+read -r -a network <<<"${NETWORK:-network.width=32}"
 read -r -a options <<<"--steps ${STEPS:-400} --device cpu ${OPTIONS:-}"
-read -r -a judge <<<"${JUDGE:---block 64 --protocols x2iso-kspace x4slices-gaussian}"
+read -r -a judge <<<"${JUDGE:---block 64 --protocols x2iso-kspace}"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$runs"
 
@@ -48,16 +48,16 @@ PYTHON
 }
 
 # The two starts see other volumes: with the mean's output, and without.
-train experts experts "${width[@]}" --init "$mean"
+train experts experts "${network[@]}" --init "$mean"
 for recipe in experts-single experts-slice-gate experts-2d; do
-  train "$recipe" experts "${width[@]}" --init "$mean"
+  train "$recipe" experts "${network[@]}" --init "$mean"
 done
-train experts-interpolation experts-interpolation "${width[@]}"
-train experts-noise experts-interpolation "${width[@]}"
+train experts-interpolation experts-interpolation "${network[@]}"
+train experts-noise experts-interpolation "${network[@]}"
 for latent in "kl autoencoder" "vq autoencoder-vq"; do
   read -r name coder <<<"$latent"
   train "$coder" experts-interpolation
-  train "experts-$name" experts "${width[@]}" "$(scale "$coder")" --init "$mean" "$runs/$coder"
+  train "experts-$name" experts "${network[@]}" "$(scale "$coder")" --init "$mean" "$runs/$coder"
 done
 
 models=()
