@@ -185,9 +185,7 @@ def test_a_full_disk_keeps_the_old_state(data: Path, tmp_path: Path) -> None:
     before = state.read_bytes()
     more = tiny("mean", steps=4, save_every=1)
     with pytest.raises(MoediffError, match=r"cannot be saved .* saved before is whole"):
-        _with_file_limit(
-            len(before) // 2, lambda: train(more, data, tmp_path, device="cpu")
-        )
+        _with_file_limit(len(before) // 2, lambda: train(more, data, tmp_path, device="cpu"))
     assert state.read_bytes() == before
     assert train(more, data, tmp_path, device="cpu")["step"] == 4
 
