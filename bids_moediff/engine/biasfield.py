@@ -12,7 +12,7 @@ from bids_moediff.engine.masks import block_mean, distance_to
 from bids_moediff.engine.separable import along_axes
 from bids_moediff.errors import ImageError
 
-WORKING_ZOOM = 4.0  # mm; the field has no detail finer than its splines
+WORKING_ZOOM = 5.0  # mm; the field has no detail finer than its splines
 SPLINE_SPAN = 160.0  # mm between control points at the first of the levels
 ITERATIONS = (50, 50, 30)
 FADE = 25.0  # mm beyond the mask over which the spline gives way to its smooth extension
