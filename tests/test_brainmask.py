@@ -11,6 +11,8 @@ import torch
 from bids_moediff.engine.brainmask import brain_mask, clean_mask
 from bids_moediff.engine.separable import along_axes, tent_matrix
 from bids_moediff.errors import ImageError, WeightsError
+from bids_moediff.models.brainmask import BrainMaskNet
+from bids_moediff.models.hub import save_model
 from test_masks import make_head
 
 ZOOMS = (2.0, 2.0, 2.0)
@@ -50,6 +52,28 @@ def test_orientation_does_not_matter() -> None:
     affine[1, 0], affine[2, 1], affine[0, 2], affine[3, 3] = -2.0, 2.0, -2.0, 1.0
     turned = found(np.ascontiguousarray(data.transpose(1, 2, 0)[::-1, :, ::-1]), affine)
     assert dice(turned[::-1, :, ::-1].transpose(2, 0, 1), straight) > 0.999
+
+
+def test_the_working_grid_is_that_of_the_model(tmp_path: Path) -> None:
+    """A network that passes intensities on: the finer its grid, the closer a ball's outline."""
+    network = BrainMaskNet((2, 2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.head.weight[0, -1] = 16.0
+        assert network.head.bias is not None
+        network.head.bias.fill_(-8.0)
+    axes = np.indices((60, 60, 60)) * 2.0 - 59.0
+    ball = np.sqrt((axes**2).sum(0)) < 45.0
+    scores = []
+    for zoom in (2.0, 12.0):
+        config = {"family": "brainmask", "version": "1", "brainmask": {"widths": [2, 2]}}
+        save_model(network, {**config, "zoom": zoom}, tmp_path / f"{zoom:g}", "card")
+        image = nib.Nifti1Image(ball.astype(np.float32) + 0.1, AFFINE)
+        mask, _ = brain_mask(image, tmp_path / f"{zoom:g}")
+        scores.append(dice(np.asarray(mask.dataobj) > 0, ball))
+    assert scores[0] > 0.97
+    assert scores[1] < scores[0] - 0.01
 
 
 def test_same_bytes_for_one_and_many_threads() -> None:

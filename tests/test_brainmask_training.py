@@ -30,8 +30,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(labels: Path, out: Path, minutes: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["brain_mask", "--labels", str(labels), "--out", str(out)]
+def train(
+    labels: Path, out: Path, minutes: float, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> None:
+    words = ["brain_mask", "--labels", str(labels), "--out", str(out), *more]
     words += ["--minutes", str(minutes), "--save-every", "2"]
     monkeypatch.setattr("sys.argv", words)
     brain_mask.main()
@@ -53,10 +55,21 @@ def test_a_run_goes_on_where_it_stopped(
     assert any(not torch.equal(first[name], second[name]) for name in names)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["training"]["steps"] == 5
+    assert config["zoom"] == brain_mask.WORKING_ZOOM
     shipped = load_model(tmp_path).network.state_dict()
     average = {k.removeprefix("average."): v for k, v in second.items() if "average." in k}
     assert set(average) == set(shipped)
     assert all(torch.allclose(shipped[name], average[name], atol=2e-3) for name in average)
+
+
+def test_a_run_can_start_from_other_weights(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brain_mask, "MOST_STEPS", 0)
+    train(labels, tmp_path, 5.0, monkeypatch, "--init", "brainmask")
+    ours, shipped = load_model(tmp_path), load_model("brainmask").network.state_dict()
+    assert ours.config["training"]["init"] == "brainmask"
+    assert all(torch.equal(v, shipped[k]) for k, v in ours.network.state_dict().items())
 
 
 def test_images_depend_on_seed_and_step_alone(labels: Path) -> None:

@@ -20,8 +20,6 @@ from bids_moediff.engine.masks import head_mask_array, largest_component, outsid
 from bids_moediff.engine.separable import along_axes, tent_matrix
 from bids_moediff.errors import ImageError
 
-WORKING_ZOOM = 4.0  # mm
-HALF = WORKING_ZOOM / 2
 MODEL = "brainmask"
 
 
@@ -93,7 +91,7 @@ def _network_logits(
     """Logits of brain on the grid of ``data``."""
     import torch
 
-    network, origin = _load(model)
+    network, zoom, origin = _load(model)
     orientation = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
     ras = apply_orientation(data, orientation)
     zooms = nib.affines.voxel_sizes(affine @ inv_ornt_aff(orientation, data.shape))
@@ -101,7 +99,8 @@ def _network_logits(
     try:
         torch.set_num_threads(1)  # sums of floats depend on how they are shared out
         # Two looks at every place: a second grid between the voxels of the first, mirrored.
-        fine = _look(ras, zooms, network, 0.0, 1) + _look(ras, zooms, network, HALF, -1)
+        fine = _look(ras, zooms, network, zoom, 0.0, 1)
+        fine += _look(ras, zooms, network, zoom, zoom / 2, -1)
     finally:
         torch.set_num_threads(threads)
     fine /= 2
@@ -109,22 +108,27 @@ def _network_logits(
     return np.asarray(apply_orientation(fine, back)), dict(origin)
 
 
-def _look(ras: np.ndarray, zooms: np.ndarray, network: Any, shift: float, step: int) -> np.ndarray:
-    """Logits by a working grid that begins ``shift`` mm before the image; ``step`` -1 mirrors."""
+def _look(
+    ras: np.ndarray, zooms: np.ndarray, network: Any, zoom: float, shift: float, step: int
+) -> np.ndarray:
+    """Logits by a working grid of ``zoom`` mm that begins ``shift`` mm before the image.
+
+    ``step`` -1 mirrors it.
+    """
     import torch
 
     sizes = [
-        max(1, round((size * zoom + shift) / WORKING_ZOOM))
-        for size, zoom in zip(ras.shape, zooms, strict=True)
+        max(1, round((size * own + shift) / zoom))
+        for size, own in zip(ras.shape, zooms, strict=True)
     ]
     grids = list(zip(ras.shape, zooms, sizes, strict=True))
-    coarse = along_axes(ras, [tent_matrix(n, z, m, WORKING_ZOOM, -shift) for n, z, m in grids])
+    coarse = along_axes(ras, [tent_matrix(n, z, m, zoom, -shift) for n, z, m in grids])
     volume = np.pad(normalise(coarse), [(0, -size % network.multiple) for size in sizes])
     with torch.inference_mode():
         given = torch.from_numpy(np.ascontiguousarray(volume[::step]))
         logits = network(given[None, None])[0, 0].numpy()[::step]
     logits = np.clip(logits[tuple(slice(size) for size in sizes)], -8.0, 8.0)
-    return along_axes(logits, [tent_matrix(m, WORKING_ZOOM, n, z, shift) for n, z, m in grids])
+    return along_axes(logits, [tent_matrix(m, zoom, n, z, shift) for n, z, m in grids])
 
 
 def _stripped_brain(
@@ -141,11 +145,12 @@ def _stripped_brain(
 
 
 @lru_cache(maxsize=2)
-def _load(model: str) -> tuple[Any, dict[str, Any]]:
-    """The network and ``{"model", "sha256", "threshold"}``: the logit above which brain begins."""
+def _load(model: str) -> tuple[Any, float, dict[str, Any]]:
+    """The network, the voxel size of its working grid in mm, and ``{"model", "sha256",
+    "threshold"}``: the logit above which brain begins."""
     from bids_moediff.models.hub import load_model
 
     loaded = load_model(model)
     threshold = float(loaded.config.get("threshold", 0.0))
     record = {"model": loaded.name, "sha256": loaded.sha256, "threshold": threshold}
-    return loaded.network, record
+    return loaded.network, float(loaded.config.get("zoom", 4.0)), record

@@ -5,7 +5,7 @@ A label map is warped, every label gets a random brightness, and the result is g
 have: shading, thick slices, noise, a cropped field of view, a deleted face or skull. The idea is
 that of SynthStrip (Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474).
 
-    python -m bids_moediff.training.brain_mask --labels DIR --out DIR --minutes 40
+    python -m bids_moediff.training.brain_mask --labels DIR --out DIR --minutes 40 [--init MODEL]
 """
 
 import argparse
@@ -20,23 +20,29 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from bids_moediff.engine.brainmask import WORKING_ZOOM, normalise
+from bids_moediff.engine.brainmask import normalise
 from bids_moediff.models.brainmask import BrainMaskNet
-from bids_moediff.models.hub import save_model
+from bids_moediff.models.hub import load_model, save_model
 from bids_moediff.training.state import WeightAverage, load_state, save_state
 
+WORKING_ZOOM = 3.0  # mm
+# The image is brought to the working grid by a tent as wide as two of its voxels; four points this
+# far from the centre along each axis, in voxels, have the same second moment.
+TENT = float(np.sqrt(1 / 6))
 FLUID = 24  # label of cerebrospinal fluid
+FLUIDS = (4, 5, 14, 15, FLUID, 43, 44, 72)
 MOST_STEPS = 10**9
 OUTSIDE = 500  # labels from here on are skull, skin, eyes and neck
 CARD = """# Brain mask
 
-A 3-D U-Net on a 4 mm grid that tells brain (with the fluid in and between its folds) from
+A 3-D U-Net on a {zoom:g} mm grid that tells brain (with the fluid in and between its folds) from
 everything else, in any contrast, with the face or the skull removed or not.
 
-* Trained for {steps} images made from the label maps of SynthSeg (20 whole heads) and SynthSR
-  (5 brains; shells of fluid, bone and skin were grown around them), both Apache-2.0: random shape,
+* Trained for {steps} images{start}, made from
+  the label maps of SynthSeg (20 whole heads) and SynthSR (5 brains; shells of fluid, bone and skin
+  were grown around them), both Apache-2.0: random size and shape, wide ventricles and folds,
   contrast, shading, slice thickness, noise, field of view, defacing, skull-stripping.
-* Dice on images made in the same way from five label maps that were left out, on the 4 mm grid:
+* Dice on images made in the same way from five label maps that were left out, on that grid:
   mean {mean}, lowest {least}. Real scans were never seen.
 * Not for: animals, infants, brains after large resections.
 * Made by `python -m bids_moediff.training.brain_mask`.
@@ -55,6 +61,7 @@ class Head:
 
     name: str
     indices: torch.Tensor  # (x, y, z) uint8
+    shrunken: torch.Tensor  # the same with wide ventricles and folds: tissue turned to fluid
     brain: torch.Tensor  # (x, y, z) uint8
     centre: np.ndarray  # voxel coordinates of the brain's centre
     whole: bool  # whether skull and skin are there
@@ -78,6 +85,7 @@ def load_head(path: Path, table: dict[int, int]) -> Head:
     """Read one label map; ``table`` collects a small index for every label met."""
     image = nib.as_closest_canonical(nib.load(path))
     labels = np.asarray(image.dataobj).astype(np.int32)
+    labels = labels[ndimage.find_objects((labels > 0).astype(np.uint8))[0]]
     truth = brain_truth(labels)
     whole = bool((labels >= OUTSIDE).any())
     if not whole:  # folds without a label hold fluid; grow shells of skull and skin around it
@@ -94,9 +102,12 @@ def load_head(path: Path, table: dict[int, int]) -> Head:
     indices = np.zeros(labels.shape, dtype=np.uint8)  # contiguous, whatever the file's axes
     for label in np.unique(labels):
         indices[labels == label] = table.setdefault(int(label), len(table))
+    shrunken, wide = indices.copy(), ndimage.distance_transform_edt(~np.isin(labels, FLUIDS)) < 2.5
+    shrunken[wide & (labels > 0) & (labels < OUTSIDE)] = table.setdefault(FLUID, len(table))
     return Head(
         path.name.split(".")[0],
         torch.from_numpy(indices),
+        torch.from_numpy(shrunken),
         torch.from_numpy(truth.astype(np.uint8, order="C")),
         np.argwhere(truth).mean(0),
         whole,
@@ -124,7 +135,8 @@ def _coordinates(
         turn[[first, second], [first, second]] = np.cos(angle)
         turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
         matrix = matrix @ turn
-    size = rng.uniform(0.8, 1.13) * rng.uniform(0.94, 1.06, 3)  # of this head against the source
+    # Against the source, a grown-up's head; below 0.8 are heads of small children.
+    size = rng.uniform(0.72, 1.13) * rng.uniform(0.94, 1.06, 3)
     matrix = matrix @ np.diag(1.0 / size) @ (np.eye(3) + rng.normal(0.0, 0.03, (3, 3)))
     linear = torch.tensor(matrix.T, dtype=torch.float32)
     shift = torch.tensor(rng.normal(0.0, [8.0, 12.0, 25.0]), dtype=torch.float32)
@@ -147,14 +159,15 @@ def _nearest(points: torch.Tensor, shape: tuple[int, ...]) -> tuple[torch.Tensor
 
 
 def _paint(
-    head: Head, points: torch.Tensor, linear: torch.Tensor, means: np.ndarray, spreads: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Brightness, spread and brain share per voxel, each the mean over four points in it."""
-    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * WORKING_ZOOM / 4
+    head: Head, indices: torch.Tensor, points: torch.Tensor, linear: torch.Tensor,
+    means: np.ndarray, spreads: np.ndarray,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Brightness, spread and brain share per voxel, each the mean over four points around it."""
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     total = torch.zeros(3, *points.shape[:3])
-    for corner in corners:
-        flat, inside = _nearest(points + corner @ linear, tuple(head.indices.shape))
-        label = head.indices.view(-1)[flat].int() * inside
+    for corner in corners * WORKING_ZOOM * TENT:
+        flat, inside = _nearest(points + corner @ linear, tuple(indices.shape))
+        label = indices.view(-1)[flat].int() * inside
         total[0] += torch.from_numpy(means)[label]
         total[1] += torch.from_numpy(spreads)[label]
         total[2] += head.brain.view(-1)[flat] * inside
@@ -171,7 +184,7 @@ def _brightness(rng: np.random.Generator, table: dict[int, int]) -> tuple[np.nda
     if kind == 0:  # T1-weighted
         white, grey, fluid = rng.uniform([0.65, 0.4, 0.05], [0.9, 0.7, 0.25])
     elif kind == 1:  # T2-weighted
-        white, grey, fluid = rng.uniform([0.2, 0.3, 0.7], [0.4, 0.5, 1.0])
+        white, grey, fluid = rng.uniform([0.2, 0.3, 0.65], [0.5, 0.65, 1.0])
     elif kind == 2:  # FLAIR
         white, grey, fluid = rng.uniform([0.5, 0.6, 0.02], [0.7, 0.85, 0.2])
     groups = {
@@ -202,8 +215,8 @@ def _delete(
         return
     if rng.random() < (0.2 if whole else 0.6):
         distance = ndimage.distance_transform_edt(~soft) - ndimage.distance_transform_edt(soft)
-        wobble = _smooth(rng, shape, 6)[0, 0].numpy() * rng.uniform(0.0, 1.0)
-        keep = torch.from_numpy(distance + wobble < rng.uniform(-0.2, 1.5))
+        wobble = _smooth(rng, shape, 6)[0, 0].numpy() * rng.uniform(0.0, 4.0)
+        keep = torch.from_numpy(WORKING_ZOOM * distance + wobble < rng.uniform(-0.8, 6.0))
         image *= keep
         if rng.random() < 0.5:
             brain *= keep
@@ -212,7 +225,7 @@ def _delete(
         normal /= np.linalg.norm(normal)
         axes = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
         height = sum(part * axis for part, axis in zip(normal, axes, strict=True))
-        limit = float(np.max(height[soft])) + rng.uniform(-1.5, 6.0)
+        limit = float(np.max(height[soft])) + rng.uniform(-6.0, 24.0) / WORKING_ZOOM
         keep = torch.from_numpy(height < limit)
         image *= keep
         brain *= keep
@@ -227,11 +240,11 @@ def _delete(
 
 
 def _blur_one_axis(rng: np.random.Generator, image: torch.Tensor) -> torch.Tensor:
-    """Thick slices along one axis: averaged and linearly interpolated back."""
+    """Slices of 4 to 8 mm along one axis: averaged and linearly interpolated back."""
     axis = int(rng.integers(3))
     shape = list(image.shape[2:])
     coarse = list(shape)
-    coarse[axis] = max(8, round(shape[axis] / rng.uniform(1.1, 2.0)))
+    coarse[axis] = max(8, round(shape[axis] * WORKING_ZOOM / rng.uniform(4.0, 8.0)))
     thick = functional.interpolate(image, size=coarse, mode="area")
     return functional.interpolate(thick, size=shape, mode="trilinear", align_corners=False)
 
@@ -239,11 +252,15 @@ def _blur_one_axis(rng: np.random.Generator, image: torch.Tensor) -> torch.Tenso
 def synthesize(
     rng: np.random.Generator, head: Head, table: dict[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One image in [0, 1] and its brain truth in [0, 1], both (1, 1, x, y, z) at 4 mm."""
-    shape = tuple(int(8 * n) for n in rng.integers([5, 6, 5], [8, 9, 9]))
+    """One image in [0, 1] and its brain truth in [0, 1], both (1, 1, x, y, z) at 3 mm.
+
+    Fields of view of 144 to 240 mm: the smaller ones cost less and cut the head here and there.
+    """
+    shape = tuple(int(8 * n) for n in rng.integers([6, 7, 6], [9, 10, 10]))
     points, linear = _coordinates(rng, head, shape)
     means, spreads = _brightness(rng, table)
-    image, spread, brain = _paint(head, points, linear, means, spreads)
+    indices = head.shrunken if rng.random() < 0.25 else head.indices
+    image, spread, brain = _paint(head, indices, points, linear, means, spreads)
     if rng.random() < 0.5:
         image, spread, brain = (volume.flip(2) for volume in (image, spread, brain))
     noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))[None, None]
@@ -282,7 +299,7 @@ def validate(network: BrainMaskNet, heads: list[Head], table: dict[int, int]) ->
             for repeat in range(4):
                 rng = np.random.default_rng([7, number, repeat])
                 image, truth = synthesize(rng, head, table)
-                if float(truth.sum()) > 5000:
+                if float(truth.sum()) * WORKING_ZOOM**3 > 320e3:
                     scores.append(dice(network(image), truth))
     return scores
 
@@ -313,7 +330,10 @@ def fit(options: argparse.Namespace) -> None:
     left_out = [head for head in heads if head.name.startswith(LEFT_OUT)]
     training = [head for head in heads if not head.name.startswith(LEFT_OUT)]
     device = torch.device(options.device)
-    network = BrainMaskNet().to(device)
+    network = BrainMaskNet()
+    if options.init:
+        network.load_state_dict(load_model(options.init).network.state_dict())
+    network.to(device)
     average = WeightAverage(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -343,12 +363,10 @@ def fit(options: argparse.Namespace) -> None:
     _save(options, best, paths, step, scores)
 
 
-def _set_rate(
-    optimiser: torch.optim.Optimizer, peak: float, step: int, progress: float
-) -> None:
-    """A warm-up of 100 steps, and a straight line to zero over the last fifth of the time."""
+def _set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, progress: float) -> None:
+    """A warm-up of 100 steps, and a straight line to zero over the last half of the time."""
     for group in optimiser.param_groups:
-        group["lr"] = peak * min(1.0, (step + 1) / 100) * min(1.0, 5.0 * (1.0 - progress))
+        group["lr"] = peak * min(1.0, (step + 1) / 100) * min(1.0, 2.0 * (1.0 - progress))
 
 
 def _train_step(
@@ -376,10 +394,12 @@ def _save(
         "family": "brainmask",
         "version": "1",
         "brainmask": {"widths": list(network.widths)},
+        "zoom": WORKING_ZOOM,
         "threshold": options.threshold,
         "training": {
             "seed": options.seed,
             "steps": step,
+            "init": options.init,
             "left_out": list(LEFT_OUT),
             "working_grid_dice": {"mean": mean, "minimum": least},
             "data_sha256": {
@@ -387,7 +407,9 @@ def _save(
             },
         },
     }
-    save_model(network, config, options.out, CARD.format(steps=step, mean=mean, least=least))
+    start = f", from the weights of {options.init}" if options.init else ""
+    card = CARD.format(zoom=WORKING_ZOOM, steps=step, start=start, mean=mean, least=least)
+    save_model(network, config, options.out, card)
 
 
 def main() -> None:
@@ -395,6 +417,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--labels", type=Path, required=True, help="folder with label maps")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and curve")
+    parser.add_argument("--init", help="model whose weights are the start; random without")
     parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock budget")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
