@@ -16,7 +16,7 @@ from bids_moediff.engine.uncertainty import (
     expected_error,
 )
 from bids_moediff.evaluation.blocks import Block
-from bids_moediff.evaluation.calibration import examine
+from bids_moediff.evaluation.calibration import calibrate, examine
 from bids_moediff.evaluation.protocols import parse_protocol
 from bids_moediff.models.hub import LoadedModel, MoEDiffModel, load_model
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
@@ -98,6 +98,36 @@ def test_weights_that_were_never_compared_with_truth_are_told() -> None:
 def test_calibration_file() -> None:
     found = Calibration.from_dict({"factor": 1.4, "heads": ["a", "b"], "spread": [1, 2], "x": 0})
     assert found == Calibration(1.4, ("a", "b"), (1.0, 2.0), "")
+
+
+def test_coarse_scans_have_a_factor_of_their_own() -> None:
+    known = {"factor": 1.4, "coarse": {"factor": 1.8, "spread": [1.7, 2.0]}, "sha256": "a" * 64}
+    found = Calibration.from_dict(known)
+    assert [found.at(voxels) for voxels in (2.0, 8.0, 27.0, 64.0)] == [1.4, 1.4, 1.8, 1.8]
+    assert 1.4 < found.at(12.0) < found.at(20.0) < 1.8
+    assert Calibration.from_dict({"factor": 1.4}).at(64.0) == 1.4
+    image = head((40, 44, 36), (3.0, 3.0, 3.0))
+    result = resolver(known).enhance(image, (1.0,) * 3, want_deviation=True)
+    assert result.record["ExpectedErrorFactor"] == 1.8
+    old = resolver({"factor": 1.4}).enhance(image, (1.0,) * 3, want_deviation=True)
+    np.testing.assert_allclose(
+        np.asarray(result.standard_deviation.dataobj) / 1.8,
+        np.asarray(old.standard_deviation.dataobj) / 1.4,
+        rtol=1e-5,
+    )
+
+
+def test_rows_of_coarse_scans_do_not_move_the_factor_of_the_others() -> None:
+    rows = [
+        {"head": "h", "protocol": protocol, "fitted": fitted, "voxels": voxels}
+        for protocol, fitted, voxels in (
+            ("x2iso-box", 1.4, 8.0), ("x3iso-box", 1.8, 27.0), ("x2.5iso-box", 1.6, 15.6)
+        )
+    ]  # fmt: skip
+    both = calibrate(rows, resolver({}))
+    assert (both["factor"], both["spread"]) == (1.4, [1.4, 1.4])
+    assert both["coarse"] == {"factor": 1.8, "spread": [1.8, 1.8]}
+    assert "coarse" not in calibrate(rows[:1], resolver({}))
 
 
 @pytest.mark.shared

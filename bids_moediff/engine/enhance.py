@@ -6,6 +6,7 @@ mixture of diffusion experts on slices (or the student in their place), undo the
 onto the measured data.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,11 @@ class _Problem:
     field_coarse: torch.Tensor | None = None
     field_fine: torch.Tensor | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def voxel_ratio(self) -> float:
+        """Output voxels for each measured one."""
+        return math.prod(self.coarse_zooms) / math.prod(self.zooms)
 
     def start(self) -> torch.Tensor:
         """Cubic interpolation that agrees with the measurement: where the networks start."""
@@ -235,7 +241,7 @@ class SuperResolver:
             None if deviation is None else _image(deviation, problem.affine, image),
             relative,
             self._record(problem, sampling, relative, counts)
-            | self._calibration_record(deviation is not None),
+            | self._calibration_record(deviation is not None, problem.voxel_ratio),
         )
 
     def gates(
@@ -408,15 +414,15 @@ class SuperResolver:
         head = (start > HEAD).cpu().numpy()
         added = (restored - start).cpu().numpy()
         spread = None if variance is None else variance.cpu().numpy()
-        found = expected_error(added, head, self.calibration.factor, spread)
+        found = expected_error(added, head, self.calibration.at(problem.voxel_ratio), spread)
         return torch.from_numpy(found * problem.scale)
 
-    def _calibration_record(self, written: bool) -> dict[str, Any]:
+    def _calibration_record(self, written: bool, voxel_ratio: float) -> dict[str, Any]:
         """How the expected error came about, for the sidecar."""
         if not written or self.calibration is None:
             return {}
         return {
-            "ExpectedErrorFactor": self.calibration.factor,
+            "ExpectedErrorFactor": round(self.calibration.at(voxel_ratio), 3),
             "ExpectedErrorFactorRange": self.calibration.spread,
             "ExpectedErrorMeasuredOn": list(self.calibration.heads),
         }

@@ -18,29 +18,42 @@ from scipy import ndimage
 # Both fitted on development heads together with the first factor (docs/experiments.md).
 NEIGHBOURHOOD = 2.0  # output voxels, standard deviation of the Gaussian average
 SHARE_OF_MEAN = 0.2  # of the variance comes from the whole head: no voxel is free of doubt
+# Output voxels for each measured one: from here on the networks add too little detail for the
+# factor of milder ratios (x2 isotropic), and up to there (x3 isotropic) another was measured.
+MILD, COARSE = 8.0, 27.0
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Factor from detail added to expected error, the heads and the weights it was measured with.
 
-    ``spread`` is its smallest and largest value over heads and protocols.
+    ``spread`` is its smallest and largest value over heads and protocols; ``coarse`` the factor
+    where an output has 27 voxels for each measured one, the same if it was not measured.
     """
 
     factor: float
     heads: tuple[str, ...] = ()
     spread: tuple[float, float] | None = None
     sha256: str = ""
+    coarse: float | None = None
+
+    def at(self, voxels: float) -> float:
+        """The factor for an output with so many voxels for each measured one."""
+        if self.coarse is None or voxels <= MILD:
+            return self.factor
+        share = min(1.0, float(np.log(voxels / MILD) / np.log(COARSE / MILD)))
+        return self.factor + share * (self.coarse - self.factor)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
         """What `calibration.json` of a model folder holds; other keys are notes for readers."""
-        spread = values.get("spread")
+        spread, coarse = values.get("spread"), values.get("coarse")
         return cls(
             float(values["factor"]),
             tuple(values.get("heads", ())),
             None if spread is None else (float(spread[0]), float(spread[1])),
             str(values.get("sha256", "")),
+            None if coarse is None else float(coarse["factor"]),
         )
 
 

@@ -27,6 +27,7 @@ BINS = 10
 COLUMNS = (
     "head", "group", "protocol", "model", "samples", "rmse", "deviation", "factor", "within_two",
     "correlation", "risk_half", "ideal_half", "gain", "fitted",
+    "voxels",
 )  # fmt: skip
 
 
@@ -122,6 +123,7 @@ def examine(
         "protocol": protocol.key,
         "model": resolver.model.name,
         "samples": options.get("num_samples"),
+        "voxels": float(np.prod(ratios)),
     }
     return row | figures(deviation, error, found), found
 
@@ -132,15 +134,28 @@ def uncalibrated(resolver: SuperResolver) -> None:
 
 
 def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:
-    """Content of calibration.json from rows of a model that was :func:`uncalibrated`."""
-    fitted = [row["fitted"] for row in rows]
+    """Content of calibration.json from rows of a model that was :func:`uncalibrated`.
+
+    Rows with many output voxels for each measured one (x3 isotropic) make a factor of their own.
+    """
+    fitted = [row["fitted"] for row in rows if row["voxels"] <= uncertainty.MILD]
+    coarse = [row["fitted"] for row in rows if row["voxels"] >= uncertainty.COARSE]
+    known = _factor(fitted or [row["fitted"] for row in rows])
+    if fitted and coarse:
+        known["coarse"] = _factor(coarse)
     return {
-        "factor": round(float(np.sqrt(np.mean(np.square(fitted)))), 3),
-        "spread": [round(min(fitted), 3), round(max(fitted), 3)],
+        **known,
         "heads": sorted({row["head"] for row in rows}),
         "protocols": list(dict.fromkeys(row["protocol"] for row in rows)),
         "method": "expected error over its size before the factor, see docs/trust.md",
         "sha256": resolver.model.sha256,
+    }
+
+
+def _factor(fitted: Sequence[float]) -> Row:
+    return {
+        "factor": round(float(np.sqrt(np.mean(np.square(fitted)))), 3),
+        "spread": [round(min(fitted), 3), round(max(fitted), 3)],
     }
 
 
