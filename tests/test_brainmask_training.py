@@ -67,9 +67,11 @@ def test_a_run_can_start_from_other_weights(
 ) -> None:
     monkeypatch.setattr(brain_mask, "MOST_STEPS", 0)
     train(labels, tmp_path, 5.0, monkeypatch, "--init", "brainmask")
-    ours, shipped = load_model(tmp_path), load_model("brainmask").network.state_dict()
-    assert ours.config["training"]["init"] == "brainmask"
-    assert all(torch.equal(v, shipped[k]) for k, v in ours.network.state_dict().items())
+    ours, shipped = load_model(tmp_path), load_model("brainmask")
+    origin = {"model": "brainmask", "sha256": shipped.sha256}
+    assert ours.config["training"]["init"] == origin
+    weights = shipped.network.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in ours.network.state_dict().items())
 
 
 def test_images_depend_on_seed_and_step_alone(labels: Path) -> None:

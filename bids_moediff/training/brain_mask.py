@@ -330,9 +330,11 @@ def fit(options: argparse.Namespace) -> None:
     left_out = [head for head in heads if head.name.startswith(LEFT_OUT)]
     training = [head for head in heads if not head.name.startswith(LEFT_OUT)]
     device = torch.device(options.device)
-    network = BrainMaskNet()
+    network, source = BrainMaskNet(), None
     if options.init:
-        network.load_state_dict(load_model(options.init).network.state_dict())
+        known = load_model(options.init)
+        network.load_state_dict(known.network.state_dict())
+        source = {"model": known.name, "sha256": known.sha256}
     network.to(device)
     average = WeightAverage(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
@@ -360,7 +362,7 @@ def fit(options: argparse.Namespace) -> None:
     best.load_state_dict({name: value.cpu() for name, value in average.values.items()})
     scores = validate(best.eval(), left_out, table)
     print(step, f"Dice {np.mean(scores):.4f}, lowest {np.min(scores):.4f}", flush=True)
-    _save(options, best, paths, step, scores)
+    _save(options, best, source, paths, step, scores)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, progress: float) -> None:
@@ -385,21 +387,21 @@ def _train_step(
 
 
 def _save(
-    options: argparse.Namespace, network: BrainMaskNet, paths: list[Path], step: int,
-    scores: list[float],
+    options: argparse.Namespace, network: BrainMaskNet, source: dict[str, str] | None,
+    paths: list[Path], step: int, scores: list[float],
 ) -> None:  # fmt: skip
     """Write the averaged weights as a model folder."""
     mean, least = round(float(np.mean(scores)), 4), round(float(np.min(scores)), 4)
     config = {
         "family": "brainmask",
-        "version": "1",
+        "version": "2",
         "brainmask": {"widths": list(network.widths)},
         "zoom": WORKING_ZOOM,
         "threshold": options.threshold,
         "training": {
             "seed": options.seed,
             "steps": step,
-            "init": options.init,
+            "init": source,
             "left_out": list(LEFT_OUT),
             "working_grid_dice": {"mean": mean, "minimum": least},
             "data_sha256": {
@@ -407,7 +409,7 @@ def _save(
             },
         },
     }
-    start = f", from the weights of {options.init}" if options.init else ""
+    start = f", from weights {source['sha256'][:12]}" if source else ""
     card = CARD.format(zoom=WORKING_ZOOM, steps=step, start=start, mean=mean, least=least)
     save_model(network, config, options.out, card)
 
@@ -425,7 +427,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that make images")
     parser.add_argument("--save-every", type=int, default=400, help="steps between two saves")
     parser.add_argument(
-        "--threshold", type=float, default=-1.6,
+        "--threshold", type=float, default=-1.2,
         help="logit above which brain begins: a short training draws the outline too tight",
     )  # fmt: skip
     fit(parser.parse_args())
