@@ -103,9 +103,10 @@ def test_calibration_file() -> None:
 def test_coarse_scans_have_a_factor_of_their_own() -> None:
     known = {"factor": 1.4, "coarse": {"factor": 1.8, "spread": [1.7, 2.0]}, "sha256": "a" * 64}
     found = Calibration.from_dict(known)
-    assert [found.at(voxels) for voxels in (2.0, 8.0, 27.0, 64.0)] == [1.4, 1.4, 1.8, 1.8]
-    assert 1.4 < found.at(12.0) < found.at(20.0) < 1.8
-    assert Calibration.from_dict({"factor": 1.4}).at(64.0) == 1.4
+    mild, coarse = ((1, 1, 5), (2, 2, 2)), ((1, 3, 3), (3, 3, 3), (4, 1, 4))
+    assert [found.at(ratios) for ratios in mild + coarse] == pytest.approx([1.4] * 2 + [1.8] * 3)
+    assert found.at((1, 2.5, 2.5)) == pytest.approx(1.6)
+    assert Calibration.from_dict({"factor": 1.4}).at((4, 4, 4)) == 1.4
     image = head((40, 44, 36), (3.0, 3.0, 3.0))
     result = resolver(known).enhance(image, (1.0,) * 3, want_deviation=True)
     assert result.record["ExpectedErrorFactor"] == 1.8
@@ -119,9 +120,9 @@ def test_coarse_scans_have_a_factor_of_their_own() -> None:
 
 def test_rows_of_coarse_scans_do_not_move_the_factor_of_the_others() -> None:
     rows = [
-        {"head": "h", "protocol": protocol, "fitted": fitted, "voxels": voxels}
-        for protocol, fitted, voxels in (
-            ("x2iso-box", 1.4, 8.0), ("x3iso-box", 1.8, 27.0), ("x2.5iso-box", 1.6, 15.6)
+        {"head": "h", "protocol": protocol, "fitted": fitted, "coarseness": ratio}
+        for protocol, fitted, ratio in (
+            ("x2iso-box", 1.4, 2.0), ("x3iso-box", 1.8, 3.0), ("x2.5iso-box", 1.6, 2.5)
         )
     ]  # fmt: skip
     both = calibrate(rows, resolver({}))

@@ -6,7 +6,6 @@ mixture of diffusion experts on slices (or the student in their place), undo the
 onto the measured data.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +86,10 @@ class _Problem:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def voxel_ratio(self) -> float:
-        """Output voxels for each measured one."""
-        return math.prod(self.coarse_zooms) / math.prod(self.zooms)
+    def ratios(self) -> tuple[float, ...]:
+        """Size of a measured voxel over that of an output voxel, by axis."""
+        pairs = zip(self.coarse_zooms, self.zooms, strict=True)
+        return tuple(coarse / fine for coarse, fine in pairs)
 
     def start(self) -> torch.Tensor:
         """Cubic interpolation that agrees with the measurement: where the networks start."""
@@ -241,7 +241,7 @@ class SuperResolver:
             None if deviation is None else _image(deviation, problem.affine, image),
             relative,
             self._record(problem, sampling, relative, counts)
-            | self._calibration_record(deviation is not None, problem.voxel_ratio),
+            | self._calibration_record(deviation is not None, problem.ratios),
         )
 
     def gates(
@@ -414,15 +414,15 @@ class SuperResolver:
         head = (start > HEAD).cpu().numpy()
         added = (restored - start).cpu().numpy()
         spread = None if variance is None else variance.cpu().numpy()
-        found = expected_error(added, head, self.calibration.at(problem.voxel_ratio), spread)
+        found = expected_error(added, head, self.calibration.at(problem.ratios), spread)
         return torch.from_numpy(found * problem.scale)
 
-    def _calibration_record(self, written: bool, voxel_ratio: float) -> dict[str, Any]:
+    def _calibration_record(self, written: bool, ratios: Sequence[float]) -> dict[str, Any]:
         """How the expected error came about, for the sidecar."""
         if not written or self.calibration is None:
             return {}
         return {
-            "ExpectedErrorFactor": round(self.calibration.at(voxel_ratio), 3),
+            "ExpectedErrorFactor": round(self.calibration.at(ratios), 3),
             "ExpectedErrorFactorRange": self.calibration.spread,
             "ExpectedErrorMeasuredOn": list(self.calibration.heads),
         }

@@ -8,7 +8,7 @@ known. That says more about the error than the spread of diffusion samples does 
 where samples are drawn, their variance is added.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,8 @@ from scipy import ndimage
 # Both fitted on development heads together with the first factor (docs/experiments.md).
 NEIGHBOURHOOD = 2.0  # output voxels, standard deviation of the Gaussian average
 SHARE_OF_MEAN = 0.2  # of the variance comes from the whole head: no voxel is free of doubt
-# Output voxels for each measured one: from here on the networks add too little detail for the
-# factor of milder ratios (x2 isotropic), and up to there (x3 isotropic) another was measured.
-MILD, COARSE = 8.0, 27.0
+# Where two axes or more are coarse, the networks add too little for the factor of milder scans.
+MILD, COARSE = 2.0, 3.0  # second largest ratio of voxel sizes, measured over output
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Calibration:
     """Factor from detail added to expected error, the heads and the weights it was measured with.
 
     ``spread`` is its smallest and largest value over heads and protocols; ``coarse`` the factor
-    where an output has 27 voxels for each measured one, the same if it was not measured.
+    where two axes or more are coarse by 3; None where it was not measured.
     """
 
     factor: float
@@ -37,12 +36,12 @@ class Calibration:
     sha256: str = ""
     coarse: float | None = None
 
-    def at(self, voxels: float) -> float:
-        """The factor for an output with so many voxels for each measured one."""
-        if self.coarse is None or voxels <= MILD:
+    def at(self, ratios: Sequence[float]) -> float:
+        """The factor for measured voxels so much larger than those of the output, by axis."""
+        if self.coarse is None:
             return self.factor
-        share = min(1.0, float(np.log(voxels / MILD) / np.log(COARSE / MILD)))
-        return self.factor + share * (self.coarse - self.factor)
+        share = (coarseness(ratios) - MILD) / (COARSE - MILD)
+        return self.factor + min(max(share, 0.0), 1.0) * (self.coarse - self.factor)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
@@ -55,6 +54,11 @@ class Calibration:
             str(values.get("sha256", "")),
             None if coarse is None else float(coarse["factor"]),
         )
+
+
+def coarseness(ratios: Sequence[float]) -> float:
+    """Second largest of three ratios: thick slices alone are not coarse in this sense."""
+    return sorted(ratios)[-2]
 
 
 def expected_error(

@@ -27,7 +27,7 @@ BINS = 10
 COLUMNS = (
     "head", "group", "protocol", "model", "samples", "rmse", "deviation", "factor", "within_two",
     "correlation", "risk_half", "ideal_half", "gain", "fitted",
-    "voxels",
+    "coarseness",
 )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def examine(
         "protocol": protocol.key,
         "model": resolver.model.name,
         "samples": options.get("num_samples"),
-        "voxels": float(np.prod(ratios)),
+        "coarseness": uncertainty.coarseness(ratios),
     }
     return row | figures(deviation, error, found), found
 
@@ -136,10 +136,10 @@ def uncalibrated(resolver: SuperResolver) -> None:
 def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:
     """Content of calibration.json from rows of a model that was :func:`uncalibrated`.
 
-    Rows with many output voxels for each measured one (x3 isotropic) make a factor of their own.
+    Rows with two coarse axes or more (x3 isotropic) make a factor of their own.
     """
-    fitted = [row["fitted"] for row in rows if row["voxels"] <= uncertainty.MILD]
-    coarse = [row["fitted"] for row in rows if row["voxels"] >= uncertainty.COARSE]
+    fitted = [row["fitted"] for row in rows if row["coarseness"] <= uncertainty.MILD]
+    coarse = [row["fitted"] for row in rows if row["coarseness"] >= uncertainty.COARSE]
     known = _factor(fitted or [row["fitted"] for row in rows])
     if fitted and coarse:
         known["coarse"] = _factor(coarse)
