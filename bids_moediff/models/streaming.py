@@ -15,6 +15,7 @@ returns the planes that are ready, which may be none; ``last`` says that no more
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -102,6 +103,26 @@ class Convolution(Pointwise):
         return self._apply(joined, 1)
 
 
+class NarrowConvolution(Convolution):
+    """The same for few input channels, which alone leave a processor idle.
+
+    The three taps along the last axis become channels of their own.
+    """
+
+    def __init__(self, layer: nn.Conv3d, kind: torch.dtype) -> None:
+        super().__init__(layer, kind)
+        self._weight = _prepared(torch.cat(self._weight.split(1, dim=4), dim=1), kind)
+
+    def _apply(self, planes: Tensor, border: int) -> Tensor:
+        _, channels, count, rows, columns = planes.shape
+        size = (1, 3 * channels, count, rows, columns)
+        beside = planes.new_zeros(size).contiguous(memory_format=torch.channels_last_3d)
+        beside[:, :channels, ..., border:] = planes[..., : columns - border]
+        beside[:, channels : 2 * channels] = planes
+        beside[:, 2 * channels :, ..., : columns - border] = planes[..., border:]
+        return functional.conv3d(beside, self._weight, self._bias, padding=(0, border, 0))
+
+
 def _joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
     """Planes one after the other in the order that convolutions want; cast on the way."""
     _, channels, _, rows, columns = parts[0].shape
@@ -130,27 +151,76 @@ class Chain:
         return planes
 
 
-class Residual:
-    """Input plus what a part makes of it; the input waits for the part.
+class _Queue:
+    """Planes that wait for what a part makes of them. Nothing is copied or cut off.
 
-    Nothing that waits is copied: at these sizes the processor waits for memory, not for sums.
+    At these sizes the processor waits for memory, not for sums.
     """
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+
+    def put(self, planes: Tensor) -> None:
+        """Add planes at the end."""
+        self._waiting.append(planes)
+
+    def take(self, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """The first `count` planes, in pieces, and where each piece lies among them."""
+        done = 0
+        while done < count:
+            first = self._waiting.pop(0)
+            size = min(first.shape[DEPTH], count - done)
+            if size < first.shape[DEPTH]:
+                self._waiting.insert(0, first[:, :, size:])
+            yield slice(done, done + size), first[:, :, :size]
+            done += size
+
+
+class Residual:
+    """Input plus what a part makes of it."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._waiting: list[Tensor] = []
+        self._queue = _Queue()
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
+        self._queue.put(planes)
         # Small changes to a large sum get lost in 16 bits.
         total = self._part.push(planes, last).float()
-        self._waiting.append(planes)
-        done = 0
-        while done < total.shape[DEPTH]:
-            first = self._waiting.pop(0)
-            count = min(first.shape[DEPTH], total.shape[DEPTH] - done)
-            total[:, :, done : done + count] += first[:, :, :count]
-            done += count
-            if count < first.shape[DEPTH]:
-                self._waiting.insert(0, first[:, :, count:])
+        for where, waited in self._queue.take(total.shape[DEPTH]):
+            total[:, :, where] += waited
         return total
+
+
+class Beside:
+    """What a part makes of its input plus a 1 x 1 x 1 convolution of the same input.
+
+    Parameters
+    ----------
+    part
+        Keeps the number of planes.
+    weight
+        (channels out, channels in) of the convolution; its type is the arithmetic of both.
+    activate
+        Whether a SiLU follows the sum.
+    """
+
+    def __init__(self, part: Part, weight: Tensor, *, activate: bool = False) -> None:
+        self._part, self._activate = part, activate
+        self._weight = weight.detach().T.contiguous()
+        self._queue = _Queue()
+
+    def push(self, planes: Tensor, last: bool) -> Tensor:
+        """Planes in, finished planes out."""
+        planes = planes.to(self._weight.dtype)
+        self._queue.put(planes)
+        total = self._part.push(planes, last).contiguous(memory_format=torch.channels_last_3d)
+        for where, waited in self._queue.take(total.shape[DEPTH]):
+            _voxels(total[:, :, where]).addmm_(_voxels(waited), self._weight)
+        return functional.silu(total, inplace=True) if self._activate else total
+
+
+def _voxels(planes: Tensor) -> Tensor:
+    """(1, C, n, Y, Z) in the order of channels_last as (n Y Z, C), without a copy."""
+    return planes.permute(0, 2, 3, 4, 1).view(-1, planes.shape[1])

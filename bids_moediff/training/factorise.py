@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A student that begins as its teacher, squeezed: layer-wise distillation by least squares.
 
-Each convolution of the teacher's mean network is replaced by one through few channels. Into it:
-the directions of the features that matter most for what the convolution makes of them (the
-singular vectors of its kernel, weighed by the covariance of the features). Out of it: reduced-rank
-regression (Izenman 1975) of what the teacher has there on what the student sees, so that a layer
-also mends what the layers before it lost. Convolutions are refitted from the first to the last;
-nothing is trained by gradients yet.
+Each convolution of the teacher's mean network is replaced by one that sees all channels at the
+centre of the kernel and few around it. Into these few: the directions of the features that matter
+most for what the convolution makes of them (the singular vectors of its kernel, weighed by the
+covariance of the features). Out of them: reduced-rank regression (Izenman 1975), beside an
+ordinary one on the centre, of what the teacher has there on what the student sees, so that a
+layer also mends what the layers before it lost. Convolutions are refitted from the first to the
+last; nothing is trained by gradients yet.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,22 +43,38 @@ def input_directions(weight: Tensor, covariance: Tensor, rank: int) -> Tensor:
     return torch.linalg.qr((strongest[:, -rank:].T @ inverse).T).Q.T
 
 
-def reduced_regression(gram: Tensor, cross: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Regression of rank `rank` from second moments: coefficients, basis and constant.
+class Regression(NamedTuple):
+    """Targets (m,) near bound @ coefficients @ basis.T + free @ rest + constant."""
 
-    `gram` (n + 1, n + 1) of the inputs and a one, `cross` (n + 1, m) of them with the targets.
-    Targets are near inputs (n,) @ coefficients (n, rank) @ basis (m, rank).T + constant (m,).
+    coefficients: Tensor  # (bound, rank)
+    basis: Tensor  # (m, rank)
+    rest: Tensor  # (free, m)
+    constant: Tensor  # (m,)
+
+
+def reduced_regression(gram: Tensor, cross: Tensor, rank: int, free: int = 0) -> Regression:
+    """Regression whose coefficients have rank `rank` but for the last `free` inputs.
+
+    From second moments: `gram` (n + 1, n + 1) of the inputs and a one, `cross` (n + 1, m) of them
+    with the targets. What the free inputs explain is taken off all others first (Frisch & Waugh
+    1933), so both parts together are the best.
     """
-    count = gram[-1, -1]
+    count, bound = gram[-1, -1], len(gram) - 1 - free
     inputs, targets = gram[-1, :-1] / count, cross[-1] / count
     central = gram[:-1, :-1] - count * torch.outer(inputs, inputs)
     mixed = cross[:-1] - count * torch.outer(inputs, targets)
-    ridge = RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(central), device=gram.device)
-    full = torch.linalg.solve(central + ridge, mixed)
-    _, vectors = torch.linalg.eigh(full.T @ central @ full)
+    ridge = RIDGE * gram.diagonal()[:-1].mean()
+    central = central + ridge * torch.eye(len(central), device=gram.device, dtype=gram.dtype)
+    explained = torch.linalg.solve(central[bound:, bound:], central[bound:, :bound])
+    inner = central[:bound, :bound] - central[:bound, bound:] @ explained
+    full = torch.linalg.solve(inner, mixed[:bound] - explained.T @ mixed[bound:])
+    _, vectors = torch.linalg.eigh(full.T @ inner @ full)
     basis = vectors[:, -rank:]
     coefficients = full @ basis
-    return coefficients, basis, targets - inputs @ coefficients @ basis.T
+    left = mixed[bound:] - central[bound:, :bound] @ coefficients @ basis.T
+    rest = torch.linalg.solve(central[bound:, bound:], left)
+    constant = targets - inputs[:bound] @ coefficients @ basis.T - inputs[bound:] @ rest
+    return Regression(coefficients, basis, rest, constant)
 
 
 def _at(features: Tensor, positions: Tensor) -> Tensor:
@@ -99,19 +117,23 @@ class _Fit:
             rows = _at(features.float(), where)
             covariance += (rows * share).T @ rows
         rank_in, rank_out = layer.core.in_channels, layer.core.out_channels
-        directions = input_directions(weight, covariance, rank_in).to(weight.dtype)
-        size = 27 * rank_in + 1
+        neighbours = weight.clone()
+        neighbours[:, :, 1, 1, 1] = 0
+        directions = input_directions(neighbours, covariance, rank_in).to(weight.dtype)
+        size = 27 * rank_in + channels + 1
         gram, cross = weight.new_zeros((size, size)), weight.new_zeros((size, channels))
         for features, wanted, share in zip(inputs, targets, shares, strict=True):
             reduced = torch.einsum("rc,bcxyz->brxyz", directions, features.float())
-            rows = functional.pad(_around(reduced, where), (0, 1), value=1.0)
+            centre = functional.pad(_at(features.float(), where), (0, 1), value=1.0)
+            rows = torch.cat([_around(reduced, where), centre], 1)
             gram += (rows * share).T @ rows
             cross += (rows * share).T @ _at(wanted.float(), where)
-        found = reduced_regression(gram.double(), cross.double(), rank_out)
-        core, basis, constant = (part.to(weight.dtype) for part in found)
+        found = reduced_regression(gram.double(), cross.double(), rank_out, free=channels)
+        core, basis, rest, constant = (part.to(weight.dtype) for part in found)
         layer.reduce.weight.copy_(directions[:, :, None, None, None])
         layer.core.weight.copy_(core.T.reshape(rank_out, rank_in, 3, 3, 3))
         layer.expand.weight.copy_(basis[:, :, None, None, None])
+        layer.centre.weight.copy_(rest.T[:, :, None, None, None])
         assert layer.expand.bias is not None
         layer.expand.bias.copy_(constant)
 

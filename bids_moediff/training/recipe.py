@@ -207,9 +207,10 @@ class StudentRecipe(Recipe):
     ``teacher_samples`` samples of ``teacher_noise`` (1 and 0: its default output). The target is
     blurred by ``ladder_sigma`` voxels at first and not at all after ``ladder_rungs`` rungs; for
     the last ``truth_share`` of the steps it is ``truth_weight`` truth and the rest teacher.
-    Without a teacher (``distil: false``) it is the truth throughout. ``feature_weight`` is
-    relative to the fidelity term. ``fitted_patches`` patches squeeze the teacher into the student
-    before the first step.
+    Without a teacher (``distil: false``) it is the truth throughout. ``epsilon`` is the error at
+    which the Charbonnier loss turns from squares to absolutes; ``feature_weight`` is relative to
+    the fidelity term. ``fitted_patches`` patches squeeze the teacher into the student before the
+    first step.
     """
 
     stage: ClassVar[str] = "student"
@@ -218,6 +219,7 @@ class StudentRecipe(Recipe):
     distil: bool = True
     patch: int = 64
     border: int = 8
+    epsilon: float = 0.02
     teacher_samples: int = 1
     teacher_noise: float = 0.0
     ladder_rungs: int = 10

@@ -30,7 +30,7 @@ from .factorise import factorise
 from .filters import convolve, gaussian
 from .recipe import StudentRecipe
 from .sampling import patches
-from .stages import Batch, Gains, autocast, relative_weight, run_mean
+from .stages import Batch, Gains, autocast, charbonnier, relative_weight, run_mean
 from .volumes import Volume
 
 CONDITION_AXES = 3
@@ -182,7 +182,7 @@ class StudentStage:
         return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """L1, features, consistency and Sobel terms, without the border."""
+        """Charbonnier, features, consistency and Sobel terms, without the border."""
         recipe, truth, condition = self.recipe, batch["target"], batch["condition"]
         target = truth
         if "teacher" in batch:
@@ -191,9 +191,10 @@ class StudentStage:
         volume, features = self.network.with_features(batch["start"][:, None], condition)
         output = volume[:, 0].float()
         inner = (slice(None), *(slice(recipe.border, -recipe.border or None),) * 3)
-        weight = relative_weight(batch, recipe.border)[inner]
+        weight = relative_weight(batch, recipe.border)
+        fidelity = charbonnier(output, target, weight, recipe.epsilon, recipe.border)
+        weight = weight[inner]
         total = weight.sum().clamp_min(1.0)
-        fidelity = (weight * (output - target)[inner].abs()).sum() / total
         edges = sobel3d(output) - sobel3d(target)
         sobel = (weight[:, None] * edges[(slice(None), *inner)].abs()).sum() / (3 * total)
         seen = measured_part(output - batch["start"], condition)[inner].abs().mean()

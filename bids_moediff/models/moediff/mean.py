@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bids_moediff.models.streaming import Chain, Convolution, Residual
+from bids_moediff.models.streaming import Chain, Convolution, NarrowConvolution, Residual
 
 FOLD = 2
 # Fixed gains that bring input, blocks and output to the order of one; without them a step of the
@@ -143,5 +143,5 @@ class MeanNetwork(nn.Module):
             first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
             second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
             blocks.append(Residual(Chain(first, second)))
-        head, tail = (Convolution(part, torch.float32) for part in (self.head, self.tail))
-        return Chain(head, *blocks, tail)
+        head = NarrowConvolution(self.head, torch.float32)
+        return Chain(head, *blocks, Convolution(self.tail, torch.float32))
