@@ -1,55 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reduced-rank regression with some inputs free, against what it must recover."""
+"""Reduced-rank regression with a prior, against what it must recover."""
 
 import numpy as np
 import torch
 
 from bids_moediff.training.factorise import reduced_regression
 
+RNG = np.random.default_rng(0)
+INPUTS = RNG.standard_normal((600, 9)) + 1.0
+TARGETS = INPUTS @ RNG.standard_normal((9, 6)) + RNG.standard_normal((600, 6)) - 2.0
 
-def moments(inputs: np.ndarray, targets: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+
+def fitted(inputs: np.ndarray, targets: np.ndarray, rank: int, prior: np.ndarray) -> np.ndarray:
     rows = np.hstack([inputs, np.ones((len(inputs), 1))])
-    return torch.from_numpy(rows.T @ rows), torch.from_numpy(rows.T @ targets)
+    gram, cross = torch.from_numpy(rows.T @ rows), torch.from_numpy(rows.T @ targets)
+    found = reduced_regression(gram, cross, rank, torch.from_numpy(prior))
+    coefficients, basis, constant = (part.numpy() for part in found)
+    assert coefficients.shape[1] == basis.shape[1] == rank
+    return inputs @ coefficients @ basis.T + constant
 
 
-def applied(found, bound: np.ndarray, free: np.ndarray) -> np.ndarray:
-    parts = [part.numpy() for part in found]
-    coefficients, basis, rest, constant = parts
-    return bound @ coefficients @ basis.T + free @ rest + constant
-
-
-def test_low_rank_beside_a_full_part_is_recovered() -> None:
-    """Correlated inputs: neither part can be found without the other."""
-    rng = np.random.default_rng(0)
-    free = rng.standard_normal((4000, 5)) + 1.0
-    bound = rng.standard_normal((4000, 12)) + free @ rng.standard_normal((5, 12)) - 2.0
-    low = rng.standard_normal((12, 3)) @ rng.standard_normal((3, 7))
-    targets = bound @ low + free @ rng.standard_normal((5, 7)) + rng.standard_normal(7)
-    found = reduced_regression(*moments(np.hstack([bound, free]), targets), 3, free=5)
-    assert found.coefficients.shape == (12, 3)
-    error = applied(found, bound, free) - targets
-    assert np.abs(error).max() < 0.02 * targets.std()
-    fewer = reduced_regression(*moments(np.hstack([bound, free]), targets), 2, free=5)
-    assert (applied(fewer, bound, free) - targets).std() > 10 * error.std()
-
-
-def test_full_rank_is_ordinary_least_squares() -> None:
-    rng = np.random.default_rng(1)
-    inputs, targets = rng.standard_normal((500, 9)), rng.standard_normal((500, 4))
-    found = reduced_regression(*moments(inputs, targets), 4, free=3)
-    rows = np.hstack([inputs, np.ones((500, 1))])
-    expected = rows @ np.linalg.lstsq(rows, targets, rcond=None)[0]
-    np.testing.assert_allclose(applied(found, inputs[:, :6], inputs[:, 6:]), expected, atol=1e-3)
+def least_squares(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    centred = inputs - inputs.mean(0)
+    return np.linalg.lstsq(centred, targets - targets.mean(0), rcond=None)[0]
 
 
 def test_the_low_rank_is_the_best_one() -> None:
     """As good as the first components of the fitted values (Izenman 1975)."""
-    rng = np.random.default_rng(2)
-    inputs, targets = rng.standard_normal((500, 9)), rng.standard_normal((500, 6))
-    found = reduced_regression(*moments(inputs, targets), 2)
-    ours = targets - applied(found, inputs, np.zeros((500, 0)))
-    centred, wanted = inputs - inputs.mean(0), targets - targets.mean(0)
-    fitted = centred @ np.linalg.lstsq(centred, wanted, rcond=None)[0]
-    strongest = np.linalg.svd(fitted, full_matrices=False)[2][:2]
-    best = wanted - fitted @ strongest.T @ strongest
+    solution = least_squares(INPUTS, TARGETS)
+    ours = TARGETS - fitted(INPUTS, TARGETS, 2, solution)
+    wanted = TARGETS - TARGETS.mean(0)
+    values = (INPUTS - INPUTS.mean(0)) @ solution
+    strongest = np.linalg.svd(values, full_matrices=False)[2][:2]
+    best = wanted - values @ strongest.T @ strongest
     np.testing.assert_allclose(np.square(ours).sum(), np.square(best).sum(), rtol=1e-6)
+
+
+def test_what_few_places_do_not_tell_comes_from_the_prior() -> None:
+    """Directions in which the inputs do not vary keep the coefficients of the prior."""
+    kernel = RNG.standard_normal((9, 6))
+    flat = INPUTS.copy()
+    flat[:, 5:] = flat[:, :1]  # five inputs alike: only their sum is determined
+    seen, unseen = flat, INPUTS
+    outputs = seen @ kernel
+    rows = np.hstack([seen, np.ones((len(seen), 1))])
+    moments = torch.from_numpy(rows.T @ rows), torch.from_numpy(rows.T @ outputs)
+
+    def error(prior: np.ndarray) -> float:
+        found = reduced_regression(*moments, 6, torch.from_numpy(prior))
+        coefficients, basis, constant = (part.numpy() for part in found)
+        return float(np.abs(unseen @ coefficients @ basis.T + constant - unseen @ kernel).max())
+
+    assert error(kernel) < 1e-6
+    assert error(np.zeros((9, 6))) > 1.0

@@ -15,7 +15,6 @@ returns the planes that are ready, which may be none; ``last`` says that no more
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -151,76 +150,27 @@ class Chain:
         return planes
 
 
-class _Queue:
-    """Planes that wait for what a part makes of them. Nothing is copied or cut off.
-
-    At these sizes the processor waits for memory, not for sums.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[Tensor] = []
-
-    def put(self, planes: Tensor) -> None:
-        """Add planes at the end."""
-        self._waiting.append(planes)
-
-    def take(self, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """The first `count` planes, in pieces, and where each piece lies among them."""
-        done = 0
-        while done < count:
-            first = self._waiting.pop(0)
-            size = min(first.shape[DEPTH], count - done)
-            if size < first.shape[DEPTH]:
-                self._waiting.insert(0, first[:, :, size:])
-            yield slice(done, done + size), first[:, :, :size]
-            done += size
-
-
 class Residual:
-    """Input plus what a part makes of it."""
+    """Input plus what a part makes of it; the input waits for the part.
+
+    Nothing that waits is copied: at these sizes the processor waits for memory, not for sums.
+    """
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._queue = _Queue()
+        self._waiting: list[Tensor] = []
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
-        self._queue.put(planes)
         # Small changes to a large sum get lost in 16 bits.
         total = self._part.push(planes, last).float()
-        for where, waited in self._queue.take(total.shape[DEPTH]):
-            total[:, :, where] += waited
+        self._waiting.append(planes)
+        done = 0
+        while done < total.shape[DEPTH]:
+            first = self._waiting.pop(0)
+            count = min(first.shape[DEPTH], total.shape[DEPTH] - done)
+            total[:, :, done : done + count] += first[:, :, :count]
+            done += count
+            if count < first.shape[DEPTH]:
+                self._waiting.insert(0, first[:, :, count:])
         return total
-
-
-class Beside:
-    """What a part makes of its input plus a 1 x 1 x 1 convolution of the same input.
-
-    Parameters
-    ----------
-    part
-        Keeps the number of planes.
-    weight
-        (channels out, channels in) of the convolution; its type is the arithmetic of both.
-    activate
-        Whether a SiLU follows the sum.
-    """
-
-    def __init__(self, part: Part, weight: Tensor, *, activate: bool = False) -> None:
-        self._part, self._activate = part, activate
-        self._weight = weight.detach().T.contiguous()
-        self._queue = _Queue()
-
-    def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
-        planes = planes.to(self._weight.dtype)
-        self._queue.put(planes)
-        total = self._part.push(planes, last).contiguous(memory_format=torch.channels_last_3d)
-        for where, waited in self._queue.take(total.shape[DEPTH]):
-            _voxels(total[:, :, where]).addmm_(_voxels(waited), self._weight)
-        return functional.silu(total, inplace=True) if self._activate else total
-
-
-def _voxels(planes: Tensor) -> Tensor:
-    """(1, C, n, Y, Z) in the order of channels_last as (n Y Z, C), without a copy."""
-    return planes.permute(0, 2, 3, 4, 1).view(-1, planes.shape[1])

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A student that begins as its teacher, squeezed: layer-wise distillation by least squares.
 
-Each convolution of the teacher's mean network is replaced by one that sees all channels at the
-centre of the kernel and few around it. Into these few: the directions of the features that matter
-most for what the convolution makes of them (the singular vectors of its kernel, weighed by the
-covariance of the features). Out of them: reduced-rank regression (Izenman 1975), beside an
-ordinary one on the centre, of what the teacher has there on what the student sees, so that a
-layer also mends what the layers before it lost. Convolutions are refitted from the first to the
-last; nothing is trained by gradients yet.
+Each convolution of the teacher's mean network is replaced by one through few channels. Into it:
+the directions of the features that matter most for what the convolution makes of them (the
+singular vectors of its kernel, weighed by the covariance of the features). Out of it: reduced-rank
+regression (Izenman 1975) of what the teacher has there on what the student sees, so that a layer
+also mends what the layers before it lost. Convolutions are refitted from the first to the last;
+nothing is trained by gradients yet.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +23,9 @@ from .stages import Batch, relative_weight
 
 # Features this near the border of a patch see its zero padding.
 BORDER = 3
-# Ridge, relative to the mean square of the features; least variance that a direction may have,
-# relative to the largest.
-RIDGE, FLOOR = 1e-4, 1e-5
+# Ridge towards the teacher's kernel, relative to the mean square of the features; least variance
+# that a direction may have, relative to the largest.
+RIDGE, FLOOR = 1e-2, 1e-5
 
 
 def input_directions(weight: Tensor, covariance: Tensor, rank: int) -> Tensor:
@@ -43,38 +41,27 @@ def input_directions(weight: Tensor, covariance: Tensor, rank: int) -> Tensor:
     return torch.linalg.qr((strongest[:, -rank:].T @ inverse).T).Q.T
 
 
-class Regression(NamedTuple):
-    """Targets (m,) near bound @ coefficients @ basis.T + free @ rest + constant."""
+def reduced_regression(
+    gram: Tensor, cross: Tensor, rank: int, prior: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Regression of rank `rank` from second moments: coefficients, basis and constant.
 
-    coefficients: Tensor  # (bound, rank)
-    basis: Tensor  # (m, rank)
-    rest: Tensor  # (free, m)
-    constant: Tensor  # (m,)
-
-
-def reduced_regression(gram: Tensor, cross: Tensor, rank: int, free: int = 0) -> Regression:
-    """Regression whose coefficients have rank `rank` but for the last `free` inputs.
-
-    From second moments: `gram` (n + 1, n + 1) of the inputs and a one, `cross` (n + 1, m) of them
-    with the targets. What the free inputs explain is taken off all others first (Frisch & Waugh
-    1933), so both parts together are the best.
+    `gram` (n + 1, n + 1) of the inputs and a one, `cross` (n + 1, m) of them with the targets,
+    `prior` (n, m) the coefficients that the ridge draws to: neighbouring features are so alike
+    that a few thousand places leave most directions undetermined. Targets are near
+    inputs (n,) @ coefficients (n, rank) @ basis (m, rank).T + constant (m,).
     """
-    count, bound = gram[-1, -1], len(gram) - 1 - free
+    count = gram[-1, -1]
     inputs, targets = gram[-1, :-1] / count, cross[-1] / count
     central = gram[:-1, :-1] - count * torch.outer(inputs, inputs)
     mixed = cross[:-1] - count * torch.outer(inputs, targets)
     ridge = RIDGE * gram.diagonal()[:-1].mean()
-    central = central + ridge * torch.eye(len(central), device=gram.device, dtype=gram.dtype)
-    explained = torch.linalg.solve(central[bound:, bound:], central[bound:, :bound])
-    inner = central[:bound, :bound] - central[:bound, bound:] @ explained
-    full = torch.linalg.solve(inner, mixed[:bound] - explained.T @ mixed[bound:])
-    _, vectors = torch.linalg.eigh(full.T @ inner @ full)
+    shrunk = central + ridge * torch.eye(len(central), device=gram.device, dtype=gram.dtype)
+    full = torch.linalg.solve(shrunk, mixed + ridge * prior)
+    _, vectors = torch.linalg.eigh(full.T @ central @ full)
     basis = vectors[:, -rank:]
     coefficients = full @ basis
-    left = mixed[bound:] - central[bound:, :bound] @ coefficients @ basis.T
-    rest = torch.linalg.solve(central[bound:, bound:], left)
-    constant = targets - inputs[:bound] @ coefficients @ basis.T - inputs[bound:] @ rest
-    return Regression(coefficients, basis, rest, constant)
+    return coefficients, basis, targets - inputs @ coefficients @ basis.T
 
 
 def _at(features: Tensor, positions: Tensor) -> Tensor:
@@ -117,23 +104,20 @@ class _Fit:
             rows = _at(features.float(), where)
             covariance += (rows * share).T @ rows
         rank_in, rank_out = layer.core.in_channels, layer.core.out_channels
-        neighbours = weight.clone()
-        neighbours[:, :, 1, 1, 1] = 0
-        directions = input_directions(neighbours, covariance, rank_in).to(weight.dtype)
-        size = 27 * rank_in + channels + 1
+        directions = input_directions(weight, covariance, rank_in).to(weight.dtype)
+        size = 27 * rank_in + 1
         gram, cross = weight.new_zeros((size, size)), weight.new_zeros((size, channels))
         for features, wanted, share in zip(inputs, targets, shares, strict=True):
             reduced = torch.einsum("rc,bcxyz->brxyz", directions, features.float())
-            centre = functional.pad(_at(features.float(), where), (0, 1), value=1.0)
-            rows = torch.cat([_around(reduced, where), centre], 1)
+            rows = functional.pad(_around(reduced, where), (0, 1), value=1.0)
             gram += (rows * share).T @ rows
             cross += (rows * share).T @ _at(wanted.float(), where)
-        found = reduced_regression(gram.double(), cross.double(), rank_out, free=channels)
-        core, basis, rest, constant = (part.to(weight.dtype) for part in found)
+        prior = torch.einsum("oixyz,ri->rxyzo", weight, directions).flatten(0, 3)
+        found = reduced_regression(gram.double(), cross.double(), rank_out, prior.double())
+        core, basis, constant = (part.to(weight.dtype) for part in found)
         layer.reduce.weight.copy_(directions[:, :, None, None, None])
         layer.core.weight.copy_(core.T.reshape(rank_out, rank_in, 3, 3, 3))
         layer.expand.weight.copy_(basis[:, :, None, None, None])
-        layer.centre.weight.copy_(rest.T[:, :, None, None, None])
         assert layer.expand.bias is not None
         layer.expand.bias.copy_(constant)
 

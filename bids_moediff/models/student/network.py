@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small 3-D network that does in one step what MoEDiff-SR does with a mean and three experts.
 
-It has the shape of the teacher's mean network (:mod:`..moediff.mean`), but of each of its
-convolutions only the centre of the kernel sees all channels; the neighbourhood goes through few:
-1x1x1 to a small space, 3x3x3 in it, 1x1x1 back (a Tucker decomposition of the kernel's two channel
-modes). So it can be fitted to the teacher layer by layer before it is trained, at a quarter of the
-arithmetic. The voxel ratio and the slice profile of
+It has the shape of the teacher's mean network (:mod:`..moediff.mean`), but each of its
+convolutions goes through few channels: 1x1x1 to a small space, 3x3x3 in it, 1x1x1 back (a Tucker
+decomposition of the kernel's two channel modes). So it can be fitted to the teacher layer by
+layer before it is trained, at a fifth of the arithmetic. The voxel ratio and the slice profile of
 each axis scale and shift the features of every block (FiLM, Perez 2018): one set of weights serves
 all acquisitions. There is no normalisation and no global operation: an output voxel depends on a
 bounded neighbourhood (:attr:`StudentConfig.receptive_radius`).
@@ -29,7 +28,6 @@ from bids_moediff.models.moediff.mean import (
     space_to_depth,
 )
 from bids_moediff.models.streaming import (
-    Beside,
     Chain,
     Convolution,
     NarrowConvolution,
@@ -55,7 +53,7 @@ class StudentConfig(JsonConfig):
 
     channels: int = 128
     blocks: int = 10
-    ranks: tuple[int, ...] = (48, 48, 64, 64)
+    ranks: tuple[int, ...] = (64, 64, 112, 112)
     condition_dim: int = 6
 
     def __post_init__(self) -> None:
@@ -74,11 +72,10 @@ class StudentConfig(JsonConfig):
 
 
 class Factorised(nn.Module):
-    """3x3x3 convolution of `channels` features: few for the neighbours, all for the centre.
+    """3x3x3 convolution of `channels` features through few: reduce, core, expand.
 
-    The neighbourhood goes through reduce, core and expand, the centre through `centre`. Only
-    `expand` has a bias, so zero padding means what it means to the convolution that the four
-    stand for.
+    Only the last part has a bias, so zero padding means what it means to the convolution that
+    the three stand for.
     """
 
     def __init__(self, channels: int, rank_in: int, rank_out: int) -> None:
@@ -86,11 +83,10 @@ class Factorised(nn.Module):
         self.reduce = nn.Conv3d(channels, rank_in, 1, bias=False)
         self.core = nn.Conv3d(rank_in, rank_out, 3, padding=1, bias=False)
         self.expand = nn.Conv3d(rank_out, channels, 1)
-        self.centre = nn.Conv3d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, x, y, z) -> (B, C, x, y, z)."""
-        return self.expand(self.core(self.reduce(x))) + self.centre(x)
+        return self.expand(self.core(self.reduce(x)))
 
     def stream(
         self,
@@ -99,13 +95,11 @@ class Factorised(nn.Module):
         shift: Tensor | float = 0.0,
         *,
         activate: bool = False,
-    ) -> Beside:
+    ) -> Chain:
         """The same as a pipeline, its output scaled and shifted, with a SiLU if asked for."""
         reduce, core = Pointwise(self.reduce, kind), Convolution(self.core, kind)
-        expand = Pointwise(self.expand, kind, scale=scale, shift=shift)
-        factor = scale[:, None] if isinstance(scale, Tensor) else scale
-        centre = (self.centre.weight[:, :, 0, 0, 0] * factor).to(kind)
-        return Beside(Chain(reduce, core, expand), centre, activate=activate)
+        expand = Pointwise(self.expand, kind, scale=scale, shift=shift, activate=activate)
+        return Chain(reduce, core, expand)
 
 
 class FactorisedBlock(nn.Module):
