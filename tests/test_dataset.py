@@ -109,7 +109,7 @@ def validator():
         "bids-validator-deno"
     )
     if not Path(path).exists():
-        pytest.skip("bids-validator-deno is not installed: pip install bids-validator-deno")
+        pytest.skip("needs bids-validator-deno: pip install -c constraints.txt -e .[test]")
 
     def errors(folder):
         command = [str(path), "--format", "json", str(folder)]

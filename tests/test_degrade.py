@@ -99,7 +99,7 @@ def test_sidecar_describes_the_coarse_scan(coarse: Path) -> None:
 def test_valid_bids(coarse: Path) -> None:
     validator = Path(sys.executable).with_name("bids-validator-deno")
     if not validator.is_file():
-        pytest.skip("needs bids-validator-deno: pip install -e .[test]")
+        pytest.skip("needs bids-validator-deno: pip install -c constraints.txt -e .[test]")
     run = subprocess.run(
         [validator, coarse, "--format", "json"], capture_output=True, text=True, check=False
     )

@@ -116,7 +116,9 @@ def test_devices_to_hand_out(device, environment, count, expected):
     assert environment == before
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="needs processor affinity: run on Linux"
+)
 def test_a_process_that_is_bound_to_one_processor_uses_one():
     code = """
 import os

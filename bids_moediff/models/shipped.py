@@ -60,8 +60,9 @@ def choose(
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
     num_samples, noise_strength, num_steps, want_gates, want_deviation, planes
-        Samples, texture, sampling steps, expert maps, expected error, slice orientations: only the
-        mixture has them.
+        Samples, texture, sampling steps, expert maps, slice orientations: only the mixture has
+        them. Expected error: the student has one too, of a less certain size
+        (docs/trust.md).
     shipped
         Names to choose from; the package's own by default.
     """
@@ -77,7 +78,7 @@ def choose(
     }
     wanted = " and ".join(words for words, is_asked in asked.items() if is_asked)
     if wanted:
-        return Choice("moediff", f"chosen because only the mixture of experts gives {wanted}")
+        return Choice("moediff", f"chosen for {wanted}: the student has none, or a less certain one")
     names = available() if shipped is None else list(shipped)
     if "student" not in names:
         return Choice("moediff", "chosen because no student model comes with this package")
