@@ -78,7 +78,8 @@ def choose(
     }
     wanted = " and ".join(words for words, is_asked in asked.items() if is_asked)
     if wanted:
-        return Choice("moediff", f"chosen for {wanted}: the student has none, or a less certain one")
+        reason = f"chosen for {wanted}: the student has none, or a less certain one"
+        return Choice("moediff", reason)
     names = available() if shipped is None else list(shipped)
     if "student" not in names:
         return Choice("moediff", "chosen because no student model comes with this package")
