@@ -23,6 +23,9 @@ from bids_moediff.training.trainer import learning_rate
 @pytest.mark.parametrize("stage", STAGES)
 def test_recipes_state_every_setting(stage: str) -> None:
     values = yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())
+    if "base" in values:
+        base = values.pop("base")
+        values = yaml.safe_load((RECIPES / f"{base}.yaml").read_text()) | values
     names = {field.name for field in dataclasses.fields(STAGES[stage])}
     assert set(values) - {"stage", "smoke"} == names
 
@@ -58,7 +61,8 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         ("base: mean\nlerning_rate: 1\n", r"lerning_rate \(did you mean learning_rate\?\)"),
         (
             "stage: maen\n",
-            "stage must be one of mean, experts, gate, student, autoencoder, not maen",
+            "stage must be one of mean, experts, gate, student, autoencoder, lesions, "
+            "student-lesions, not maen",
         ),
         ("base: mean\nbatch: many\n", "batch cannot be 'many'"),
         ("base: mean\nbatch: 0\n", "batch must be at least 1"),

@@ -56,6 +56,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest student."""
+    folder = tmp_path_factory.mktemp("student")
+    torch.manual_seed(2)
+    config = {"family": "student", "student": {"channels": 8, "blocks": 1, "ranks": [4, 4, 4, 4]}}
+    save_model(build_network(config), config, folder, "# A student for tests\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def latents(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of the autoencoders that some experts need."""
     base = tmp_path_factory.mktemp("latents")
@@ -67,10 +77,16 @@ def latents(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_twenty_steps_of_every_recipe(
-    name: str, data: Path, teacher: Path, latents: dict[str, Path], tmp_path: Path
+    name: str,
+    data: Path,
+    teacher: Path,
+    student: Path,
+    latents: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     words = ["--recipe", name, "--smoke", "--pack", data, "--output", tmp_path / "run"]
     words += ["--init", teacher, *([latents[name]] if name in latents else [])]
+    words += [student] if name == "student-lesions" else []
     words += ["--device", "cpu"]
     assert main([str(word) for word in words]) == 0
     loaded = load_model(tmp_path / "run" / "model")
@@ -100,7 +116,9 @@ def _stop_at(trainer: Trainer, step: int) -> None:
     trainer.stage.loss = loss  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("stage", ["mean", "experts", "gate", "student", "autoencoder"])
+@pytest.mark.parametrize(
+    "stage", ["mean", "experts", "gate", "student", "autoencoder", "lesions"]
+)
 def test_an_interrupted_run_ends_in_the_same_weights(
     stage: str, data: Path, teacher: Path, tmp_path: Path
 ) -> None:

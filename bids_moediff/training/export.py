@@ -32,6 +32,9 @@ SECTIONS = {"mean": ("moediff", "mean"), "experts": ("moediff", "moediff")}
 SECTIONS["gate"] = ("moediff", "moediff")
 SECTIONS["autoencoder"] = ("moediff", "autoencoder")
 SECTIONS["student"] = ("student", "student")
+# Taught to a finished network, in whose place they come.
+SECTIONS["lesions"] = SECTIONS["mean"]
+SECTIONS["student-lesions"] = SECTIONS["student"]
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,12 @@ def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
     """Stages of a finished moediff model, without those that are replaced."""
     model = load_model(folder)
     runs = []
+    taken = {SECTIONS[stage] for stage in replaced}
     for stage, (family, section) in SECTIONS.items():
         there = model.config.get("family") == family and section in model.config
-        if stage in replaced or stage == "gate" or not there:
+        if (family, section) in taken or not there:
             continue
+        taken.add((family, section))
         weights = part(model.network.state_dict(), f"{section}.")
         origin = {"taken from": f"{model.name}, SHA-256 {model.sha256}"}
         record = {"step": 0, "seconds": 0.0, "recipe": origin}

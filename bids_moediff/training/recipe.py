@@ -261,10 +261,52 @@ class AutoencoderRecipe(Recipe):
         return self.crop
 
 
+@dataclass(frozen=True, kw_only=True)
+class LesionsRecipe(Recipe):
+    """Lesions for a finished mean, on patches (:mod:`.lesions`).
+
+    ``diameters`` (voxels) and ``contrasts`` (of the range) are the smallest and largest of the
+    blobs; ``spacing`` is the least distance of their centres, ``tries`` how many places of a
+    volume are tried. ``epsilon`` is the error at which the loss turns from squares to absolutes.
+    """
+
+    stage: ClassVar[str] = "lesions"
+
+    patch: int = 40
+    border: int = 6
+    epsilon: float = 0.02
+    diameters: tuple[float, ...] = (1.5, 8.0)
+    contrasts: tuple[float, ...] = (0.05, 0.4)
+    spacing: float = 12.0
+    tries: int = 4000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("diameters", "contrasts"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name} must be two positive numbers in ascending order")
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentLesionsRecipe(LesionsRecipe):
+    """The same for a finished student; its teacher, if given, says what it should put out."""
+
+    stage: ClassVar[str] = "student-lesions"
+
+
 STAGES: dict[str, type[Recipe]] = {
     kind.stage: kind
-    for kind in (MeanRecipe, ExpertsRecipe, GateRecipe, StudentRecipe, AutoencoderRecipe)
-}
+    for kind in (
+        MeanRecipe, ExpertsRecipe, GateRecipe, StudentRecipe, AutoencoderRecipe, LesionsRecipe,
+        StudentLesionsRecipe,
+    )
+}  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -421,8 +463,10 @@ def check_same(recipe: Recipe, recorded: Mapping[str, Any], folder: Path) -> Non
 __all__ = [
     "ExpertsRecipe",
     "GateRecipe",
+    "LesionsRecipe",
     "MeanRecipe",
     "Recipe",
+    "StudentLesionsRecipe",
     "StudentRecipe",
     "build_recipe",
     "check_same",

@@ -31,6 +31,7 @@ from .recipe import (
     AutoencoderRecipe,
     ExpertsRecipe,
     GateRecipe,
+    LesionsRecipe,
     MeanRecipe,
     Recipe,
     StudentRecipe,
@@ -63,6 +64,10 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
     """Stage of a recipe, on a device; for `init` see :func:`.stages.load_init`."""
+    if isinstance(recipe, LesionsRecipe):
+        from .lesions import LesionsStage
+
+        return LesionsStage(recipe, device, init)
     model = load_init(init)
     if isinstance(recipe, MeanRecipe):
         return MeanStage(recipe, device, model)

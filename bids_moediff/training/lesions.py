@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teach a finished network what a lesion is: small blobs added to heads, and nothing else new.
+
+Few training heads have lesions, so a network takes the ripples that a coarse scan makes around one
+for faint anatomy and sharpens them. Here every volume is measured twice, without and with blobs in
+its tissue. What the network makes of the second has to be what the trained network made of the
+first, plus the blobs. The noise of the head is in both and cancels, so the loss holds nothing but
+what is wrong about lesions (and, for a student, its distance to the teacher).
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bids_moediff.engine.grid import Triple
+from bids_moediff.engine.interpolation import initial_estimate
+from bids_moediff.engine.mean import apply_mean
+from bids_moediff.errors import UsageError
+from bids_moediff.models.hub import CONFIG_NAME, MoEDiffModel, load_model
+from bids_moediff.models.moediff.mean import MeanNetwork
+from bids_moediff.models.student.network import StudentNetwork
+
+from .degradation import ONES, Degraded
+from .development import Case, gains
+from .filters import gaussian
+from .recipe import LesionsRecipe, StudentLesionsRecipe
+from .sampling import patches
+from .stages import Batch, Gains, Init, autocast, charbonnier, load_init
+from .volumes import Volume
+
+Taught = MeanNetwork | StudentNetwork
+TISSUE = 0.25  # of the range: where a blob may be put
+DARKEST = 0.05  # of the range: what a dark blob leaves of the tissue
+WOBBLE, WOBBLE_WIDTH = 0.2, 1.5  # how irregular an outline is (of the radius), and its scale
+EDGE = 1.0  # voxels from full contrast to none
+
+
+def _blob(shape: Sequence[int], diameter: float, rng: np.random.Generator) -> Tensor:
+    """One blob of contrast 1 in the middle of `shape`: an ellipsoid with a wavy, soft outline."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    grid = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape), indexing="ij"
+    )
+    turned = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    stretch = torch.exp(0.25 * torch.randn(3, generator=generator))
+    stretch = stretch / stretch.prod() ** (1 / 3)
+    along = torch.einsum("ij,jxyz->ixyz", turned, torch.stack(grid)) / stretch[:, None, None, None]
+    waves = gaussian(torch.randn(*shape, generator=generator), WOBBLE_WIDTH)
+    waves = waves / waves.std().clamp_min(1e-6)
+    radius = diameter / 2 * (1 + WOBBLE * waves.clamp(-2, 2))
+    position = (along.square().sum(0).sqrt() - radius) / EDGE + 0.5
+    return 0.5 * (1 + torch.cos(torch.pi * position.clamp(0, 1)))
+
+
+def lesion_field(
+    truth: Tensor, weight: Tensor, recipe: LesionsRecipe, rng: np.random.Generator
+) -> Tensor:
+    """Blobs to be added to `truth` (X, Y, Z), in units of its range.
+
+    Their diameters (`recipe.diameters`, in voxels) and contrasts (`recipe.contrasts`) are drawn
+    anew for each; their centres lie in tissue, at least `recipe.spacing` voxels apart.
+    """
+    field = torch.zeros_like(truth)
+    smooth = gaussian(truth, 1.0)
+    places = torch.nonzero((smooth > TISSUE) & (weight > 0.5))
+    low, high = (float(np.log(size)) for size in recipe.diameters)
+    chosen = np.empty((0, 3))
+    for index in rng.permutation(len(places))[: recipe.tries]:
+        centre = places[int(index)].tolist()
+        if len(chosen) and np.linalg.norm(chosen - centre, axis=1).min() < recipe.spacing:
+            continue
+        diameter = float(np.exp(rng.uniform(low, high)))
+        reach = int(np.ceil(0.8 * diameter)) + 2
+        begin = [c - reach for c in centre]
+        if min(begin) < 0 or any(
+            b + 2 * reach >= n for b, n in zip(begin, truth.shape, strict=True)
+        ):
+            continue
+        chosen = np.vstack([chosen, centre])
+        contrast = float(rng.uniform(recipe.contrasts[0], recipe.contrasts[1]))
+        if rng.random() < 0.5:
+            contrast = -min(contrast, float(smooth[tuple(centre)]) - DARKEST)
+        box = tuple(slice(b, b + 2 * reach + 1) for b in begin)
+        field[box] += contrast * _blob([2 * reach + 1] * 3, diameter, rng).to(field)
+    # A dark blob may reach out of the tissue, where there is nothing to take away.
+    return torch.maximum(field, -(truth - DARKEST).clamp_min(0.0)).where(field < 0, field)
+
+
+def _networks(recipe: LesionsRecipe, paths: Sequence[Path]) -> tuple[Taught, Taught]:
+    """The network to be taught, and the one whose output is wanted apart from lesions."""
+    student = isinstance(recipe, StudentLesionsRecipe)
+    kind = StudentNetwork if student else MeanNetwork
+    taught: Taught | None = None
+    reference: Taught | None = None
+    for path in paths:
+        run = path.is_dir() and not (path / CONFIG_NAME).is_file()
+        network: Any = load_init(path) if run else load_model(path).network
+        network = network.mean if isinstance(network, MoEDiffModel) else network
+        if isinstance(network, kind):
+            taught = network
+        if isinstance(network, MeanNetwork):
+            reference = network
+    if taught is None:
+        wanted = "a student (and its teacher)" if student else "a moediff model with a mean"
+        raise UsageError(f"Lesions are taught to a trained network: --init {wanted}.")
+    return taught, copy.deepcopy(reference or taught)
+
+
+class LesionsStage:
+    """A finished mean or student, on patches with and without lesions."""
+
+    tissue = False
+
+    def __init__(self, recipe: LesionsRecipe, device: torch.device, init: Init):
+        paths = [init] if isinstance(init, Path) else list(init or ())
+        taught, reference = _networks(recipe, paths)
+        self.recipe, self.device = recipe, device
+        self.network = taught.float().to(device)
+        self.reference = reference.float().to(device).eval().requires_grad_(False)
+        if recipe.patch % self.network.config.multiple:
+            raise UsageError(f"patch must be a multiple of {self.network.config.multiple}.")
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+        return self.network.config.to_dict()
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """Nothing to do."""
+
+    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
+        """Add `lesion` and `marked`, the start of the same head with lesions.
+
+        Nothing is added to a measured pair, whose acquisition is not known.
+        """
+        if degraded is None:
+            return volume | {
+                "lesion": torch.zeros_like(volume["target"]), "marked": volume["start"]
+            }  # fmt: skip
+        # What is drawn depends on the volume alone, as all that a volume holds.
+        seed = np.array(float(degraded.measured.double().sum())).view(np.uint64)
+        rng = np.random.default_rng(int(seed))
+        field = lesion_field(degraded.truth, volume["weight"], self.recipe, rng)
+        x, y, z = (2.0**ratio for ratio in degraded.condition[:3])
+        ratios: Triple = (x, y, z)
+        operator = degraded.operator
+        measured = degraded.measured + operator.forward(field)
+        marked = initial_estimate(measured, operator, ratios, ONES, degraded.noise)
+        return volume | {"lesion": field, "marked": marked}
+
+    def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
+        """Cubes."""
+        return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Charbonnier distance between the marked head's output and output plus lesions."""
+        recipe, condition = self.recipe, batch["condition"]
+        with torch.no_grad():
+            plain = self.reference(batch["start"][:, None], condition)[:, 0].float()
+        output = self.network(batch["marked"][:, None], condition)[:, 0].float()
+        weight = (batch["weight"] > 0).float()
+        loss = charbonnier(
+            output, plain + batch["lesion"], weight, recipe.epsilon, recipe.border
+        )
+        return loss, {"loss": float(loss.detach())}
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains over cubic and over the consistent interpolation, without any lesion."""
+        assert isinstance(network, MeanNetwork | StudentNetwork)
+
+        def restore(start: Tensor, condition: Tensor) -> Tensor:
+            with autocast(self.device, self.recipe):
+                return apply_mean(network, start, condition)
+
+        return gains(cases, restore)
+
+    def memory(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
