@@ -2,6 +2,7 @@
 """Lesions: placed right, recovered as they should be by known methods, inventions noticed."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -109,11 +110,26 @@ def test_inventions_are_counted(trial: suite.Trial, loaded: Loaded) -> None:
 
     plain = suite.examine(trial, Method("repeat", "", repetition))[1]
     found = suite.examine(trial, Method("invent", "", invent))[1]
-    assert plain["false_positives"] == 0
-    assert found["false_positives"] == 2
+    assert plain["false_positives"] == plain["invented"] == 0
+    assert found["false_positives"] == found["invented"] == 2
+    # Had the scan itself shown the one spot and half of the other, one would be the method's own.
+    change = invent(trial.with_lesions) - invent(trial.without)
+    change[spots[0]] /= 2
+    half = suite.examine(replace(trial, scanned=change), Method("invent", "", invent))[1]
+    assert half["false_positives"] == 2 and half["invented"] == 1
     assert found["outside_max"] == pytest.approx(50, rel=0.01)
     assert found["mirror_difference"] > 0
     assert plain["mirror_difference"] == 0
+
+
+def test_the_ringing_of_the_scan_is_not_the_method_s(loaded: Loaded) -> None:
+    """Truncated k-space rings far around a lesion; the scan says so, and no method invented it."""
+    lesions = suite.place_lesions(loaded, (5.0,), (0.3,), 2)
+    trial = suite.make_trial(loaded, parse_protocol("x2slices-kspace"), lesions)
+    trial = replace(trial, noise=trial.noise / 20)
+    figures = suite.examine(trial, BASELINES[3])[1]
+    assert BASELINES[3].name == "consistent"
+    assert figures["false_positives"] > 0 and figures["invented"] == 0
 
 
 def test_size_classes_are_against_back_projection(trial: suite.Trial) -> None:

@@ -123,7 +123,8 @@ def _back_projected(task: Task) -> np.ndarray:
     ).numpy()
 
 
-def _consistent(task: Task) -> np.ndarray:
+def consistent(task: Task) -> np.ndarray:
+    """Cubic interpolation projected onto the measurement: what the scan itself says."""
     return initial_estimate(task.measured, task.operator, task.coarse_zooms, task.zooms).numpy()
 
 
@@ -132,7 +133,7 @@ BASELINES = (
     Method("linear", "1", _spline(1)),
     Method("cubic", "1", _spline(3)),
     Method("back-projection", "1", _back_projected),
-    Method("consistent", "1", _consistent),
+    Method("consistent", "1", consistent),
 )
 
 
