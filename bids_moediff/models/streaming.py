@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bids_moediff.models.winograd import Winograd, pays
+
 DEPTH = 2  # dimension of (1, C, n, Y, Z) along which planes come in
 
 
@@ -86,6 +88,7 @@ class Convolution(Pointwise):
     """3 x 3 x 3 with zero padding; it lags one plane behind its input."""
 
     _tail: Tensor | None = None
+    _fast: Winograd | None = None
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
@@ -100,6 +103,14 @@ class Convolution(Pointwise):
             return planes.new_zeros((1, len(self._weight), 0, *planes.shape[3:]), dtype=kind)
         self._tail = joined[:, :, -2:].clone(memory_format=torch.channels_last_3d)
         return self._apply(joined, 1)
+
+    def _apply(self, planes: Tensor, border: int) -> Tensor:
+        if not pays(self._weight):
+            return super()._apply(planes, border)
+        if self._fast is None:
+            self._fast = Winograd(self._weight, self._bias)
+        out = self._fast(planes)
+        return functional.silu(out, inplace=True) if self._activate else out
 
 
 class NarrowConvolution(Convolution):
