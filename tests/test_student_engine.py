@@ -133,3 +133,12 @@ def test_inside_the_trained_range_nothing_is_said(coarse, fine):
 def test_warnings_of_the_range_reach_the_record(resolver):
     result = resolver.enhance(scan((12, 12, 3), (1.0, 1.0, 9.0)), (1.0, 1.0, 1.0))
     assert len([text for text in result.record["Warnings"] if "9" in text]) == 2
+
+
+def test_the_network_leaves_air_far_from_the_head_alone(resolver):
+    start = torch.zeros(48, 24, 26)
+    start[:12] = torch.rand(12, 24, 26) + 0.2
+    condition = torch.tensor([1.0] * 3 + [1.2] * 3)
+    result = resolver.run_mean(start, condition, lambda stage, fraction: None)
+    assert torch.equal(result[30:], start[30:])
+    assert not torch.isclose(result[:12], start[:12]).all()

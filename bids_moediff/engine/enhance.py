@@ -21,6 +21,7 @@ from bids_moediff.models.student.network import StudentNetwork
 
 from .acquisition import Acquisition, Operator
 from .grid import Shape, Triple, output_grid, voxel_sizes
+from .head_box import within_head_box
 from .interpolation import interpolate
 from .mean import apply_mean
 from .noise import tissue_noise
@@ -316,13 +317,16 @@ class SuperResolver:
         """The regression mean of a consistent start (X, Y, Z), or the start without a mean."""
         if self.mean is None or _nothing_to_gain(condition):
             return start
-        stage = "mean" if self.student is None else "student"
-        return apply_mean(
-            self.mean,
+        mean, stage = self.mean, "mean" if self.student is None else "student"
+        return within_head_box(
+            lambda volume: apply_mean(
+                mean,
+                volume,
+                condition,
+                lambda fraction: report(stage, fraction),
+                precision=self.precision,
+            ),
             start,
-            condition,
-            lambda fraction: report(stage, fraction),
-            precision=self.precision,
         )
 
     def _run_samples(
