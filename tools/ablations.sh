@@ -6,9 +6,14 @@
 #
 # PACK is a training pack, MEAN a model or a run with a trained mean, RUNS the folder of all runs
 # (the same command goes on where it stopped), each HEAD a high-resolution image that trained
-# nothing. The table is RUNS/table/ablations.md. STEPS, SMALL (settings of every training) and
-# NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
-# (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate ablations.
+# nothing. The table is RUNS/table/ablations.md.
+#
+# All networks but one start from the interpolated input, so that there is something to be learned,
+# and learn one acquisition (x2 isotropic, no noise) without noise in their state: small networks
+# leave the first plateau of many tasks at once only after hours. STEPS, SMALL (settings of every
+# training) and NETWORK (those of the experts) make it larger, OPTIONS are further options of
+# bids_moediff-train (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate
+# ablations. Two trainings run at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,26 +21,24 @@ pack=${1:?training pack} mean=${2:?model or run with a mean} runs=${3:?folder of
 shift 3
 : "${1:?heads to judge with}"
 python=${PYTHON:-python3}
-read -r -a small <<<"${SMALL:-crop=64 block=72 batch=8 stored_volumes=24 window=24 warm_up=50 \
-validation_block=24 evaluate_every=200 save_every=100}"
-read -r -a network <<<"${NETWORK:-network.width=32}"
-read -r -a options <<<"--steps ${STEPS:-400} --device cpu ${OPTIONS:-}"
+read -r -a small <<<"${SMALL:-crop=64 block=80 batch=8 stored_volumes=32 window=32 warm_up=50 \
+precision=fp32 learning_rate=1e-3 validation_block=48 evaluate_every=1000 save_every=100}"
+read -r -a network <<<"${NETWORK:-network.width=16}"
+network+=(losses.fidelity_fraction=1)
+input=("${network[@]}" network.start=low_resolution)
+read -r -a options <<<"--steps ${STEPS:-3000} --device cpu ${OPTIONS:-}"
 read -r -a judge <<<"${JUDGE:---block 64 --protocols x2iso-kspace}"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$runs"
 
-# train RECIPE RUN_WITH_THE_SAME_VOLUMES [option...]: volumes are degraded once, then linked.
+# train NAME RECIPE [option...]
 train() {
-  local recipe=$1 like=$2
+  local name=$1 recipe=$2
   shift 2
-  if [[ ! -d $runs/$recipe && $like != "$recipe" ]]; then
-    mkdir "$runs/$recipe"
-    cp -al "$runs/$like/volumes" "$runs/$recipe/volumes"
-  fi
-  echo "$recipe"
-  "$python" -m bids_moediff.cli.train --recipe "$recipe" --pack "$pack" --output "$runs/$recipe" \
-    "${options[@]}" --set "${small[@]}" "$@" >>"$runs/$recipe.log" 2>&1 ||
-    { tail -n 3 "$runs/$recipe.log" >&2; exit 1; }
+  echo "$name"
+  "$python" -m bids_moediff.cli.train --recipe "$recipe" --pack "$pack" --output "$runs/$name" \
+    "${options[@]}" --set "acquisition=x2 isotropic" "${small[@]}" "$@" \
+    >>"$runs/$name.log" 2>&1 || { tail -n 3 "$runs/$name.log" >&2; return 1; }
 }
 
 # scale RUN: what brings the latents of an autoencoder to a deviation of one.
@@ -47,23 +50,30 @@ print(f"network.latent_scale={1 / rows[-1]['losses']['deviation']:.4f}")
 PYTHON
 }
 
-# The two starts see other volumes: with the mean's output, and without.
-train experts experts "${network[@]}" --init "$mean"
-for recipe in experts-single experts-slice-gate experts-2d; do
-  train "$recipe" experts "${network[@]}" --init "$mean"
-done
-train experts-interpolation experts-interpolation "${network[@]}"
-train experts-noise experts-interpolation "${network[@]}"
-for latent in "kl autoencoder" "vq autoencoder-vq"; do
-  read -r name coder <<<"$latent"
-  train "$coder" experts-interpolation
-  train "experts-$name" experts "${network[@]}" "$(scale "$coder")" --init "$mean" "$runs/$coder"
-done
+latent() {
+  local name=$1 coder=$2
+  train "$coder" "$coder" &&
+    train "experts-$name" "experts-$name" "${input[@]}" "$(scale "$coder")" --init "$runs/$coder"
+}
+
+{
+  train experts experts "${input[@]}" && train experts-single experts-single "${input[@]}" &&
+    train experts-slice-gate experts-slice-gate "${input[@]}" &&
+    train experts-2d experts-2d "${input[@]}"
+} &
+first=$!
+{
+  latent kl autoencoder && latent vq autoencoder-vq &&
+    train experts-on-mean experts "${network[@]}" --init "$mean" &&
+    train experts-noise experts-noise "${network[@]}"
+} &
+second=$!
+wait "$first" && wait "$second"
 
 models=()
-for name in single slice-gate kl vq interpolation noise 2d; do
+for name in single slice-gate kl vq noise 2d on-mean; do
   models+=("experts-$name=$runs/experts-$name/model")
 done
 "$python" -m bids_moediff.cli.evaluate ablations "$runs/table" --heads "$@" \
   --model "$runs/experts/model" --models "${models[@]}" "${judge[@]}" \
-  --questions mixture gate latent start slices
+  --questions mixture gate latent start slices other

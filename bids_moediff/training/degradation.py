@@ -10,6 +10,8 @@ from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
 from bids_moediff.engine.grid import Shape, covering_shape
 from bids_moediff.engine.interpolation import initial_estimate
 
+from .recipe import ACQUISITIONS
+
 ONES = (1.0, 1.0, 1.0)
 
 
@@ -83,6 +85,13 @@ def draw(
         Acquisition((axes[0], axes[1], axes[2])),
         noise,
     )
+
+
+def fixed(name: str, *, spare_first: bool = False) -> Degradation:
+    """An acquisition of ACQUISITIONS without noise; `spare_first` as in :func:`draw`."""
+    ratios, profile = ACQUISITIONS[name]
+    first = 1.0 if spare_first else ratios[0]
+    return Degradation((first, *ratios[1:]), Acquisition.uniform(profile), 0.0)
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,16 @@ import numpy as np
 import torch
 
 from bids_moediff.engine.acquisition import Acquisition, Operator
-from bids_moediff.engine.grid import Triple, covering_shape
+from bids_moediff.engine.grid import covering_shape
 from bids_moediff.engine.interpolation import initial_estimate, interpolate
 from bids_moediff.errors import UsageError
 
 from .degradation import ONES
 from .filters import box_mean
 from .heads import BRIGHT, Head
+from .recipe import ACQUISITIONS
 
 PAIRED = "paired scans"
-# Name, voxel ratio, slice profile.
-PROTOCOLS: tuple[tuple[str, Triple, str], ...] = (
-    ("x2 isotropic", (2.0, 2.0, 2.0), "kspace"),
-    ("x2 isotropic gaussian", (2.0, 2.0, 2.0), "gaussian"),
-    ("x4 slices", (1.0, 1.0, 4.0), "gaussian"),
-    ("x2 slices", (1.0, 1.0, 2.0), "gaussian"),
-    ("x1.5 isotropic", (1.5, 1.5, 1.5), "kspace"),
-)
 
 
 @dataclass(frozen=True)
@@ -69,8 +62,8 @@ def _paired_case(head: Head, cut: tuple[slice, ...], device: torch.device) -> Ca
     return Case(head.name, PAIRED, start, truth, box_mean(truth, 5) > 0.06, condition, start)
 
 
-def _protocol_case(head: Head, image: torch.Tensor, protocol: tuple[str, Triple, str]) -> Case:
-    name, ratios, profile = protocol
+def _protocol_case(head: Head, image: torch.Tensor, name: str) -> Case:
+    ratios, profile = ACQUISITIONS[name]
     counts = [int(s / r + 1e-6) for s, r in zip(image.shape, ratios, strict=True)]
     coarse = (counts[0], counts[1], counts[2])
     sizes = [size - size % 2 for size in covering_shape(coarse, ratios, ONES)]
@@ -93,7 +86,10 @@ def _protocol_case(head: Head, image: torch.Tensor, protocol: tuple[str, Triple,
 
 
 def make_cases(
-    heads: Sequence[Head], block: int = 112, device: torch.device | str = "cpu"
+    heads: Sequence[Head],
+    block: int = 112,
+    device: torch.device | str = "cpu",
+    names: Sequence[str] = tuple(ACQUISITIONS),
 ) -> list[Case]:
     """Degrade the central block of each head under each protocol; pairs are taken as they are.
 
@@ -109,7 +105,7 @@ def make_cases(
             cases.append(_paired_case(head, cut, torch.device(device)))
             continue
         image = torch.from_numpy(np.ascontiguousarray(head.volume[cut])).to(device).float()
-        cases += [_protocol_case(head, image / BRIGHT, protocol) for protocol in PROTOCOLS]
+        cases += [_protocol_case(head, image / BRIGHT, name) for name in names]
     if not cases:
         raise UsageError("No real head is kept out for validation, only label maps.")
     return cases

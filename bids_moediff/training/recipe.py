@@ -20,6 +20,14 @@ RECIPES = Path(__file__).with_name("recipes")
 FREE = ("steps", "evaluate_every", "save_every", "patience", "workers")
 PRECISIONS = ("bf16", "fp32")
 GUIDANCE = ("bias", "nonlinearity")
+# Name: voxel ratio, slice profile. What trainings are judged by, and may be restricted to.
+ACQUISITIONS: dict[str, tuple[tuple[float, float, float], str]] = {
+    "x2 isotropic": ((2.0, 2.0, 2.0), "kspace"),
+    "x2 isotropic gaussian": ((2.0, 2.0, 2.0), "gaussian"),
+    "x4 slices": ((1.0, 1.0, 4.0), "gaussian"),
+    "x2 slices": ((1.0, 1.0, 2.0), "gaussian"),
+    "x1.5 isotropic": ((1.5, 1.5, 1.5), "kspace"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,9 @@ class Recipe:
     label_share, gamma_share, curve_share, noise_share
         Share of label maps, and of volumes with a gamma, with a random intensity curve, with
         noise.
+    acquisition
+        One of the validation protocols ("x2 isotropic") that all volumes are degraded by, without
+        noise, for small comparisons; empty: a new one is drawn for each.
     coarsen_share, interpolated
         Share of real heads that are brought to larger voxels first, and which axes of which heads
         are smoother than their voxels (:mod:`.sharpness`).
@@ -84,6 +95,7 @@ class Recipe:
     curve_share: float = 0.15
     noise_share: float = 0.4
     coarsen_share: float = 0.0
+    acquisition: str = ""
     interpolated: dict[str, Any] = field(default_factory=dict)
     head_weights: dict[str, Any] = field(default_factory=dict)
     keep_out: tuple[str, ...] = ()
@@ -95,6 +107,9 @@ class Recipe:
         if self.learning_rate <= 0:
             raise ValueError("learning_rate must be positive")
         counts = ("steps", "batch", "evaluate_every", "save_every", "block", "window")
+        if self.acquisition and self.acquisition not in ACQUISITIONS:
+            known = ", ".join(ACQUISITIONS)
+            raise ValueError(f"acquisition is empty or one of {known}, not {self.acquisition!r}")
         for name in (*counts, "steps_per_volume", "workers", "validation_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -28,6 +28,7 @@ from .development import Case, make_cases
 from .export import hardware, read_curve
 from .heads import check_heads, load_pack, sha256
 from .recipe import (
+    ACQUISITIONS,
     AutoencoderRecipe,
     ExpertsRecipe,
     GateRecipe,
@@ -183,7 +184,10 @@ class Trainer:
         )  # fmt: skip
         self.window = Window(source, recipe, not self.main)
         self.cases: list[Case] = make_cases(
-            [head for head in heads if head.validation], recipe.validation_block, self.device
+            [head for head in heads if head.validation],
+            recipe.validation_block,
+            self.device,
+            [recipe.acquisition] if recipe.acquisition else list(ACQUISITIONS),
         )
 
     def _resume(self, pack: Path, validation: list[str], heads: Sequence[Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bids_moediff.bids.sink import write_bytes
 from bids_moediff.engine.acquisition import Axis
 
 from .contrast import bias_field, random_contrast, synthesise, tissue_codes
-from .degradation import Degraded, degrade, draw
+from .degradation import Degraded, degrade, draw, fixed
 from .filters import box_mean, dilate, erode
 from .guidance import displacement, log_jacobian, warp_labels
 from .heads import BRIGHT, Head, head_weights
@@ -160,7 +160,11 @@ def make_volume(
         if grid.changes:
             made = made.coarsened(factors, PROFILES[int(rng.random() < 0.3)])
         generator = torch.Generator(device).manual_seed(seed + 1)
-        plan = draw(rng, recipe.noise_share, spare_first=grid.spared is not None)
+        spared = grid.spared is not None
+        if recipe.acquisition:
+            plan = fixed(recipe.acquisition, spare_first=spared)
+        else:
+            plan = draw(rng, recipe.noise_share, spare_first=spared)
         degraded = degrade(made.image, plan, generator)
         start, target = degraded.start, degraded.truth
         condition = torch.tensor(degraded.condition)
