@@ -10,10 +10,11 @@
 #
 # All networks but one start from the interpolated input, so that there is something to be learned,
 # and learn one acquisition (x2 isotropic, no noise) without noise in their state: small networks
-# leave the first plateau of many tasks at once only after hours. STEPS, SMALL (settings of every
-# training) and NETWORK (those of the experts) make it larger, OPTIONS are further options of
-# bids_moediff-train (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate
-# ablations. Two trainings run at a time.
+# leave the first plateau of many tasks at once only after hours. STEPS, CODER_STEPS (those of the
+# autoencoders, of which each takes ten times as long), SMALL (settings of every training) and
+# NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
+# (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate ablations. Two trainings
+# run at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,18 +27,19 @@ precision=fp32 learning_rate=1e-3 validation_block=48 evaluate_every=1000 save_e
 read -r -a network <<<"${NETWORK:-network.width=16}"
 network+=(losses.fidelity_fraction=1)
 input=("${network[@]}" network.start=low_resolution)
-read -r -a options <<<"--steps ${STEPS:-3000} --device cpu ${OPTIONS:-}"
+steps=${STEPS:-2000} coder_steps=${CODER_STEPS:-400}
+read -r -a options <<<"--device cpu ${OPTIONS:-}"
 read -r -a judge <<<"${JUDGE:---block 64 --protocols x2iso-kspace}"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$runs"
 
-# train NAME RECIPE [option...]
+# train STEPS NAME RECIPE [option...]
 train() {
-  local name=$1 recipe=$2
-  shift 2
+  local count=$1 name=$2 recipe=$3
+  shift 3
   echo "$name"
   "$python" -m bids_moediff.cli.train --recipe "$recipe" --pack "$pack" --output "$runs/$name" \
-    "${options[@]}" --set "acquisition=x2 isotropic" "${small[@]}" "$@" \
+    --steps "$count" "${options[@]}" --set "acquisition=x2 isotropic" "${small[@]}" "$@" \
     >>"$runs/$name.log" 2>&1 || { tail -n 3 "$runs/$name.log" >&2; return 1; }
 }
 
@@ -52,20 +54,22 @@ PYTHON
 
 latent() {
   local name=$1 coder=$2
-  train "$coder" "$coder" &&
-    train "experts-$name" "experts-$name" "${input[@]}" "$(scale "$coder")" --init "$runs/$coder"
+  train "$coder_steps" "$coder" "$coder" &&
+    train "$steps" "experts-$name" "experts-$name" "${input[@]}" "$(scale "$coder")" --init "$runs/$coder"
 }
 
 {
-  train experts experts "${input[@]}" && train experts-single experts-single "${input[@]}" &&
-    train experts-slice-gate experts-slice-gate "${input[@]}" &&
-    train experts-2d experts-2d "${input[@]}"
+  train "$steps" experts experts "${input[@]}"
+  for name in single slice-gate 2d; do
+    train "$steps" "experts-$name" "experts-$name" "${input[@]}"
+  done
 } &
 first=$!
 {
-  latent kl autoencoder && latent vq autoencoder-vq &&
-    train experts-on-mean experts "${network[@]}" --init "$mean" &&
-    train experts-noise experts-noise "${network[@]}"
+  latent kl autoencoder
+  latent vq autoencoder-vq
+  train "$steps" experts-on-mean experts "${network[@]}" --init "$mean"
+  train "$steps" experts-noise experts-noise "${network[@]}"
 } &
 second=$!
 wait "$first" && wait "$second"

@@ -94,7 +94,8 @@ def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
     """Stages of a finished moediff model, without those that are replaced."""
     model = load_model(folder)
     runs = []
-    taken = {SECTIONS[stage] for stage in replaced}
+    # A gate comes on top of the experts, whose history is kept.
+    taken = {SECTIONS[stage] for stage in replaced if stage != "gate"}
     for stage, (family, section) in SECTIONS.items():
         there = model.config.get("family") == family and section in model.config
         if (family, section) in taken or not there:
