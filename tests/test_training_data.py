@@ -21,7 +21,7 @@ from bids_moediff.models.moediff.network import MoEDiffSR
 from bids_moediff.training import filters
 from bids_moediff.training.bids_data import Choice, bids_heads, collect, manifest_heads
 from bids_moediff.training.contrast import CORTEX, WHITE, random_contrast, tissue_codes
-from bids_moediff.training.degradation import degrade, draw
+from bids_moediff.training.degradation import degrade, draw, fixed
 from bids_moediff.training.development import gains, make_cases
 from bids_moediff.training.guidance import (
     displacement,
@@ -37,6 +37,7 @@ from bids_moediff.training.heads import (
     save_pack,
     select_heads,
 )
+from bids_moediff.training.recipe import ACQUISITIONS
 from bids_moediff.training.sampling import patches, slices
 from bids_moediff.training.sharpness import Grid, coarsen, draw_grid
 from bids_moediff.training.stages import relative_weight
@@ -561,3 +562,15 @@ def test_every_patch_counts_by_its_relative_error() -> None:
     weight = relative_weight(batch, border=1)
     assert float(weight[1, 0, 0, 0] / weight[0, 0, 0, 0]) == pytest.approx(0.1 / 0.02, rel=1e-5)
     assert float(weight[:, 0, 0, 0].mean()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", list(ACQUISITIONS))
+def test_one_acquisition_for_all_volumes(name: str) -> None:
+    recipe = tiny("mean", acquisition=name, noise_share=1)
+    ratios, profile = ACQUISITIONS[name]
+    for seed in range(2):
+        volume = make_volume(heads()[0], recipe, np.random.default_rng(seed), CPU)
+        assert volume["condition"][:3].tolist() == pytest.approx(np.log2(ratios), abs=1e-6)
+    plan = fixed(name, spare_first=True)
+    assert plan.noise == 0 and plan.ratios == (1.0, *ratios[1:])
+    assert {axis.profile for axis in plan.acquisition.axes} == {profile}

@@ -67,6 +67,7 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         ("base: mean\nbatch: many\n", "batch cannot be 'many'"),
         ("base: mean\nbatch: 0\n", "batch must be at least 1"),
         ("base: mean\nprecision: fp8\n", "precision is bf16 or fp32"),
+        ("base: mean\nacquisition: x3\n", "acquisition is empty or one of x2 isotropic, "),
         ("base: experts\ncrop: 100\n", "crop must be a multiple of 64"),
         ("base: [\n", "cannot be read"),
         ("stages: [mean]\nexpert: {}\n", "unknown setting expert"),

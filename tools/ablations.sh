@@ -9,8 +9,9 @@
 # nothing. The table is RUNS/table/ablations.md.
 #
 # All networks but one start from the interpolated input, so that there is something to be learned,
-# and learn one acquisition (x2 isotropic, no noise) without noise in their state: small networks
-# leave the first plateau of many tasks at once only after hours. STEPS, CODER_STEPS (those of the
+# and learn one acquisition (x2 isotropic, no noise) without noise in their state and by the
+# fidelity of the mixture alone: with the experts' own losses, or many tasks at once, small networks
+# stay on the first plateau for hours (docs/ablations.md). STEPS, CODER_STEPS (those of the
 # autoencoders, of which each takes ten times as long), SMALL (settings of every training) and
 # NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
 # (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate ablations. Two trainings
@@ -25,7 +26,7 @@ python=${PYTHON:-python3}
 read -r -a small <<<"${SMALL:-crop=64 block=80 batch=8 stored_volumes=32 window=32 warm_up=50 \
 precision=fp32 learning_rate=1e-3 validation_block=48 evaluate_every=1000 save_every=100}"
 read -r -a network <<<"${NETWORK:-network.width=16}"
-network+=(losses.fidelity_fraction=1)
+network+=(losses.fidelity_fraction=1 losses.experts=0 losses.gating=0 losses.tissue=0)
 input=("${network[@]}" network.start=low_resolution)
 steps=${STEPS:-2000} coder_steps=${CODER_STEPS:-400}
 read -r -a options <<<"--device cpu ${OPTIONS:-}"
