@@ -10,8 +10,8 @@
 #
 # All networks but one start from the interpolated input, so that there is something to be learned,
 # and learn one acquisition (x2 isotropic, no noise) without noise in their state and by the
-# fidelity of the mixture alone: with the experts' own losses, or many tasks at once, small networks
-# stay on the first plateau for hours (docs/ablations.md). STEPS, CODER_STEPS (those of the
+# fidelity of the mixture alone: with the experts' own losses small networks stay where they start
+# (docs/ablations.md). STEPS, CODER_STEPS (those of the
 # autoencoders, of which each takes ten times as long), SMALL (settings of every training) and
 # NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
 # (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate ablations. Two trainings
