@@ -21,6 +21,9 @@ for _power, _letter in enumerate("KMGT", 1):
     _decimal, _binary = 1000**_power / 1e9, 1024**_power / 1e9
     _UNITS |= {_letter: _decimal, f"{_letter}B": _decimal, f"{_letter}IB": _binary}
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+CPU_INFORMATION = Path("/proc/cpuinfo")
+# What the kernel calls instructions that multiply bfloat16 (AVX-512 BF16, AMX).
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,19 @@ def plan(
     processors = nprocs or available_cpus()
     threads = omp_nthreads or min(processors, 8)  # more than 8 threads rarely pay for one image
     return Limits(processors, min(threads, processors), memory_gb or available_memory_gb())
+
+
+def has_bfloat16(information: Path = CPU_INFORMATION) -> bool:
+    """Whether the processor multiplies bfloat16; no where the system does not tell (macOS)."""
+    try:
+        text = information.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(
+        _BFLOAT16_FLAGS.intersection(line.split())
+        for line in text.splitlines()
+        if line.startswith("flags")
+    )
 
 
 def visible_devices(

@@ -69,6 +69,14 @@ def test_table_has_a_row_an_image_and_a_description_a_column(group):
     assert all(entry["Description"] for entry in described.values())
 
 
+def test_images_of_different_networks_are_not_compared_without_a_word(group):
+    alone = html.unescape(write_group_report(group).read_text())
+    assert "different networks" not in alone
+    sidecar(group, "98", 20.0, Model="student", ModelVersion="0.3")
+    page = html.unescape(write_group_report(group).read_text())
+    assert "made by different networks: moediff (13), student 0.3 (1)." in page
+
+
 def test_sessions_and_contrasts_get_their_place(group):
     sidecar(group, "00", 20.0, session="a")
     other = group / "sub-00" / "anat" / "sub-00_res-0p7mm_desc-sr_T2w.json"

@@ -13,9 +13,9 @@ from bids_moediff.engine.estimate import estimate
 from bids_moediff.models import shipped
 from bids_moediff.models.hub import load_model, save_model
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
-from bids_moediff.models.shipped import choose, macs_per_voxel
+from bids_moediff.models.shipped import choose, read_config, seconds_per_voxel, stage_macs
 from bids_moediff.models.student.network import StudentConfig, StudentNetwork
-from conftest import run_script
+from conftest import ROOT, run_script
 from generated import dataset, untrained_model
 
 BOTH = ("moediff", "student")
@@ -34,7 +34,8 @@ def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
 @pytest.mark.parametrize(
     ("device", "options", "there", "model", "words"),
     [
-        ("cpu", {}, BOTH, "student", "processor"),
+        ("cpu", {"bfloat16": True}, BOTH, "student", "half of the full model's time"),
+        ("cpu", {"bfloat16": False}, BOTH, "moediff", "without bfloat16"),
         ("cuda:1", {}, BOTH, "moediff", "GPU"),
         ("cpu", {}, ("moediff",), "moediff", "no student"),
         ("cpu", {"num_samples": 4}, BOTH, "moediff", "several samples"),
@@ -61,7 +62,7 @@ def test_the_shipped_folder_decides(tmp_path, monkeypatch):
     untrained_model(tmp_path / "moediff")
     assert choose("auto", "cpu").model == "moediff"
     student_folder(tmp_path / "student")
-    assert choose("auto", "cpu").model == "student"
+    assert choose("auto", "cpu", bfloat16=True).model == "student"
     assert load_model("student").config["family"] == "student"
 
 
@@ -102,8 +103,9 @@ def test_counted_arithmetic_equals_torchs():
             network(torch.rand(1, 1, 32, 32, 32), torch.zeros(1, 6))
         counted = counter.get_total_flops() / 2 / 32**3
         # The condition's small dense layers do not grow with the volume.
-        assert macs_per_voxel(config) == pytest.approx(counted, rel=0.1)
-        assert macs_per_voxel(config) <= counted
+        (macs,) = stage_macs(config).values()
+        assert macs == pytest.approx(counted, rel=0.1)
+        assert macs <= counted
 
 
 def test_time_estimate_follows_the_model(tmp_path):
@@ -114,6 +116,22 @@ def test_time_estimate_follows_the_model(tmp_path):
         for folder in (small, large)
     ]
     assert seconds[1] > 1.5 * seconds[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "bfloat16", "voxels", "measured"),
+    [
+        ("moediff", True, 32.35e6, 103.0),
+        ("student", True, 32.35e6, 56.6),
+        ("moediff", False, 6.13e6, 75.8),
+        ("student", False, 6.13e6, 56.8),
+    ],
+)
+def test_time_estimate_is_near_what_was_measured(model, bfloat16, voxels, measured):
+    """The table of docs/speed.md: two threads, with and without bfloat16."""
+    assert f"| {measured} |" in (ROOT / "docs" / "speed.md").read_text()
+    seconds = voxels * seconds_per_voxel(read_config(model), threads=2, bfloat16=bfloat16)
+    assert seconds == pytest.approx(measured, rel=0.15)
 
 
 def test_what_a_student_cannot_give_is_said(tmp_path):

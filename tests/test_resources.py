@@ -12,6 +12,7 @@ from bids_moediff.resources import (
     available_cpus,
     available_memory_gb,
     cgroup_folders,
+    has_bfloat16,
     parse_memory,
     plan,
     visible_devices,
@@ -131,3 +132,22 @@ print(available_cpus({}, []), plan().nprocs, plan().omp_nthreads)
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["1", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ("model name\t: X\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("flags\t\t: fpu avx512f avx512_bf16\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("model name\t: avx512_bf16\nflags\t\t: fpu\n", False),
+        ("Features\t: fp asimd bf16\n", False),  # no kernels of ours were measured there
+    ],
+)
+def test_bfloat16_is_read_from_the_flags_of_the_processor(tmp_path, text, there):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert has_bfloat16(tmp_path / "cpuinfo") is there
+
+
+def test_a_system_that_does_not_tell_has_no_bfloat16(tmp_path):
+    assert has_bfloat16(tmp_path / "missing") is False

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bids_moediff.engine.acquisition import Acquisition
-from bids_moediff.engine.enhance import has_fast_bfloat16
 from bids_moediff.engine.grid import covering_shape
 from bids_moediff.engine.interpolation import interpolate
 from bids_moediff.engine.mean import apply_mean, axis_order, reorder
@@ -17,6 +16,7 @@ from bids_moediff.models.hub import load_model
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
 from bids_moediff.models.shipped import available
 from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from bids_moediff.resources import has_bfloat16
 from conftest import DEMO
 
 
@@ -83,7 +83,7 @@ def quick_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     There, factors rounded to 16 bits are multiplied and added up in 32, and the sums rounded:
     what a processor that has it does.
     """
-    if has_fast_bfloat16():
+    if has_bfloat16():
         return
     convolve = torch.nn.functional.conv3d
 

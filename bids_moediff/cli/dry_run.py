@@ -12,6 +12,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.devices import require_devices
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.models.shipped import choose_for
+from bids_moediff.resources import plan
 from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _plan_image(
         num_samples=settings.num_samples,
         planes=settings.planes,
         model=model,
+        threads=plan(settings.nprocs, settings.omp_nthreads, settings.mem).omp_nthreads,
     )
     return PlannedImage(
         image.relative_path, shape, zooms, cost.shape, cost.gigabytes, cost.seconds

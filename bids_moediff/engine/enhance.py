@@ -18,6 +18,7 @@ import torch
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.models.hub import LoadedModel, load_model
 from bids_moediff.models.student.network import StudentNetwork
+from bids_moediff.resources import has_bfloat16
 
 from .acquisition import Acquisition, Operator
 from .grid import Shape, Triple, output_grid, voxel_sizes
@@ -113,15 +114,6 @@ class _Sampling:
     consistency: str
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    flags = torch.backends.cpu.get_cpu_capability()
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "AVX512" in flags
-    except (AttributeError, RuntimeError):
-        return False
-
-
 def open_device(device: str) -> torch.device:
     """Device by name; DeviceError names the missing flag."""
     if device == "auto":
@@ -153,7 +145,7 @@ class SuperResolver:
         self.student = student
         self.mean = student or getattr(model.network, "mean", None)
         self.moediff = getattr(model.network, "moediff", None)
-        fast = device.type == "cuda" or has_fast_bfloat16()
+        fast = device.type == "cuda" or has_bfloat16()
         known = model.calibration
         self.calibration = Calibration.from_dict(known) if known else None
         self.precision = ("bf16" if fast else "fp32") if precision == "auto" else precision

@@ -5,14 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bids_moediff.models.shipped import macs_per_voxel, read_config
+from bids_moediff.models.shipped import read_config, seconds_per_voxel
 
 # Measured with the shipped models (docs/speed.md), per voxel of the output.
 _BYTES_PER_VOXEL = 65.0
 _BASE_GIGABYTES = 1.0
-# Sustained multiply-accumulates per second: two cores with bf16, and a data-centre GPU.
-_CPU_MACS_PER_SECOND = 250e9
-_GPU_MACS_PER_SECOND = 20e12
+# Loading the weights, interpolation, projection, writing.
+_BASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,14 @@ def estimate(
     num_samples: int = 1,
     planes: int = 1,
     model: str = "moediff",
+    threads: int = 1,
+    bfloat16: bool | None = None,
 ) -> Estimate:
     """Cost of one image of `shape_in` voxels of `zooms_in` mm at `zooms_out` mm.
 
     `model` is a name or a folder; its config.json says how much arithmetic a voxel takes.
+    `threads` work on the image, on a processor that multiplies bfloat16 or not (looked up by
+    default).
     """
     counts = [
         max(1, math.ceil(n * old / new - 1e-3))
@@ -45,10 +48,11 @@ def estimate(
     ]
     voxels = math.prod(counts)
     evaluations = num_steps * num_samples * planes
-    work = voxels * macs_per_voxel(read_config(model), evaluations)
-    speed = _GPU_MACS_PER_SECOND if device.startswith("cuda") else _CPU_MACS_PER_SECOND
+    seconds = voxels * seconds_per_voxel(
+        read_config(model), evaluations, device=device, threads=threads, bfloat16=bfloat16
+    )
     return Estimate(
         round(_BASE_GIGABYTES + voxels * _BYTES_PER_VOXEL / 1e9, 2),
-        round(5 + work / speed, 1),
+        round(_BASE_SECONDS + seconds, 1),
         (counts[0], counts[1], counts[2]),
     )

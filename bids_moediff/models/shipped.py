@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_moediff.resources import has_bfloat16
+
 if TYPE_CHECKING:
     from bids_moediff.settings import Settings
 
@@ -21,6 +23,13 @@ HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --mo
 _EXPERT_MACS = 34_000.0
 # A network nobody has a count for is taken to cost as much as the first shipped mean.
 _UNKNOWN_MACS = 101_000.0
+# Billion multiply-accumulates a second of each network (docs/speed.md): of one thread of a
+# processor with and without bfloat16, and of a data-centre GPU (never measured).
+_RATES = {
+    "bf16": {"mean": 220.0, "experts": 63.0, "student": 185.0},
+    "fp32": {"mean": 60.0, "experts": 13.0, "student": 34.0},
+    "cuda": {"mean": 20_000.0, "experts": 20_000.0, "student": 20_000.0},
+}
 
 
 def available() -> list[str]:
@@ -49,6 +58,7 @@ def choose(
     want_gates: bool = False,
     want_deviation: bool = False,
     planes: int = 1,
+    bfloat16: bool | None = None,
     shipped: Iterable[str] | None = None,
 ) -> Choice:
     """The model of a run; ``auto`` is settled by what is asked for, by device and by weights.
@@ -63,6 +73,9 @@ def choose(
         Samples, texture, sampling steps, expert maps, slice orientations: only the mixture has
         them. Expected error: the student has one too, of a less certain size
         (docs/trust.md).
+    bfloat16
+        Whether the processor multiplies bfloat16; looked up by default. Without it the student
+        takes three quarters of the full model's time instead of half (docs/speed.md).
     shipped
         Names to choose from; the package's own by default.
     """
@@ -85,7 +98,10 @@ def choose(
         return Choice("moediff", "chosen because no student model comes with this package")
     if device.startswith("cuda"):
         return Choice("moediff", "chosen because a GPU is there, where the full model is fast")
-    return Choice("student", "chosen for the processor: one step in place of the full mixture")
+    if not (has_bfloat16() if bfloat16 is None else bfloat16):
+        reason = "chosen because the student saves little on a processor without bfloat16"
+        return Choice("moediff", reason)
+    return Choice("student", "chosen for the processor: about half of the full model's time")
 
 
 def choose_for(settings: "Settings", device: str) -> Choice:
@@ -134,9 +150,21 @@ def stage_macs(config: Mapping[str, Any], steps: int = 1) -> dict[str, float]:
     return stages
 
 
-def macs_per_voxel(config: Mapping[str, Any], steps: int = 1) -> float:
-    """Multiply-accumulates of all networks for one output voxel; `steps` as above."""
-    return sum(stage_macs(config, steps).values()) or _UNKNOWN_MACS
+def seconds_per_voxel(
+    config: Mapping[str, Any],
+    steps: int = 1,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    bfloat16: bool | None = None,
+) -> float:
+    """Time of all networks for one output voxel; `steps` as above, `bfloat16` as in `choose`."""
+    gpu = device.startswith("cuda")
+    fast = not gpu and (has_bfloat16() if bfloat16 is None else bfloat16)
+    rates = _RATES["cuda" if gpu else "bf16" if fast else "fp32"]
+    stages = stage_macs(config, steps) or {"experts": _UNKNOWN_MACS}
+    seconds = sum(macs / (1e9 * rates[name]) for name, macs in stages.items())
+    return seconds if gpu else seconds / max(1, threads)
 
 
 def _mean_macs(channels: int, blocks: int) -> float:

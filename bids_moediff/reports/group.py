@@ -6,6 +6,7 @@ and hold exactly what is on disk.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,7 @@ class Contrast:
     rows: list[dict[str, Any]]
     total: int
     strips: list[Strip] = field(default_factory=list)
+    networks: list[tuple[str, int]] = field(default_factory=list)
 
 
 def write_group_report(
@@ -194,7 +196,15 @@ def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
 def _contrast(suffix: str, columns: list[str], rows: list[dict[str, Any]]) -> Contrast:
     strips = [strip for name, words, unit in STRIPS if (strip := _strip(name, words, unit, rows))]
     shown = [name for name in SHOWN if any(row[name] is not None for row in rows)]
-    return Contrast(suffix, f"group_{suffix}.tsv", shown, rows[:MOST_ROWS], len(rows), strips)
+    return Contrast(
+        suffix, f"group_{suffix}.tsv", shown, rows[:MOST_ROWS], len(rows), strips, networks(rows)
+    )
+
+
+def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Networks (name and version) that made the images, most frequent first, and how many each."""
+    names = (" ".join(filter(None, (row["model"], row["model_version"]))) for row in rows)
+    return Counter(name for name in names if name).most_common()
 
 
 def _strip(name: str, words: str, unit: str, rows: list[dict[str, Any]]) -> Strip | None:
