@@ -392,6 +392,10 @@ def test_edge_block_uses_the_laplacian() -> None:
     block, x = EdgeBlock(3), torch.randn(1, 3, 8, 9)
     wanted = np.stack([ndimage.laplace(channel, mode="nearest") for channel in numpy_of(x)[0]])
     assert np.allclose(numpy_of(block.laplacian(x))[0], wanted, atol=1e-5)
+    assert torch.equal(block(x, x), x)  # at the start
+    torch.nn.init.normal_(block.mix.weight)
+    mixed = np.einsum("oi,ihw->ohw", numpy_of(block.mix.weight)[:, :, 0, 0], wanted)
+    assert np.allclose(numpy_of(block(x, x) - x)[0], mixed, atol=1e-4)
 
 
 def test_dense_block_sees_all_earlier_maps() -> None:

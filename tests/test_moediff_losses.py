@@ -113,10 +113,21 @@ def test_equation_16() -> None:
         cosines = unit @ unit.T
         nearest = [max(cosines[i, j] for j in range(3) if j != i) for i in range(3)]
         terms.append(np.log(1 + sum(nearest) / 3))
-    assert float(losses.diversity(estimates)) == pytest.approx(np.mean(terms), rel=1e-4)
+    wanted = torch.randn(2, 4, 5, 5)
+    assert float(losses.diversity(estimates, wanted)) == pytest.approx(np.mean(terms), rel=1e-4)
     two = torch.stack([estimates[:, 0], estimates[:, 1]], 1)
-    assert torch.isfinite(losses.diversity(two))
-    assert losses.diversity(estimates[:, :1]) == 0
+    assert torch.isfinite(losses.diversity(two, wanted))
+    assert losses.diversity(estimates[:, :1], wanted) == 0
+
+
+def test_diversity_has_no_steep_gradient_where_the_experts_add_nothing_yet() -> None:
+    wanted = torch.randn(2, 4, 5, 5)
+    lengths = []
+    for size in (1e-5, 1e-3, 1.0):
+        estimates = (size * torch.randn(2, 3, 4, 5, 5)).requires_grad_()
+        losses.diversity(estimates, wanted).backward()
+        lengths.append(float(estimates.grad.norm()))
+    assert lengths[0] < lengths[1] < 2 * lengths[2]
 
 
 def test_equation_17_is_clipped_inverse_variance() -> None:

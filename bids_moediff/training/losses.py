@@ -9,7 +9,8 @@ Decisions where the text is open or would not train (docs/science.md, letters D,
 * the perceptual features are a fixed bank of Gabor filters at three scales
   (:class:`GaborFeatures`): nothing is learned or downloaded;
 * expert similarities (eqs 14-16) are taken on residuals over the start latent, because whole
-  latents of a super-resolution problem all have a cosine of nearly one.
+  latents of a super-resolution problem all have a cosine of nearly one; the diversity term of
+  eq. 16 on deviations from the experts' mean, bounded where these are short.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MAD_TO_DEVIATION = 1.4826
 TEMPERATURE_FLOOR = 1e-3
 WEIGHT_RANGE = (0.1, 10.0)
 STFT_WINDOWS = (8, 16, 32)
+DEVIATION_FLOOR = 0.1
 TISSUE_EXPERTS = ("smooth", "cortex", "junction")
 
 
@@ -207,13 +209,20 @@ def supervised_gating(targets: Tensor, gates: Tensor) -> Tensor:
     return cross_entropy.mean()
 
 
-def diversity(estimates: Tensor) -> Tensor:
-    """Second term of eq. 16 on deviations from the experts' mean, (B, K, z, h, w) -> scalar."""
+def diversity(estimates: Tensor, wanted: Tensor) -> Tensor:
+    """Second term of eq. 16 on deviations from the experts' mean, (B, K, z, h, w) -> scalar.
+
+    A deviation shorter than a tenth of `wanted` (B, z, h, w), what there is to add to the start,
+    is divided by that instead of by its own length. Divided by their length the first, nearly
+    vanishing outputs have a gradient without bound: once the whole gradient is clipped nothing
+    is left of the other losses, and no expert ever leaves its start (docs/experiments.md).
+    """
     count = estimates.shape[1]
     if count < 2:
         return estimates.new_zeros(())
+    shortest = DEVIATION_FLOOR * wanted.flatten(1).norm(dim=1)[:, None, None]
     flat = (estimates - estimates.mean(1, keepdim=True)).flatten(2)
-    flat = flat / flat.norm(dim=2, keepdim=True).clamp_min(1e-8)
+    flat = flat / torch.maximum(flat.norm(dim=2, keepdim=True), shortest.clamp_min(1e-8))
     cosines = flat @ flat.transpose(1, 2)
     itself = torch.eye(count, dtype=torch.bool, device=flat.device)
     nearest = cosines.masked_fill(itself, -math.inf).amax(2)
@@ -338,7 +347,7 @@ def gating_losses(
     moved = estimates.detach() - origin[:, None]
     wanted = (truth - origin)[:, None].expand_as(moved)
     supervised = supervised_gating(selection_targets(pooled_cosine(moved, wanted, grid)), gates)
-    apart = diversity(estimates)
+    apart = diversity(estimates, truth - origin)
     return supervised + diversity_weight * apart, supervised, apart
 
 

@@ -101,7 +101,11 @@ class ResidualBlock(nn.Module):
 
 
 class EdgeBlock(nn.Module):
-    """Edge enhancement: add a learned mix of the features' Laplacians."""
+    """Edge enhancement: add a learned mix of the features' Laplacians.
+
+    The mix starts at zero: at random it makes the features six times as large, most of it noise of
+    single pixels, and the expert learns nothing from them (docs/experiments.md).
+    """
 
     kernel: Tensor
 
@@ -109,7 +113,7 @@ class EdgeBlock(nn.Module):
         super().__init__()
         kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
         self.register_buffer("kernel", kernel[None, None], persistent=False)
-        self.mix = nn.Conv2d(channels, channels, 1)
+        self.mix = zeroed(nn.Conv2d(channels, channels, 1))
 
     def laplacian(self, x: Tensor) -> Tensor:
         """Five-point Laplacian of every channel, edges replicated."""
