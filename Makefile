@@ -9,8 +9,8 @@ PIP_OPTIONS ?=
 DEMO_OUTPUT ?= demo-output
 # The demo head has slices of 2.3 mm; 1 mm in every direction is what is asked for.
 DEMO_OPTIONS ?= --output-resolution 1
-# Two at a time, a file in one process: tests of a file share what they set up.
-PYTEST_OPTIONS ?= -n 2 --dist loadfile
+# Two at a time, a file in one process: tests of a file share what they set up. Longest files first.
+PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed

@@ -12,6 +12,22 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("NO_ET", "1")
+
+
+def _own_processors() -> None:
+    """Give each worker of pytest-xdist processors of its own, for itself and what it starts.
+
+    Otherwise every process counts on all of them, and threads that wait for threads of another
+    process make networks three to four times slower. Before torch is loaded, which counts once.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    count = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if worker and count and hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: int(count)]
+        os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
+
+
+_own_processors()
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "bids_moediff" / "data" / "demo"
 # The options of `make demo`; tests/test_project.py keeps the two the same.
@@ -31,6 +47,16 @@ def _shared_candidates() -> list[Path]:
     if git.returncode == 0:
         candidates.append(Path(git.stdout.strip()).parents[1] / "shared" / "data")
     return candidates
+
+
+# The files that take longest. A worker that began one of them last would work alone for minutes.
+LONGEST = ("test_demo.py", "test_training_run.py", "test_end_to_end.py", "test_winograd.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; the order is kept by ``--no-loadscope-reorder`` (Makefile)."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session")

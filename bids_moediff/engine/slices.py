@@ -16,6 +16,9 @@ from torch.nn import functional
 from bids_moediff.models.moediff.network import MoEDiffSR
 
 SLICE_MULTIPLE = 64
+# Slices at a time on a processor: at the bottleneck of an expert the kernels are larger than the
+# features, and four slices share what it takes to read and arrange them.
+CPU_BATCH = 4
 Axes = tuple[int, int, int]
 Report = Callable[[float], None]
 Correct = Callable[[torch.Tensor], torch.Tensor]
@@ -139,7 +142,7 @@ def _stack(
         plane_condition(condition, axes),
         None,
         network.config.context_slices // 2,
-        1 if volume.device.type == "cpu" else (batch_size or 16),
+        CPU_BATCH if volume.device.type == "cpu" else (batch_size or 16),
     )
 
 
@@ -162,7 +165,7 @@ def restore_slices(
     `axes` says how the volume is cut (default: :func:`slice_axes`). With `correct`, which makes a
     volume consistent with the data, all slices go through one step before any goes through the
     next, and every step's estimate is corrected; this holds four volumes more in memory.
-    On a CPU slices go one by one, so that the result does not depend on the batch size.
+    On a CPU `batch_size` is not looked at, so that the result does not depend on it.
     """
     stack = _stack(network, volume, condition, axes or slice_axes(condition), batch_size)
     noise = _noise(network, stack.slices.shape[1:], noise_strength, seed)

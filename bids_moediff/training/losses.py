@@ -50,7 +50,7 @@ class LossWeights:
     experts: float = 0.2
     task: float = 0.2
     gating: float = 0.002
-    diversity: float = 0.1
+    diversity: float = 0.01
     tissue: float = 0.02
     tissue_until: float = 0.6
     fidelity_fraction: float = 0.5
