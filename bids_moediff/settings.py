@@ -221,7 +221,7 @@ class Settings:
         None, parse_memory, "memory to use: 8, 8GB or 8000MB (default: what the job may use)"
     )
     device: str = _option("auto", _device, "auto, cpu, cuda or cuda:N")
-    batch_size: int | None = _option(None, _whole(1), "slices per network call on a GPU (default: 16)")
+    batch_size: int | None = _option(None, _whole(1), "slices per call on a GPU (default: 16)")
     precision: str = _option(
         "auto", _choice("auto", "fp32", "bf16", "fp16"), "arithmetic of the networks"
     )

@@ -23,6 +23,7 @@ from torch.nn import functional
 from bids_moediff.engine.brainmask import normalise
 from bids_moediff.models.brainmask import BrainMaskNet
 from bids_moediff.models.hub import load_model, save_model
+from bids_moediff.resources import has_bfloat16
 from bids_moediff.training.state import WeightAverage, load_state, save_state
 
 WORKING_ZOOM = 3.0  # mm
@@ -376,7 +377,8 @@ def _train_step(
     truth: torch.Tensor,
 ) -> float:  # fmt: skip
     """One update; gives the loss."""
-    with torch.autocast(image.device.type, torch.bfloat16):
+    half = image.device.type == "cuda" or has_bfloat16()
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
         logits = network(image.to(memory_format=torch.channels_last_3d))
     loss = loss_function(logits.float(), truth)
     optimiser.zero_grad(set_to_none=True)

@@ -16,8 +16,9 @@ from bids_moediff.errors import UsageError
 from bids_moediff.settings import closest
 
 RECIPES = Path(__file__).with_name("recipes")
-# What may change when a run goes on: nothing that the weights so far depend on.
-FREE = ("steps", "evaluate_every", "save_every", "patience", "workers")
+# What may change when a run goes on: nothing that the weights so far depend on, but for the
+# arithmetic of another machine.
+FREE = ("steps", "evaluate_every", "save_every", "patience", "workers", "precision")
 PRECISIONS = ("bf16", "fp32")
 GUIDANCE = ("bias", "nonlinearity")
 # Name: voxel ratio, slice profile. What trainings are judged by, and may be restricted to.

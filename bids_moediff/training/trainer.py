@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from bids_moediff.bids.sink import write_text
 from bids_moediff.errors import DeviceError, MoediffError, UsageError
+from bids_moediff.resources import has_bfloat16
 
 from .development import Case, make_cases
 from .export import hardware, read_curve
@@ -159,6 +161,7 @@ class Trainer:
         init: Init,
         minutes: float | None = None,
     ) -> None:
+        recipe = supported(recipe, device)
         self.recipe, self.folder = recipe, folder
         self.budget = None if minutes is None else Budget(minutes)
         heads = check_heads(load_pack(pack), recipe.keep_out)
@@ -405,6 +408,18 @@ def check_device(device: str) -> None:
     if count <= int(index or 0):
         seen = f"only {count} CUDA device(s) are" if count else "no CUDA device is"
         raise DeviceError(f"--device {device} was asked for, but {seen} visible.")
+
+
+def supported(recipe: Recipe, device: str) -> Recipe:
+    """The recipe, in 32 bits on a processor that would only imitate bfloat16.
+
+    PyTorch does so hundreds of times more slowly than it computes in 32 bits.
+    """
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if not cpu or recipe.precision == "fp32" or has_bfloat16():
+        return recipe
+    tqdm.write("This processor has no bfloat16: training in 32 bits.", file=sys.stderr)
+    return dataclasses.replace(recipe, precision="fp32")
 
 
 def make_accelerator(recipe: Recipe, device: str) -> Any:
