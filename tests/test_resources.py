@@ -17,6 +17,7 @@ from bids_moediff.resources import (
     plan,
     visible_devices,
 )
+from conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,24 @@ def test_bfloat16_is_read_from_the_flags_of_the_processor(tmp_path, text, there)
 
 def test_a_system_that_does_not_tell_has_no_bfloat16(tmp_path):
     assert has_bfloat16(tmp_path / "missing") is False
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_of_openmp_wait_without_turning_in_a_loop(given, turns):
+    """What torch's OpenMP has read when the package was imported first; a user's own wins."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    kept = {key: value for key, value in os.environ.items() if key not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", "import bids_moediff, torch"],
+        env={**kept, "OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT), **given},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch comes with another OpenMP than GNU's here")
+    if turns is None:
+        assert "GOMP_SPINCOUNT = '1000'" not in done.stderr
+    else:
+        assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr
