@@ -30,7 +30,7 @@ def _own_processors() -> None:
 _own_processors()
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "bids_moediff" / "data" / "demo"
-# The options of `make demo`; tests/test_project.py keeps the two the same.
+# The options of `make demo`; tests/test_readme.py keeps the two the same.
 DEMO_OPTIONS = ("--output-resolution", "1")
 
 

@@ -9,15 +9,17 @@ import yaml
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
+from bids_moediff.training import trainer
 from bids_moediff.training.recipe import (
     RECIPES,
     STAGES,
     ExpertsRecipe,
     MeanRecipe,
+    check_same,
     load_recipes,
     recipe_names,
 )
-from bids_moediff.training.trainer import learning_rate
+from bids_moediff.training.trainer import learning_rate, supported
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -116,3 +118,26 @@ def test_the_rate_warms_up_and_falls_to_its_share() -> None:
     assert rates[0] == pytest.approx(0.01) and rates[99] == pytest.approx(1.0)
     assert rates[550] == pytest.approx(0.505) and rates[1000] == pytest.approx(0.01)
     assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "asked", "taken"),
+    [
+        ("cpu", False, "bf16", "fp32"),
+        ("cpu", True, "bf16", "bf16"),
+        ("cpu", False, "fp32", "fp32"),
+        ("cuda:0", False, "bf16", "bf16"),
+    ],
+)
+def test_bfloat16_is_not_imitated(monkeypatch, capsys, device, there, asked, taken):
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda: there)
+    (recipe,) = load_recipes("mean", [f"precision={asked}"])
+    assert supported(recipe, device).precision == taken
+    assert ("32 bits" in capsys.readouterr().err) == (asked != taken)
+
+
+def test_a_run_may_go_on_in_the_arithmetic_of_another_machine(tmp_path):
+    (recipe,) = load_recipes("mean", ["precision=fp32"])
+    check_same(recipe, recipe.to_dict() | {"precision": "bf16"}, tmp_path)
+    with pytest.raises(UsageError, match="seed"):
+        check_same(recipe, recipe.to_dict() | {"seed": 99}, tmp_path)
