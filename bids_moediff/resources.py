@@ -7,6 +7,7 @@ physical memory, the control-group limit and SLURM's allocation. All functions a
 read (folders, environment) can be handed to them.
 """
 
+import functools
 import math
 import os
 import re
@@ -178,6 +179,7 @@ def plan(
     return Limits(processors, min(threads, processors), memory_gb or available_memory_gb())
 
 
+@functools.cache
 def has_bfloat16(information: Path = CPU_INFORMATION) -> bool:
     """Whether the processor multiplies bfloat16; no where the system does not tell (macOS)."""
     try:

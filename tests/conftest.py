@@ -17,8 +17,8 @@ os.environ.setdefault("NO_ET", "1")
 def _own_processors() -> None:
     """Give each worker of pytest-xdist processors of its own, for itself and what it starts.
 
-    Otherwise every process counts on all of them, and threads that wait for threads of another
-    process make networks three to four times slower. Before torch is loaded, which counts once.
+    Otherwise every process counts on all of them, and threads wait for those of the other worker.
+    Before torch is loaded, which counts once.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT")

@@ -168,7 +168,7 @@ def test_threads_of_openmp_wait_without_turning_in_a_loop(given, turns):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     if "GOMP_SPINCOUNT" not in done.stderr:
-        pytest.skip("torch comes with another OpenMP than GNU's here")
+        pytest.skip("needs a torch with GNU's OpenMP, which that of PyPI for Linux has")
     if turns is None:
         assert "GOMP_SPINCOUNT = '1000'" not in done.stderr
     else:

@@ -67,6 +67,7 @@ def print_plan(settings: Settings) -> int:
 
 def plan_images(settings: Settings, device: str, model: str) -> Iterator[PlannedImage]:
     """One row per image, participant by participant."""
+    threads = plan(settings.nprocs, settings.omp_nthreads, settings.mem).omp_nthreads
     for label in find_participants(settings):
         try:
             participant = discover_participant(settings, label)
@@ -76,11 +77,11 @@ def plan_images(settings: Settings, device: str, model: str) -> Iterator[Planned
         for notice in participant.notices:
             print(f"bids_moediff: {notice}", file=sys.stderr)
         for image in participant.images:
-            yield _plan_image(image, settings, device, model)
+            yield _plan_image(image, settings, device, model, threads)
 
 
 def _plan_image(
-    image: AnatomicalImage, settings: Settings, device: str, model: str
+    image: AnatomicalImage, settings: Settings, device: str, model: str, threads: int
 ) -> PlannedImage:
     try:
         shape, zooms = _header(image)
@@ -97,7 +98,7 @@ def _plan_image(
         num_samples=settings.num_samples,
         planes=settings.planes,
         model=model,
-        threads=plan(settings.nprocs, settings.omp_nthreads, settings.mem).omp_nthreads,
+        threads=threads,
     )
     return PlannedImage(
         image.relative_path, shape, zooms, cost.shape, cost.gigabytes, cost.seconds

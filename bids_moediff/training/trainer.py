@@ -410,13 +410,17 @@ def check_device(device: str) -> None:
         raise DeviceError(f"--device {device} was asked for, but {seen} visible.")
 
 
+def on_processor(device: str) -> bool:
+    """Whether ``cpu``, ``auto``, ``cuda`` or ``cuda:N`` means the processor here."""
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
 def supported(recipe: Recipe, device: str) -> Recipe:
     """The recipe, in 32 bits on a processor that would only imitate bfloat16.
 
-    PyTorch does so hundreds of times more slowly than it computes in 32 bits.
+    PyTorch does so many times more slowly than it computes in 32 bits.
     """
-    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if not cpu or recipe.precision == "fp32" or has_bfloat16():
+    if not on_processor(device) or recipe.precision == "fp32" or has_bfloat16():
         return recipe
     tqdm.write("This processor has no bfloat16: training in 32 bits.", file=sys.stderr)
     return dataclasses.replace(recipe, precision="fp32")
@@ -435,7 +439,7 @@ def make_accelerator(recipe: Recipe, device: str) -> Any:
             "Training needs the package accelerate: pip install 'bids_moediff[train]'."
         ) from error
     check_device(device)
-    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    cpu = on_processor(device)
     if not cpu:
         index = torch.device("cuda" if device == "auto" else device).index
         if index is not None:
