@@ -35,6 +35,7 @@ SECTIONS["student"] = ("student", "student")
 # Taught to a finished network, in whose place they come.
 SECTIONS["lesions"] = SECTIONS["mean"]
 SECTIONS["student-lesions"] = SECTIONS["student"]
+SECTIONS["student-tail"] = SECTIONS["student"]
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _at(features: Tensor, positions: Tensor) -> Tensor:
     return inner.permute(0, 2, 1).flatten(0, 1)
 
 
-def _around(features: Tensor, positions: Tensor) -> Tensor:
+def around(features: Tensor, positions: Tensor) -> Tensor:
     """(B, C, x, y, z) -> (B positions, 27 C): each place with its neighbours."""
     windows = features.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)
     places = windows.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(1, 3)[:, positions]
@@ -109,7 +109,7 @@ class _Fit:
         gram, cross = weight.new_zeros((size, size)), weight.new_zeros((size, channels))
         for features, wanted, share in zip(inputs, targets, shares, strict=True):
             reduced = torch.einsum("rc,bcxyz->brxyz", directions, features.float())
-            rows = functional.pad(_around(reduced, where), (0, 1), value=1.0)
+            rows = functional.pad(around(reduced, where), (0, 1), value=1.0)
             gram += (rows * share).T @ rows
             cross += (rows * share).T @ _at(wanted.float(), where)
         prior = torch.einsum("oixyz,ri->rxyzo", weight, directions).flatten(0, 3)

@@ -21,19 +21,18 @@ from bids_moediff.engine.grid import Triple
 from bids_moediff.engine.interpolation import initial_estimate
 from bids_moediff.engine.mean import apply_mean
 from bids_moediff.errors import UsageError
-from bids_moediff.models.hub import CONFIG_NAME, MoEDiffModel, load_model
 from bids_moediff.models.moediff.mean import MeanNetwork
 from bids_moediff.models.student.network import StudentNetwork
 
 from .degradation import ONES, Degraded
 from .development import Case, gains
 from .filters import gaussian
+from .finished import Finished, check_patch, finished_networks, init_paths
 from .recipe import LesionsRecipe, StudentLesionsRecipe
 from .sampling import patches
-from .stages import Batch, Gains, Init, autocast, charbonnier, load_init
+from .stages import Batch, Gains, Init, autocast, charbonnier
 from .volumes import Volume
 
-Taught = MeanNetwork | StudentNetwork
 TISSUE = 0.25  # of the range: where a blob may be put
 DARKEST = 0.05  # of the range: what a dark blob leaves of the tissue
 WOBBLE, WOBBLE_WIDTH = 0.2, 1.5  # how irregular an outline is (of the radius), and its scale
@@ -91,24 +90,14 @@ def lesion_field(
     return torch.maximum(field, -(truth - DARKEST).clamp_min(0.0)).where(field < 0, field)
 
 
-def _networks(recipe: LesionsRecipe, paths: Sequence[Path]) -> tuple[Taught, Taught]:
+def _networks(recipe: LesionsRecipe, paths: Sequence[Path]) -> tuple[Finished, Finished]:
     """The network to be taught, and the one whose output is wanted apart from lesions."""
     student = isinstance(recipe, StudentLesionsRecipe)
-    kind = StudentNetwork if student else MeanNetwork
-    taught: Taught | None = None
-    reference: Taught | None = None
-    for path in paths:
-        run = path.is_dir() and not (path / CONFIG_NAME).is_file()
-        network: Any = load_init(path) if run else load_model(path).network
-        network = network.mean if isinstance(network, MoEDiffModel) else network
-        if isinstance(network, kind):
-            taught = network
-        if isinstance(network, MeanNetwork):
-            reference = network
+    taught, reference = finished_networks(paths, student=student)
     if taught is None:
         wanted = "a student (and its teacher)" if student else "a moediff model with a mean"
         raise UsageError(f"Lesions are taught to a trained network: --init {wanted}.")
-    return taught, copy.deepcopy(reference or taught)
+    return taught, reference or copy.deepcopy(taught)
 
 
 class LesionsStage:
@@ -117,13 +106,11 @@ class LesionsStage:
     tissue = False
 
     def __init__(self, recipe: LesionsRecipe, device: torch.device, init: Init):
-        paths = [init] if isinstance(init, Path) else list(init or ())
-        taught, reference = _networks(recipe, paths)
+        taught, reference = _networks(recipe, init_paths(init))
         self.recipe, self.device = recipe, device
         self.network = taught.float().to(device)
         self.reference = reference.float().to(device).eval().requires_grad_(False)
-        if recipe.patch % self.network.config.multiple:
-            raise UsageError(f"patch must be a multiple of {self.network.config.multiple}.")
+        check_patch(recipe.patch, self.network)
 
     def network_settings(self) -> dict[str, Any]:
         """Settings for the section of config.json."""

@@ -71,6 +71,7 @@ class Recipe:
     """
 
     stage: ClassVar[str] = ""
+    least_steps: ClassVar[int] = 1
 
     steps: int = 4200
     batch: int = 4
@@ -107,10 +108,12 @@ class Recipe:
             raise ValueError(f"precision is bf16 or fp32, not {self.precision!r}")
         if self.learning_rate <= 0:
             raise ValueError("learning_rate must be positive")
-        counts = ("steps", "batch", "evaluate_every", "save_every", "block", "window")
+        counts = ("batch", "evaluate_every", "save_every", "block", "window")
         if self.acquisition and self.acquisition not in ACQUISITIONS:
             known = ", ".join(ACQUISITIONS)
             raise ValueError(f"acquisition is empty or one of {known}, not {self.acquisition!r}")
+        if self.steps < self.least_steps:
+            raise ValueError(f"steps must be at least {self.least_steps}, not {self.steps}")
         for name in (*counts, "steps_per_volume", "workers", "validation_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -316,11 +319,35 @@ class StudentLesionsRecipe(LesionsRecipe):
     stage: ClassVar[str] = "student-lesions"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TailRecipe(Recipe):
+    """The last layer of a finished student, fitted to its teacher (:mod:`.tail`); no steps.
+
+    ``places`` folded voxels of each of ``fitted_patches`` patches are looked at; ``ridge`` is
+    relative to the mean square of the features.
+    """
+
+    stage: ClassVar[str] = "student-tail"
+    least_steps: ClassVar[int] = 0
+
+    patch: int = 56
+    border: int = 10
+    epsilon: float = 0.02
+    fitted_patches: int = 260
+    places: int = 2500
+    ridge: float = 1e-3
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+
 STAGES: dict[str, type[Recipe]] = {
     kind.stage: kind
     for kind in (
         MeanRecipe, ExpertsRecipe, GateRecipe, StudentRecipe, AutoencoderRecipe, LesionsRecipe,
-        StudentLesionsRecipe,
+        StudentLesionsRecipe, TailRecipe,
     )
 }  # fmt: skip
 

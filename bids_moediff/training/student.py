@@ -28,7 +28,7 @@ from .degradation import Degraded
 from .development import Case, gains
 from .factorise import factorise
 from .filters import convolve, gaussian
-from .recipe import StudentRecipe
+from .recipe import Recipe, StudentRecipe
 from .sampling import patches
 from .stages import Batch, Gains, autocast, charbonnier, relative_weight, run_mean
 from .volumes import Volume
@@ -212,13 +212,7 @@ class StudentStage:
 
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
         """Gains over cubic and over the consistent interpolation."""
-        assert isinstance(network, StudentNetwork)
-
-        def restore(start: Tensor, condition: Tensor) -> Tensor:
-            with torch.inference_mode(), autocast(self.device, self.recipe):
-                return apply_student(network, start, condition)
-
-        return gains(cases, restore)
+        return student_gains(network, cases, self.device, self.recipe)
 
     def memory(self) -> dict[str, Any]:
         """Nothing."""
@@ -226,6 +220,19 @@ class StudentStage:
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def student_gains(
+    network: nn.Module, cases: Sequence[Case], device: torch.device, recipe: Recipe
+) -> Gains:
+    """Gains of a student over cubic and over the consistent interpolation."""
+    assert isinstance(network, StudentNetwork)
+
+    def restore(start: Tensor, condition: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(device, recipe):
+            return apply_student(network, start, condition)
+
+    return gains(cases, restore)
 
 
 def apply_student(network: StudentNetwork, start: Tensor, condition: Tensor) -> Tensor:

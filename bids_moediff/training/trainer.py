@@ -38,6 +38,7 @@ from .recipe import (
     MeanRecipe,
     Recipe,
     StudentRecipe,
+    TailRecipe,
     check_same,
 )
 from .stages import ExpertsStage, Gains, Init, MeanStage, Stage, load_init
@@ -71,6 +72,10 @@ def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
         from .lesions import LesionsStage
 
         return LesionsStage(recipe, device, init)
+    if isinstance(recipe, TailRecipe):
+        from .tail import TailStage
+
+        return TailStage(recipe, device, init)
     model = load_init(init)
     if isinstance(recipe, MeanRecipe):
         return MeanStage(recipe, device, model)
@@ -221,9 +226,11 @@ class Trainer:
         """
         record = self.record
         self._prepare_folder()
-        if record["step"] == 0:
+        if record["step"] == 0 and record["best"] is None:
             self.stage.begin(self._first_batches())
             self.average = WeightAverage(self.stage.network, self.recipe.decay)
+        if self.recipe.steps == 0:
+            self._without_steps()
         objective, optimiser = self.accelerator.prepare(Objective(self.stage), self.optimiser)
         objective.train()
         totals, counted = dict[str, float](), 0
@@ -259,6 +266,16 @@ class Trainer:
         self.window.close()
         self.accelerator.wait_for_everyone()
         return record
+
+    def _without_steps(self) -> None:
+        """Judge and save what the stage did before its first step, unless that was done before."""
+        if self.record["best"] is not None:
+            return
+        with torch.no_grad():
+            _, logs = self.stage.loss(next(self._first_batches()), 0)
+        with self._board() as board:
+            self._evaluate(logs, board)
+        self._save()
 
     def _first_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches for what a stage does before its first step."""
