@@ -103,6 +103,8 @@ THIN = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 0.4)))
     ("coarse", "fine", "acquisition", "words"),
     [
         ((1.0, 1.0, 7.0), (1.0, 1.0, 1.0), ISOTROPIC, "ratio of 7.0 is beyond"),
+        ((4.0, 1.0, 4.0), (1.0, 1.0, 1.0), ISOTROPIC, "ratio of 4.0 or more, beyond the 3"),
+        ((6.0, 5.0, 3.3), (1.0, 1.0, 1.0), ISOTROPIC, "ratio of 5.0 or more, beyond the 3"),
         ((0.8, 0.8, 0.8), (0.7, 0.7, 0.7), ISOTROPIC, "ratio of 1.14 is below"),
         ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ISOTROPIC, "finer than the 0.3 mm"),
         ((2.0, 2.0, 9.0), (2.0, 2.0, 2.0), ISOTROPIC, "coarser than the 8 mm"),
@@ -118,7 +120,8 @@ def test_outside_the_trained_range_is_said(coarse, fine, acquisition, words):
     ("coarse", "fine"),
     [
         ((1.0, 1.0, 6.0), (1.0, 1.0, 1.0)),
-        ((8.0, 8.0, 8.0), (2.0, 2.0, 2.0)),
+        ((6.0, 6.0, 6.0), (2.0, 2.0, 2.0)),
+        ((2.0, 2.0, 6.0), (1.0, 1.0, 1.0)),
         ((0.6, 0.6, 0.6), (0.3, 0.3, 0.3)),
         ((1.0, 1.0, 1.0), (0.7, 0.7, 0.7)),
         ((0.9995, 1.0, 4.0), (1.0, 1.0, 1.0)),

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from .acquisition import Acquisition
 
-# Per axis: input voxel over output voxel (1, an axis left alone, was trained as well), voxel sizes
-# in mm, and slice thickness over slice spacing (docs/science.md, section 7).
+# Per axis: input voxel over output voxel (1, an axis left alone, was trained as well), the most of
+# it on more than one axis, voxel sizes in mm, and slice thickness over slice spacing
+# (docs/science.md, section 7; training/degradation.py).
 RATIOS = (1.2, 6.0)
+SEVERAL_AXES = 3.0
 VOXEL_SIZES = (0.3, 8.0)
 PROFILE_WIDTHS = (0.7, 1.2)
 _TOLERANCE = 1.01
@@ -32,6 +34,13 @@ def range_warnings(
         said.append(
             f"The voxel ratio of {max(ratios):.1f} is beyond the {RATIOS[1]:g} the model was "
             "trained for; fine detail is not to be relied on."
+        )
+    second = sorted(ratios)[-2]
+    if second > SEVERAL_AXES * _TOLERANCE:
+        said.append(
+            f"More than one axis has a voxel ratio of {second:.1f} or more, beyond the "
+            f"{SEVERAL_AXES:g} the model was trained for on several axes at once; fine detail is "
+            "not to be relied on."
         )
     small = [ratio for ratio in ratios if _SAME < ratio < RATIOS[0] / _TOLERANCE]
     if small:

@@ -17,8 +17,9 @@ DESCRIPTIONS = {
 }
 LIMITS = """\
 Research use. Trained on adult heads (and one child's) at 1.5 and 3 T with voxels of about 1 mm;
-contrasts other than T1w, T2w and FLAIR come from synthetic heads. Voxel ratios from 1.25 to 6 were
-seen. Detail that no scan measured is an estimate: do not read lesions off it alone.
+contrasts other than T1w, T2w and FLAIR come from synthetic heads. Voxel ratios from 1.25 to 6 (on
+several axes at once up to 3) were seen. Detail that no scan measured is an estimate: do not read
+lesions off it alone.
 """
 
 
