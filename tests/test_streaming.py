@@ -34,6 +34,9 @@ def networks() -> dict[str, torch.nn.Module]:
     return {
         "mean": lively(MeanNetwork(MeanConfig(8, 3))),
         "student": lively(StudentNetwork(StudentConfig(8, 3, (6, 5, 4, 3)))),
+        "student, conditioned": lively(
+            StudentNetwork(StudentConfig(8, 2, (6, 5, 4, 3), conditioned_tail=True))
+        ),
     }
 
 
@@ -47,7 +50,7 @@ def whole(network, start, condition):
     return out.permute([order.index(axis) for axis in range(3)])
 
 
-@pytest.mark.parametrize("name", ["mean", "student"])
+@pytest.mark.parametrize("name", ["mean", "student", "student, conditioned"])
 @pytest.mark.parametrize("max_voxels", [1, 3000, 10**9])
 @pytest.mark.parametrize("shape", [(70, 18, 23), (9, 30, 12)])
 def test_planes_pushed_equal_the_whole_volume(name, max_voxels, shape):
@@ -113,7 +116,7 @@ def test_half_precision_of_the_shipped_models_stays_below_a_thousandth(model):
     assert (near - exact).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["mean", "student"])
+@pytest.mark.parametrize("name", ["mean", "student", "student, conditioned"])
 def test_half_precision_is_near(name):
     network = networks()[name]
     start, condition = torch.rand(40, 24, 24), torch.tensor([0.5] * 3 + [1.2] * 3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bids_moediff.models import hub
+from bids_moediff.models.moediff.mean import OUTPUT_GAIN, depth_to_space
 from bids_moediff.models.student.network import Factorised, StudentConfig, StudentNetwork
 
 TINY = StudentConfig(6, 2, (4, 3, 4, 5))
@@ -89,6 +90,26 @@ def test_a_factorised_convolution_is_one_convolution() -> None:
     features = torch.rand(1, 6, 5, 6, 7)
     expected = torch.nn.functional.conv3d(features, kernel, layer.expand.bias, padding=1)
     assert torch.allclose(layer(features), expected, atol=1e-5)
+
+
+def test_a_conditioned_last_layer_is_a_sum_over_the_condition() -> None:
+    network = shaken(StudentConfig(6, 1, (4, 3, 4, 5), conditioned_tail=True))
+    start, condition = torch.rand(2, 1, 12, 8, 10), torch.randn(2, 6)
+    with torch.no_grad():
+        output, features = network.with_features(start, condition)
+    terms = network.tail_terms
+    assert terms is not None and terms.bias is not None and network.tail.bias is not None
+    for item in range(2):
+        weight, bias = network.tail.weight.clone(), network.tail.bias.clone()
+        for entry in range(6):
+            weight += condition[item, entry] * terms.weight[8 * entry : 8 * entry + 8]
+            bias += condition[item, entry] * terms.bias[8 * entry : 8 * entry + 8]
+        layer = network.tail_of(condition[item : item + 1])
+        torch.testing.assert_close(layer.weight, weight)
+        torch.testing.assert_close(layer.bias, bias)
+        folded = torch.nn.functional.conv3d(features[-1][item : item + 1], weight, bias, padding=1)
+        expected = start[item : item + 1] + OUTPUT_GAIN * depth_to_space(folded)
+        torch.testing.assert_close(output[item : item + 1], expected)
 
 
 def test_wrong_sizes_and_settings() -> None:

@@ -14,7 +14,12 @@ from bids_moediff.models.hub import build_network, load_model, save_model
 from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
 from bids_moediff.models.student.network import StudentConfig, StudentNetwork
 from bids_moediff.training.stages import Batch
-from bids_moediff.training.tail import Moments, TailStage, refit_tail
+from bids_moediff.training.tail import (
+    Moments,
+    TailStage,
+    refit_tail,
+    with_conditioned_tail,
+)
 from training_data import pack, tiny
 
 CPU = torch.device("cpu")
@@ -86,16 +91,25 @@ def test_the_teachers_layer_is_found_where_the_features_are_the_teachers() -> No
 
 
 def test_moments_solve_weighted_least_squares() -> None:
+    """Each patch has one condition, by which its features count a second and third time."""
     rng = np.random.default_rng(0)
     rows, missing = rng.normal(size=(300, 5)), rng.normal(size=(300, 2))
-    weight = rng.uniform(0.1, 3, size=(300, 1))
-    moments = Moments(5, 2)
-    for part in np.split(np.arange(300), 3):
-        moments.add(*(torch.from_numpy(x[part]).float() for x in (rows, missing, weight)))
-    full, root = np.hstack([rows, np.ones((300, 1))]), np.sqrt(weight)
-    expected = np.linalg.lstsq(full * root, missing * root, rcond=None)[0]
-    np.testing.assert_allclose(moments.solve(0.0).numpy(), expected, atol=1e-4)
-    assert moments.solve(10.0).norm() < 0.3 * moments.solve(0.0).norm()
+    weight, told = rng.uniform(0.1, 3, size=(300, 1)), rng.normal(size=(10, 2))
+    for conditions in (0, 2):
+        moments, small = Moments(5, 2, conditions), Moments(5, 2, conditions)
+        for part, numbers in zip(np.split(np.arange(300), 10), told, strict=True):
+            patch = [torch.from_numpy(x[part]).float() for x in (rows, missing, weight)]
+            numbers = torch.from_numpy(numbers[:conditions]).float()
+            moments.add(*patch, numbers)
+            small.add(*patch, numbers)
+        one, root = np.hstack([rows, np.ones((300, 1))]), np.sqrt(weight)
+        often = np.repeat(told[:, :conditions], 30, axis=0)
+        full = np.hstack([one, *(one * column[:, None] for column in often.T)])
+        expected = np.linalg.lstsq(full * root, missing * root, rcond=None)[0]
+        found = moments.solve(0.0)
+        assert found.shape == (conditions + 1, 6, 2)
+        np.testing.assert_allclose(found.flatten(0, 1).numpy(), expected, atol=1e-4)
+        assert small.solve(10.0).norm() < 0.3 * found.norm()
 
 
 def test_a_patch_counts_by_what_interpolation_misses_there() -> None:
@@ -118,6 +132,30 @@ def test_a_patch_counts_by_what_interpolation_misses_there() -> None:
             missed = (again(*args) - student(*args))[..., 4:-4, 4:-4, 4:-4]
             error[easy] = float(missed.square().mean())
     assert error[0.01] < 0.9 * error[1.0]
+
+
+def test_the_last_layer_follows_the_condition() -> None:
+    """The teacher's last layer is one thing for one acquisition and another for the next."""
+    torch.manual_seed(0)
+    teacher = MeanNetwork(MeanConfig(**SHAPE))
+    shaken(teacher, 1)
+
+    class Changing(MeanNetwork):
+        def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            plain = super().forward(start, condition) - start
+            return start + plain * (1 + condition[:, 2])[:, None, None, None, None]
+
+    changing = Changing(teacher.config)
+    changing.load_state_dict(teacher.state_dict())
+    student = with_conditioned_tail(same_features(teacher))
+    refit_tail(changing, student, batches(16), places=500, border=4, ridge=1e-7)
+    (batch,) = batches(1, seed=1)
+    with torch.no_grad():
+        args = (batch["start"][:, None], batch["condition"])
+        wanted, missed = changing(*args), changing(*args) - student(*args)
+        before = (changing(*args) - teacher(*args))[..., 4:-4, 4:-4, 4:-4].abs().max()
+    assert wanted.isfinite().all()
+    assert missed[..., 4:-4, 4:-4, 4:-4].abs().max() < 0.02 * before
 
 
 def test_the_border_of_a_patch_is_left_out() -> None:
@@ -146,8 +184,10 @@ def test_the_recipe_changes_the_last_layer_only_and_once(tmp_path: Path) -> None
     weights = tmp_path / "run" / "model" / "model.safetensors"
     before = load_model(init[0]).network.state_dict()
     after = load_model(tmp_path / "run" / "model").network.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert changed == {"tail.weight", "tail.bias"}
+    assert set(after) - set(before) == {"tail_terms.weight", "tail_terms.bias"}
+    assert all(after[key].abs().max() > 0 for key in set(after) - set(before))
     first = weights.read_bytes()
     assert main([str(word) for word in words]) == 0
     assert weights.read_bytes() == first

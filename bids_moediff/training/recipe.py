@@ -335,7 +335,7 @@ class TailRecipe(Recipe):
     epsilon: float = 0.02
     fitted_patches: int = 260
     places: int = 2500
-    ridge: float = 1e-3
+    ridge: float = 1e-2
 
     @property
     def smallest(self) -> int:

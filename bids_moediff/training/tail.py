@@ -2,17 +2,21 @@
 """The last layer of a finished student, fitted anew to its teacher by least squares.
 
 Given the features before it, the last convolution is a linear regression, so what gradients only
-draw near to is found exactly from the second moments of some hundred patches. Targets are the
-teacher's: the truth's noise would need many times as many (docs/experiments.md).
+draw near to is found exactly from the second moments of some hundred patches. Its weights may be
+a linear function of the acquisition's numbers, which costs nothing when it runs: they are summed
+up once for each image. Targets are the teacher's: the truth's noise would need many times as many
+patches (docs/experiments.md).
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from bids_moediff.errors import UsageError
@@ -31,23 +35,39 @@ from .volumes import Volume
 
 
 class Moments:
-    """Weighted second moments of features (and a one) with each other and with what is missing."""
+    """Weighted second moments of features (and a one) with each other and with what is missing.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        self.gram = torch.zeros(inputs + 1, inputs + 1)
-        self.cross = torch.zeros(inputs + 1, outputs)
+    Features count once as they are and once times each number of the condition. Only the lower
+    half of the matrix is kept: it is the largest thing here, 2.4 GB for 128 channels.
+    """
 
-    def add(self, rows: Tensor, missing: Tensor, weight: Tensor) -> None:
-        """`rows` (N, inputs), `missing` (N, outputs), `weight` (N, 1)."""
-        full = torch.nn.functional.pad(rows, (0, 1), value=1.0)
-        self.gram.addmm_((full * weight).T, full)
-        self.cross.addmm_((full * weight).T, missing)
+    def __init__(self, inputs: int, outputs: int, conditions: int) -> None:
+        self.size, self.count = inputs + 1, conditions + 1
+        total = self.size * self.count
+        self.gram = torch.zeros(total, total)
+        self.cross = torch.zeros(total, outputs)
+
+    def add(self, rows: Tensor, missing: Tensor, weight: Tensor, condition: Tensor) -> None:
+        """One patch: (N, inputs), (N, outputs), (N, 1) and (conditions,)."""
+        full = functional.pad(rows, (0, 1), value=1.0)
+        weighted = (full * weight).T
+        gram, cross = weighted @ full, weighted @ missing
+        factors = [1.0, *condition.tolist()]
+        blocks = [slice(k * self.size, (k + 1) * self.size) for k in range(self.count)]
+        for row, (place, factor) in enumerate(zip(blocks, factors, strict=True)):
+            self.cross[place].add_(cross, alpha=factor)
+            for other, second in zip(blocks[: row + 1], factors, strict=False):
+                self.gram[place, other].add_(gram, alpha=factor * second)
 
     def solve(self, ridge: float) -> Tensor:
-        """Coefficients (inputs + 1, outputs); `ridge` relative to the inputs' mean square."""
-        shrunk = self.gram.double()
-        shrunk.diagonal().add_(ridge * shrunk.diagonal()[:-1].mean())
-        return torch.linalg.solve(shrunk, self.cross.double()).float()
+        """Coefficients (conditions + 1, inputs + 1, outputs); uses the moments up.
+
+        `ridge` is relative to the mean square of the features.
+        """
+        diagonal = self.gram.diagonal()
+        diagonal.add_(ridge * diagonal[: self.size - 1].mean())
+        lower = torch.linalg.cholesky(self.gram, out=self.gram)
+        return torch.cholesky_solve(self.cross, lower).unflatten(0, (self.count, self.size))
 
 
 def _patch_weight(batch: Batch, border: int) -> Tensor:
@@ -69,7 +89,9 @@ def refit_tail(
     ridge: float,
     seed: int = 0,
 ) -> None:
-    """Set the last convolution of `student` to the one that comes nearest to `teacher`.
+    """Set the last layer of `student` to the one that comes nearest to `teacher`.
+
+    If it is conditioned, to the one whose linear function of the condition does.
 
     Parameters
     ----------
@@ -82,8 +104,9 @@ def refit_tail(
     ridge
         Towards no change, relative to the mean square of the features.
     """
-    tail = student.tail
-    moments = Moments(tail.weight[0].numel(), len(tail.weight))
+    tail, terms = student.tail, student.tail_terms
+    conditions = student.config.condition_dim if terms is not None else 0
+    moments = Moments(tail.weight[0].numel(), len(tail.weight), conditions)
     generator = torch.Generator().manual_seed(seed)
     skip = -(-border // student.config.multiple)
     for batch in batches:
@@ -97,13 +120,26 @@ def refit_tail(
         chosen = inner[torch.randperm(len(inner), generator=generator)[:places]]
         chosen = chosen.to(start.device)
         cut = [part[..., 1:-1, 1:-1, 1:-1].flatten(2)[..., chosen] for part in (missing, weight)]
-        missing, weight = (part.permute(0, 2, 1).flatten(0, 1).cpu() for part in cut)
-        moments.add(around(features[-1].float(), chosen).cpu(), missing, weight)
+        missing, weight = (part.permute(0, 2, 1).cpu() for part in cut)
+        rows = around(features[-1].float(), chosen).cpu().unflatten(0, missing.shape[:2])
+        for parts in zip(rows, missing, weight, condition[:, :conditions].cpu(), strict=True):
+            moments.add(*parts)
     change = moments.solve(ridge).to(tail.weight)
     assert tail.bias is not None
     # Rows are (channel, 3, 3, 3), as the kernel.
-    tail.weight += change[:-1].T.reshape(tail.weight.shape)
-    tail.bias += change[-1]
+    tail.weight += change[0, :-1].T.reshape(tail.weight.shape)
+    tail.bias += change[0, -1]
+    if terms is not None:
+        assert terms.bias is not None
+        terms.weight += change[1:, :-1].transpose(1, 2).reshape(terms.weight.shape)
+        terms.bias += change[1:, -1].flatten()
+
+
+def with_conditioned_tail(student: StudentNetwork) -> StudentNetwork:
+    """The same network with a last layer that the condition may change, and does not yet."""
+    made = StudentNetwork(replace(student.config, conditioned_tail=True))
+    made.load_state_dict(made.state_dict() | student.state_dict())
+    return made
 
 
 class TailStage:
@@ -119,7 +155,7 @@ class TailStage:
                 "and a moediff model with a mean)."
             )
         self.recipe, self.device = recipe, device
-        self.network = student.float().to(device).eval()
+        self.network = with_conditioned_tail(student).float().to(device).eval()
         self.teacher = teacher.float().to(device).eval().requires_grad_(False)
         check_patch(recipe.patch, self.network)
 

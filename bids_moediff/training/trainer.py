@@ -224,12 +224,13 @@ class Trainer:
 
         InterruptedRun after a request to stop; MoediffError if the disk is full.
         """
-        record = self.record
+        record, before = self.record, time.monotonic()
         self._prepare_folder()
         if record["step"] == 0 and record["best"] is None:
             self.stage.begin(self._first_batches())
             self.average = WeightAverage(self.stage.network, self.recipe.decay)
-        if self.recipe.steps == 0:
+        if self.recipe.steps == 0 and record["best"] is None:
+            record["seconds"] = time.monotonic() - before
             self._without_steps()
         objective, optimiser = self.accelerator.prepare(Objective(self.stage), self.optimiser)
         objective.train()
@@ -268,9 +269,7 @@ class Trainer:
         return record
 
     def _without_steps(self) -> None:
-        """Judge and save what the stage did before its first step, unless that was done before."""
-        if self.record["best"] is not None:
-            return
+        """Judge and save what the stage did before its first step."""
         with torch.no_grad():
             _, logs = self.stage.loss(next(self._first_batches()), 0)
         with self._board() as board:

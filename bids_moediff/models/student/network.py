@@ -12,6 +12,7 @@ bounded neighbourhood (:attr:`StudentConfig.receptive_radius`).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,15 @@ class StudentConfig(JsonConfig):
         and out of the second one.
     condition_dim
         Numbers that describe the acquisition.
+    conditioned_tail
+        Whether the weights of the last layer are a linear function of these numbers.
     """
 
     channels: int = 128
     blocks: int = 10
     ranks: tuple[int, ...] = (64, 64, 112, 112)
     condition_dim: int = 6
+    conditioned_tail: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ranks) != 4 or not all(1 <= rank <= self.channels for rank in self.ranks):
@@ -129,6 +133,10 @@ class StudentNetwork(nn.Module):
         self.film = nn.Sequential(
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
         )
+        self.tail_terms: nn.Conv3d | None = None
+        if self.config.conditioned_tail:
+            terms = self.config.condition_dim * FOLD**3
+            self.tail_terms = nn.Conv3d(width, terms, 3, padding=1)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv3d):
                 if name.endswith(("reduce", "core")):
@@ -138,6 +146,8 @@ class StudentNetwork(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.tail.weight)
+        if self.tail_terms is not None:
+            nn.init.zeros_(self.tail_terms.weight)
         with torch.no_grad():
             last = self.film[-1]
             last.weight.mul_(0.1)  # type: ignore[operator]
@@ -147,6 +157,25 @@ class StudentNetwork(nn.Module):
         """Scale and shift of each block in turn, each (B, C, 1, 1, 1), of conditions (B, 6)."""
         film = self.film(condition)[..., None, None, None]
         return tuple(film.chunk(2 * len(self.body), dim=1))
+
+    def tail_of(self, condition: Tensor) -> nn.Conv3d:
+        """The last layer for one condition (1, 6)."""
+        tail = copy.deepcopy(self.tail)
+        if self.tail_terms is not None:
+            told = condition[0].to(tail.weight)
+            for name in ("weight", "bias"):
+                terms = getattr(self.tail_terms, name).detach().unflatten(0, (len(told), -1))
+                getattr(tail, name).data += torch.einsum("k,k...->...", told, terms)
+        return tail
+
+    def _last(self, features: Tensor, condition: Tensor) -> Tensor:
+        """Folded correction (B, 8, x, y, z) of (B, C, x, y, z)."""
+        correction: Tensor = self.tail(features)
+        if self.tail_terms is not None:
+            terms = self.tail_terms(features).unflatten(1, (self.config.condition_dim, -1))
+            told = condition.to(terms)
+            correction = correction + torch.einsum("bk,bkoxyz->boxyz", told, terms)
+        return correction
 
     def with_features(self, start: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Output, and the features after each block, for guidance by a teacher.
@@ -165,7 +194,8 @@ class StudentNetwork(nn.Module):
         for index, block in enumerate(self.body):
             x = block(x, film[2 * index], film[2 * index + 1])
             features.append(x)
-        return start + OUTPUT_GAIN * depth_to_space(self.tail(x).to(start.dtype)), features
+        correction = self._last(x, condition).to(start.dtype)
+        return start + OUTPUT_GAIN * depth_to_space(correction), features
 
     def forward(self, start: Tensor, condition: Tensor) -> Tensor:
         """Super-resolved volume (B, 1, X, Y, Z); see :meth:`with_features`."""
@@ -181,4 +211,4 @@ class StudentNetwork(nn.Module):
             second = block.second.stream(kind, BLOCK_GAIN)  # type: ignore[operator, union-attr]
             blocks.append(Residual(Chain(first, second)))
         head = NarrowConvolution(self.head, torch.float32)
-        return Chain(head, *blocks, Convolution(self.tail, torch.float32))
+        return Chain(head, *blocks, Convolution(self.tail_of(condition), torch.float32))
