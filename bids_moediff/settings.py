@@ -248,7 +248,8 @@ class Settings:
     slice_profile: str = _option(
         "auto",
         _choice("auto", "kspace", "gaussian", "box"),
-        "how slices were sampled along the coarsest axis (default: by the sidecar)",
+        "shape of the slices along the coarsest axis (auto: a box as thick as the sidecar says, "
+        "three quarters of the slice distance where it says nothing)",
     )
     slice_thickness: float | None = _option(
         None, _millimetres, "slice thickness in mm where the sidecar does not say or is wrong"

@@ -132,13 +132,30 @@ def test_profiles_by_sidecar_and_by_option():
     thick = find_measured(fine, wanted=(1.0, 1.0, 2.5))
     spacing = thick.zooms[2]
     # Nothing is known: an axis that was interpolated from there ends like k-space.
-    assert declared_acquisition(thick, {}).axes == (Axis(), Axis(), Axis())
+    unknown = declared_acquisition(thick, {})
+    assert (unknown.acquisition.axes, unknown.source) == ((Axis(), Axis(), Axis()), "assumed")
     slices = declared_acquisition(thick, {"MRAcquisitionType": "2D", "SliceThickness": 2.0})
-    assert slices.axes[:2] == (Axis(), Axis())
-    assert slices.axes[2] == Axis("gaussian", 2.0 / spacing)
-    boxes = declared_acquisition(thick, {"MRAcquisitionType": "3D"}, "box", 1.5)
-    assert boxes.axes[2] == Axis("box", 1.5 / spacing)
-    assert declared_acquisition(thick, {}, "auto", 3.0).axes[2].profile == "gaussian"
+    assert slices.acquisition.axes == (Axis(), Axis(), Axis("box", 2.0 / spacing))
+    assert slices.source == "stated"
+    gaussian = declared_acquisition(thick, {"MRAcquisitionType": "3D"}, "gaussian", 1.5)
+    assert gaussian.acquisition.axes[2] == Axis("gaussian", 1.5 / spacing)
+    assert gaussian.source == "option"
+    assert declared_acquisition(thick, {}, "auto", 3.0).acquisition.axes[2].profile == "box"
+    # A thickness says nothing of a 3-D scan, whose slices are Fourier-encoded.
+    volume = declared_acquisition(thick, {"MRAcquisitionType": "3D", "SliceThickness": 2.5})
+    assert (volume.acquisition.axes[2], volume.source) == (Axis(), "assumed")
+
+
+def test_slices_of_unstated_thickness_are_three_quarters_of_their_distance():
+    """Told wider than they are, slices come out below interpolation; told narrower, they gain."""
+    _, fine = zero_filled()
+    header = find_measured(fine, wanted="header")
+    spacing = max(header.zooms)
+    flat = declared_acquisition(header, {"MRAcquisitionType": "2D"})
+    axis = list(header.zooms).index(spacing)
+    assert (flat.acquisition.axes[axis], flat.source) == (Axis("box", 0.75), "assumed")
+    named = declared_acquisition(header, {"MRAcquisitionType": "2D"}, "gaussian")
+    assert named.acquisition.axes[axis] == Axis("gaussian", 1.0)
 
 
 def test_a_zero_filled_scan_is_restored_from_what_was_measured():
@@ -149,7 +166,8 @@ def test_a_zero_filled_scan_is_restored_from_what_was_measured():
 
     def restored(image: nib.Nifti1Image, wanted: str) -> tuple[np.ndarray, dict[str, Any]]:
         mask = nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine)
-        entry = {"zooms": (0.8, 0.8, 0.8), "acquired": wanted}
+        three = {"MRAcquisitionType": "3D"}
+        entry = {"zooms": (0.8, 0.8, 0.8), "acquired": wanted, "metadata": three}
         result = _enhance(resolver, image, mask, None, entry)
         return result.image.get_fdata(), result.record
 
@@ -165,7 +183,7 @@ def test_a_zero_filled_scan_is_restored_from_what_was_measured():
     assert record["AcquiredVoxelSize"] == record["InputVoxelSize"]
     error, blurred = (np.linalg.norm(x - wanted) for x in (found, trusting))
     assert error < 0.02 * np.linalg.norm(wanted)
-    assert error < 0.5 * blurred  # an axis taken at its header's word is averaged down
+    assert error < 0.85 * blurred  # an axis taken at its header's word is averaged down
 
 
 def test_a_result_that_does_not_explain_the_scan_is_told():

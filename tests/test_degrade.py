@@ -90,7 +90,7 @@ def test_sidecar_describes_the_coarse_scan(coarse: Path) -> None:
     assert sidecar["SliceThickness"] == 9
     assert sidecar["SpacingBetweenSlices"] == 10
     read = Acquisition.from_metadata(sidecar, (4, 4.5, 10))
-    assert read.axes == (Axis("kspace"), Axis("kspace"), Axis("gaussian", 0.9))
+    assert read.axes == (Axis("kspace"), Axis("kspace"), Axis("box", 0.9))
     description = json.loads((coarse / "dataset_description.json").read_text())
     assert description["DatasetType"] == "raw"
     assert description["GeneratedBy"][0]["Name"] == PROGRAM

@@ -142,7 +142,7 @@ def test_consistency_beats_interpolation(profile):
 def test_metadata_of_a_thick_2d_scan():
     meta = {"MRAcquisitionType": "2D", "SliceThickness": 4.0}
     acquisition = Acquisition.from_metadata(meta, (0.7, 0.7, 5.0))
-    assert [axis.profile for axis in acquisition.axes] == ["kspace", "kspace", "gaussian"]
+    assert [axis.profile for axis in acquisition.axes] == ["kspace", "kspace", "box"]
     assert acquisition.axes[2].fwhm == pytest.approx(0.8)
     three = Acquisition.from_metadata({"MRAcquisitionType": "3D"}, (1.0, 1.0, 3.0))
     assert [axis.profile for axis in three.axes] == ["kspace"] * 3

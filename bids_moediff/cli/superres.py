@@ -297,16 +297,16 @@ def _enhance(
     """From the voxels that were measured, sampled as the request or the sidecar's keys say."""
     import numpy as np
 
-    from bids_moediff.engine.acquired import declared_acquisition, find_measured
+    from bids_moediff.engine.acquired import Declared, declared_acquisition, find_measured
     from bids_moediff.engine.acquisition import Acquisition
     from bids_moediff.engine.grid import voxel_sizes
     from bids_moediff.engine.noise import residual_warning
 
     measured = find_measured(image, mask, bias_field, entry.get("acquired") or "auto")
     if entry.get("acquisition"):
-        acquisition = Acquisition.from_dict(entry["acquisition"])
+        told = Declared(Acquisition.from_dict(entry["acquisition"]), "option")
     else:
-        acquisition = declared_acquisition(
+        told = declared_acquisition(
             measured,
             entry.get("metadata") or {},
             entry.get("slice_profile") or "auto",
@@ -317,7 +317,7 @@ def _enhance(
         tuple(entry["zooms"]),
         mask=measured.mask,
         bias_field=measured.bias_field,
-        acquisition=acquisition,
+        acquisition=told.acquisition,
         **options,
     )
     data = np.asarray(measured.image.dataobj, dtype=np.float32)
@@ -328,7 +328,8 @@ def _enhance(
         InputVoxelSize=[round(size, 6) for size in voxel_sizes(image.affine)],
         AcquiredVoxelSize=[round(size, 6) for size in measured.zooms],
         AcquiredVoxelSizeFrom=measured.source,
-        SamplingProfiles=acquisition.to_dict()["axes"],
+        SamplingProfiles=told.acquisition.to_dict()["axes"],
+        SamplingProfilesFrom=told.source,
     )
     return result
 

@@ -153,12 +153,24 @@ def find_measured(
     )
 
 
+@dataclass(frozen=True)
+class Declared:
+    """How a scan is taken to have been sampled, and from where that is known.
+
+    ``source`` is "option" (the command line), "stated" (a slice thickness in the sidecar) or
+    "assumed" (nothing is stated).
+    """
+
+    acquisition: Acquisition
+    source: str
+
+
 def declared_acquisition(
     measured: Measured,
     metadata: Mapping[str, Any],
     slice_profile: str = "auto",
     slice_thickness: float | None = None,
-) -> Acquisition:
+) -> Declared:
     """How the measured voxels were sampled: sidecar, then the options, which win.
 
     An axis whose spectrum was found to end early is Fourier-encoded unless the sidecar speaks of
@@ -166,12 +178,13 @@ def declared_acquisition(
     """
     zooms = measured.zooms
     if slice_profile != "auto" or slice_thickness is not None:
-        return Acquisition.of_slices(zooms, slice_profile, slice_thickness)
+        return Declared(Acquisition.of_slices(zooms, slice_profile, slice_thickness), "option")
     acquisition = Acquisition.from_metadata(metadata, zooms)
-    if str(metadata.get("MRAcquisitionType", "")).upper() == "2D":
-        return acquisition
-    axes = [
-        Axis("kspace") if changed else axis
-        for axis, changed in zip(acquisition.axes, measured.changed, strict=True)
-    ]
-    return Acquisition((axes[0], axes[1], axes[2]))
+    if str(metadata.get("MRAcquisitionType", "")).upper() != "2D":
+        axes = [
+            Axis("kspace") if changed else axis
+            for axis, changed in zip(acquisition.axes, measured.changed, strict=True)
+        ]
+        acquisition = Acquisition((axes[0], axes[1], axes[2]))
+    stated = acquisition.has_slices and bool(metadata.get("SliceThickness"))
+    return Declared(acquisition, "stated" if stated else "assumed")

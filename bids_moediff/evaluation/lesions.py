@@ -130,7 +130,7 @@ def examine(
     stored = voxel_sizes(image.affine)
     target = zooms or tuple(min(size, 1.0) for size in stored)
     measured = find_measured(image, mask)
-    acquisition = declared_acquisition(measured, {})
+    acquisition = declared_acquisition(measured, {}).acquisition
     result = resolver.enhance(
         measured.image, target, mask=measured.mask, acquisition=acquisition
     ).image
