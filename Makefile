@@ -47,7 +47,7 @@ test: $(INSTALLED)  ## the whole test suite, style and types included
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 lint: $(INSTALLED)  ## style, types and import direction only
-	$(BIN)/ruff check bids_moediff tests tools
+	$(BIN)/ruff check bids_moediff research tests tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff.errors import UsageError
-from bids_moediff.resources import parse_memory
+from bids_moediff.runtime.resources import parse_memory
 
 PREFIX = "BIDS_MOEDIFF_"
 # Variables with our prefix that are no options: container identity, test data and test hooks.

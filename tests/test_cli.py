@@ -11,11 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff import __version__, devices
+from bids_moediff import __version__
 from bids_moediff.cli import check
 from bids_moediff.cli.check import supported
 from bids_moediff.cli.parser import build_parser
-from bids_moediff.devices import Acceleration, Card, explain_absence
+from bids_moediff.runtime import devices
+from bids_moediff.runtime.devices import Acceleration, Card, explain_absence
 from bids_moediff.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.engine.conform import conform
 from bids_moediff.errors import ImageError
+from bids_moediff.preprocessing.conform import conform
 
 SHAPE = (12, 14, 10)
 

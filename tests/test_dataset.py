@@ -25,8 +25,8 @@ from bids_moediff.bids.dataset import (
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path, parse_name
 from bids_moediff.bids.sidecar import EXPERTS, build_sidecar, expert_table
-from bids_moediff.bids.sink import write_json, write_nifti, write_text
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 from bids_moediff.settings import load_settings
 
 PACKAGE = Path(__file__).parents[1] / "bids_moediff"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from bids_moediff.engine.acquisition import Acquisition, Axis
 from bids_moediff.evaluation.degradation import Recipe, degrade
+from bids_moediff.imaging.acquisition import Acquisition, Axis
 from conftest import run_script
 from generated import dataset, head
 

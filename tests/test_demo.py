@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.engine.grid import covering_shape, voxel_sizes
+from bids_moediff.imaging.grid import covering_shape, voxel_sizes
 from conftest import DEMO
 
 SOURCE = DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz"

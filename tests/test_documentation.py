@@ -53,7 +53,7 @@ def test_products_are_documented(product):
 
 
 def test_every_key_of_a_sidecar_is_documented():
-    source = (DOCS.parent / "bids_moediff/engine/enhance.py").read_text(encoding="utf-8")
+    source = (DOCS.parent / "bids_moediff/inference/super_resolver.py").read_text(encoding="utf-8")
     record = source.split("def _record(")[1].split("\n    def ")[0]
     keys = re.findall(r'^\s+"([A-Z]\w+)":', record, re.M)
     assert len(keys) > 10

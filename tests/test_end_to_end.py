@@ -362,7 +362,7 @@ def test_wrong_requests_are_refused_in_one_sentence(tmp_path: Path) -> None:
 )
 def test_wrong_plugin_files_are_refused(tmp_path: Path, content: str, words: str) -> None:
     from bids_moediff.errors import UsageError
-    from bids_moediff.workflows.choose import read_plugin_file
+    from bids_moediff.execution.plugin_choice import read_plugin_file
 
     path = tmp_path / "plugin.yml"
     path.write_text(content)

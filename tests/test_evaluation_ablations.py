@@ -21,12 +21,12 @@ from bids_moediff.evaluation.ablation import (
 from bids_moediff.evaluation.ablation_page import findings, gate_lines, page
 from bids_moediff.evaluation.benchmark import Method
 from bids_moediff.evaluation.blocks import RIM, Block
-from bids_moediff.evaluation.heads import Head
 from bids_moediff.evaluation.tissue import HeadMass, Verdict
-from bids_moediff.models.hub import build_network, save_model
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.mean import MeanConfig
-from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.evaluation.truth import Head
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.networks.mean import MeanConfig
+from bids_moediff.networks.model_folder import build_network, save_model
 from conftest import run_script
 from generated import head
 

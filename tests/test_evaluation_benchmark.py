@@ -10,10 +10,10 @@ import pytest
 from scipy import ndimage, signal
 
 from bids_moediff.errors import UsageError
-from bids_moediff.evaluation.heads import heads_of_manifest, trusted_axes
-from bids_moediff.evaluation.metrics import bootstrap_interval
-from bids_moediff.evaluation.protocols import parse_protocol, select_protocols
 from bids_moediff.evaluation.summary import summarise
+from bids_moediff.evaluation.truth import heads_of_manifest, trusted_axes
+from bids_moediff.imaging.metrics import bootstrap_interval
+from bids_moediff.imaging.protocols import parse_protocol, select_protocols
 from conftest import run_script
 from generated import head, untrained_model
 
@@ -67,7 +67,7 @@ def test_cubic_after_box_slices_equals_scipy(benchmark: Path, heads: list[Path])
     place = (np.arange(SHAPE[2]) + 0.5) / 2 - 0.5
     grid = np.meshgrid(np.arange(SHAPE[0]), np.arange(SHAPE[1]), place, indexing="ij")
     cubic = ndimage.map_coordinates(measured, grid, order=3, mode="mirror")
-    from bids_moediff.engine.masks import head_mask_array
+    from bids_moediff.imaging.masks import head_mask_array
 
     mask = head_mask_array(truth, (4.5, 4.5, 5.0))
     peak = np.percentile(truth[mask], 99.5)

@@ -9,12 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.engine.masks import head_mask_array
 from bids_moediff.errors import ImageError
 from bids_moediff.evaluation import hallucination as suite
 from bids_moediff.evaluation.benchmark import BASELINES, Method, Task
-from bids_moediff.evaluation.heads import Head, Loaded
-from bids_moediff.evaluation.protocols import parse_protocol
+from bids_moediff.evaluation.truth import Head, Loaded
+from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_script
 from generated import head, untrained_model
 

@@ -4,7 +4,7 @@
 import numpy as np
 import torch
 
-from bids_moediff.training.factorise import reduced_regression
+from bids_moediff.families.student.training.factorise import reduced_regression
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.standard_normal((600, 9)) + 1.0

@@ -8,9 +8,9 @@ import pytest
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bids_moediff.bids.image import AnatomicalImage, Participant
-from bids_moediff.interfaces.derivatives import SidecarRecord
+from bids_moediff.interfaces.products import SidecarRecord
 from bids_moediff.settings import Settings
-from bids_moediff.workflows.base import Plan, init_single_subject_wf
+from bids_moediff.workflows.participant import Plan, init_single_subject_wf
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from bids_moediff.engine.head_box import KEPT, MARGIN, head_box, within_head_box
-from bids_moediff.engine.mean import apply_mean
-from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from bids_moediff.families.head_box import KEPT, MARGIN, head_box, within_head_box
+from bids_moediff.families.student.network import StudentConfig, StudentNetwork
+from bids_moediff.families.whole_volume import apply_mean
 from test_streaming import lively
 
 SHAPE = (93, 70, 61)

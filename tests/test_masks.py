@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.engine.masks import head_mask, head_mask_array
+from bids_moediff.imaging.masks import head_mask, head_mask_array
 
 RADII = np.array([75.0, 95.0, 85.0])
 

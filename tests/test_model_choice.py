@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bids_moediff.engine.enhance import SuperResolver
-from bids_moediff.engine.estimate import estimate
-from bids_moediff.models import shipped
-from bids_moediff.models.hub import load_model, save_model
-from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
-from bids_moediff.models.shipped import choose, read_config, seconds_per_voxel, stage_macs
-from bids_moediff.models.student.network import StudentConfig, StudentNetwork
+from bids_moediff.families import choice as shipped
+from bids_moediff.families.choice import choose, read_config, seconds_per_voxel, stage_macs
+from bids_moediff.families.cost import estimate
+from bids_moediff.families.student.network import StudentConfig, StudentNetwork
+from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.model_folder import load_model, save_model
 from conftest import ROOT, run_script
 from generated import dataset, untrained_model
 
@@ -135,7 +135,7 @@ def test_time_estimate_is_near_what_was_measured(model, bfloat16, voxels, measur
 
 
 def test_what_a_student_cannot_give_is_said(tmp_path):
-    from test_engine_enhance import scan
+    from test_super_resolver import scan
 
     resolver = SuperResolver.from_pretrained(student_folder(tmp_path / "student"))
     plain = resolver.enhance(scan(), (0.7,) * 3)

@@ -9,16 +9,9 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from bids_moediff.models.moediff import diffusion
-from bids_moediff.models.moediff.autoencoders import (
-    HaarAutoencoder,
-    KLAutoencoder,
-    VQAutoencoder,
-    haar_filters,
-    residual_decode,
-)
-from bids_moediff.models.moediff.config import PRESETS, MoEDiffConfig
-from bids_moediff.models.moediff.experts import (
+from bids_moediff.families.moediff import diffusion
+from bids_moediff.families.moediff.config import PRESETS, MoEDiffConfig
+from bids_moediff.families.moediff.experts import (
     ChannelAttention,
     ComplexConv,
     CrossAttention,
@@ -27,9 +20,16 @@ from bids_moediff.models.moediff.experts import (
     NonLocalBlock,
     sinusoid,
 )
-from bids_moediff.models.moediff.gating import Gate, attention_scores, usage_softmax
-from bids_moediff.models.moediff.network import MoEDiffSR, parameter_count
-from bids_moediff.models.moediff.tokens import MultiScaleEncoder, SwinBlock, Tokens
+from bids_moediff.families.moediff.gating import Gate, attention_scores, usage_softmax
+from bids_moediff.families.moediff.latents import (
+    HaarAutoencoder,
+    KLAutoencoder,
+    VQAutoencoder,
+    haar_filters,
+    residual_decode,
+)
+from bids_moediff.families.moediff.network import MoEDiffSR, parameter_count
+from bids_moediff.families.moediff.tokens import MultiScaleEncoder, SwinBlock, Tokens
 
 TINY = MoEDiffConfig(width=8, embed_dim=16, heads=2)
 

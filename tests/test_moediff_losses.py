@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.network import MoEDiffSR
-from bids_moediff.training import losses
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.moediff.training import losses
 
 TINY = MoEDiffConfig(width=8, embed_dim=16, heads=2)
 

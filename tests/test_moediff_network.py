@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bids_moediff.models.moediff.config import PRESETS, MoEDiffConfig
-from bids_moediff.models.moediff.network import (
+from bids_moediff.families.moediff.config import PRESETS, MoEDiffConfig
+from bids_moediff.families.moediff.network import (
     MoEDiffSR,
     equal_parameter_single,
     parameter_count,
 )
-from bids_moediff.training.losses import LossState, joint_loss
+from bids_moediff.families.moediff.training.losses import LossState, joint_loss
 
 TINY = MoEDiffConfig(width=8, embed_dim=16, heads=2)
 

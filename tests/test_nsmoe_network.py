@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.models import hub
-from bids_moediff.models.nsmoe.blocks import assemble, axis_plan, cut
-from bids_moediff.models.nsmoe.kernels import (
+from bids_moediff.families.nsmoe.blocks import assemble, axis_plan, cut
+from bids_moediff.families.nsmoe.kernels import (
     Kernels,
     covariances,
     gates,
     render,
     rotation_matrices,
 )
-from bids_moediff.models.nsmoe.network import (
+from bids_moediff.families.nsmoe.network import (
     Critic,
     LaplacianResizer,
     NSMoEConfig,
@@ -25,6 +24,7 @@ from bids_moediff.models.nsmoe.network import (
     regular_centres,
     resize,
 )
+from bids_moediff.networks import model_folder
 
 TINY = NSMoEConfig(block=8, kernels=4, inner=8, width=8, heads=2)
 
@@ -217,8 +217,8 @@ def test_critic(dims: int) -> None:
 
 def test_model_folder_and_errors(tmp_path: Path) -> None:
     config = {"family": "nsmoe", "nsmoe": TINY.to_dict()}
-    hub.save_model(NSMoENetwork(TINY), config, tmp_path / "nsmoe", "")
-    assert isinstance(hub.load_model(tmp_path / "nsmoe").network, NSMoENetwork)
+    model_folder.save_model(NSMoENetwork(TINY), config, tmp_path / "nsmoe", "")
+    assert isinstance(model_folder.load_model(tmp_path / "nsmoe").network, NSMoENetwork)
     with pytest.raises(ValueError, match="2 dimensions"):
         NSMoENetwork(TINY)(torch.rand(1, 1, 8, 8, 8), (8, 8, 8))
     with pytest.raises(ValueError, match="even"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_moediff.workflows.outcome import Outcome, exit_code, failed
+from bids_moediff.execution.outcome import Outcome, exit_code, failed
 from generated import dataset
 
 COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]

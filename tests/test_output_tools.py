@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.bids.sink import write_json, write_nifti, write_text
+from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 PAGE = (

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_moediff.engine import quality
-from bids_moediff.engine.noise import air_noise, estimate_noise, tissue_noise
+from bids_moediff.imaging.noise import air_noise, estimate_noise, tissue_noise
+from bids_moediff.quality import figures as quality
 
 
 def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:

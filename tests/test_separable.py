@@ -4,9 +4,9 @@
 import numpy as np
 from scipy import ndimage
 
-from bids_moediff.engine.grid import steps_to
-from bids_moediff.engine.masks import distance_to
-from bids_moediff.engine.separable import along_axes, gaussian, tent_matrix
+from bids_moediff.imaging.grid import steps_to
+from bids_moediff.imaging.masks import distance_to
+from bids_moediff.imaging.separable import along_axes, gaussian, tent_matrix
 
 
 def test_tent_matrix_interpolates_a_ramp_and_keeps_the_mean_when_coarser() -> None:

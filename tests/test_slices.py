@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bids_moediff.engine.acquisition import Acquisition, Operator
-from bids_moediff.engine.slices import (
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.moediff.slices import (
     gate_slices,
     orientations,
     restore_planes,
     restore_slices,
     slice_axes,
 )
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.imaging.acquisition import Acquisition, Operator
 
 TINY = MoEDiffConfig(width=4, embed_dim=8, heads=2, context_slices=3, kappa=0.5)
 ISOTROPIC = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])

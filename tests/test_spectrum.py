@@ -5,9 +5,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.engine import spectrum
-from bids_moediff.engine.masks import head_mask_array
-from bids_moediff.evaluation.interpolated import evaluate, resize_spectrum, upsample
+from bids_moediff.imaging import spectrum
+from bids_moediff.imaging.masks import head_mask_array
+from research.measurements.interpolated import evaluate, resize_spectrum, upsample
 
 
 def zero_filled(data: np.ndarray, axis: int, factor: float) -> np.ndarray:

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.engine.acquisition import Acquisition
-from bids_moediff.engine.grid import covering_shape
-from bids_moediff.engine.interpolation import interpolate
-from bids_moediff.engine.mean import apply_mean, axis_order, reorder
-from bids_moediff.engine.tiling import pad_to_multiple
-from bids_moediff.models import streaming
-from bids_moediff.models.hub import load_model
-from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
-from bids_moediff.models.shipped import available
-from bids_moediff.models.student.network import StudentConfig, StudentNetwork
-from bids_moediff.resources import has_bfloat16
+from bids_moediff.families.choice import available
+from bids_moediff.families.student.network import StudentConfig, StudentNetwork
+from bids_moediff.families.tiling import pad_to_multiple
+from bids_moediff.families.whole_volume import apply_mean, axis_order, reorder
+from bids_moediff.imaging.acquisition import Acquisition
+from bids_moediff.imaging.grid import covering_shape
+from bids_moediff.imaging.interpolation import interpolate
+from bids_moediff.networks import streaming
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.model_folder import load_model
+from bids_moediff.runtime.resources import has_bfloat16
 from conftest import DEMO
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_moediff.models import hub
-from bids_moediff.models.moediff.mean import OUTPUT_GAIN, depth_to_space
-from bids_moediff.models.student.network import Factorised, StudentConfig, StudentNetwork
+from bids_moediff.families.student.network import Factorised, StudentConfig, StudentNetwork
+from bids_moediff.networks import model_folder
+from bids_moediff.networks.mean import OUTPUT_GAIN, depth_to_space
 
 TINY = StudentConfig(6, 2, (4, 3, 4, 5))
 
@@ -138,7 +138,7 @@ def test_learns_to_undo_a_blur() -> None:
 def test_model_folder(tmp_path: Path) -> None:
     config = {"family": "student", "student": TINY.to_dict()}
     network = shaken()
-    hub.save_model(network, config, tmp_path / "student", "# Student\n")
-    loaded = hub.load_model(tmp_path / "student").network
+    model_folder.save_model(network, config, tmp_path / "student", "# Student\n")
+    loaded = model_folder.load_model(tmp_path / "student").network
     start, condition = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 6)
     assert torch.allclose(loaded(start, condition), network(start, condition), atol=1e-3)

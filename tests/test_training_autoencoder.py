@@ -8,15 +8,15 @@ import torch
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
-from bids_moediff.models.hub import load_model
-from bids_moediff.models.moediff.autoencoders import HaarAutoencoder
-from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.families.moediff.latents import HaarAutoencoder
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.networks.model_folder import load_model
 from bids_moediff.training.autoencoder import AutoencoderStage, coded_truth
-from bids_moediff.training.development import make_cases
-from bids_moediff.training.heads import load_pack
+from bids_moediff.training.loop import make_stage, train
+from bids_moediff.training.pack import load_pack
 from bids_moediff.training.recipe import AutoencoderRecipe
 from bids_moediff.training.state import read_state
-from bids_moediff.training.trainer import make_stage, train
+from bids_moediff.training.validation import make_cases
 from training_data import pack, tiny
 
 CPU = torch.device("cpu")

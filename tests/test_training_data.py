@@ -13,23 +13,23 @@ import torch
 from scipy import ndimage
 
 from bids_moediff.cli.train import main
-from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
-from bids_moediff.engine.interpolation import initial_estimate
 from bids_moediff.errors import UsageError
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.network import MoEDiffSR
-from bids_moediff.training import filters
-from bids_moediff.training.bids_data import Choice, bids_heads, collect, manifest_heads
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.imaging.interpolation import initial_estimate
+from bids_moediff.training import tensor_filters
+from bids_moediff.training.batches import patches, slices
+from bids_moediff.training.bids_heads import Choice, bids_heads, collect, manifest_heads
 from bids_moediff.training.contrast import CORTEX, WHITE, random_contrast, tissue_codes
 from bids_moediff.training.degradation import degrade, draw, fixed
-from bids_moediff.training.development import gains, make_cases
 from bids_moediff.training.guidance import (
     displacement,
     guidance_maps,
     log_jacobian,
     warp_labels,
 )
-from bids_moediff.training.heads import (
+from bids_moediff.training.pack import (
     check_heads,
     head_weights,
     load_pack,
@@ -38,9 +38,9 @@ from bids_moediff.training.heads import (
     select_heads,
 )
 from bids_moediff.training.recipe import ACQUISITIONS
-from bids_moediff.training.sampling import patches, slices
 from bids_moediff.training.sharpness import Grid, coarsen, draw_grid
-from bids_moediff.training.stages import relative_weight
+from bids_moediff.training.stage import relative_weight
+from bids_moediff.training.validation import gains, make_cases
 from bids_moediff.training.volumes import Source, Window, image_weight, make_volume
 from generated import dataset, head
 from training_data import SHAPE, ZOOMS, heads, label_map, tiny
@@ -59,14 +59,14 @@ def test_filters_agree_with_scipy() -> None:
     volume = _volume()
     mask = ndimage.gaussian_filter(volume.numpy(), 1.5) > 0.5
     blurred = ndimage.gaussian_filter(volume.numpy(), 1.2, mode="nearest", radius=5)
-    assert np.allclose(filters.gaussian(volume, 1.2), blurred, atol=1e-6)
+    assert np.allclose(tensor_filters.gaussian(volume, 1.2), blurred, atol=1e-6)
     for count in (1, 2, 3):
         grown = ndimage.binary_dilation(mask, iterations=count)
         shrunk = ndimage.binary_erosion(mask, iterations=count, border_value=1)
-        assert np.array_equal(filters.dilate(torch.from_numpy(mask), count), grown)
-        assert np.array_equal(filters.erode(torch.from_numpy(mask), count), shrunk)
+        assert np.array_equal(tensor_filters.dilate(torch.from_numpy(mask), count), grown)
+        assert np.array_equal(tensor_filters.erode(torch.from_numpy(mask), count), shrunk)
     inside = ndimage.uniform_filter(volume.numpy(), 5)[3:-3, 3:-3, 3:-3]
-    assert np.allclose(filters.box_mean(volume, 5)[3:-3, 3:-3, 3:-3], inside, atol=1e-6)
+    assert np.allclose(tensor_filters.box_mean(volume, 5)[3:-3, 3:-3, 3:-3], inside, atol=1e-6)
 
 
 def test_tissue_codes_are_core_cortex_and_band() -> None:

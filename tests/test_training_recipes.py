@@ -9,7 +9,8 @@ import yaml
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
-from bids_moediff.training import trainer
+from bids_moediff.training import loop
+from bids_moediff.training.loop import learning_rate, supported
 from bids_moediff.training.recipe import (
     RECIPES,
     STAGES,
@@ -19,7 +20,6 @@ from bids_moediff.training.recipe import (
     load_recipes,
     recipe_names,
 )
-from bids_moediff.training.trainer import learning_rate, supported
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -133,7 +133,7 @@ def test_the_rate_warms_up_and_falls_to_its_share() -> None:
     ],
 )
 def test_bfloat16_is_not_imitated(monkeypatch, capsys, device, there, asked, taken):
-    monkeypatch.setattr(trainer, "has_bfloat16", lambda: there)
+    monkeypatch.setattr(loop, "has_bfloat16", lambda: there)
     (recipe,) = load_recipes("mean", [f"precision={asked}"])
     assert supported(recipe, device).precision == taken
     assert ("32 bits" in capsys.readouterr().err) == (asked != taken)

@@ -22,11 +22,11 @@ from torch import nn
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import MoediffError, UsageError
-from bids_moediff.models.hub import build_network, load_model, save_model
-from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.model_folder import build_network, load_model, save_model
+from bids_moediff.training.loop import InterruptedRun, Trainer, make_stage, train
 from bids_moediff.training.recipe import recipe_names
 from bids_moediff.training.state import WeightAverage, load_state, read_state, save_state
-from bids_moediff.training.trainer import InterruptedRun, Trainer, make_stage, train
 from bids_moediff.training.volumes import make_volume
 from generated import head
 from training_data import heads, pack, tiny

@@ -9,16 +9,11 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from bids_moediff.engine.mean import apply_mean
 from bids_moediff.errors import UsageError
-from bids_moediff.models.hub import MoEDiffModel
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
-from bids_moediff.models.moediff.network import MoEDiffSR
-from bids_moediff.models.student.network import StudentConfig, StudentNetwork
-from bids_moediff.training.degradation import degrade, draw
-from bids_moediff.training.recipe import StudentRecipe
-from bids_moediff.training.student import (
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.student.network import StudentConfig, StudentNetwork
+from bids_moediff.families.student.training.student import (
     StudentStage,
     apply_student,
     distillation_target,
@@ -28,6 +23,11 @@ from bids_moediff.training.student import (
     measured_part,
     sobel3d,
 )
+from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.model_folder import MoEDiffModel
+from bids_moediff.training.degradation import degrade, draw
+from bids_moediff.training.recipe import StudentRecipe
 from bids_moediff.training.volumes import make_volume
 from training_data import heads, tiny
 

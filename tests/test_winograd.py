@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bids_moediff.engine.mean import apply_mean
-from bids_moediff.models import winograd
-from bids_moediff.models.moediff.mean import MeanConfig, MeanNetwork
-from bids_moediff.models.streaming import Convolution
-from bids_moediff.models.student.network import StudentConfig, StudentNetwork
-from bids_moediff.models.winograd import Winograd, pays
+from bids_moediff.families.student.network import StudentConfig, StudentNetwork
+from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.networks import winograd
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.streaming import Convolution
+from bids_moediff.networks.winograd import Winograd, pays
 from test_streaming import lively, whole
 
 

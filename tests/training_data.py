@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_moediff.training.heads import Head, make_image, make_labels, save_pack
+from bids_moediff.training.pack import Head, make_image, make_labels, save_pack
 from bids_moediff.training.recipe import Recipe, load_recipes
 from generated import head
 

@@ -29,7 +29,7 @@ from typing import Any
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SUFFIXES = ("T1w", "FLAIR")
-MATRIX = (192, 240, 240)  # the whole head of bids_moediff.evaluation.speed
+MATRIX = (192, 240, 240)  # the whole head of research.measurements.speed
 ZOOMS = ((1.0, 1.0, 1.0), (0.7, 0.7, 0.7))  # in, out
 
 
@@ -56,7 +56,7 @@ def memory_mb() -> float:
 def simulate(root: Path, sample: int) -> dict[str, Any]:
     """List all participants, discover and plan every n-th; figures of this process."""
     from bids_moediff.bids.discover import discover_participant, find_participants
-    from bids_moediff.engine.estimate import estimate
+    from bids_moediff.families.cost import estimate
     from bids_moediff.settings import load_settings
 
     given = {"bids_dir": root, "output_dir": root.parent / "out", "analysis_level": "participant"}
@@ -155,7 +155,7 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: dict[str,
 
 def _network(outputs: dict[str, Any], idle: dict[str, float], total: int) -> Iterator[str]:
     """Rows on the network: of the run, or of an idle machine where those are given."""
-    from bids_moediff.engine.estimate import estimate
+    from bids_moediff.families.cost import estimate
 
     if not idle:
         yield _time("time of the network in that run", outputs["seconds"], total)

@@ -20,9 +20,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from bids_moediff.bids.sink import write_json, write_nifti, write_text
-from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
-from bids_moediff.engine.grid import output_grid, voxel_sizes
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.imaging.grid import output_grid, voxel_sizes
+from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_SHA256 = "63b29e3f46380fba047b9dd65617ea4d460b05af7e9fee76c1711e2d91669cf6"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.bids.sink import table_text, write_json, write_text
-from bids_moediff.devices import container_kind
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.devices import container_kind
+from bids_moediff.runtime.sink import table_text, write_json, write_text
 from bids_moediff.settings import PREFIX, Settings, closest
 
 NAME = "bids_moediff"

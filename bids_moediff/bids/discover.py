@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_moediff.bids.filters import FilterQueries, filters_in_force, load_filters
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import RESERVED, parse_name
+from bids_moediff.bids.query import FilterQueries, filters_in_force, load_filters
 from bids_moediff.errors import ImageError, NothingToProcessError, UsageError
 from bids_moediff.settings import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES, Settings, closest
 

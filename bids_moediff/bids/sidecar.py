@@ -7,7 +7,7 @@ from typing import Any
 from bids_moediff.bids.dataset import RAW
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS
-from bids_moediff.bids.sink import table_text
+from bids_moediff.runtime.sink import table_text
 
 # Experts of MoEDiff-SR in the order of the gate maps, with the tissue each is meant for.
 EXPERTS = ("smooth", "cortex", "junction")

@@ -12,8 +12,8 @@ from bids_moediff.cli.common import Progress
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
-    from bids_moediff.engine.enhance import SuperResolver
     from bids_moediff.evaluation.blocks import Block
+    from bids_moediff.inference.super_resolver import SuperResolver
 
 PROGRAM = f"{evaluate.PROGRAM} ablations"
 DEVELOPMENT = "development"
@@ -70,7 +70,7 @@ def run_ablations(argv: list[str]) -> int:
     folders = _named(options.models)
     if options.block < 48 or options.samples < 2:
         raise UsageError("--block must be at least 48, and --samples at least 2.")
-    from bids_moediff.evaluation.protocols import select_protocols
+    from bids_moediff.imaging.protocols import select_protocols
 
     protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
@@ -106,7 +106,7 @@ def run_ablations(argv: list[str]) -> int:
     evaluate.write_table(entries, ablation.COLUMNS, folder / "ablations.tsv")
     gates = _gates(base, heads, protocols[0])
     text = ablation_page.page(entries, _notes(options, base, given, heads, notes), gates)
-    from bids_moediff.bids.sink import write_text
+    from bids_moediff.runtime.sink import write_text
 
     write_text(text, folder / "ablations.md")
     print(text)
@@ -117,8 +117,8 @@ def _gates_only(
     options: argparse.Namespace, base: "SuperResolver", heads: "list[Block]", protocol: Any
 ) -> int:
     """The last part of the page alone."""
-    from bids_moediff.bids.sink import write_text
     from bids_moediff.evaluation.ablation import check_variant
+    from bids_moediff.runtime.sink import write_text
 
     check_variant(base.model.name, base)
     lines = [*_notes(options, base, {}, heads, {}), "", *_gates(base, heads, protocol)]
@@ -163,7 +163,7 @@ def _blocks(options: argparse.Namespace) -> "list[Block]":
 
 
 def _load(name: str, options: argparse.Namespace) -> "SuperResolver":
-    from bids_moediff.engine.enhance import SuperResolver
+    from bids_moediff.inference.super_resolver import SuperResolver
 
     return SuperResolver.from_pretrained(name, options.device, options.precision)
 

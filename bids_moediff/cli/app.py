@@ -57,12 +57,12 @@ def _run(argv: list[str]) -> int:
 
 def _dispatch(settings: Settings) -> int:
     from bids_moediff.bids.dataset import check_input, check_output
-    from bids_moediff.bids.filters import load_filters
+    from bids_moediff.bids.query import load_filters
 
     check_input(settings)
     check_output(settings)
     if settings.analysis_level == "group":
-        from bids_moediff.workflows.group import run_group
+        from bids_moediff.execution.group import run_group
 
         return run_group(settings)
     load_filters(settings.bids_filter_file)
@@ -75,11 +75,11 @@ def _dispatch(settings: Settings) -> int:
     require_an_image(settings, find_participants(settings))
     if needs_network(settings):
         from bids_moediff.cli.check import require_weights
-        from bids_moediff.devices import require_devices
+        from bids_moediff.runtime.devices import require_devices
 
         names = require_devices(settings.device)
         require_weights(settings, names[0])
-    from bids_moediff.workflows.run import run_participants
+    from bids_moediff.execution.run import run_participants
 
     return run_participants(settings)
 

@@ -43,7 +43,7 @@ def run_calibration(argv: list[str]) -> int:
     options = calibration_parser().parse_intermixed_args(argv)
     if options.write and len(set(options.model)) > 1:
         raise UsageError("--write takes one model.")
-    from bids_moediff.evaluation.protocols import select_protocols
+    from bids_moediff.imaging.protocols import select_protocols
 
     protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
@@ -77,7 +77,7 @@ def run_calibration(argv: list[str]) -> int:
     evaluate.write_table(rows, calibration.COLUMNS, options.output / "calibration.tsv")
     calibration.draw(rows, found, options.output / "calibration.png")
     page = calibration.markdown(rows)
-    from bids_moediff.bids.sink import write_json, write_text
+    from bids_moediff.runtime.sink import write_json, write_text
 
     write_text(page, options.output / "calibration.md")
     if options.write:

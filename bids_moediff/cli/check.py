@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from bids_moediff import devices
 from bids_moediff.errors import DeviceError, MoediffError, WeightsError
-from bids_moediff.models.shipped import choose_for
-from bids_moediff.resources import plan
+from bids_moediff.families.choice import choose_for
+from bids_moediff.runtime import devices
+from bids_moediff.runtime.resources import plan
 from bids_moediff.settings import Settings
 
 MINIMUM_GIGABYTES = 6.0  # a whole head from 1 mm to 0.7 mm

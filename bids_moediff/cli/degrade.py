@@ -153,9 +153,9 @@ def _sidecar_path(path: Path) -> Path:
 def _write(
     source: Path, target: Path, recipe: "Recipe", metadata: dict[str, Any], key: int
 ) -> None:
-    from bids_moediff.bids.sink import write_json, write_nifti
-    from bids_moediff.engine.conform import conform
     from bids_moediff.evaluation.degradation import degrade, updated_sidecar
+    from bids_moediff.preprocessing.conform import conform
+    from bids_moediff.runtime.sink import write_json, write_nifti
 
     image, _ = conform(source)
     coarse, record = degrade(image, recipe, key)
@@ -171,7 +171,7 @@ def run_dataset(options: argparse.Namespace, recipe: "Recipe") -> int:
         find_participants,
         nothing_to_process,
     )
-    from bids_moediff.evaluation.dataset import check_raw_output, finish_raw, prepare_raw
+    from bids_moediff.bids.raw_dataset import check_raw_output, finish_raw, prepare_raw
 
     settings = _settings(options)
     check_input(settings)

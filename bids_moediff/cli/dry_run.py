@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.discover import discover_participant, find_participants, nothing_to_process
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.devices import require_devices
 from bids_moediff.errors import ImageError, MoediffError
-from bids_moediff.models.shipped import choose_for
-from bids_moediff.resources import plan
+from bids_moediff.families.choice import choose_for
+from bids_moediff.runtime.devices import require_devices
+from bids_moediff.runtime.resources import plan
 from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _plan_image(
         shape, zooms = _header(image)
     except MoediffError as error:
         return PlannedImage(image.relative_path, problem=str(error))
-    from bids_moediff.engine.estimate import estimate
+    from bids_moediff.families.cost import estimate
 
     cost = estimate(
         shape,

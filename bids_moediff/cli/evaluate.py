@@ -20,9 +20,9 @@ from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.bids.image import AnatomicalImage
-    from bids_moediff.engine.enhance import SuperResolver
     from bids_moediff.evaluation.benchmark import Method
-    from bids_moediff.evaluation.heads import Head
+    from bids_moediff.evaluation.truth import Head
+    from bids_moediff.inference.super_resolver import SuperResolver
 
 PROGRAM = "bids_moediff-evaluate"
 ENHANCE_OPTIONS = (
@@ -93,7 +93,7 @@ def run_derivatives(argv: list[str]) -> int:
     """Table and page of a data set of results; 1 if some could not be evaluated."""
     options = derivatives_parser().parse_intermixed_args(argv)
     check_threads(options)
-    from bids_moediff.evaluation.derivatives import evaluate, find_results, match
+    from bids_moediff.evaluation.against_truth import evaluate, find_results, match
     from bids_moediff.evaluation.page import draw_pair
 
     if not options.derivatives.is_dir():
@@ -158,9 +158,9 @@ class _Images:
 def _write_derivatives(
     rows: list[dict[str, Any]], problems: list[str], pictures: dict[str, str], folder: Path
 ) -> None:
-    from bids_moediff.bids.sink import write_text
-    from bids_moediff.evaluation.derivatives import COLUMNS
+    from bids_moediff.evaluation.against_truth import COLUMNS
     from bids_moediff.evaluation.page import mean_figures, render
+    from bids_moediff.runtime.sink import write_text
 
     write_table(rows, COLUMNS, folder / "evaluation.tsv")
     title = "Super-resolved images against their references"
@@ -216,7 +216,7 @@ def add_block(parser: argparse.ArgumentParser) -> None:
 def load_heads(options: argparse.Namespace) -> "list[Head]":
     """Heads that the options name, or the middle of them."""
     from bids_moediff.evaluation.blocks import Block
-    from bids_moediff.evaluation.heads import heads_of_files, heads_of_manifest
+    from bids_moediff.evaluation.truth import heads_of_files, heads_of_manifest
 
     heads = heads_of_files(options.heads, options.other_site)
     if options.data is not None:
@@ -241,7 +241,7 @@ def load_methods(options: argparse.Namespace) -> "list[Method]":
 
 def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":
     """A model on the device of the options."""
-    from bids_moediff.engine.enhance import SuperResolver
+    from bids_moediff.inference.super_resolver import SuperResolver
 
     return SuperResolver.from_pretrained(name, options.device, options.precision)
 
@@ -285,7 +285,7 @@ def run_benchmark(argv: list[str]) -> int:
     """Rows, summary and pictures of a benchmark; 1 if a row could not be computed."""
     # Options may stand before and after OUT.
     options = benchmark_parser().parse_intermixed_args(argv)
-    from bids_moediff.evaluation.protocols import select_protocols
+    from bids_moediff.imaging.protocols import select_protocols
 
     protocols = select_protocols(options.protocols)
     check_threads(options)
@@ -323,8 +323,8 @@ def result_line(row: dict[str, Any]) -> str:
 
 def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Path) -> None:
     """summary.tsv, summary.md and one picture per protocol; prints the page."""
-    from bids_moediff.bids.sink import write_text
     from bids_moediff.evaluation import summary
+    from bids_moediff.runtime.sink import write_text
 
     entries = summary.summarise(rows)
     write_table(entries, summary.COLUMNS, folder / "summary.tsv")
@@ -360,7 +360,7 @@ def hallucination_parser() -> argparse.ArgumentParser:
 def run_hallucination(argv: list[str]) -> int:
     """Tables, page and pictures of the lesion test; 1 if a head could not be used."""
     options = hallucination_parser().parse_intermixed_args(argv)
-    from bids_moediff.evaluation.protocols import select_protocols
+    from bids_moediff.imaging.protocols import select_protocols
 
     protocols = select_protocols(options.protocols)
     if options.repeats < 1:
@@ -408,7 +408,7 @@ def _write_lesions(tables: Any, folder: Path) -> None:
 
 def write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
     """Rows with six digits; figures that are missing or no numbers become n/a."""
-    from bids_moediff.bids.sink import table_text, write_text
+    from bids_moediff.runtime.sink import table_text, write_text
 
     plain = [
         {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v == v}
@@ -418,8 +418,8 @@ def write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) 
 
 
 def _write_lesion_page(tables: Any, folder: Path) -> None:
-    from bids_moediff.bids.sink import write_text
     from bids_moediff.evaluation import hallucination as suite
+    from bids_moediff.runtime.sink import write_text
 
     write_table(suite.size_classes(tables), suite.CLASS_COLUMNS, folder / "sizes.tsv")
     page = suite.markdown(tables)

@@ -27,7 +27,7 @@ from bids_moediff import __version__
 from bids_moediff.errors import MoediffError, UsageError
 
 if TYPE_CHECKING:
-    from bids_moediff.engine.enhance import Result, SuperResolver
+    from bids_moediff.inference.super_resolver import Result, SuperResolver
 
 DEFAULTS: dict[str, Any] = {
     "model": "auto",
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
-    from bids_moediff.engine.heap import keep_freed_memory
+    from bids_moediff.runtime.allocator import keep_freed_memory
 
     options = build_parser().parse_args(argv)
     keep_freed_memory()
@@ -134,8 +134,8 @@ def check_stop() -> None:
 
 def check_model(options: argparse.Namespace) -> int:
     """Print what the model is; a process of its own keeps torch out of the one that forks."""
-    from bids_moediff.models.hub import load_model
-    from bids_moediff.models.shipped import choose
+    from bids_moediff.families.choice import choose
+    from bids_moediff.networks.model_folder import load_model
 
     model = load_model(choose(options.model or "auto", "cpu").model)
     version = model.config.get("version", "unknown")
@@ -196,7 +196,7 @@ class Results:
 
     def set(self, key: str, item: dict[str, Any]) -> None:
         """Record one image and write the file."""
-        from bids_moediff.bids.sink import write_json
+        from bids_moediff.runtime.sink import write_json
 
         self.items[key] = item
         write_json(self.items, self.path)
@@ -245,7 +245,7 @@ def _enhance_entry(
 ) -> dict[str, Any]:
     import nibabel as nib
 
-    from bids_moediff.bids.sink import write_json, write_nifti
+    from bids_moediff.runtime.sink import write_json, write_nifti
 
     key, folder = entry["key"], Path(entry["out_dir"])
 
@@ -297,10 +297,14 @@ def _enhance(
     """From the voxels that were measured, sampled as the request or the sidecar's keys say."""
     import numpy as np
 
-    from bids_moediff.engine.acquired import Declared, declared_acquisition, find_measured
-    from bids_moediff.engine.acquisition import Acquisition
-    from bids_moediff.engine.grid import voxel_sizes
-    from bids_moediff.engine.noise import residual_warning
+    from bids_moediff.imaging.acquisition import Acquisition
+    from bids_moediff.imaging.grid import voxel_sizes
+    from bids_moediff.imaging.noise import residual_warning
+    from bids_moediff.preprocessing.measured_voxels import (
+        Declared,
+        declared_acquisition,
+        find_measured,
+    )
 
     measured = find_measured(image, mask, bias_field, entry.get("acquired") or "auto")
     if entry.get("acquisition"):
@@ -350,7 +354,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
     """What an image that did not fit would have needed."""
     import nibabel as nib
 
-    from bids_moediff.engine.estimate import estimate
+    from bids_moediff.families.cost import estimate
 
     header = nib.Nifti1Image.from_filename(entry["image"]).header
     needed = estimate(
@@ -371,7 +375,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
 
 def _device(choice: str, progress: Progress) -> Any:
     """Context that yields the device to run on; waits while every card asked for is in use."""
-    from bids_moediff.engine.devices import hold_device
+    from bids_moediff.runtime.device_lock import hold_device
 
     if choice == "auto":
         import torch
@@ -385,8 +389,8 @@ def _device(choice: str, progress: Progress) -> Any:
 
 def _load(request: dict[str, Any], device: str) -> "SuperResolver":
     """The model of the request; ``auto`` is settled now that the device is known."""
-    from bids_moediff.engine.enhance import SuperResolver
-    from bids_moediff.models.shipped import choose
+    from bids_moediff.families.choice import choose
+    from bids_moediff.inference.super_resolver import SuperResolver
 
     options = (
         "num_samples", "noise_strength", "num_steps", "want_gates", "want_deviation", "planes",
@@ -407,7 +411,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_single(options: argparse.Namespace) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
-    from bids_moediff.bids.sink import write_json, write_nifti
+    from bids_moediff.runtime.sink import write_json, write_nifti
 
     if not options.input or not options.output:
         raise UsageError("Give IN.nii.gz and OUT.nii.gz, or --request and --results.")
@@ -416,7 +420,7 @@ def run_single(options: argparse.Namespace) -> int:
     zooms = _zooms(options.zooms)
     request = {**DEFAULTS, **_given(options)}
     progress = Progress(sys.stderr, follow_parent=False)
-    from bids_moediff.engine.prepare import conform
+    from bids_moediff.preprocessing.prepare import conform
 
     image = _first(conform(options.input))
     mask = _first(conform(options.mask)) if options.mask else None

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_moediff.engine.enhance import Progress, SuperResolver
 from bids_moediff.errors import UsageError
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.network import MoEDiffSR
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.inference.super_resolver import Progress, SuperResolver
 
 from .benchmark import BASELINES, Method, Row, model_method
 

@@ -17,16 +17,16 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from bids_moediff.bids.sink import table_text, write_text
-from bids_moediff.engine.acquisition import Acquisition, Operator
-from bids_moediff.engine.enhance import SuperResolver
-from bids_moediff.engine.grid import Triple, covering_shape, output_grid
-from bids_moediff.engine.interpolation import back_projection, initial_estimate, interpolate
 from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.imaging import metrics
+from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.grid import Triple, covering_shape, output_grid
+from bids_moediff.imaging.interpolation import back_projection, initial_estimate, interpolate
+from bids_moediff.imaging.protocols import Protocol
+from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.runtime.sink import table_text, write_text
 
-from . import metrics
-from .heads import Head, Loaded
-from .protocols import Protocol
+from .truth import Head, Loaded
 
 KEY = ("head", "image", "protocol", "ratios", "method", "version")
 FAST = ("psnr", "nrmse", "residual", "seconds")

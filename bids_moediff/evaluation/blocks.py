@@ -8,7 +8,7 @@ import numpy as np
 
 from bids_moediff.errors import ImageError
 
-from .heads import Head, Loaded
+from .truth import Head, Loaded
 
 # Voxels at a cut face that are not judged: there the truncated volume wraps around.
 RIM = 8

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from bids_moediff.engine import uncertainty
-from bids_moediff.engine.enhance import SuperResolver
+from bids_moediff.imaging.metrics import intensity_range
+from bids_moediff.imaging.protocols import Protocol, parse_protocol
+from bids_moediff.inference import expected_error
+from bids_moediff.inference.super_resolver import SuperResolver
 
 from .benchmark import Task, make_task
-from .heads import Loaded
-from .metrics import intensity_range
-from .protocols import Protocol, parse_protocol
+from .truth import Loaded
 
 Row = dict[str, Any]
 COVERAGES = np.linspace(0.05, 1.0, 20)
@@ -123,14 +123,14 @@ def examine(
         "protocol": protocol.key,
         "model": resolver.model.name,
         "samples": options.get("num_samples"),
-        "coarseness": uncertainty.coarseness(ratios),
+        "coarseness": expected_error.coarseness(ratios),
     }
     return row | figures(deviation, error, found), found
 
 
 def uncalibrated(resolver: SuperResolver) -> None:
     """Let the engine give what it would multiply with the factor of a calibration."""
-    resolver.calibration = uncertainty.Calibration(1.0)
+    resolver.calibration = expected_error.Calibration(1.0)
 
 
 def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:
@@ -138,8 +138,8 @@ def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:
 
     Rows with two coarse axes or more (x3 isotropic) make a factor of their own.
     """
-    fitted = [row["fitted"] for row in rows if row["coarseness"] <= uncertainty.MILD]
-    coarse = [row["fitted"] for row in rows if row["coarseness"] >= uncertainty.COARSE]
+    fitted = [row["fitted"] for row in rows if row["coarseness"] <= expected_error.MILD]
+    coarse = [row["fitted"] for row in rows if row["coarseness"] >= expected_error.COARSE]
     known = _factor(fitted or [row["fitted"] for row in rows])
     if fitted and coarse:
         known["coarse"] = _factor(coarse)

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
-from bids_moediff.engine.grid import Triple, covering_shape, output_grid, voxel_sizes
-from bids_moediff.engine.masks import head_mask_array
 from bids_moediff.errors import ImageError
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.imaging.grid import Triple, covering_shape, output_grid, voxel_sizes
+from bids_moediff.imaging.masks import head_mask_array
 
 SLICE_PROFILES = ("gaussian", "box")
 SMALLEST_SIZE = 6  # voxels along an axis that the rest of the app can use

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_moediff.engine.grid import Triple
-from bids_moediff.engine.noise import tissue_noise
 from bids_moediff.errors import ImageError
+from bids_moediff.imaging.grid import Triple
+from bids_moediff.imaging.metrics import bootstrap_interval, intensity_range
+from bids_moediff.imaging.noise import tissue_noise
+from bids_moediff.imaging.protocols import Protocol, parse_protocol
 
 from .benchmark import Method, Task, consistent, make_task
-from .heads import Loaded
-from .metrics import bootstrap_interval, intensity_range
-from .protocols import Protocol, parse_protocol
+from .truth import Loaded
 
 DIAMETERS = (2.0, 3.0, 4.0, 5.0)  # mm
 CONTRASTS = (0.3, 0.15, -0.2)  # of the intensity range of the head

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .derivatives import COLUMNS, FIGURES, Pair, Row
-from .metrics import bootstrap_interval, intensity_range
+from bids_moediff.imaging.metrics import bootstrap_interval, intensity_range
+
+from .against_truth import COLUMNS, FIGURES, Pair, Row
 
 TEMPLATE = """\
 <!DOCTYPE html>

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .heads import OTHER_SITE, TRAINING_SITE, UNKNOWN_SITE
-from .metrics import bootstrap_interval
-from .protocols import FLICKER_LIMIT, GATES, OTHER_SITE_SHARE, parse_protocol
+from bids_moediff.imaging.metrics import bootstrap_interval
+from bids_moediff.imaging.protocols import FLICKER_LIMIT, GATES, OTHER_SITE_SHARE, parse_protocol
+
+from .truth import OTHER_SITE, TRAINING_SITE, UNKNOWN_SITE
 
 Row = dict[str, Any]
 BASELINES = ("linear", "cubic", "back-projection", "consistent")
@@ -243,7 +244,7 @@ def draw_gains(rows: Sequence[Row], protocol: str, path: Path) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure as PNG, the same bytes for the same content."""
-    from bids_moediff.bids.sink import atomic
+    from bids_moediff.runtime.sink import atomic
 
     with atomic(path) as stream:
         figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})

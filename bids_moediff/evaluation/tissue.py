@@ -12,18 +12,18 @@ import nibabel as nib
 import numpy as np
 from scipy import fft, ndimage
 
-from bids_moediff.engine.biasfield import bias_field
-from bids_moediff.engine.brainmask import brain_mask
-from bids_moediff.engine.enhance import SuperResolver
-from bids_moediff.engine.grid import Triple, voxel_sizes
-from bids_moediff.engine.masks import largest_component
-from bids_moediff.engine.quality import Tissue, tissue_classes
 from bids_moediff.errors import ImageError
+from bids_moediff.imaging.grid import Triple, voxel_sizes
+from bids_moediff.imaging.masks import largest_component
+from bids_moediff.imaging.protocols import Protocol
+from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.preprocessing.bias_field import bias_field
+from bids_moediff.preprocessing.brain_mask import brain_mask
+from bids_moediff.quality.figures import Tissue, tissue_classes
 
 from .benchmark import make_task
 from .blocks import Block
-from .heads import Head
-from .protocols import Protocol
+from .truth import Head
 
 TISSUES = ("white-matter core", "cortex", "grey-white band")
 OWNERS = {"smooth": 0, "cortex": 1, "junction": 2}

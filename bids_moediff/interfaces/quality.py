@@ -7,11 +7,11 @@ from typing import Any
 from nipype import logging
 from nipype.interfaces.base import File, traits
 
-from bids_moediff.bids.sink import write_json
+from bids_moediff.runtime.sink import write_json
 
-from .base import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from .files import load_image
 from .source import image_key, load_source
+from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 LOGGER = logging.getLogger("nipype.interface")
 
@@ -34,7 +34,7 @@ class ImageQuality(ImageStep):
     output_spec = _QualityOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bids_moediff.engine.quality import judge
+        from bids_moediff.quality.figures import judge
 
         source = load_source(self.inputs.source)
         image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)

@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from scipy import ndimage
 
-from bids_moediff.bids.sink import write_bytes
+from bids_moediff.runtime.sink import write_bytes
 
 GAP = 8  # pixels between panels
 DOTS = 100

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from bids_moediff.bids.names import build_name, parse_name
-from bids_moediff.bids.sink import table_text, write_json, write_text
-from bids_moediff.engine.quality import DESCRIPTIONS
 from bids_moediff.errors import ImageError
+from bids_moediff.quality.figures import DESCRIPTIONS
 from bids_moediff.reports import captions
 from bids_moediff.reports.participant import environment
+from bids_moediff.runtime.sink import table_text, write_json, write_text
 
 MOST_DOTS = 2000
 MOST_ROWS = 2000

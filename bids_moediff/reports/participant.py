@@ -19,11 +19,11 @@ import nibabel as nib
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import figure_path, parse_name
-from bids_moediff.bids.sink import write_text
-from bids_moediff.engine.conform import conform
-from bids_moediff.engine.quality import DESCRIPTIONS
 from bids_moediff.errors import ImageError
+from bids_moediff.preprocessing.conform import conform
+from bids_moediff.quality.figures import DESCRIPTIONS
 from bids_moediff.reports import captions
+from bids_moediff.runtime.sink import write_text
 
 COMPARED = ("input", "sr", "cubic")
 

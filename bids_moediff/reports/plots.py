@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from bids_moediff.bids.sink import write_bytes
 from bids_moediff.reports import canvas
 from bids_moediff.reports.canvas import PLANES, Volume
 from bids_moediff.reports.figures import Scene, depth_in_brain
+from bids_moediff.runtime.sink import write_bytes
 
 LENGTH = 32.0  # mm of a profile
 STYLES: dict[str, dict[str, Any]] = {

@@ -15,20 +15,20 @@ from torch import nn
 from torch.nn import functional
 
 from bids_moediff.errors import UsageError
-from bids_moediff.models.hub import MoEDiffModel
-from bids_moediff.models.moediff.autoencoders import (
+from bids_moediff.families.moediff.config import LATENT_FACTOR, MoEDiffConfig
+from bids_moediff.families.moediff.latents import (
     Autoencoder,
     build_autoencoder,
     residual_decode,
 )
-from bids_moediff.models.moediff.config import LATENT_FACTOR, MoEDiffConfig
+from bids_moediff.families.moediff.training.losses import sobel, weighted_error
+from bids_moediff.networks.model_folder import MoEDiffModel
 
+from .batches import slices
 from .degradation import Degraded
-from .development import Case, gains_of
-from .losses import sobel, weighted_error
 from .recipe import AutoencoderRecipe
-from .sampling import slices
-from .stages import Batch, Gains, warm_start
+from .stage import Batch, Gains, warm_start
+from .validation import Case, gains_of
 from .volumes import Volume
 
 # Settings of MoEDiffConfig that an autoencoder is made of.

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from .filters import dilate, erode, gaussian
+from .tensor_filters import dilate, erode, gaussian
 
 # FreeSurfer labels by tissue.
 WHITE = (2, 41, 7, 46, 77, 85, 251, 252, 253, 254, 255)

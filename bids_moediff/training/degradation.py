@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bids_moediff.engine.acquisition import Acquisition, Axis, Operator
-from bids_moediff.engine.grid import Shape, covering_shape
-from bids_moediff.engine.interpolation import initial_estimate
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.imaging.grid import Shape, covering_shape
+from bids_moediff.imaging.interpolation import initial_estimate
 
 from .recipe import ACQUISITIONS
 

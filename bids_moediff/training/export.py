@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from bids_moediff import __version__
-from bids_moediff.bids.sink import atomic, write_json
 from bids_moediff.errors import UsageError
-from bids_moediff.models.hub import CONFIG_NAME, build_network, load_model, save_model
-from bids_moediff.models.moediff.config import MoEDiffConfig
-from bids_moediff.models.moediff.mean import MeanConfig
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.networks.mean import MeanConfig
+from bids_moediff.networks.model_folder import CONFIG_NAME, build_network, load_model, save_model
+from bids_moediff.runtime.sink import atomic, write_json
 
 from .card import model_card
 from .state import BEST_NAME, STATE_NAME, part, read_state

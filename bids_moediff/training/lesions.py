@@ -17,20 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bids_moediff.engine.grid import Triple
-from bids_moediff.engine.interpolation import initial_estimate
-from bids_moediff.engine.mean import apply_mean
 from bids_moediff.errors import UsageError
-from bids_moediff.models.moediff.mean import MeanNetwork
-from bids_moediff.models.student.network import StudentNetwork
+from bids_moediff.families.student.network import StudentNetwork
+from bids_moediff.families.student.training.finished import (
+    Finished,
+    check_patch,
+    finished_networks,
+    init_paths,
+)
+from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.imaging.grid import Triple
+from bids_moediff.imaging.interpolation import initial_estimate
+from bids_moediff.networks.mean import MeanNetwork
 
+from .batches import patches
 from .degradation import ONES, Degraded
-from .development import Case, gains
-from .filters import gaussian
-from .finished import Finished, check_patch, finished_networks, init_paths
 from .recipe import LesionsRecipe, StudentLesionsRecipe
-from .sampling import patches
-from .stages import Batch, Gains, Init, autocast, charbonnier
+from .stage import Batch, Gains, Init, autocast, charbonnier
+from .tensor_filters import gaussian
+from .validation import Case, gains
 from .volumes import Volume
 
 TISSUE = 0.25  # of the range: where a blob may be put

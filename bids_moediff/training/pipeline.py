@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from bids_moediff.errors import MoediffError, UsageError
-from bids_moediff.models.hub import CONFIG_NAME
+from bids_moediff.networks.model_folder import CONFIG_NAME
 
 from .export import export
-from .heads import Head, check_heads, head_weights, save_pack, select_heads
+from .pack import Head, check_heads, head_weights, save_pack, select_heads
 from .recipe import Recipe
 
 PACK_NAME = "pack.npz"
@@ -22,7 +22,7 @@ def write_pack(options: Namespace, path: Path, recipes: Sequence[Recipe] = ()) -
     """Collect, check and write the training data (see :func:`.bids_data.collect`)."""
     if not options.data and not options.labels:
         raise UsageError("Say what to train on: --data BIDS_DIR or --pack FILE.")
-    from .bids_data import Choice, collect
+    from .bids_heads import Choice, collect
 
     choice = Choice(
         options.pairs,
@@ -85,7 +85,7 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
     MoediffError
         one of its kinds, with the sentence to print.
     """
-    from .trainer import check_device, make_stage, train
+    from .loop import check_device, make_stage, train
 
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
@@ -114,6 +114,6 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
 
 def _resolved(init: Path) -> Path:
     """Folder of a shipped model that was given by its name."""
-    from bids_moediff.models.hub import resolve
+    from bids_moediff.networks.model_folder import resolve
 
     return init if init.is_dir() and not (init / CONFIG_NAME).is_file() else resolve(init)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bids_moediff.engine.acquisition import Axis, _along, axis_matrix
+from bids_moediff.imaging.acquisition import Axis, _along, axis_matrix
 
-from .heads import Head
+from .pack import Head
 
 UNDONE_SHARE = 0.5
 # Largest random coarsening, in voxels.

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from bids_moediff.bids.sink import write_bytes
 from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.runtime.sink import write_bytes
 
 STATE_NAME = "state.safetensors"
 BEST_NAME = "best.safetensors"

@@ -16,16 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from bids_moediff.bids.sink import write_bytes
-from bids_moediff.engine.acquisition import Axis
+from bids_moediff.imaging.acquisition import Axis
+from bids_moediff.runtime.sink import write_bytes
 
 from .contrast import bias_field, random_contrast, synthesise, tissue_codes
 from .degradation import Degraded, degrade, draw, fixed
-from .filters import box_mean, dilate, erode
 from .guidance import displacement, log_jacobian, warp_labels
-from .heads import BRIGHT, Head, head_weights
+from .pack import BRIGHT, Head, head_weights
 from .recipe import Recipe
 from .sharpness import PROFILES, Grid, coarsen, draw_grid
+from .tensor_filters import box_mean, dilate, erode
 
 # A degraded volume loses up to a coarse voxel of each side.
 SPARE = 6

@@ -5,7 +5,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.interfaces.derivatives import (
+from bids_moediff.interfaces.products import (
     ResampleMask,
     ToStandardSpace,
     WinningExpert,

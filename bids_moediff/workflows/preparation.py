@@ -7,8 +7,8 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.interfaces.prepare import BiasField, BrainMask, Conform
-from bids_moediff.interfaces.superres import DescribePrepared
+from bids_moediff.interfaces.network import DescribePrepared
+from bids_moediff.interfaces.preparation import BiasField, BrainMask, Conform
 from bids_moediff.settings import Settings
 
 from .outputs import init_ds_preparation_wf

@@ -5,9 +5,9 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.interfaces.derivatives import SidecarRecord
+from bids_moediff.interfaces.network import SelectResult
+from bids_moediff.interfaces.products import SidecarRecord
 from bids_moediff.interfaces.quality import ImageQuality
-from bids_moediff.interfaces.superres import SelectResult
 from bids_moediff.settings import Settings
 
 from .outputs import (

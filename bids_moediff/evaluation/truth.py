@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads with a truth: which files, from which sites, and which of their axes can be judged.
+
+An axis that the scanner itself sampled coarsely, or that somebody interpolated, holds no truth: a
+result cannot be compared with detail that was never measured. Such axes are not degraded.
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.imaging.grid import Triple, voxel_sizes
+from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.spectrum import acquired_resolution
+
+# Slices this much thicker than the finest axis are those of a 2-D scan.
+THICK = 1.9
+# An axis whose spectrum ends here (in voxels) was interpolated from coarser voxels.
+INTERPOLATED = 1.9
+TRAINING_SITE = "training sites"
+OTHER_SITE = "another site"
+UNKNOWN_SITE = "heads"
+
+
+@dataclass(frozen=True)
+class Head:
+    """One high-resolution image.
+
+    Parameters
+    ----------
+    path : NIfTI file
+    group : whether its site trained the model ("training sites", "another site" or "heads")
+
+    """
+
+    path: Path
+    group: str = UNKNOWN_SITE
+
+    @property
+    def name(self) -> str:
+        """File name without extension."""
+        return self.path.name.removesuffix(".gz").removesuffix(".nii")
+
+    @cached_property
+    def digest(self) -> str:
+        """First eight hexadecimal digits of the file's SHA-256; ImageError if it is not there."""
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
+        except OSError as error:
+            raise ImageError(f"{self.path.name} cannot be read: {error.strerror}.") from error
+
+    def load(self) -> "Loaded":
+        """Read intensities and find head and trustworthy axes; ImageError."""
+        try:
+            image = nib.Nifti1Image.from_filename(self.path)
+            data = np.asarray(image.dataobj, dtype=np.float32).squeeze()
+        except Exception as error:  # damaged files fail in many ways
+            raise ImageError(f"{self.path.name} cannot be read as a NIfTI image.") from error
+        if data.ndim != 3 or min(data.shape) < 8 or not np.isfinite(data).all():
+            raise ImageError(
+                f"{self.path.name} is no finite 3-D image of 8 voxels or more a side."
+            )
+        zooms = voxel_sizes(image.affine)
+        mask = head_mask_array(data, zooms)
+        if not mask.any():
+            raise ImageError(f"{self.path.name} shows no head.")
+        axes, note = trusted_axes(data, zooms, mask)
+        return Loaded(self, data, mask, zooms, image.affine, axes, note)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A head in memory; intensities (X, Y, Z) in the file's units, boolean mask of the head."""
+
+    head: Head
+    truth: np.ndarray
+    mask: np.ndarray
+    zooms: Triple
+    affine: np.ndarray
+    axes: tuple[int, ...]
+    note: str
+
+
+def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tuple[int, ...], str]:
+    """Axes along which (X, Y, Z) `data` holds truth, and why the others do not.
+
+    An axis is left out if its voxels are more than 1.9 times the finest (slices of a 2-D scan) or
+    if its spectrum shows that it was interpolated or zero-filled from voxels more than 1.9 times
+    as large: of the band that x2 recovers nothing is left then. If nothing were left, all axes
+    count.
+    """
+    found = acquired_resolution(data, zooms, mask)
+    axes, reasons = [], []
+    for axis, (zoom, resolution) in enumerate(zip(zooms, found, strict=True)):
+        if zoom > THICK * min(zooms):
+            reasons.append(f"axis {axis} has slices of {zoom:.3g} mm")
+        elif resolution.acquired > INTERPOLATED * zoom:
+            reasons.append(
+                f"axis {axis} was interpolated from about {resolution.acquired:.2g} mm"
+                f" to {zoom:.3g} mm"
+            )
+        else:
+            axes.append(axis)
+    if not axes:
+        return (0, 1, 2), ""
+    return tuple(axes), f"{' and '.join(reasons)}, so it holds no truth" if reasons else ""
+
+
+def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> list[Head]:
+    """Heads from files; those of `other_site` come from a site that trained nothing."""
+    heads = [Head(Path(path)) for path in files]
+    heads += [Head(Path(path), OTHER_SITE) for path in other_site]
+    if missing := [str(head.path) for head in heads if not head.path.is_file()]:
+        raise UsageError(f"There is no file {missing[0]}.")
+    names = [head.name for head in heads]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"Two heads are called {twice[0]}; give files of different names.")
+    return heads
+
+
+def heads_of_manifest(root: Path, split: str) -> list[Head]:
+    """Heads of one split of a folder with manifest.tsv (columns file, split, source_repo).
+
+    A head comes from another site if nothing of its source is in the split "train".
+    """
+    try:
+        with (root / "manifest.tsv").open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+    except OSError as error:
+        raise UsageError(f"{root}/manifest.tsv cannot be read: {error.strerror}.") from error
+    if rows and not {"file", "split", "source_repo"} <= set(rows[0]):
+        raise UsageError(f"{root}/manifest.tsv lacks a column: file, split or source_repo.")
+    trained = {row["source_repo"] for row in rows if row["split"] == "train"}
+    heads = [
+        Head(root / row["file"], TRAINING_SITE if row["source_repo"] in trained else OTHER_SITE)
+        for row in rows
+        if row["split"] == split and row["file"].endswith((".nii", ".nii.gz"))
+    ]
+    if not heads:
+        splits = ", ".join(sorted({row["split"] for row in rows})) or "none"
+        raise UsageError(f"{root}/manifest.tsv has no image of split {split!r}; it has: {splits}.")
+    return heads
+
+
+def site_groups(heads: Sequence[Head]) -> list[str]:
+    """Groups present, in a fixed order."""
+    order = (TRAINING_SITE, OTHER_SITE, UNKNOWN_SITE)
+    return [group for group in order if any(head.group == group for head in heads)]

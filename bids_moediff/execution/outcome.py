@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every image: from run records and crash files to a table and an exit code."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_moediff.errors import ImageError, MoediffError
+
+from .work_folder import participant_workflow_name
+
+# Exit codes of the child process that concern the whole call outrank "some images failed".
+FATAL = (2, 69, 78)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table.
+
+    Parameters
+    ----------
+    participant
+        Label without ``sub-``.
+    image
+        Name of the image, or empty if the participant as a whole is meant.
+    status
+        ``done`` or ``failed``.
+    message
+        What went wrong, in one sentence.
+    exit_code
+        That of the failure; 0 for an image that was done.
+    """
+
+    participant: str
+    image: str
+    status: str
+    message: str = ""
+    exit_code: int = 0
+
+
+def failed(participant: str, image: str, message: str, exit_code: int = 1) -> Outcome:
+    """Outcome of something that failed."""
+    return Outcome(participant, image, "failed", message, exit_code)
+
+
+def read_outcomes(
+    label: str, keys: Sequence[str], run_file: Path, crash_folder: Path
+) -> list[Outcome]:
+    """Outcomes of one participant; what left no record is explained from its crash files."""
+    items = {}
+    if run_file.exists():
+        record = json.loads(run_file.read_text(encoding="utf-8"))
+        items = {item["key"]: item for item in record["images"]}
+    sentences = crash_sentences(crash_folder, participant_workflow_name(label))
+    reason = sentences[0] if sentences else "The image was not processed."
+    outcomes = []
+    for key in keys:
+        item = items.get(key)
+        if item is None:
+            outcomes.append(failed(label, key, reason))
+        elif item["status"] == "done":
+            outcomes.append(Outcome(label, key, "done"))
+        else:
+            code = item.get("exit_code", ImageError.exit_code)
+            outcomes.append(failed(label, key, item["message"], code if code in FATAL else 1))
+    if sentences and not set(keys) - set(items):  # the images are there, but not the report
+        outcomes.append(failed(label, "", " ".join(sentences)))
+    return outcomes
+
+
+def crash_sentences(folder: Path, workflow_name: str = "") -> list[str]:
+    """One sentence for each crash file of Nipype, oldest first."""
+    sentences = []
+    for path in sorted(folder.glob("crash-*.txt")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        match = re.search(r"^Node: (\S+)", text, re.MULTILINE)
+        node = match[1] if match else path.stem
+        if workflow_name and workflow_name not in node.split("."):
+            continue
+        sentences.append(_crash_sentence(node.rsplit(".", 1)[-1], text))
+    return sentences
+
+
+def _crash_sentence(step: str, text: str) -> str:
+    """The innermost exception of a crash file; our own errors are sentences already."""
+    trace = text.partition("Traceback (most recent call last)")[2]
+    causes = re.findall(r"^\s*([A-Za-z_][\w.]*): (.+)$", trace, re.MULTILINE)
+    kind, reason = causes[-1] if causes else ("", "no reason given")
+    if kind.startswith(MoediffError.__module__):
+        return reason
+    words = f"{kind.rsplit('.', 1)[-1]}: {reason}" if kind else reason
+    return f"Step {step} failed: {words.rstrip('.')}."
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """0 if all were done; the code of a failure of the whole call; else 1 if any failed."""
+    codes = {outcome.exit_code for outcome in outcomes if outcome.status == "failed"}
+    fatal = sorted(codes & set(FATAL))
+    return fatal[-1] if fatal else int(bool(codes))
+
+
+def print_table(outcomes: Sequence[Outcome]) -> None:
+    """Say on standard error how many images were done, and show which failed and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, soft_wrap=False)
+    bad = [outcome for outcome in outcomes if outcome.status == "failed"]
+    images = [outcome for outcome in outcomes if outcome.image]
+    done = sum(outcome.status == "done" for outcome in images)
+    console.print(f"{done} of {len(images)} images done.", highlight=False)
+    if bad:
+        table = Table("participant", "image", "what went wrong", title="Failed")
+        for outcome in bad:
+            table.add_row(f"sub-{outcome.participant}", outcome.image, outcome.message)
+        console.print(table)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in the work folder: whose it is, what a new run may reuse, and what goes at the end.
+
+Jobs may share a work folder (that of the output folder is the default), so a run touches the
+folders of its own participants only, and keeps its caches apart.
+"""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+WORKFLOW_NAME = "bids_moediff_wf"
+
+
+def participant_workflow_name(label: str) -> str:
+    """Name of a participant's workflow, and of its folder under that of the whole workflow."""
+    return f"sub_{label.replace('+', '_')}_wf"
+
+
+def participant_folder(work_folder: Path, label: str) -> Path:
+    """Where the steps of one participant keep their files."""
+    return work_folder / WORKFLOW_NAME / participant_workflow_name(label)
+
+
+def forget_failures(work_folder: Path, labels: Iterable[str]) -> None:
+    """Remove the steps that failed in an earlier run, so that they are tried again.
+
+    A step puts its failure into its output instead of raising (see interfaces/step.py), which
+    Nipype would take for a result to be reused.
+    """
+    from bids_moediff.interfaces.step import FAILED_FILE
+
+    for label in labels:
+        for mark in list(participant_folder(work_folder, label).rglob(FAILED_FILE)):
+            shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+def make_caches(work_folder: Path) -> Path:
+    """Make a folder for the caches of libraries, which goes when this process ends."""
+    work_folder.mkdir(parents=True, exist_ok=True)
+    caches = Path(tempfile.mkdtemp(prefix="cache-", dir=work_folder))
+    atexit.register(_remove_caches, caches)
+    return caches
+
+
+def _remove_caches(caches: Path) -> None:
+    shutil.rmtree(caches, ignore_errors=True)
+    _remove_if_empty(caches.parent)
+
+
+def remove_work(work_folder: Path, labels: Iterable[str]) -> None:
+    """Remove what these participants left in the work folder, and the folder if it is empty."""
+    for label in labels:
+        shutil.rmtree(participant_folder(work_folder, label), ignore_errors=True)
+    _remove_if_empty(work_folder / WORKFLOW_NAME)
+    _remove_if_empty(work_folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small 3-D network that does in one step what MoEDiff-SR does with a mean and three experts.
+
+It has the shape of the teacher's mean network (:mod:`..moediff.mean`), but each of its
+convolutions goes through few channels: 1x1x1 to a small space, 3x3x3 in it, 1x1x1 back (a Tucker
+decomposition of the kernel's two channel modes). So it can be fitted to the teacher layer by
+layer before it is trained, at a fifth of the arithmetic. The voxel ratio and the slice profile of
+each axis scale and shift the features of every block (FiLM, Perez 2018): one set of weights serves
+all acquisitions. There is no normalisation and no global operation: an output voxel depends on a
+bounded neighbourhood (:attr:`StudentConfig.receptive_radius`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bids_moediff.networks.json_config import JsonConfig
+from bids_moediff.networks.mean import (
+    BLOCK_GAIN,
+    FOLD,
+    OUTPUT_GAIN,
+    depth_to_space,
+    normalise,
+    space_to_depth,
+)
+from bids_moediff.networks.streaming import (
+    Chain,
+    Convolution,
+    NarrowConvolution,
+    Pointwise,
+    Residual,
+)
+
+
+@dataclass(frozen=True)
+class StudentConfig(JsonConfig):
+    """Hyperparameters.
+
+    Attributes
+    ----------
+    channels, blocks
+        Features and residual blocks, as of the mean network.
+    ranks
+        Channels of the 3x3x3 convolutions inside a block: into and out of the first one, into
+        and out of the second one.
+    condition_dim
+        Numbers that describe the acquisition.
+    conditioned_tail
+        Whether the weights of the last layer are a linear function of these numbers.
+    """
+
+    channels: int = 128
+    blocks: int = 10
+    ranks: tuple[int, ...] = (64, 64, 112, 112)
+    condition_dim: int = 6
+    conditioned_tail: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.ranks) != 4 or not all(1 <= rank <= self.channels for rank in self.ranks):
+            raise ValueError(f"ranks need four numbers from 1 to {self.channels}")
+
+    @property
+    def multiple(self) -> int:
+        """Sizes must be multiples of this."""
+        return FOLD
+
+    @property
+    def receptive_radius(self) -> int:
+        """Fine voxels beyond which an input voxel cannot matter, along each axis."""
+        return FOLD * (2 * self.blocks + 2) + FOLD
+
+
+class Factorised(nn.Module):
+    """3x3x3 convolution of `channels` features through few: reduce, core, expand.
+
+    Only the last part has a bias, so zero padding means what it means to the convolution that
+    the three stand for.
+    """
+
+    def __init__(self, channels: int, rank_in: int, rank_out: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv3d(channels, rank_in, 1, bias=False)
+        self.core = nn.Conv3d(rank_in, rank_out, 3, padding=1, bias=False)
+        self.expand = nn.Conv3d(rank_out, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, x, y, z) -> (B, C, x, y, z)."""
+        return self.expand(self.core(self.reduce(x)))
+
+    def stream(
+        self,
+        kind: torch.dtype,
+        scale: Tensor | float,
+        shift: Tensor | float = 0.0,
+        *,
+        activate: bool = False,
+    ) -> Chain:
+        """The same as a pipeline, its output scaled and shifted, with a SiLU if asked for."""
+        reduce, core = Pointwise(self.reduce, kind), Convolution(self.core, kind)
+        expand = Pointwise(self.expand, kind, scale=scale, shift=shift, activate=activate)
+        return Chain(reduce, core, expand)
+
+
+class FactorisedBlock(nn.Module):
+    """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.first = Factorised(config.channels, *config.ranks[:2])
+        self.second = Factorised(config.channels, *config.ranks[2:])
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(B, C, x, y, z), twice (B, C, 1, 1, 1) -> (B, C, x, y, z)."""
+        hidden = functional.silu(self.first(x) * (1 + scale) + shift)
+        return x + BLOCK_GAIN * self.second(hidden)
+
+
+class StudentNetwork(nn.Module):
+    """One-step super-resolution of volumes; the last layer starts at zero (output = start)."""
+
+    def __init__(self, config: StudentConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or StudentConfig()
+        width, blocks = self.config.channels, self.config.blocks
+        self.head = nn.Conv3d(FOLD**3, width, 3, padding=1)
+        self.body = nn.ModuleList(FactorisedBlock(self.config) for _ in range(blocks))
+        self.tail = nn.Conv3d(width, FOLD**3, 3, padding=1)
+        self.film = nn.Sequential(
+            nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
+        )
+        self.tail_terms: nn.Conv3d | None = None
+        if self.config.conditioned_tail:
+            terms = self.config.condition_dim * FOLD**3
+            self.tail_terms = nn.Conv3d(width, terms, 3, padding=1)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv3d):
+                if name.endswith(("reduce", "core")):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.tail.weight)
+        if self.tail_terms is not None:
+            nn.init.zeros_(self.tail_terms.weight)
+        with torch.no_grad():
+            last = self.film[-1]
+            last.weight.mul_(0.1)  # type: ignore[operator]
+            last.bias.zero_()  # type: ignore[operator]
+
+    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Scale and shift of each block in turn, each (B, C, 1, 1, 1), of conditions (B, 6)."""
+        film = self.film(condition)[..., None, None, None]
+        return tuple(film.chunk(2 * len(self.body), dim=1))
+
+    def tail_of(self, condition: Tensor) -> nn.Conv3d:
+        """The last layer for one condition (1, 6)."""
+        tail = copy.deepcopy(self.tail)
+        if self.tail_terms is not None:
+            told = condition[0].to(tail.weight)
+            for name in ("weight", "bias"):
+                terms = getattr(self.tail_terms, name).detach().unflatten(0, (len(told), -1))
+                getattr(tail, name).data += torch.einsum("k,k...->...", told, terms)
+        return tail
+
+    def _last(self, features: Tensor, condition: Tensor) -> Tensor:
+        """Folded correction (B, 8, x, y, z) of (B, C, x, y, z)."""
+        correction: Tensor = self.tail(features)
+        if self.tail_terms is not None:
+            terms = self.tail_terms(features).unflatten(1, (self.config.condition_dim, -1))
+            told = condition.to(terms)
+            correction = correction + torch.einsum("bk,bkoxyz->boxyz", told, terms)
+        return correction
+
+    def with_features(self, start: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Output, and the features after each block, for guidance by a teacher.
+
+        ``start`` (B, 1, X, Y, Z) with even sizes, the head in about [0, 1]; ``condition`` (B, 6):
+        log2(acquired/output voxel size) and slice-profile width (in acquired voxels), each for
+        the three axes. ValueError for odd sizes.
+        """
+        if any(size % FOLD for size in start.shape[2:]):
+            sizes = tuple(start.shape[2:])
+            raise ValueError(f"sizes must be multiples of {FOLD}, not {sizes}")
+        film = self.modulation(condition)
+        folded = normalise(space_to_depth(start))
+        x = self.head(folded.contiguous(memory_format=torch.channels_last_3d))
+        features = []
+        for index, block in enumerate(self.body):
+            x = block(x, film[2 * index], film[2 * index + 1])
+            features.append(x)
+        correction = self._last(x, condition).to(start.dtype)
+        return start + OUTPUT_GAIN * depth_to_space(correction), features
+
+    def forward(self, start: Tensor, condition: Tensor) -> Tensor:
+        """Super-resolved volume (B, 1, X, Y, Z); see :meth:`with_features`."""
+        return self.with_features(start, condition)[0]
+
+    def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
+        """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
+        film = [part[0, :, 0, 0, 0] for part in self.modulation(condition)]
+        blocks = []
+        for index, block in enumerate(self.body):
+            scale, shift = 1 + film[2 * index], film[2 * index + 1]
+            first = block.first.stream(kind, scale, shift, activate=True)  # type: ignore[operator, union-attr]
+            second = block.second.stream(kind, BLOCK_GAIN)  # type: ignore[operator, union-attr]
+            blocks.append(Residual(Chain(first, second)))
+        head = NarrowConvolution(self.head, torch.float32)
+        return Chain(head, *blocks, Convolution(self.tail_of(condition), torch.float32))

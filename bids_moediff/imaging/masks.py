@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which voxels belong to the head: the region in which figures of merit are computed."""
+
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+import SimpleITK
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.measure import block_reduce
+
+from bids_moediff.imaging.grid import steps_to
+
+
+def head_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Mask of the head (scalp included), filled, without deleted voxels.
+
+    Parameters
+    ----------
+    image
+        3-D image of any contrast, orientation and data type.
+
+    Returns
+    -------
+    nib.Nifti1Image
+        ``uint8``, 1 in the head, on the grid of ``image``. Air inside the head counts as head;
+        voxels that were set to exactly 0 by defacing or skull-stripping do not.
+    """
+    zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))
+    mask = head_mask_array(np.asarray(image.dataobj, dtype=np.float32), zooms)
+    result = nib.Nifti1Image(mask.astype(np.uint8), image.affine)
+    result.header.set_xyzt_units("mm")
+    return result
+
+
+def head_mask_array(data: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
+    """Boolean head mask of a 3-D array with voxel sizes ``zooms`` (mm); see :func:`head_mask`."""
+    data = np.nan_to_num(np.asarray(data, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    deleted = outside_zeros(data)
+    if deleted.all():
+        return np.zeros(data.shape, dtype=bool)
+    # Two millimetres are fine enough for an outline, and the morphology is ten times cheaper.
+    factors = steps_to(zooms, 2.0)
+    coarse_zooms = tuple(zoom * factor for zoom, factor in zip(zooms, factors, strict=True))
+    kept = block_mean((~deleted).astype(np.float32), factors)
+    coarse = block_mean(data, factors) / np.maximum(kept, 1e-6)
+    if _border_share(deleted) > 0.95:
+        foreground = kept >= 0.5  # nothing but the head was kept: no threshold can do better
+    else:
+        foreground = _above_background(coarse, kept >= 0.5, coarse_zooms)
+    foreground = _fill_slices(_close(foreground, 6.0, coarse_zooms))
+    # Only a filled head may be opened: a thin scalp on its own would go with the noise.
+    foreground = largest_component(_open(foreground, 6.0, coarse_zooms))
+    outside = _open(kept < 0.5, 3.0, coarse_zooms, regrow=9.0)  # not the bone of an 8-bit image
+    deleted &= _refine(outside, factors, data.shape)
+    return _refine(foreground, factors, data.shape) & ~deleted
+
+
+def distance_to(mask: np.ndarray, zooms: Sequence[float]) -> np.ndarray:
+    """Distance in mm of every voxel from the nearest voxel of ``mask``, 0 in it; float32.
+
+    Infinite where the mask is empty. The same bytes whatever the number of threads; scipy's
+    transform takes three times as long.
+    """
+    if not mask.any():
+        return np.full(mask.shape, np.inf, dtype=np.float32)
+    image = SimpleITK.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing([float(zoom) for zoom in zooms[::-1]])
+    signed = SimpleITK.SignedMaurerDistanceMap(
+        image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    # To a tenth of a micrometre: as a ball of 6 mm holds the fifth voxel of 1.2 mm, or does not,
+    # by the last bit of a 32-bit float.
+    return np.round(np.maximum(SimpleITK.GetArrayViewFromImage(signed), 0), 4)
+
+
+def block_mean(data: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+    """Mean over blocks of ``factors`` voxels; the last block of an axis may lack some."""
+    missing = [-size % factor for size, factor in zip(data.shape, factors, strict=True)]
+    data = np.pad(data, [(0, count) for count in missing], mode="edge")
+    return block_reduce(data, factors, np.mean).astype(np.float32)
+
+
+def _refine(mask: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """The mask on the fine grid, its outline interpolated linearly."""
+    fine = ndimage.zoom(mask.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True)
+    return fine[tuple(slice(size) for size in shape)] >= 0.5
+
+
+def outside_zeros(data: np.ndarray) -> np.ndarray:
+    """Voxels of exactly 0 that hang together with the border of the field of view."""
+    labels, _ = ndimage.label(data == 0)
+    touching = np.unique(np.concatenate([np.unique(face) for face in _faces(labels)]))
+    return np.isin(labels, touching[touching > 0])
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest face-connected component of a boolean array."""
+    labels, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def _faces(data: np.ndarray) -> list[np.ndarray]:
+    return [np.take(data, index, axis=axis) for axis in range(3) for index in (0, -1)]
+
+
+def _border_share(mask: np.ndarray) -> float:
+    return float(np.mean(np.concatenate([face.ravel() for face in _faces(mask)])))
+
+
+def _above_background(data: np.ndarray, kept: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
+    """Voxels above the noise of the air, and above a small share of the tissue's brightness."""
+    smooth = ndimage.gaussian_filter(data, [1.0 / zoom for zoom in zooms])
+    values = np.minimum(smooth, np.percentile(smooth[kept], 99.0)).ravel()
+    # The root draws fat and brain together: without it Otsu parts bright fat from all the rest.
+    offset = values.min()
+    split = threshold_otsu(np.sqrt(values - offset)) ** 2 + offset
+    tissue, air = np.median(values[values > split]), values[values <= split]
+    # Air holds the darkest half of the dark class; bone and fluid make its upper tail.
+    low, middle = np.percentile(air, [25, 50])
+    threshold = max(low + 5.0 * (middle - low), low + 0.15 * (tissue - low))
+    return (smooth > min(threshold, split)) & kept
+
+
+def _close(mask: np.ndarray, radius: float, zooms: tuple[float, ...]) -> np.ndarray:
+    """Binary closing by a ball of ``radius`` mm; beyond the field of view the head goes on."""
+    margin = [int(np.ceil(radius / zoom)) + 1 for zoom in zooms]
+    padded = np.pad(mask, [(pad, pad) for pad in margin], mode="edge")
+    grown = distance_to(padded, zooms) <= radius
+    closed = distance_to(~grown, zooms) > radius
+    inner = tuple(slice(pad, pad + size) for pad, size in zip(margin, mask.shape, strict=True))
+    return closed[inner] | mask
+
+
+def _open(
+    mask: np.ndarray, radius: float, zooms: tuple[float, ...], regrow: float | None = None
+) -> np.ndarray:
+    """Binary opening by a ball of ``radius`` mm, grown back by ``regrow`` mm (or the same).
+
+    Beyond the field of view the mask goes on.
+    """
+    margin = [int(np.ceil(radius / zoom)) + 1 for zoom in zooms]
+    inner = tuple(slice(pad, pad + size) for pad, size in zip(margin, mask.shape, strict=True))
+    padded = np.pad(mask, [(pad, pad) for pad in margin], mode="edge")
+    if padded.all():
+        return mask
+    core = distance_to(~padded, zooms) > radius
+    if not core.any():
+        return mask
+    distance = distance_to(core, zooms)[inner]
+    return mask & (distance <= (radius if regrow is None else regrow))
+
+
+def _fill_slices(mask: np.ndarray) -> np.ndarray:
+    """Fill holes slice by slice along every axis: sinuses open towards a cut neck, too."""
+    filled = mask.copy()
+    for axis in range(3):
+        for index in range(mask.shape[axis]):
+            where = tuple(index if k == axis else slice(None) for k in range(3))
+            filled[where] |= ndimage.binary_fill_holes(mask[where])
+    return ndimage.binary_fill_holes(filled)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How noisy a scan is, also where the air around the head was deleted.
+
+Magnitude images have Rician noise: in air it is Rayleigh distributed, in tissue nearly Gaussian
+(Gudbjartsson and Patz, Magnetic Resonance in Medicine 34:910-914, 1995). Many archives delete the
+air (defacing, skull-stripping), so the noise is read from flat tissue first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from bids_moediff.imaging.grid import steps_to
+from bids_moediff.imaging.masks import distance_to
+
+RAYLEIGH_MEDIAN = float(np.sqrt(2 * np.log(2)))  # median of a Rayleigh variable of scale 1
+GAUSSIAN_MAD = 1.4826  # standard deviation over median absolute deviation
+FLAT_SHARE = 0.15  # share of the brain's voxels that counts as flat
+FEWEST_AIR_VOXELS = 1000
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise standard deviations in intensity units, None where there is nothing to read from.
+
+    ``tissue``: residual in flat tissue; ``air``: Rayleigh scale of the air around the head;
+    ``sigma``: the one to use (tissue where it can be had, else air).
+    """
+
+    tissue: float | None
+    air: float | None
+
+    @property
+    def sigma(self) -> float | None:
+        """Tissue noise, else air noise, else None."""
+        return self.tissue if self.tissue is not None else self.air
+
+
+def tissue_noise(data: np.ndarray, mask: np.ndarray) -> float | None:
+    """Noise standard deviation from flat tissue inside ``mask``; arrays are (x, y, z).
+
+    The residual of a voxel against the mean of its 3x3x3 neighbourhood has variance
+    s**2 (1 - 1/27). It is read by its median absolute deviation in the flattest 15 % of the mask,
+    where "flat" is judged on a smoothed gradient, which the noise of a single voxel hardly moves.
+    """
+    inner = ndimage.binary_erosion(mask > 0, iterations=2) & (data != 0)
+    if inner.sum() < 500:
+        inner = (mask > 0) & (data != 0)
+    if inner.sum() < 100:
+        return None
+    box = tuple(slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(mask > 0))
+    part, inside = np.asarray(data[box], dtype=np.float32), inner[box]
+    steepness = ndimage.gaussian_gradient_magnitude(part, 2.0)
+    flat = inside & (steepness <= np.quantile(steepness[inside], FLAT_SHARE))
+    residual = (part - ndimage.uniform_filter(part, 3))[flat]
+    spread = np.median(np.abs(residual - np.median(residual)))
+    return float(GAUSSIAN_MAD * spread / np.sqrt(1 - 1 / 27))
+
+
+def residual_warning(data: np.ndarray, mask: np.ndarray, relative: float) -> str | None:
+    """One sentence if a result, measured again, is further from the scan than its noise.
+
+    data, mask: the scan (x, y, z); relative: ||A x - y|| / ||y||. A relative residual below 0.001
+    is rounding, whatever the noise.
+    """
+    noise = tissue_noise(data, mask)
+    residual = relative * float(np.sqrt(np.mean(np.square(data, dtype=np.float64))))
+    if noise is None or relative < 1e-3 or residual < 1.1 * noise:
+        return None
+    return (
+        f"Measured again, the result differs from the scan by {residual / noise:.1f} times the "
+        "scan's noise: it does not explain the scan, do not rely on it."
+    )
+
+
+def air_noise(data: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]) -> float | None:
+    """Rayleigh scale of the air at least 10 mm off the ``head``, or None where it was deleted.
+
+    Air that is mostly exact zeros was set to zero; what remains says nothing about the noise.
+    """
+    # Every other voxel of a fine grid: enough of them, and the distance is eight times cheaper.
+    steps = steps_to(zooms, 2.0)
+    part = tuple(slice(None, None, step) for step in steps)
+    sampling = [zoom * step for zoom, step in zip(zooms, steps, strict=True)]
+    air = data[part][distance_to(head[part], sampling) > 10]
+    measured = air[air > 0]
+    if len(measured) < FEWEST_AIR_VOXELS or len(measured) < 0.5 * len(air):
+        return None
+    return float(np.median(measured) / RAYLEIGH_MEDIAN)
+
+
+def estimate_noise(
+    data: np.ndarray, mask: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]
+) -> Noise:
+    """Noise of a scan (x, y, z) with a brain ``mask`` and a ``head`` mask on the same grid."""
+    return Noise(tissue_noise(data, mask), air_noise(data, head, zooms))

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard space: find the template on disk, register a brain to it, resample once.
+
+Templates come from TemplateFlow's folder and are never downloaded here. The folder is read
+directly: importing the ``templateflow`` client writes a skeleton of empty files into it, and its
+``get`` asks the network.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK
+from scipy import ndimage
+
+from bids_moediff.errors import ImageError, UsageError
+
+LEVELS = (4.0, 2.5)  # mm, voxel sizes of the registration
+BINS = 32
+SAMPLED_SHARE = 0.25  # of the voxels, regularly spaced: nothing is drawn by chance
+FLEXIBLE_SPACING = 45.0  # mm between the control points of the flexible part
+_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template on disk."""
+
+    space: str
+    image: Path
+    mask: Path | None
+
+
+def find_template(space: str, suffix: str = "T1w", home: Path | None = None) -> Template:
+    """Template of ``space`` at 1 mm (else 2 mm) in TemplateFlow's folder.
+
+    Parameters
+    ----------
+    space
+        TemplateFlow identifier, ``MNI152NLin2009cAsym``.
+    suffix
+        Contrast that is preferred; the T1w template serves where it is absent.
+    home
+        TemplateFlow's folder; default ``$TEMPLATEFLOW_HOME``, else ``~/.cache/templateflow``.
+
+    Raises
+    ------
+    UsageError
+        If the template is not there, with the way to provide it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9]+", space):
+        raise UsageError(f"--output-spaces {space}: not the name of a TemplateFlow template")
+    if home is None:
+        default = Path.home() / ".cache" / "templateflow"
+        home = Path(os.environ.get("TEMPLATEFLOW_HOME") or default)
+    folder = home / f"tpl-{space}"
+    for contrast in dict.fromkeys((suffix, "T1w")):
+        for resolution in ("01", "1", "02", "2"):
+            stem = folder / f"tpl-{space}_res-{resolution}"
+            for name in (f"{stem}_{contrast}.nii.gz", f"{stem}_desc-brain_{contrast}.nii.gz"):
+                if _has_content(Path(name)):
+                    mask = Path(f"{stem}_desc-brain_mask.nii.gz")
+                    return Template(space, Path(name), mask if _has_content(mask) else None)
+    raise UsageError(
+        f"the template {space} is not in TemplateFlow's folder and nothing is downloaded here: on "
+        f"a connected machine run python -c \"from templateflow import api; api.get('{space}', "
+        'resolution=1)", copy its folder and set TEMPLATEFLOW_HOME to it'
+    )
+
+
+def _has_content(path: Path) -> bool:
+    """A real file: TemplateFlow leaves empty ones for what it has not fetched."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def register(
+    image: nib.Nifti1Image, mask: nib.Nifti1Image, template: Template, flexible: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """Transform from template to image coordinates, for :func:`to_template`.
+
+    Twelve parameters, then a coarse B-spline, both by mutual information of the two brains: any
+    contrast fits a T1-weighted template. The same result whatever the number of threads.
+
+    Returns
+    -------
+    transform
+        A SimpleITK transform: world coordinates of the template to those of the image (LPS).
+    record
+        ``space``, ``transform`` (what it is made of), ``mutual_information`` and ``warnings``.
+
+    Raises
+    ------
+    ImageError
+        If the registration fails.
+    """
+    fixed_image = nib.Nifti1Image.from_filename(template.image)
+    if template.mask:
+        fixed_mask = nib.Nifti1Image.from_filename(template.mask)
+    else:
+        fixed_mask = _positive(fixed_image)
+    threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    try:
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+        transform: Any = None
+        for level, zoom in enumerate(LEVELS):
+            fixed, moving = _brain(fixed_image, fixed_mask, zoom), _brain(image, mask, zoom)
+            transform = _affine_step(fixed, moving, transform, level)
+        parts, value = ["affine"], float("nan")
+        fixed, moving = (
+            _brain(fixed_image, fixed_mask, LEVELS[0]),
+            _brain(image, mask, LEVELS[0]),
+        )
+        if flexible:
+            transform = _flexible_step(fixed, moving, transform)
+            parts.append("B-spline")
+        value = _similarity(fixed, moving, transform)
+    except RuntimeError as error:
+        raise ImageError(f"the image could not be registered to {template.space}") from error
+    finally:
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    remarks = []
+    if value < 0.15:
+        remarks.append(f"the registration to {template.space} is poor: check it")
+    record = {"space": template.space, "transform": parts, "mutual_information": round(value, 3)}
+    return transform, record | {"warnings": remarks}
+
+
+def to_template(
+    image: nib.Nifti1Image, transform: Any, template: Template, zooms: tuple[float, float, float]
+) -> nib.Nifti1Image:
+    """The image on the template's field of view with voxels of ``zooms`` mm: one interpolation."""
+    from bids_moediff.imaging.grid import output_grid
+
+    reference = nib.Nifti1Image.from_filename(template.image)
+    shape, affine = output_grid(reference.shape, reference.affine, zooms)
+    blank = nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
+    resampled = SimpleITK.Resample(
+        _to_itk(image), _to_itk(blank), transform, SimpleITK.sitkBSpline, 0.0
+    )
+    data = SimpleITK.GetArrayFromImage(resampled).T.astype(np.float32)
+    result = nib.Nifti1Image(np.ascontiguousarray(data), affine)
+    result.header.set_xyzt_units("mm")
+    result.set_sform(affine, 4)  # NIfTI's code of the MNI 152 space
+    result.set_qform(affine, 4)
+    return result
+
+
+def _positive(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine)
+
+
+def _to_itk(image: nib.Nifti1Image) -> SimpleITK.Image:
+    """SimpleITK image of the same voxels in the same place."""
+    result = SimpleITK.GetImageFromArray(np.asarray(image.dataobj, dtype=np.float32).T)
+    affine = _TO_LPS @ image.affine
+    zooms = nib.affines.voxel_sizes(affine)
+    result.SetSpacing(zooms.tolist())
+    result.SetDirection((affine[:3, :3] / zooms).ravel().tolist())
+    result.SetOrigin(affine[:3, 3].tolist())
+    return result
+
+
+def _brain(image: nib.Nifti1Image, mask: nib.Nifti1Image, zoom: float) -> SimpleITK.Image:
+    """The brain alone, smoothed to and sampled at about ``zoom`` mm, brightness in [0, 1]."""
+    inside = np.asarray(mask.dataobj) > 0
+    data = np.where(inside, np.asarray(image.dataobj, dtype=np.float32), 0.0)
+    low, high = np.percentile(data[inside], [1.0, 99.0])
+    data = np.clip((data - low) / max(float(high - low), 1e-6), 0.0, 1.0) * inside
+    zooms = nib.affines.voxel_sizes(image.affine)
+    sigma = np.sqrt(np.maximum((0.42 * zoom) ** 2 - (0.42 * zooms) ** 2, 0.0)) / zooms
+    smooth = ndimage.gaussian_filter(data, sigma)
+    step = np.maximum(1, np.round(zoom / zooms)).astype(int)
+    affine = image.affine @ np.diag([*step, 1.0])
+    sampled = smooth[:: step[0], :: step[1], :: step[2]]
+    return _to_itk(nib.Nifti1Image(sampled.astype(np.float32), affine))
+
+
+def _method(optimizer_scales: bool = True) -> Any:
+    method = SimpleITK.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(BINS)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(SAMPLED_SHARE, 1)
+    method.SetInterpolator(SimpleITK.sitkLinear)
+    if optimizer_scales:
+        method.SetOptimizerScalesFromPhysicalShift()
+    return method
+
+
+def _affine_step(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, start: Any, level: int
+) -> SimpleITK.AffineTransform:
+    if start is None:
+        start = SimpleITK.AffineTransform(
+            SimpleITK.CenteredTransformInitializer(
+                fixed,
+                moving,
+                SimpleITK.AffineTransform(3),
+                SimpleITK.CenteredTransformInitializerFilter.MOMENTS,
+            )
+        )
+    method = _method()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=4.0 / (1 + 3 * level),
+        minStep=0.02,
+        numberOfIterations=(100, 40)[level],
+        relaxationFactor=0.6,
+    )
+    method.SetInitialTransform(start, inPlace=True)
+    method.Execute(fixed, moving)
+    return start
+
+
+def _flexible_step(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, affine: SimpleITK.Transform
+) -> SimpleITK.CompositeTransform:
+    extent = [size * step for size, step in zip(fixed.GetSize(), fixed.GetSpacing(), strict=True)]
+    mesh = [max(1, round(length / FLEXIBLE_SPACING)) for length in extent]
+    spline = SimpleITK.BSplineTransformInitializer(fixed, mesh, order=3)
+    method = _method(optimizer_scales=False)
+    method.SetMovingInitialTransform(affine)
+    method.SetInitialTransform(spline, inPlace=True)
+    method.SetOptimizerAsLBFGSB(
+        numberOfIterations=15, maximumNumberOfCorrections=5, gradientConvergenceTolerance=1e-5
+    )
+    method.Execute(fixed, moving)
+    composite = SimpleITK.CompositeTransform(3)
+    composite.AddTransform(affine)
+    composite.AddTransform(spline)  # applied first: template -> spline -> affine -> image
+    return composite
+
+
+def _similarity(fixed: SimpleITK.Image, moving: SimpleITK.Image, transform: Any) -> float:
+    method = _method()
+    method.SetInitialTransform(transform)
+    return -float(method.MetricEvaluate(fixed, moving))

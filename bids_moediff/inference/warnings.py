@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The range of acquisitions the networks were trained in, and sentences for what lies outside."""
+
+from collections.abc import Sequence
+
+from bids_moediff.imaging.acquisition import Acquisition
+
+# Per axis: input voxel over output voxel (1, an axis left alone, was trained as well), the most of
+# it on more than one axis, voxel sizes in mm, and slice thickness over slice spacing
+# (docs/science.md, section 7; training/degradation.py).
+RATIOS = (1.2, 6.0)
+SEVERAL_AXES = 3.0
+VOXEL_SIZES = (0.3, 8.0)
+PROFILE_WIDTHS = (0.7, 1.2)
+_TOLERANCE = 1.01
+_SAME = 1.02  # smaller differences of two voxel sizes are rounding of headers
+
+
+def range_warnings(
+    coarse: Sequence[float], fine: Sequence[float], acquisition: Acquisition
+) -> list[str]:
+    """One sentence for each way in which an image lies outside the trained range.
+
+    Parameters
+    ----------
+    coarse, fine
+        Voxel sizes in mm of the scan and of the output, per axis.
+    acquisition
+        How the scan was sampled.
+    """
+    ratios = [c / f for c, f in zip(coarse, fine, strict=True)]
+    said = []
+    if max(ratios) > RATIOS[1] * _TOLERANCE:
+        said.append(
+            f"The voxel ratio of {max(ratios):.1f} is beyond the {RATIOS[1]:g} the model was "
+            "trained for; fine detail is not to be relied on."
+        )
+    second = sorted(ratios)[-2]
+    if second > SEVERAL_AXES * _TOLERANCE:
+        said.append(
+            f"More than one axis has a voxel ratio of {second:.1f} or more, beyond the "
+            f"{SEVERAL_AXES:g} the model was trained for on several axes at once; fine detail is "
+            "not to be relied on."
+        )
+    small = [ratio for ratio in ratios if _SAME < ratio < RATIOS[0] / _TOLERANCE]
+    if small:
+        said.append(
+            f"Along an axis the voxel ratio of {min(small):.2f} is below the {RATIOS[0]:g} the "
+            "model was trained for; little is to be gained over interpolation there."
+        )
+    if min(fine) < VOXEL_SIZES[0] / _TOLERANCE:
+        said.append(
+            f"Output voxels of {min(fine):.3g} mm are finer than the {VOXEL_SIZES[0]:g} mm the "
+            "model is meant for; fine detail is not to be relied on."
+        )
+    if max(coarse) > VOXEL_SIZES[1] * _TOLERANCE:
+        said.append(
+            f"Scanned voxels of {max(coarse):.3g} mm are coarser than the {VOXEL_SIZES[1]:g} mm "
+            "the model is meant for; the result is a guess."
+        )
+    return said + _width_warnings(ratios, acquisition)
+
+
+def _width_warnings(ratios: Sequence[float], acquisition: Acquisition) -> list[str]:
+    widths = [
+        axis.fwhm
+        for axis, ratio in zip(acquisition.axes, ratios, strict=True)
+        if axis.profile in ("gaussian", "box") and ratio > _SAME
+    ]
+    low, high = PROFILE_WIDTHS
+    outside = [w for w in widths if w < low / _TOLERANCE or w > high * _TOLERANCE]
+    if not outside:
+        return []
+    return [
+        f"Slices {outside[0]:.2f} times as thick as their spacing are outside the {low:g} to "
+        f"{high:g} the model was trained for."
+    ]

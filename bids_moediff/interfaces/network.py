@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From prepared images to super-resolved ones, through the child process.
+
+The network runs as a console script of its own, one process for all images of a participant: a
+network killed by the kernel inside a Nipype worker would hang the run, and the model is loaded
+once. When the child dies, the image it was working on gets a sentence and the child is started
+again for the rest.
+"""
+
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    CommandLine,
+    CommandLineInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from bids_moediff.errors import ImageError
+from bids_moediff.runtime.sink import write_json
+
+from .source import image_key, load_source
+from .step import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+
+ANY_EXIT_CODE = range(-64, 256)
+# Exit codes that concern the whole call, not one image.
+FATAL_EXIT_CODES = (2, 69, 78)
+ACQUISITION_KEYS = (
+    "MRAcquisitionType",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "AcquisitionMatrixPE",
+    "PartialFourier",
+    "PulseSequenceType",
+)
+
+
+class _DescribeInputSpec(ImageStepInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    image = File(desc="conformed image")
+    mask = File(desc="brain mask")
+    bias_field = File(desc="bias field, if one was estimated")
+    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, mandatory=True)
+    acquired = traits.Either(
+        traits.Enum("auto", "header"),
+        traits.Tuple(traits.Float, traits.Float, traits.Float),
+        default="auto",
+        usedefault=True,
+        desc="acquired voxel size",
+    )
+    slice_profile = traits.Str("auto", usedefault=True)
+    slice_thickness = traits.Either(None, traits.Float, default=None, usedefault=True)
+
+
+class _DescribeOutputSpec(ImageStepOutputSpec):
+    entry = File(desc="JSON file: the image's entry of the request, or why there is none")
+
+
+class DescribePrepared(ImageStep):
+    """Say in one file what is ready for the network; gives a file even if nothing is."""
+
+    input_spec = _DescribeInputSpec
+    output_spec = _DescribeOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        source = load_source(self.inputs.source)
+        entry: dict[str, Any] = {"key": image_key(source), "failure": self.inputs.failure}
+        if not self.inputs.failure:
+            bias_field = self.inputs.bias_field
+            entry |= {
+                "image": self.inputs.image,
+                "mask": self.inputs.mask,
+                "bias_field": bias_field if isdefined(bias_field) else None,
+                "zooms": list(self.inputs.zooms),
+                "acquisition": None,
+                "acquired": self.inputs.acquired,
+                "slice_profile": self.inputs.slice_profile,
+                "slice_thickness": self.inputs.slice_thickness,
+                "metadata": {
+                    key: source.metadata[key] for key in ACQUISITION_KEYS if key in source.metadata
+                },
+            }
+        self._results["entry"] = str(write_json(entry, Path(runtime.cwd) / "entry.json"))
+        self._results["failure"] = self.inputs.failure
+        return runtime
+
+
+class _RequestInputSpec(BaseInterfaceInputSpec):
+    entries = InputMultiObject(File(exists=True), mandatory=True, desc="from DescribePrepared")
+    model = traits.Str(mandatory=True, desc="name or folder of a model")
+    model_reason = traits.Str(usedefault=True, desc="why this model, for the record")
+    precision = traits.Str("auto", usedefault=True)
+    seed = traits.Int(0, usedefault=True)
+    num_steps = traits.Either(None, traits.Int, default=None, usedefault=True)
+    num_samples = traits.Int(1, usedefault=True)
+    noise_strength = traits.Float(0.0, usedefault=True)
+    planes = traits.Int(1, usedefault=True)
+    consistency = traits.Str("end", usedefault=True)
+    batch_size = traits.Either(None, traits.Int, default=None, usedefault=True)
+    want_gates = traits.Bool(False, usedefault=True)
+    want_deviation = traits.Bool(False, usedefault=True)
+
+
+class _RequestOutputSpec(TraitedSpec):
+    request = File(exists=True, desc="request file of bids_moediff-superres")
+
+
+class WriteRequest(SimpleInterface):
+    """Gather the entries of all images of a participant in one request file."""
+
+    input_spec = _RequestInputSpec
+    output_spec = _RequestOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        folder = Path(runtime.cwd)
+        images = []
+        for path in self.inputs.entries:
+            entry = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not entry.pop("failure"):
+                images.append({**entry, "out_dir": entry["key"]})
+        options = (
+            "model model_reason precision seed num_steps num_samples noise_strength planes "
+            "consistency batch_size want_gates want_deviation"
+        ).split()
+        request = {name: getattr(self.inputs, name) for name in options}
+        path = write_json({**request, "images": images}, folder / "request.json")
+        self._results["request"] = str(path)
+        return runtime
+
+
+class _SuperResolveInputSpec(CommandLineInputSpec):
+    request = File(exists=True, mandatory=True, argstr="--request %s")
+    results = File("results.json", usedefault=True, argstr="--results %s")
+    device = traits.Str(
+        "auto", usedefault=True, argstr="--device %s", desc="commas between several"
+    )
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="for Nipype's GPU slots")
+    gigabytes = traits.Float(
+        0.0, usedefault=True, nohash=True, desc="estimated need, for messages"
+    )
+
+
+class _SuperResolveOutputSpec(TraitedSpec):
+    results = File(exists=True, desc="one entry an image, in the manner of cli/superres.py")
+
+
+class SuperResolve(CommandLine):
+    """Run ``bids_moediff-superres`` on a request, again and again until every image is settled."""
+
+    input_spec = _SuperResolveInputSpec
+    output_spec = _SuperResolveOutputSpec
+    _cmd = f"{shlex.quote(sys.executable)} -m bids_moediff.cli.superres"
+    _terminal_output = "file_split"
+
+    def _run_interface(self, runtime: Any, correct_return_codes: Any = ANY_EXIT_CODE) -> Any:
+        results = Path(runtime.cwd) / self.inputs.results
+        results.unlink(missing_ok=True)
+        request = json.loads(Path(self.inputs.request).read_text(encoding="utf-8"))
+        keys = [entry["key"] for entry in request["images"]]
+        settled: dict[str, Any] = {}
+        log = []
+        while pending := [key for key in keys if key not in settled]:
+            runtime = super()._run_interface(runtime, correct_return_codes=correct_return_codes)
+            log.append(runtime.stderr)
+            settled = _settle(results, pending, runtime, self.inputs.gigabytes)
+            write_json(settled, results)
+        failures = [item["message"] for item in settled.values() if item["status"] != "done"]
+        if failures:
+            (results.parent / FAILED_FILE).write_text("\n".join(failures), encoding="utf-8")
+        runtime.returncode = 0
+        runtime.stderr = "\n".join(log)
+        if not keys:
+            write_json({}, results)
+        return runtime
+
+    def _list_outputs(self) -> dict[str, Any]:
+        return {"results": str(Path(self.inputs.results).absolute())}
+
+
+def _settle(results: Path, pending: list[str], runtime: Any, gigabytes: float) -> dict[str, Any]:
+    """Entries that need no further attempt; at least one more than before."""
+    items = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    settled = {key: item for key, item in items.items() if item["status"] != "running"}
+    if runtime.returncode in (0, 1) and all(key in settled for key in pending):
+        return settled
+    message = end_sentence(runtime.returncode, runtime.stderr or "", gigabytes)
+    failed = {"status": "failed", "message": message, "exit_code": runtime.returncode}
+    victims = [key for key, item in items.items() if item["status"] == "running"]
+    if runtime.returncode in FATAL_EXIT_CODES or not victims:
+        victims = [key for key in pending if key not in settled]
+    return settled | dict.fromkeys(victims, failed)
+
+
+def end_sentence(code: int, errors: str, gigabytes: float) -> str:
+    """Why the child ended, in one sentence."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    last = lines[-1].removeprefix("bids_moediff-superres: ") if lines else ""
+    if code in FATAL_EXIT_CODES and last:
+        return last
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGKILL:
+        return (
+            "Super-resolution was killed, most likely for want of memory: the image needs about "
+            f"{gigabytes:.1f} GB; give it more memory, a smaller --batch-size or coarser output "
+            "voxels."
+        )
+    if 0 < number < 65:
+        return f"Super-resolution was ended by signal {number}."
+    return f"Super-resolution ended with code {code}{': ' + last if last else ''}."
+
+
+class _SelectInputSpec(ImageStepInputSpec):
+    results = File(exists=True, mandatory=True)
+    key = traits.Str(mandatory=True)
+
+
+class _SelectOutputSpec(ImageStepOutputSpec):
+    image = File(desc="super-resolved image")
+    gates = File(desc="expert weights, 4-D")
+    standard_deviation = File(desc="expected error of each voxel")
+    result = File(desc="JSON file: record, seconds and peak memory")
+
+
+class SelectResult(ImageStep):
+    """Take one image's products out of the results of its participant."""
+
+    input_spec = _SelectInputSpec
+    output_spec = _SelectOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        results = Path(self.inputs.results)
+        item = json.loads(results.read_text(encoding="utf-8")).get(self.inputs.key)
+        if item is None or item["status"] != "done":
+            raise ImageError(item["message"] if item else "The image was not super-resolved.")
+        names = {"image": "sr", "gates": "gates", "standard_deviation": "std"}
+        files = item["files"]
+        outputs = {
+            field: str(results.parent / files[name])
+            for field, name in names.items()
+            if name in files
+        }
+        outputs["result"] = str(write_json(item, folder / "result.json"))
+        return outputs

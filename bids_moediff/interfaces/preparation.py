@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation, step by step: conform, brain mask, bias field."""
+
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import File, isdefined, traits
+
+from bids_moediff.errors import ImageError
+from bids_moediff.preprocessing import earlier_mask, prepare, unwarp
+from bids_moediff.runtime.sink import write_json
+
+from .files import load_image, save_image
+from .source import load_source
+from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+
+
+class _ConformInputSpec(ImageStepInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    coefficients = File(exists=True, desc="gradient coefficients of the scanner")
+
+
+class _ConformOutputSpec(ImageStepOutputSpec):
+    image = File(desc="float32, 3-D, finite, grid and orientation of the source")
+    notes = File(desc="JSON list of remarks on the source")
+
+
+class Conform(ImageStep):
+    """Read a source image or say why it cannot be used."""
+
+    input_spec = _ConformInputSpec
+    output_spec = _ConformOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        source = load_source(self.inputs.source)
+        if source.problem:
+            raise ImageError(source.problem)
+        image, notes = prepare.conform(source.path)
+        if isdefined(self.inputs.coefficients):
+            coefficients = unwarp.read_coefficients(self.inputs.coefficients)
+            image, record = unwarp.unwarp(image, coefficients)
+            largest = record["largest_displacement_mm"]
+            notes = [*notes, *record["warnings"]]
+            notes.append(f"Gradient distortion was undone: up to {largest:.1f} mm.")
+        return {
+            "image": save_image(image, folder / "conformed.nii"),
+            "notes": str(write_json(list(notes), folder / "notes.json")),
+        }
+
+
+class _BrainMaskInputSpec(ImageStepInputSpec):
+    image = File(desc="conformed image")
+    precomputed = File(exists=True, desc="brain mask of another pipeline")
+
+
+class _BrainMaskOutputSpec(ImageStepOutputSpec):
+    mask = File(desc="uint8 brain mask on the grid of the image")
+    record = File(desc="JSON: how the mask was made, with remarks")
+
+
+class BrainMask(ImageStep):
+    """Find the brain, or take the mask of another pipeline."""
+
+    input_spec = _BrainMaskInputSpec
+    output_spec = _BrainMaskOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        image = load_image(self.inputs.image)
+        if isdefined(self.inputs.precomputed):
+            mask, record = earlier_mask.reuse_mask(self.inputs.precomputed, image)
+        else:
+            mask, record = prepare.brain_mask(image)
+        return {
+            "mask": save_image(mask, folder / "mask.nii"),
+            "record": str(write_json(record, folder / "record.json")),
+        }
+
+
+class _BiasFieldInputSpec(ImageStepInputSpec):
+    image = File(desc="conformed image")
+    mask = File(desc="brain mask")
+    skip = traits.Bool(False, usedefault=True, desc="no field: the prepared image is the input")
+
+
+class _BiasFieldOutputSpec(ImageStepOutputSpec):
+    bias_field = File(desc="smooth positive field, mean 1 in the mask")
+    corrected = File(desc="image divided by the field")
+
+
+class BiasField(ImageStep):
+    """Estimate the smooth shading of the receive coil (N4)."""
+
+    input_spec = _BiasFieldInputSpec
+    output_spec = _BiasFieldOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        if self.inputs.skip:
+            return {"corrected": self.inputs.image}
+        image = load_image(self.inputs.image)
+        field = prepare.bias_field(image, load_image(self.inputs.mask))
+        corrected = prepare.divide(image, field)
+        return {
+            "bias_field": save_image(field, folder / "bias_field.nii"),
+            "corrected": save_image(corrected, folder / "corrected.nii"),
+        }

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a run and the report that is made from it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from bids_moediff import __version__
+from bids_moediff.bids.discover import AnatomicalImage
+from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.runtime.sink import write_json
+
+from .files import read_json
+from .source import image_key, load_source
+
+Zooms = tuple[float, float, float]
+PACKAGES = ("torch", "nipype", "niworkflows", "pybids", "nibabel", "SimpleITK", "numpy")
+
+
+class _StatusInputSpec(BaseInterfaceInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    stage = traits.Enum("all", "preproc", "sr", "report", usedefault=True)
+    output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
+    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, mandatory=True)
+    failure = traits.Str("", usedefault=True)
+    notes = File(desc="remarks of the preparation")
+    results = File(desc="results of the network")
+    quality = File(desc="quality figures")
+    doubts = File(desc="what is unusual about the scan")
+    run_id = traits.Str(mandatory=True, desc="makes the node run anew in every run")
+
+
+class _StatusOutputSpec(TraitedSpec):
+    status = File(exists=True, desc="JSON file: all that is known of the image")
+
+
+class ImageStatus(SimpleInterface):
+    """Gather what became of one image; never fails."""
+
+    input_spec = _StatusInputSpec
+    output_spec = _StatusOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        source = load_source(self.inputs.source)
+        if self.inputs.stage == "report":
+            item = previous_item(Path(self.inputs.output_dir), source, self.inputs.zooms)
+        else:
+            item = self._item(source)
+        products = existing_products(Path(self.inputs.output_dir), source, self.inputs.zooms)
+        path = write_json({**item, "products": products}, Path(runtime.cwd) / "status.json")
+        self._results["status"] = str(path)
+        return runtime
+
+    def _item(self, source: AnatomicalImage) -> dict[str, Any]:
+        key = image_key(source)
+        item = _empty_item(source)
+        item["message"] = self.inputs.failure
+        item["status"] = "failed" if self.inputs.failure else "done"
+        if isdefined(self.inputs.notes):
+            item["warnings"] += read_json(self.inputs.notes)
+        if isdefined(self.inputs.doubts):
+            item["warnings"] += read_json(self.inputs.doubts)
+        if isdefined(self.inputs.quality):
+            item["quality"] = read_json(self.inputs.quality)
+        if isdefined(self.inputs.results):
+            result = read_json(self.inputs.results).get(key, {})
+            record = result.get("record", {})
+            item["record"] = record
+            item["warnings"] += record.get("Warnings", [])
+            item |= {
+                name: result[name]
+                for name in ("seconds", "peak_memory_gb", "exit_code")
+                if name in result
+            }
+        return item
+
+
+def _empty_item(source: AnatomicalImage) -> dict[str, Any]:
+    return {
+        "key": image_key(source),
+        "source": source.relative_path,
+        "suffix": source.suffix,
+        "status": "failed",
+        "message": "",
+        "record": {},
+        "quality": {},
+        "warnings": [],
+    }
+
+
+def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, str]:
+    """Products of an image that are on disk, relative to the output folder."""
+    products = {}
+    for name, row in PRODUCTS.items():
+        path = derivative_path(source, name, zooms if row.on_output_grid else None)
+        if (output_dir / path).exists():
+            products[name] = str(path)
+    return products
+
+
+def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
+    """What the latest run that processed the image wrote about it."""
+    key = image_key(source)
+    folder = output_dir / "logs" / f"sub-{source.entities['sub']}"
+    for path in sorted(folder.glob("*/run.json"), reverse=True):
+        record = read_json(path)
+        if record["stage"] in ("all", "sr"):
+            for item in record["images"]:
+                if item["key"] == key:
+                    return item
+    item = _empty_item(source)
+    if "sr" in existing_products(output_dir, source, zooms):
+        return {**item, "status": "done"}
+    return {**item, "message": "The image was not super-resolved yet."}
+
+
+class _CollectInputSpec(BaseInterfaceInputSpec):
+    label = traits.Str(mandatory=True, desc="participant without sub-")
+    stage = traits.Enum("all", "preproc", "sr", "report", usedefault=True)
+    settings = traits.Dict(traits.Str, traits.Str, desc="settings that the report shows")
+    statuses = InputMultiObject(File(exists=True), desc="from ImageStatus")
+    run_file = traits.Str(mandatory=True, desc="where the record goes")
+
+
+class _CollectOutputSpec(TraitedSpec):
+    run_file = File(exists=True, desc="record of the run")
+
+
+class CollectRun(SimpleInterface):
+    """Write the record of a participant's run."""
+
+    input_spec = _CollectInputSpec
+    output_spec = _CollectOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        statuses = self.inputs.statuses if isdefined(self.inputs.statuses) else []
+        record = {
+            "participant": self.inputs.label,
+            "stage": self.inputs.stage,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "settings": self.inputs.settings,
+            "images": [read_json(path) for path in statuses],
+        }
+        self._results["run_file"] = str(write_json(record, Path(self.inputs.run_file)))
+        return runtime
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of this app, of Python and of the libraries that matter."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"bids_moediff": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class _ReportInputSpec(BaseInterfaceInputSpec):
+    label = traits.Str(mandatory=True, desc="participant without sub-")
+    output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
+    run_file = File(exists=True, mandatory=True, desc="from CollectRun")
+    raw_dir = traits.Str(desc="raw data set, where results keep the shading of the scan")
+
+
+class _ReportOutputSpec(TraitedSpec):
+    report = File(exists=True, desc="HTML report")
+
+
+class ParticipantReport(SimpleInterface):
+    """Write the HTML report of a participant."""
+
+    input_spec = _ReportInputSpec
+    output_spec = _ReportOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from bids_moediff.reports.participant import write_participant_report
+
+        output_dir = Path(self.inputs.output_dir)
+        run = read_json(self.inputs.run_file)
+        methods = output_dir / "logs" / "CITATION.md"
+        run["methods"] = methods.read_text(encoding="utf-8") if methods.exists() else ""
+        run["errors"] = [
+            f"{item['key']}: {item['message']}"
+            for item in run["images"]
+            if item["status"] == "failed"
+        ]
+        raw_dir = Path(self.inputs.raw_dir) if isdefined(self.inputs.raw_dir) else None
+        report = write_participant_report(output_dir, self.inputs.label, run, raw_dir=raw_dir)
+        self._results["report"] = str(report)
+        return runtime

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The regression mean: one 3-D network for every voxel ratio and slice profile.
+
+It predicts the posterior mean that the diffusion experts start from (decision P of
+docs/science.md). Input and output live on the fine grid; a space-to-depth step makes the
+convolutions run on an eighth of the voxels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bids_moediff.networks.streaming import Chain, Convolution, NarrowConvolution, Residual
+
+FOLD = 2
+# Fixed gains that bring input, blocks and output to the order of one; without them a step of the
+# optimiser moves the output by more than the detail that is sought (docs/experiments.md).
+DETAIL_GAIN, LEVEL_GAIN, LEVEL = 8.0, 2.0, 0.4
+BLOCK_GAIN = 0.3
+OUTPUT_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class MeanConfig:
+    """Hyperparameters of :class:`MeanNetwork`."""
+
+    channels: int = 48
+    blocks: int = 6
+    condition_dim: int = 6
+
+    @property
+    def multiple(self) -> int:
+        """Sizes must be multiples of this."""
+        return FOLD
+
+    @property
+    def receptive_radius(self) -> int:
+        """Fine voxels beyond which an input voxel cannot matter."""
+        return FOLD * (2 * self.blocks + 2) + FOLD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MeanConfig":
+        """Inverse of :meth:`to_dict`; an unknown key is a ValueError."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown hyperparameters of the mean network: {sorted(unknown)}")
+        return cls(**values)
+
+
+def space_to_depth(image: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 2X, 2Y, 2Z) -> (B, 8, X, Y, Z), lossless."""
+    batch, _, x, y, z = image.shape
+    folded = image.reshape(batch, x // 2, 2, y // 2, 2, z // 2, 2)
+    return folded.permute(0, 2, 4, 6, 1, 3, 5).reshape(batch, 8, x // 2, y // 2, z // 2)
+
+
+def depth_to_space(features: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`space_to_depth`."""
+    batch, _, x, y, z = features.shape
+    unfolded = features.reshape(batch, 2, 2, 2, x, y, z)
+    return unfolded.permute(0, 4, 1, 5, 2, 6, 3).reshape(batch, 1, 2 * x, 2 * y, 2 * z)
+
+
+def normalise(folded: torch.Tensor) -> torch.Tensor:
+    """Bring folded voxels (B, 8, X, Y, Z), head in about [0, 1], to the order of one."""
+    level = folded.mean(1, keepdim=True)
+    return DETAIL_GAIN * (folded - level) + LEVEL_GAIN * (level - LEVEL)
+
+
+class _Block(nn.Module):
+    """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(channels, channels, 3, padding=1)
+        self.second = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        hidden = functional.silu(hidden * (1 + scale) + shift)
+        return x + BLOCK_GAIN * self.second(hidden)
+
+
+class MeanNetwork(nn.Module):
+    """Residual 3-D network on the consistent interpolation.
+
+    ``forward(start, condition)``: start (B, 1, X, Y, Z), even sizes, head intensities in about
+    [0, 1]; condition (B, 6) from :meth:`Acquisition.condition`. Returns (B, 1, X, Y, Z). The last
+    layer starts at zero: an untrained network returns `start` exactly.
+    """
+
+    def __init__(self, config: MeanConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or MeanConfig()
+        width, blocks = self.config.channels, self.config.blocks
+        self.head = nn.Conv3d(FOLD**3, width, 3, padding=1)
+        self.body = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.tail = nn.Conv3d(width, FOLD**3, 3, padding=1)
+        self.film = nn.Sequential(
+            nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.tail.weight)
+        with torch.no_grad():
+            last = self.film[-1]
+            last.weight.mul_(0.1)  # type: ignore[operator]
+            last.bias.zero_()  # type: ignore[operator]
+
+    def with_features(
+        self, start: torch.Tensor, condition: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Posterior mean on the fine grid, and the features after each block."""
+        film = self.film(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
+        folded = normalise(space_to_depth(start))
+        x = self.head(folded.to(memory_format=torch.channels_last_3d))
+        features = []
+        for index, block in enumerate(self.body):
+            x = block(x, film[2 * index], film[2 * index + 1])
+            features.append(x)
+        return start + OUTPUT_GAIN * depth_to_space(self.tail(x).to(start.dtype)), features
+
+    def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Posterior mean on the fine grid."""
+        return self.with_features(start, condition)[0]
+
+    def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
+        """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
+        film = self.film(condition)[0].chunk(2 * len(self.body))
+        blocks = []
+        for index, block in enumerate(self.body):
+            scale, shift = 1 + film[2 * index], film[2 * index + 1]
+            first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
+            second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
+            blocks.append(Residual(Chain(first, second)))
+        head = NarrowConvolution(self.head, torch.float32)
+        return Chain(head, *blocks, Convolution(self.tail, torch.float32))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring a mask that another pipeline has made onto the grid of a scan."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_from_to
+
+from bids_moediff.errors import ImageError
+from bids_moediff.preprocessing.conform import conform
+
+
+def reuse_mask(path: str | Path, image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, dict[str, Any]]:
+    """A mask from ``path`` on the grid of ``image``, with the record of ``brain_mask``.
+
+    Where the grids differ, world coordinates decide: the mask is interpolated linearly and cut at
+    one half.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read or lies beside the image.
+    """
+    mask, remarks = conform(path)
+    data = (np.asarray(mask.dataobj) > 0.5).astype(np.float32)
+    name = Path(path).name
+    if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=1e-3):
+        mask = resample_from_to(nib.Nifti1Image(data, mask.affine), image, order=1, cval=0.0)
+        moved = np.asarray(mask.dataobj) >= 0.5
+        remarks.append(f"{name} lies on another grid and was brought onto that of the image")
+    else:
+        moved = data > 0.5
+    volume = float(moved.sum()) * float(np.prod(nib.affines.voxel_sizes(image.affine))) / 1000.0
+    if volume < 50.0:
+        raise ImageError(f"the mask {name} does not cover the image")
+    result = nib.Nifti1Image(moved.astype(np.uint8), image.affine)
+    result.header.set_xyzt_units("mm")
+    record = {"method": "derivatives", "file": name, "volume_ml": round(volume, 1)}
+    return result, record | {"warnings": remarks}

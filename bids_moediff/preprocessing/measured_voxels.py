@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Back to the voxels that were measured: undo the interpolation of a scanner or of a tool.
+
+A header of 0.47 mm on a scan of 0.94 mm hides from a network what it is to do. Where the spectrum
+shows that an axis was interpolated (:mod:`bids_moediff.imaging.spectrum`), the part above the
+measured band holds nothing that was measured and is dropped: the voxels get the acquired size, the
+field of view stays. The command line can name the acquired voxels or forbid all this.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bids_moediff.imaging.acquisition import Acquisition, Axis, axis_matrix
+from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
+from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.separable import along_axes
+from bids_moediff.imaging.spectrum import LEAST_FACTOR, AxisResolution, acquired_resolution
+
+MARGIN = 1.03  # of a cut-off is kept: its place is known to about 2 % of Nyquist
+INTERPOLATED_KINDS = ("zero-filled", "interpolated")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A scan on the voxels that were measured.
+
+    ``image``, ``mask`` and ``bias_field`` share a grid; ``changed`` tells which axes are coarser
+    than stored; ``source`` is "spectrum", "option" or "header".
+    """
+
+    image: nib.Nifti1Image
+    mask: nib.Nifti1Image | None
+    bias_field: nib.Nifti1Image | None
+    changed: tuple[bool, bool, bool]
+    source: str
+
+    @property
+    def zooms(self) -> Triple:
+        """Voxel sizes in mm."""
+        return voxel_sizes(self.image.affine)
+
+
+def measured_zooms(axes: Sequence[AxisResolution], shape: Sequence[int]) -> Triple:
+    """Voxel sizes in mm that hold all that was measured, with whole voxels per field of view.
+
+    Axes that are native, or whose kind is unknown, keep their voxels.
+    """
+    zooms = []
+    for axis, count in zip(axes, shape, strict=True):
+        factor = axis.acquired / axis.voxel
+        if axis.kind == "zero-filled":
+            factor /= MARGIN  # the period of interpolation is known exactly, a cut-off is not
+        if axis.kind not in INTERPOLATED_KINDS or factor < LEAST_FACTOR:
+            zooms.append(axis.voxel)
+        else:
+            zooms.append(axis.voxel * count / math.ceil(count / factor - 0.05))
+    return (zooms[0], zooms[1], zooms[2])
+
+
+def whole_voxels(wanted: Sequence[float], old: Sequence[float], shape: Sequence[int]) -> Triple:
+    """Sizes near ``wanted`` (mm) with whole voxels per field of view; never below ``old``."""
+    zooms = [
+        count * zoom / max(2, round(count * zoom / size)) if size > zoom * 1.01 else zoom
+        for size, zoom, count in zip(wanted, old, shape, strict=True)
+    ]
+    return (zooms[0], zooms[1], zooms[2])
+
+
+def to_voxels(image: nib.Nifti1Image, new: Triple, profile: str = "kspace") -> nib.Nifti1Image:
+    """The image on coarser voxels of ``new`` mm; ``image`` itself where they are the same.
+
+    Outer corner of the first voxel and field of view stay. Profile "kspace" drops what lies above
+    the new Nyquist frequency, "box" averages (masks and fields).
+    """
+    old = voxel_sizes(image.affine)
+    if np.allclose(new, old, rtol=1e-3):
+        return image
+    shape, affine = output_grid(image.shape, image.affine, new)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    matrices = [
+        axis_matrix(image.shape[axis], old[axis], shape[axis], new[axis], Axis(profile))
+        for axis in range(3)
+    ]
+    data = along_axes(data, [m if m is None else m.astype(np.float32) for m in matrices])
+    result = nib.Nifti1Image(np.ascontiguousarray(data, dtype=np.float32), affine)
+    result.set_sform(affine, int(image.header["sform_code"]))
+    result.set_qform(affine, int(image.header["qform_code"]))
+    return result
+
+
+def undo_interpolation(image: nib.Nifti1Image, axes: Sequence[AxisResolution]) -> nib.Nifti1Image:
+    """The image on the voxels that were measured.
+
+    Parameters
+    ----------
+    image
+        3-D scan.
+    axes
+        What :func:`bids_moediff.imaging.spectrum.acquired_resolution` found for it.
+
+    Returns
+    -------
+    nib.Nifti1Image
+        float32, the outer corner of the first voxel and the field of view unchanged; ``image``
+        itself where there is nothing to undo.
+    """
+    return to_voxels(image, measured_zooms(axes, image.shape))
+
+
+def find_measured(
+    image: nib.Nifti1Image,
+    mask: nib.Nifti1Image | None = None,
+    bias_field: nib.Nifti1Image | None = None,
+    wanted: str | Sequence[float] = "auto",
+) -> Measured:
+    """A scan, its mask and its bias field on the voxels that were measured.
+
+    Parameters
+    ----------
+    image, mask, bias_field
+        On one grid. Without a mask the whole head is looked at.
+    wanted
+        "auto": as the spectrum says; "header": as stored; three numbers: acquired voxel sizes in
+        mm, on axes where they are larger than those stored.
+    """
+    stored = voxel_sizes(image.affine)
+    if wanted == "header":
+        return Measured(image, mask, bias_field, (False, False, False), "header")
+    if isinstance(wanted, str):
+        data = np.asarray(image.dataobj, dtype=np.float32)
+        inside = head_mask_array(data, stored) if mask is None else np.asarray(mask.dataobj) > 0
+        zooms = measured_zooms(acquired_resolution(data, stored, inside), image.shape)
+    else:
+        zooms = whole_voxels(wanted, stored, image.shape)
+    coarser = [new > old * 1.001 for new, old in zip(zooms, stored, strict=True)]
+    if mask is not None and any(coarser):
+        share = to_voxels(mask, zooms, "box")
+        data = (np.asarray(share.dataobj) >= 0.5).astype(np.uint8)
+        mask = nib.Nifti1Image(data, share.affine)
+    if bias_field is not None:
+        bias_field = to_voxels(bias_field, zooms, "box")
+    return Measured(
+        to_voxels(image, zooms),
+        mask,
+        bias_field,
+        (coarser[0], coarser[1], coarser[2]),
+        "spectrum" if isinstance(wanted, str) else "option",
+    )
+
+
+@dataclass(frozen=True)
+class Declared:
+    """How a scan is taken to have been sampled, and from where that is known.
+
+    ``source`` is "option" (the command line), "stated" (a slice thickness in the sidecar) or
+    "assumed" (nothing is stated).
+    """
+
+    acquisition: Acquisition
+    source: str
+
+
+def declared_acquisition(
+    measured: Measured,
+    metadata: Mapping[str, Any],
+    slice_profile: str = "auto",
+    slice_thickness: float | None = None,
+) -> Declared:
+    """How the measured voxels were sampled: sidecar, then the options, which win.
+
+    An axis whose spectrum was found to end early is Fourier-encoded unless the sidecar speaks of
+    2-D slices.
+    """
+    zooms = measured.zooms
+    if slice_profile != "auto" or slice_thickness is not None:
+        return Declared(Acquisition.of_slices(zooms, slice_profile, slice_thickness), "option")
+    acquisition = Acquisition.from_metadata(metadata, zooms)
+    if str(metadata.get("MRAcquisitionType", "")).upper() != "2D":
+        axes = [
+            Axis("kspace") if changed else axis
+            for axis, changed in zip(acquisition.axes, measured.changed, strict=True)
+        ]
+        acquisition = Acquisition((axes[0], axes[1], axes[2]))
+    stated = acquisition.has_slices and bool(metadata.get("SliceThickness"))
+    return Declared(acquisition, "stated" if stated else "assumed")

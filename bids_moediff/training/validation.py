@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validation heads: kept out of training, degraded by fixed protocols, to steer it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bids_moediff.errors import UsageError
+from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.grid import covering_shape
+from bids_moediff.imaging.interpolation import initial_estimate, interpolate
+
+from .degradation import ONES
+from .pack import BRIGHT, Head
+from .recipe import ACQUISITIONS
+from .tensor_filters import box_mean
+
+PAIRED = "paired scans"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One validation head under one protocol; PSNR in dB inside the foreground.
+
+    Of a measured pair the operator is not known exactly, so nothing is projected.
+    """
+
+    head: str
+    protocol: str
+    start: torch.Tensor
+    truth: torch.Tensor
+    mask: torch.Tensor
+    condition: torch.Tensor
+    cubic: torch.Tensor
+    operator: Operator | None = None
+    measured: torch.Tensor | None = None
+
+    def psnr(self, image: torch.Tensor) -> float:
+        """PSNR of `image` (X, Y, Z) in the mask, range 1 (99.5th percentile of the head)."""
+        error = (image - self.truth)[self.mask]
+        return -10 * float(torch.log10(error.double().square().mean()))
+
+    def project(self, image: torch.Tensor) -> torch.Tensor:
+        """The image made consistent with the measurement."""
+        if self.operator is None or self.measured is None:
+            return image
+        return self.operator.project(image, self.measured)
+
+
+def _even(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Fine volume in units of the range, with even sizes."""
+    cut = tuple(slice(0, size - size % 2) for size in array.shape)
+    return torch.from_numpy(np.ascontiguousarray(array[cut])).to(device).float() / BRIGHT
+
+
+def _paired_case(head: Head, cut: tuple[slice, ...], device: torch.device) -> Case:
+    assert head.start is not None and head.condition is not None
+    truth, start = _even(head.volume[cut], device), _even(head.start[cut], device)
+    condition = torch.tensor(head.condition)
+    return Case(head.name, PAIRED, start, truth, box_mean(truth, 5) > 0.06, condition, start)
+
+
+def _protocol_case(head: Head, image: torch.Tensor, name: str) -> Case:
+    ratios, profile = ACQUISITIONS[name]
+    counts = [int(s / r + 1e-6) for s, r in zip(image.shape, ratios, strict=True)]
+    coarse = (counts[0], counts[1], counts[2])
+    sizes = [size - size % 2 for size in covering_shape(coarse, ratios, ONES)]
+    shape = (sizes[0], sizes[1], sizes[2])
+    acquisition = Acquisition.uniform(profile)
+    truth = image[: shape[0], : shape[1], : shape[2]]
+    operator = Operator.between(shape, ONES, coarse, ratios, acquisition, image.device)
+    measured = operator.forward(truth)
+    return Case(
+        head.name,
+        name,
+        initial_estimate(measured, operator, ratios, ONES),
+        truth,
+        (box_mean(image, 5) > 0.06)[: shape[0], : shape[1], : shape[2]],
+        torch.tensor(acquisition.condition(ONES, ratios)),
+        interpolate(measured, ratios, shape, ONES),
+        operator,
+        measured,
+    )
+
+
+def make_cases(
+    heads: Sequence[Head],
+    block: int = 112,
+    device: torch.device | str = "cpu",
+    names: Sequence[str] = tuple(ACQUISITIONS),
+) -> list[Case]:
+    """Degrade the central block of each head under each protocol; pairs are taken as they are.
+
+    UsageError if none of the heads is a real one.
+    """
+    cases = []
+    for head in heads:
+        if head.kind == "labels":
+            continue
+        corner = [max(0, (size - block) // 2) for size in head.volume.shape]
+        cut = tuple(slice(c, c + block) for c in corner)
+        if head.kind == "pair":
+            cases.append(_paired_case(head, cut, torch.device(device)))
+            continue
+        image = torch.from_numpy(np.ascontiguousarray(head.volume[cut])).to(device).float()
+        cases += [_protocol_case(head, image / BRIGHT, name) for name in names]
+    if not cases:
+        raise UsageError("No real head is kept out for validation, only label maps.")
+    return cases
+
+
+Restore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def gains(
+    cases: Sequence[Case],
+    restore: Restore,
+    starts: Sequence[torch.Tensor] | None = None,
+    over: str = "over_consistent",
+) -> dict[str, dict[str, float]]:
+    """Mean gain in dB over cubic, and over the start, per protocol.
+
+    `restore(start (X, Y, Z), condition (6,))` returns the image, which is projected onto the
+    data. `starts` replace the consistent interpolation, and `over` names the gain over them.
+    """
+    starts = starts or [case.start for case in cases]
+    images = (restore(s, case.condition) for s, case in zip(starts, cases, strict=True))
+    return gains_of(cases, images, starts, over)
+
+
+def gains_of(
+    cases: Sequence[Case],
+    images: Iterable[torch.Tensor],
+    starts: Sequence[torch.Tensor] | None = None,
+    over: str = "over_consistent",
+) -> dict[str, dict[str, float]]:
+    """:func:`gains` of images that were restored already, one for each case."""
+    table: dict[str, list[tuple[float, float]]] = {}
+    starts = starts or [case.start for case in cases]
+    for case, start, image in zip(cases, starts, images, strict=True):
+        value = case.psnr(case.project(image))
+        before = case.psnr(case.project(start))
+        table.setdefault(case.protocol, []).append((value - case.psnr(case.cubic), value - before))
+    return {
+        protocol: {
+            "over_cubic": round(float(np.mean([pair[0] for pair in pairs])), 3),
+            over: round(float(np.mean([pair[1] for pair in pairs])), 3),
+            f"worst_{over}": round(float(min(pair[1] for pair in pairs)), 3),
+        }
+        for protocol, pairs in table.items()
+    }

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of other pipelines: which file fits which image, and where it lands."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.bids.earlier_masks import check_derivatives, find_brain_mask
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.preprocessing.earlier_mask import reuse_mask
+
+
+def image(suffix: str = "T1w", **entities: str) -> AnatomicalImage:
+    return AnatomicalImage(Path("x.nii.gz"), "x.nii.gz", {"sub": "01", **entities}, suffix, {})
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def found(source: AnatomicalImage, *folders: Path) -> str | None:
+    path = find_brain_mask(source, folders)
+    return path.name if path else None
+
+
+def test_the_mask_of_this_image_and_no_other_is_taken(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "sub-01/anat/sub-01_run-1_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_run-2_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_run-2_res-0p7mm_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_run-2_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz",
+        "sub-02/anat/sub-02_run-3_desc-brain_mask.nii.gz",
+    )
+    assert found(image(run="2"), tmp_path) == "sub-01_run-2_desc-brain_mask.nii.gz"
+    assert found(image(run="3"), tmp_path) is None
+    assert found(image(), tmp_path) is None
+
+
+def test_run_and_rec_may_be_left_out_where_nothing_else_names_them(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_desc-brain_mask.nii.gz")
+    assert found(image(ses="a", run="1"), tmp_path) == "sub-01_ses-a_desc-brain_mask.nii.gz"
+    assert found(image(ses="b", run="1"), tmp_path) is None
+    assert found(image(ses="a", acq="hi"), tmp_path) is None
+    touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_run-2_desc-brain_mask.nii.gz")
+    assert found(image(ses="a", run="1"), tmp_path) is None
+
+
+def test_contrast_decides_between_masks(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_space-T2w_desc-brain_mask.nii.gz",
+    )
+    assert found(image("T1w"), tmp_path) == "sub-01_desc-brain_mask.nii.gz"
+    assert found(image("T2w"), tmp_path) == "sub-01_space-T2w_desc-brain_mask.nii.gz"
+    assert found(image("FLAIR"), tmp_path) is None
+
+
+def test_first_folder_wins_and_missing_ones_are_named(tmp_path: Path) -> None:
+    first = touch(tmp_path / "a", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    second = touch(tmp_path / "b", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    path = find_brain_mask(image(), [second, first])
+    assert path is not None and path.is_relative_to(second)
+    check_derivatives([first, second])
+    with pytest.raises(UsageError, match="gone"):
+        check_derivatives([first, tmp_path / "gone"])
+
+
+def ball(shape: tuple[int, int, int], zoom: float) -> np.ndarray:
+    axes = [(np.arange(n) + 0.5) * zoom - 60.0 for n in shape]
+    grid = np.meshgrid(*axes, indexing="ij")
+    return sum(axis**2 for axis in grid) < 40.0**2
+
+
+def affine(zoom: float) -> np.ndarray:
+    return nib.affines.from_matvec(np.eye(3) * zoom, [0.5 * zoom - 60.0] * 3)
+
+
+def test_a_mask_on_another_grid_lands_where_it_was_in_the_world(tmp_path: Path) -> None:
+    coarse = ball((40, 40, 40), 3.0).astype(np.uint8)
+    flipped = nib.Nifti1Image(coarse, affine(3.0)).as_reoriented(
+        np.array([[2, -1], [0, 1], [1, -1]])
+    )
+    flipped.to_filename(tmp_path / "m.nii.gz")
+    target = nib.Nifti1Image(np.zeros((60, 60, 60), np.float32), affine(2.0))
+    mask, record = reuse_mask(tmp_path / "m.nii.gz", target)
+    result, truth = np.asarray(mask.dataobj) > 0, ball((60, 60, 60), 2.0)
+    assert 2 * (result & truth).sum() / (result.sum() + truth.sum()) > 0.97
+    assert np.array_equal(mask.affine, target.affine)
+    assert record["method"] == "derivatives" and "another grid" in record["warnings"][0]
+
+
+def test_same_grid_same_voxels_and_a_mask_elsewhere_is_refused(tmp_path: Path) -> None:
+    data = ball((40, 40, 40), 3.0).astype(np.uint8)
+    nib.Nifti1Image(data, affine(3.0)).to_filename(tmp_path / "m.nii.gz")
+    target = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), affine(3.0))
+    mask, record = reuse_mask(tmp_path / "m.nii.gz", target)
+    assert np.array_equal(mask.dataobj, data) and record["warnings"] == []
+    away = affine(3.0)
+    away[:3, 3] += 500.0
+    target = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), away)
+    with pytest.raises(ImageError, match="does not cover"):
+        reuse_mask(tmp_path / "m.nii.gz", target)

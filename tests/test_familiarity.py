@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans unlike the training heads are called so; real heads of other people are not."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.preprocessing.brain_mask import brain_mask
+from bids_moediff.preprocessing.conform import conform
+from bids_moediff.quality.familiarity import (
+    FAR,
+    FIGURES,
+    Novelty,
+    novelty,
+    reference,
+    scan_figures,
+    summarise,
+)
+from bids_moediff.quality.figures import quality_figures
+from bids_moediff.quality.input_checks import find_doubts, prepare
+from conftest import DEMO
+from test_input_checks import AFFINE
+
+SHAPE = (80, 96, 80)
+
+
+def ellipsoid() -> np.ndarray:
+    grid = np.indices(SHAPE) - np.array([40, 48, 42])[:, None, None, None]
+    return ((grid / np.array([30, 36, 31])[:, None, None, None]) ** 2).sum(axis=0) < 1
+
+
+def judged(image: nib.Nifti1Image, mask: nib.Nifti1Image, suffix: str = "T1w") -> Novelty:
+    scan = prepare(image, mask, suffix)
+    figures = scan_figures(scan.data, scan.brain, scan.depth, scan.zooms)
+    assert figures is not None
+    return novelty(figures, suffix)
+
+
+def of(data: np.ndarray, brain: np.ndarray, suffix: str = "T1w") -> Novelty:
+    mask = nib.Nifti1Image(brain.astype(np.uint8), AFFINE)
+    return judged(nib.Nifti1Image(data.astype(np.float32), AFFINE), mask, suffix)
+
+
+def inverted(data: np.ndarray) -> np.ndarray:
+    """Bright for dark, the air left black."""
+    top = float(np.percentile(data, 99.5))
+    return np.where(data > 0, np.clip(top - data, 0, None), 0).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """The head that ships: one that trained nothing, with thick slices."""
+    image = conform(DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz")[0]
+    return image, brain_mask(image)[0]
+
+
+def test_a_real_head_is_usual(demo):
+    image, mask = demo
+    assert judged(image, mask).distance < 0.7 * FAR
+
+
+def test_noise_and_a_ball_of_one_brightness_are_not():
+    brain, rng = ellipsoid(), np.random.default_rng(0)
+    noise = of(np.abs(rng.normal(100, 30, SHAPE)), brain)
+    assert noise.distance > FAR
+    assert of(np.where(brain, 100.0, 0.0) + rng.normal(0, 1, SHAPE), brain).distance > FAR
+
+
+def test_phantoms_of_a_scanner_are_not():
+    """A cylinder with bars and a ball full of smaller ones; shells: see test_input_checks.py."""
+    grid = (np.indices(SHAPE) - np.array([40, 48, 42])[:, None, None, None]) * 2.0
+    radius, rng = np.sqrt((grid**2).sum(axis=0)), np.random.default_rng(0)
+    cylinder = (np.hypot(grid[0], grid[1]) < 62) & (np.abs(grid[2]) < 70)
+    bars = cylinder & (np.abs(grid[2] - 20) < 20) & (np.round(grid[0] / 12) % 2 == 0)
+    balls = np.where(radius < 62, 80.0, 0.0)
+    for _ in range(40):
+        centre = rng.uniform(-40, 40, 3)[:, None, None, None]
+        inside = np.sqrt(((grid - centre) ** 2).sum(axis=0)) < rng.uniform(6, 12)
+        balls[inside & (radius < 58)] = rng.uniform(10, 160)
+    for data, brain in ((np.where(bars, 15.0, 100.0 * cylinder), cylinder), (balls, radius < 62)):
+        noisy = np.hypot(data + rng.normal(0, 3, SHAPE), rng.normal(0, 3, SHAPE))
+        assert of(noisy, brain).distance > FAR
+
+
+def test_an_inverted_head_is_not(demo):
+    image, mask = demo
+    data = np.asarray(image.dataobj)
+    found = judged(nib.Nifti1Image(inverted(data), image.affine), mask)
+    assert found.distance > FAR
+    assert found.furthest in FIGURES
+
+
+def test_units_and_orientation_do_not_matter(demo):
+    image, mask = demo
+    usual = judged(image, mask)
+    data, inside = np.asarray(image.dataobj), np.asarray(mask.dataobj)
+    turned = image.affine.copy()
+    turned[:3] = turned[:3][:, [1, 2, 0, 3]]
+    other = judged(
+        nib.Nifti1Image(3.7 * np.moveaxis(data, 0, 2), turned),
+        nib.Nifti1Image(np.moveaxis(inside, 0, 2), turned),
+    )
+    assert other.distance == pytest.approx(usual.distance, rel=1e-3)
+    assert other.furthest == usual.furthest
+
+
+def test_the_warning_names_the_figure_and_the_table_holds_the_distance(demo):
+    image, mask = demo
+    data = np.asarray(image.dataobj)
+    inside = np.asarray(mask.dataobj)
+    flat = inverted(data)
+    figures = quality_figures(flat, image.affine, inside, "T1w")
+    assert isinstance(figures["distance_from_training"], float)
+    doubts = find_doubts(nib.Nifti1Image(flat, image.affine), mask, "T1w", {}, figures)
+    (sentence,) = [words for words in doubts if "unlike the heads" in words]
+    assert FIGURES[str(figures["furthest_figure"])] in sentence
+    usual = quality_figures(data, image.affine, inside, "T1w")
+    doubts = find_doubts(image, mask, "T1w", {}, usual)
+    assert not any("unlike the heads" in words for words in doubts)
+
+
+def test_a_source_counts_once():
+    """Twenty heads of one source weigh as much as one of another."""
+    low, high = dict.fromkeys(FIGURES, 1.0), dict.fromkeys(FIGURES, 3.0)
+    summary = summarise([[low] * 20, [high], [dict.fromkeys(FIGURES, 2.0)]])
+    assert summary["sources"] == 3
+    assert summary["edges"] == [2.0, 1.0]
+    far = novelty(dict.fromkeys(FIGURES, 7.0), "T1w", {"all": summary})
+    assert far.distance == pytest.approx(5)
+
+
+def test_rare_contrasts_are_compared_with_all():
+    middle = {name: reference()["all"][name][0] for name in FIGURES}
+    assert novelty(middle, "T2w").distance == 0
+    assert novelty(middle, "T1w").distance > 0
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t1w/ds002748_sub-61_T1w.nii.gz",
+        "t1w/ds011_sub-10_T1w.nii.gz",
+        "bids_mini/sub-03/anat/sub-03_T2w.nii.gz",
+        "clinical_thick/ms_patient04_T2w.nii.gz",
+    ],
+)
+def test_real_heads_that_trained_nothing_are_usual(shared_data: Path, name: str) -> None:
+    image = conform(shared_data / name)[0]
+    assert judged(image, brain_mask(image)[0], name[-10:-7]).distance < FAR
+
+
+@pytest.mark.shared
+def test_a_t2w_head_named_t1w_is_unusual(shared_data: Path) -> None:
+    image = conform(shared_data / "bids_mini/sub-03/anat/sub-03_T2w.nii.gz")[0]
+    assert judged(image, brain_mask(image)[0], "T1w").distance > FAR

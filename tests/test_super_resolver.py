@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine, volume in to volume out, with a small network of random weights.
+
+Random weights make the networks do something; the promises below must hold whatever they do.
+"""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from bids_moediff.errors import DeviceError, ImageError
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.model_folder import LoadedModel, MoEDiffModel
+
+
+@pytest.fixture(scope="module")
+def resolver() -> SuperResolver:
+    torch.manual_seed(0)
+    network = MoEDiffModel(
+        MeanNetwork(MeanConfig(8, 1)), MoEDiffSR(MoEDiffConfig(width=8, embed_dim=32))
+    ).eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return SuperResolver(
+        LoadedModel(network, {"version": "test"}, "0" * 64, "random"), torch.device("cpu"), "fp32"
+    )
+
+
+def scan(shape=(26, 24, 21), zooms=(1.0, 1.0, 1.0), oblique=True) -> nib.Nifti1Image:
+    noise = np.random.default_rng(0).standard_normal(shape)
+    data = 900 + 400 * ndimage.gaussian_filter(noise, 1.0)
+    affine = np.diag([*zooms, 1.0])
+    if oblique:
+        rotation = Rotation.from_euler("xyz", (8, -15, 20), degrees=True).as_matrix()
+        affine[:3, :3] = rotation @ affine[:3, :3]
+    affine[:3, 3] = (-80, 33, 7)
+    image = nib.Nifti1Image(data.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def corner(affine):
+    return affine[:3, :3] @ np.full(3, -0.5) + affine[:3, 3]
+
+
+@pytest.mark.parametrize("target", [(0.7, 0.7, 0.7), (0.8, 0.8, 1.0), (1.0, 1.0, 0.37)])
+def test_grid_consistency_and_units(resolver, target):
+    image = scan()
+    result = resolver.enhance(image, target)
+    np.testing.assert_allclose(corner(result.image.affine), corner(image.affine), atol=1e-4)
+    np.testing.assert_allclose(result.image.header.get_zooms(), target, rtol=1e-6)
+    # Anybody can check it: degrade the output, compare with the file.
+    data = torch.from_numpy(np.asarray(result.image.dataobj))
+    operator = Operator.between(
+        result.image.shape, target, image.shape, (1.0, 1.0, 1.0), Acquisition.uniform("kspace")
+    )
+    again = operator.forward(data).numpy()
+    error = np.linalg.norm(again - image.get_fdata()) / np.linalg.norm(image.get_fdata())
+    assert error < 1e-3
+    assert result.residual == pytest.approx(error, abs=1e-5)
+    assert abs(np.asarray(result.image.dataobj).mean() / image.get_fdata().mean() - 1) < 0.01
+
+
+def test_the_networks_do_something_and_the_seed_decides(resolver):
+    image = scan()
+    first = resolver.enhance(image, (0.7,) * 3, seed=1, noise_strength=1.0)
+    again = resolver.enhance(image, (0.7,) * 3, seed=1, noise_strength=1.0, batch_size=7)
+    other = resolver.enhance(image, (0.7,) * 3, seed=2, noise_strength=1.0)
+    calm = resolver.enhance(image, (0.7,) * 3)
+    bytes_of = [np.asarray(r.image.dataobj).tobytes() for r in (first, again, other, calm)]
+    assert bytes_of[0] == bytes_of[1]
+    assert bytes_of[0] != bytes_of[2]
+    assert bytes_of[0] != bytes_of[3]
+
+
+def test_samples_give_their_mean_and_deviation(resolver):
+    image = scan((16, 16, 16))
+    both = resolver.enhance(image, (0.7,) * 3, seed=5, num_samples=2)
+    single = [
+        np.asarray(
+            resolver.enhance(image, (0.7,) * 3, seed=5 + k, noise_strength=1.0).image.dataobj
+        )
+        for k in range(2)
+    ]
+    np.testing.assert_allclose(np.asarray(both.image.dataobj), np.mean(single, 0), atol=0.05)
+    expected = np.std(single, axis=0, ddof=1)
+    np.testing.assert_allclose(
+        np.asarray(both.standard_deviation.dataobj), expected, atol=0.02 * expected.max()
+    )
+    assert both.record["NumberOfSamples"] == 2
+
+
+def test_gates_sum_to_one_on_the_output_grid(resolver):
+    result = resolver.enhance(scan((16, 16, 16)), (0.7,) * 3, want_gates=True)
+    gates = np.asarray(result.gates.dataobj)
+    assert gates.shape == (*result.image.shape, 3)
+    np.testing.assert_allclose(gates.sum(-1), 1, atol=1e-4)
+
+
+def test_bias_field_is_put_back(resolver):
+    image = scan()
+    ramp = np.linspace(0.7, 1.3, image.shape[0], dtype=np.float32)[:, None, None]
+    field = np.broadcast_to(ramp, image.shape).copy()
+    shaded = nib.Nifti1Image(np.asarray(image.dataobj) * field, image.affine)
+    result = resolver.enhance(shaded, (0.7,) * 3, bias_field=nib.Nifti1Image(field, image.affine))
+    assert result.residual < 1e-3
+    halves = np.asarray(result.image.dataobj)
+    assert halves[-10:].mean() / halves[:10].mean() == pytest.approx(1.3 / 0.7, rel=0.15)
+
+
+def test_finer_axes_are_averaged_down_and_said(resolver):
+    image = scan((40, 24, 12), (0.4, 1.0, 2.0))
+    result = resolver.enhance(image, (0.8, 0.8, 0.8))
+    np.testing.assert_allclose(result.image.header.get_zooms(), (0.8,) * 3, rtol=1e-6)
+    np.testing.assert_allclose(corner(result.image.affine), corner(image.affine), atol=1e-4)
+    assert any("lose detail" in warning for warning in result.record["Warnings"])
+
+
+def test_beyond_the_trained_range_is_said(resolver):
+    result = resolver.enhance(scan((16, 16, 4), (1.0, 1.0, 8.0)), (1.0, 1.0, 1.0))
+    assert any("beyond" in warning for warning in result.record["Warnings"])
+
+
+@pytest.mark.parametrize("bad", ["zero", "nan", "four"])
+def test_hopeless_images_are_refused(resolver, bad):
+    data = np.zeros((8, 8, 8), np.float32)
+    if bad == "nan":
+        data[:] = np.nan
+    if bad == "four":
+        data = np.ones((8, 8, 8, 5), np.float32)
+    with pytest.raises(ImageError):
+        resolver.enhance(nib.Nifti1Image(data, np.eye(4)), (0.7,) * 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs where there is no CUDA device")
+def test_a_missing_device_is_named():
+    with pytest.raises(DeviceError, match="--gpus all"):
+        SuperResolver.from_pretrained("moediff", device="cuda")
+
+
+def test_a_common_slice_profile_is_inverted_exactly(resolver):
+    image = scan((24, 22, 9), (1.0, 1.0, 3.0))
+    acquisition = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.0)))
+    result = resolver.enhance(image, (1.0, 1.0, 1.0), acquisition=acquisition)
+    assert result.residual < 1e-3
+    wide = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.8)))
+    assert resolver.enhance(image, (1.0,) * 3, acquisition=wide).record["EstimatedNoise"] > 0
+
+
+def test_planes_and_consistency_are_options_of_the_engine(resolver):
+    """Both change the result; it agrees with the scan all the same, and the record says so."""
+    image = scan((16, 14, 18))
+    ramp = np.linspace(0.8, 1.2, 16, dtype=np.float32)[:, None, None]
+    field = nib.Nifti1Image(np.broadcast_to(ramp, image.shape).copy(), image.affine)
+    options = {"seed": 1, "noise_strength": 1.0, "num_steps": 2, "bias_field": field}
+    plain = resolver.enhance(image, (0.7,) * 3, **options)
+    three = resolver.enhance(image, (0.7,) * 3, planes=3, **options)
+    steps = resolver.enhance(image, (0.7,) * 3, consistency="each-step", **options)
+    loose = resolver.enhance(image, (0.7,) * 3, consistency="off", **options)
+    data = [np.asarray(result.image.dataobj) for result in (plain, three, steps, loose)]
+    assert len({array.tobytes() for array in data}) == 4
+    assert three.residual < 1e-3 and steps.residual < 1e-3 < loose.residual
+    assert three.record["SlicePlanes"] == 3 and plain.record["SlicePlanes"] == 1
+    assert steps.record["DataConsistency"] == "each-step"
+    slices = resolver.enhance(image, (0.7, 0.7, 1.0), planes=3)
+    assert (
+        slices.record["SlicePlanes"] == 1
+    )  # the other orientations have slices thicker than pixels
+    with pytest.raises(ValueError, match="consistency"):
+        resolver.enhance(image, (0.7,) * 3, consistency="never")
