@@ -258,6 +258,15 @@ def test_group_level_tells_who_failed(study: Study, linear: Run) -> None:
     assert group.code == 1
     assert "1 done, 1 failed, 0 missing" in group.stderr
     assert (linear.output / "group.html").is_file()
+    assert (linear.output / "logs" / "unfinished.txt").read_text() == "sub-02\n"
+
+
+def test_group_level_of_nobody_ends_with_1(study: Study) -> None:
+    output = study.folder / "nobody"
+    group = run_app(study, output, level="group")
+    assert group.code == 1
+    assert "0 done, 0 failed, 2 missing" in group.stderr
+    assert (output / "group.html").is_file()
 
 
 def test_a_cancelled_run_leaves_no_process_and_no_half_written_file(study: Study) -> None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SLURM scripts split a data set without losing or repeating anybody.
 
-A stand-in for sbatch runs each array task at once, one after the other; tools/slurm_test.sh runs
-the same scripts on a real SLURM.
+A stand-in for sbatch runs each array task at once, one after the other; test_slurm.py runs the
+same scripts on a real SLURM where one is installed.
 """
 
+import os
 import re
-import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,66 +17,153 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ROOT / "examples" / "slurm"
 SBATCH = """#!/bin/sh
-for word in "$@"; do case $word in --array=*) array=${word#--array=} ;; esac; script=$word; done
+array=1-1
+for word in "$@"; do
+    case $word in --array=*) array=${word#--array=} ;; esac
+    script=$submission submission=$word
+done
 for task in $(seq "${array%-*}" "${array#*-}"); do
-    SLURM_ARRAY_TASK_ID=$task sh "$script" >> "$WORK_DIR/calls.txt" || exit 1
+    SLURM_ARRAY_TASK_ID=$task sh "$script" "$submission" >> "$CALLS" || exit 1
 done
 echo 7
 """
+# A stand-in for the app: prints its words, each with a separator behind it.
+WORDS = r"printf '%s' 'CALL'"
 
 
-def _submit(tmp_path: Path, participants: int, per_gpu: int) -> list[list[str]]:
-    """Words of every call of the app that the arrays make."""
-    for index in range(participants):
-        (tmp_path / "data" / f"sub-{index:03d}").mkdir(parents=True)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sbatch").write_text(SBATCH)
-    (tmp_path / "bin" / "sbatch").chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
-        "APP": "echo",
-        "PER_GPU": str(per_gpu),
-    }
-    folders = [str(tmp_path / name) for name in ("data", "out", "work")]
-    command = ["sh", str(SLURM / "submit.sh"), *folders, "--output-resolution", "0.8"]
+def _programs(folder: Path, limits: str = "MaxArraySize = 1001") -> Path:
+    """Folder with the stand-ins for sbatch and scontrol."""
+    folder.mkdir(exist_ok=True)
+    for name, text in {"sbatch": SBATCH, "scontrol": f"#!/bin/sh\necho '{limits}'\n"}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def _submit(
+    folder: Path, names: Sequence[str], *options: str, limits: str = "", **more: str
+) -> list[list[str]]:
+    """Words of every call of the app that the jobs make."""
+    for name in names:
+        (folder / "data" / name).mkdir(parents=True)
+    programs = _programs(folder / "bin", limits)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "APP": WORDS, **more}
+    environment["CALLS"] = str(folder / "calls.txt")
+    folders = [str(folder / name) for name in ("data", "out", "work")]
+    command = ["sh", str(SLURM / "submit.sh"), *folders, *options]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    return [shlex.split(line) for line in (tmp_path / "work" / "calls.txt").open()]
+    assert {call[0] for call in _calls(folder)} == {folders[0]}
+    assert {call[1] for call in _calls(folder)} == {folders[1]}
+    return _calls(folder)
+
+
+def _calls(folder: Path) -> list[list[str]]:
+    text = (folder / "calls.txt").read_text()
+    return [call.split("\x1f")[:-1] for call in text.split("CALL\x1f")[1:]]
+
+
+def _labels(calls: Sequence[list[str]], stage: str) -> list[list[str]]:
+    """Participants of each task of a stage."""
+    return [
+        [word for word in call[2:] if word.startswith("sub-")]
+        for call in calls
+        if call[2] == "participant" and call[call.index("--stage") + 1] == stage
+    ]
 
 
 @pytest.mark.parametrize(("participants", "per_gpu"), [(1, 20), (7, 3), (6, 3)])
 def test_arrays_cover_everybody_once(tmp_path: Path, participants: int, per_gpu: int) -> None:
-    calls = _submit(tmp_path, participants, per_gpu)
     expected = [f"sub-{index:03d}" for index in range(participants)]
-    for stage in ("preproc", "sr"):
-        of_stage = [call for call in calls if f"--stage {stage}" in " ".join(call)]
-        labels = [word for call in of_stage for word in call if word.startswith("sub-")]
-        assert labels == expected
-        assert all(call[-2:] == ["--output-resolution", "0.8"] for call in of_stage)
-    assert len([call for call in calls if "sr" in call]) == -(-participants // per_gpu)
-    assert calls[-1][2:] == ["group"]
+    options = ("--output-resolution", "0.8")
+    calls = _submit(tmp_path, expected, *options, PER_GPU=str(per_gpu))
+    for stage in ("preproc", "sr", "report"):
+        assert [name for task in _labels(calls, stage) for name in task] == expected
+    for call in calls[:-1]:
+        assert call[call.index("--output-resolution") + 1] == "0.8"
+    assert len(_labels(calls, "sr")) == -(-participants // per_gpu)
+    assert len(_labels(calls, "preproc")) == participants
+    assert calls[-1][2] == "group"
 
 
-@pytest.mark.parametrize("name", ["preproc", "superres", "report"])
-def test_a_container_hears_of_the_card_of_its_job(tmp_path: Path, name: str) -> None:
-    app = tmp_path / "app"
-    app.write_text("#!/bin/sh\nenv | grep ^APPTAINERENV_\n")
-    app.chmod(0o755)
-    (tmp_path / "list").write_text("sub-01\n")
-    environment = {"PATH": "/usr/bin:/bin", "APP": str(app), "LIST": str(tmp_path / "list")}
-    environment |= dict.fromkeys(("BIDS_DIR", "OUTPUT_DIR", "WORK_DIR"), str(tmp_path))
-    environment |= {"OPTIONS": "", "PER_GPU": "1", "SLURM_ARRAY_TASK_ID": "1"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "1", "SLURM_CPUS_PER_TASK": "4"}
-    script = ["sh", str(SLURM / f"{name}.sbatch")]
-    run = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
-    expected = {"APPTAINERENV_CUDA_VISIBLE_DEVICES=1", "APPTAINERENV_SLURM_CPUS_PER_TASK=4"}
-    assert set(run.stdout.split()) == expected
+@pytest.mark.parametrize("limits", ["MaxArraySize = 4", "MaxArraySize = 99\nMaxJobCount = 12"])
+def test_tasks_grow_where_the_array_would_not_fit(tmp_path: Path, limits: str) -> None:
+    expected = [f"sub-{index}" for index in range(7)]
+    calls = _submit(tmp_path, expected, limits=limits, PER_GPU="2")
+    tasks = [expected[:3], expected[3:6], expected[6:]]
+    assert [_labels(calls, stage) for stage in ("preproc", "sr", "report")] == [tasks] * 3
+
+
+def test_selections_choose_the_tasks(tmp_path: Path) -> None:
+    names = ["sub-01", "sub-02", "sub-a1", "sub-b+2"]
+    options = ("--participant-label", "sub-a1", "01", "b+2", "--session-label", "1")
+    options = (*options, "--exclude-participant-label", "01")
+    calls = _submit(tmp_path, names, *options)
+    assert _labels(calls, "preproc") == [["sub-a1"], ["sub-b+2"]]
+    assert all(call[3:5] == ["--session-label", "1"] for call in calls[:-1])
+    # The group is that of the data set, without those who are left out on purpose.
+    assert calls[-1][3:5] == ["--exclude-participant-label", "sub-01"]
+
+
+def test_unfinished_participants_only(tmp_path: Path) -> None:
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    (tmp_path / "out" / "logs" / "unfinished.txt").write_text("sub-3\nsub-1\n")
+    options = ("--participant-label", "1", "2")
+    calls = _submit(tmp_path, ["sub-1", "sub-2", "sub-3"], *options, ONLY_UNFINISHED="1")
+    assert _labels(calls, "sr") == [["sub-1"]]
+
+
+def test_names_that_a_shell_would_read(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s 100% "so" $HOME `x` * & ;'
+    folder.mkdir()
+    filters = str(folder / "my filter.json")
+    calls = _submit(folder, ["sub-1"], "--bids-filter-file", filters, "--modalities", "*")
+    assert calls[0][3:7] == ["--bids-filter-file", filters, "--modalities", "*"]
+    assert all(call[call.index("-w") + 1] == str(folder / "work") for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--participant-label", "1", "7"), 2, "there is no sub-7"),
+        (("--exclude-participant-label", "1"), 66, "no participant"),
+        (("--config-file", "settings.toml"), 2, "chooses participants"),
+    ],
+)
+def test_a_wrong_selection_submits_nothing(
+    tmp_path: Path, options: Sequence[str], code: int, words: str
+) -> None:
+    (tmp_path / "data" / "sub-1").mkdir(parents=True)
+    (tmp_path / "settings.toml").write_text('participant_label = ["1"]\n')
+    environment = {"PATH": f"{_programs(tmp_path / 'bin')}:/usr/bin:/bin"}
+    environment["CALLS"] = str(tmp_path / "calls.txt")
+    command = ["sh", str(SLURM / "submit.sh"), "data", "out", "work", *options]
+    run = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == code and words in run.stderr
+    assert not (tmp_path / "calls.txt").exists()
+
+
+def test_a_container_hears_of_the_limits_of_its_job(tmp_path: Path) -> None:
+    given = {"CUDA_VISIBLE_DEVICES": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "99"}
+    show = tmp_path / "show"
+    show.write_text('#!/bin/sh\nenv | grep ^APPTAINERENV_ >> "$SEEN"\n')
+    show.chmod(0o755)
+    (tmp_path / "data" / "sub-1").mkdir(parents=True)
+    environment = {"PATH": f"{_programs(tmp_path / 'bin')}:/usr/bin:/bin", "APP": str(show)}
+    environment |= {"CALLS": os.devnull, "SEEN": str(tmp_path / "seen.txt"), **given}
+    command = ["sh", str(SLURM / "submit.sh"), "data", "out", "work"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+    seen = (tmp_path / "seen.txt").read_text().split()
+    assert set(seen) == {f"APPTAINERENV_{name}={value}" for name, value in given.items()}
+    assert len(seen) == 4 * len(given)
 
 
 def test_the_scripts_use_options_that_exist() -> None:
     from bids_moediff.settings import Settings
 
-    for path in SLURM.glob("*.sbatch"):
+    for path in (*SLURM.glob("*.sbatch"), SLURM / "task.sh"):
         call = "\n".join(
             line for line in path.read_text().splitlines() if not line.startswith("#")
         )

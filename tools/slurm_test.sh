@@ -25,48 +25,12 @@ options="--device cpu --nprocs 1 --omp-nthreads 1"
 
 start_slurm() {
     rm -rf "$work/slurm"
-    mkdir -p "$work/slurm/state" "$work/slurm/spool"
-    cat > "$work/slurm/slurm.conf" <<CONF
-ClusterName=test
-SlurmctldHost=localhost(127.0.0.1)
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU_Memory
-SlurmdParameters=config_overrides
-GresTypes=gpu
-ReturnToService=2
-MpiDefault=none
-SlurmctldPort=${SLURM_TEST_PORT:-26817}
-SlurmdPort=$((${SLURM_TEST_PORT:-26817} + 1))
-StateSaveLocation=$work/slurm/state
-SlurmdSpoolDir=$work/slurm/spool
-SlurmctldPidFile=$work/slurm/slurmctld.pid
-SlurmdPidFile=$work/slurm/slurmd.pid
-SlurmctldLogFile=$work/slurm/slurmctld.log
-SlurmdLogFile=$work/slurm/slurmd.log
-NodeName=localhost NodeAddr=127.0.0.1 Gres=gpu:1 CPUs=$((many + 2)) RealMemory=$memory
-PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
-CONF
-    echo 'NodeName=localhost Name=gpu File=/dev/zero' > "$work/slurm/gres.conf"
+    PROCESSORS=$((many + 2)) sh tools/local_slurm.sh "$work/slurm" > "$work/slurm.log" &
+    slurm=$!
+    trap 'touch "$work/stop"; kill $slurm 2> /dev/null' EXIT
     export SLURM_CONF="$work/slurm/slurm.conf"
-    # munged refuses to run as root; it may be running already.
-    if ! munge -n > /dev/null 2>&1; then
-        mkdir -p /run/munge && chown munge /run/munge
-        setpriv --reuid munge --regid munge --clear-groups munged
-    fi
-    slurmctld -D > /dev/null 2>&1 &
-    controller=$!
-    slurmd -D > /dev/null 2>&1 &
-    node=$!
-    trap 'touch "$work/stop"; kill $controller $node 2> /dev/null' EXIT
     for _ in $(seq 60); do
-        [ "$(sinfo -h -o %T 2> /dev/null)" = idle ] && return
+        ! grep -q ready "$work/slurm.log" || return 0
         sleep 1
     done
     echo "SLURM does not come up, see $work/slurm/*.log" >&2

@@ -20,19 +20,23 @@ def run_group(settings: Settings) -> int:
     Returns
     -------
     int
-        0, or 1 if an image of any participant failed in its last run. Participants that were
-        never processed are named in the table but are no failure of this run.
+        0, or 1 if an image of any participant failed in its last run or a participant is missing.
+        ``logs/unfinished.txt`` lists those participants, one ``sub-LABEL`` a line.
     """
     prepare_environment(settings.work_folder, settings.omp_nthreads or 1)
     labels = find_participants(settings)
     from bids_moediff.bids.dataset import prepare_output
     from bids_moediff.reports.group import write_group_report
+    from bids_moediff.runtime.sink import write_text
 
     prepare_output(settings)
     states = {label: participant_state(settings.output_dir, label) for label in labels}
     write_group_report(settings.output_dir, states)
+    unfinished = [label for label, state in states.items() if state["status"] != "done"]
+    lines = "".join(f"sub-{label}\n" for label in unfinished)
+    write_text(lines, settings.output_dir / "logs" / "unfinished.txt")
     print_states(states)
-    return int(any(state["status"] == "failed" for state in states.values()))
+    return int(bool(unfinished))
 
 
 def participant_state(output_dir: Path, label: str) -> dict[str, str]:

@@ -1,39 +1,125 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# A whole data set on SLURM: prepare on CPU nodes, super-resolve on GPU nodes, then report.
+# A whole data set on SLURM: prepare on CPU nodes, super-resolve on GPU nodes, report, then the group.
 #
 #   APP='apptainer run --nv --containall --no-home -B /data:/data:ro -B /out -B /scratch app.sif' \
 #       examples/slurm/submit.sh BIDS_DIR OUTPUT_DIR WORK_DIR [options of bids_moediff]
 #
-# APP        how the app is called (default: bids_moediff)
-# PER_GPU    participants in one GPU job (default: 20)
+# APP        the app as you would type it in a shell, quotes included (default: bids_moediff)
+# PER_TASK   participants in one task of the preparation and of the reports (default: 1)
+# PER_GPU    participants in one GPU task (default: 20)
 # CPU_OPTIONS, GPU_OPTIONS   further options of sbatch, such as --partition or --account
+# ONLY_UNFINISHED=1          submit only whom the last group level found failed or missing
 #
-# WORK_DIR must be seen by all nodes: what one stage leaves there the next one takes up. A failed
-# participant stops nobody else; run the same line again to finish what is missing.
+# --participant-label and --exclude-participant-label choose who gets a task; all other options go
+# to every task. Where SLURM does not take arrays of that size, tasks get more participants.
+# WORK_DIR must be seen by all nodes: each stage takes up what the last one left there. A failed
+# participant stops nobody else. Lists and logs of a submission are in OUTPUT_DIR/logs/slurm.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-BIDS_DIR=$1 OUTPUT_DIR=$2 WORK_DIR=$3
-shift 3
-OPTIONS=$*
-APP=${APP:-bids_moediff}
-PER_GPU=${PER_GPU:-20}
-mkdir -p "$WORK_DIR" "$OUTPUT_DIR/logs/slurm"
-LIST=$WORK_DIR/participants.txt
-(cd "$BIDS_DIR" && find -L . -mindepth 1 -maxdepth 1 -type d -name 'sub-*') \
-    | sed 's#^\./##' | sort > "$LIST"
-count=$(wc -l < "$LIST")
-[ "$count" -gt 0 ] || { echo "no sub-* folder in $BIDS_DIR" >&2; exit 66; }
-jobs=$(((count + PER_GPU - 1) / PER_GPU))
-export BIDS_DIR OUTPUT_DIR WORK_DIR OPTIONS APP PER_GPU LIST
+stop() { echo "submit.sh: $2" >&2; exit "$1"; }
+sort() { LC_ALL=C command sort "$@"; }
+comm() { LC_ALL=C command comm "$@"; }
+quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }  # as a shell reads it back
+labels() { # words, separated by spaces or commas, as sorted lines sub-LABEL
+    printf '%s' "$1" | tr -s ', ' '\n' | sed -e '/^$/d' -e 's/^sub-//' -e 's/^/sub-/' | sort -u
+}
 
-log="--output=$OUTPUT_DIR/logs/slurm/%x-%A_%a.log"
-# shellcheck disable=SC2086
-preproc=$(sbatch --parsable $log --array="1-$count" ${CPU_OPTIONS:-} "$here/preproc.sbatch")
-# shellcheck disable=SC2086
-superres=$(sbatch --parsable $log --array="1-$jobs" --dependency="afterany:$preproc" \
-    ${GPU_OPTIONS:-} "$here/superres.sbatch")
-# shellcheck disable=SC2086
-report=$(sbatch --parsable $log --array=1 --dependency="afterany:$superres" \
-    ${CPU_OPTIONS:-} "$here/report.sbatch")
-echo "$count participants: preparation $preproc, super-resolution $superres, reports $report"
+[ $# -ge 3 ] || stop 2 'the call is submit.sh BIDS_DIR OUTPUT_DIR WORK_DIR [options of bids_moediff]'
+[ -d "$1" ] || stop 2 "the input folder $1 does not exist"
+mkdir -p "$2/logs/slurm" "$3"
+bids_dir=$(cd "$1" && pwd) output_dir=$(cd "$2" && pwd) work_dir=$(cd "$3" && pwd)
+shift 3
+
+asked=${BIDS_MOEDIFF_PARTICIPANT_LABEL:-} excluded=${BIDS_MOEDIFF_EXCLUDE_PARTICIPANT_LABEL:-}
+unset BIDS_MOEDIFF_PARTICIPANT_LABEL BIDS_MOEDIFF_EXCLUDE_PARTICIPANT_LABEL
+options='' reading='' previous='' config=''
+for word in "$@"; do
+    case $word in
+    --participant-label) reading=asked asked='' ;;
+    --exclude-participant-label) reading=excluded excluded='' ;;
+    --participant-label=*) reading='' asked=${word#*=} ;;
+    --exclude-participant-label=*) reading='' excluded=${word#*=} ;;
+    -*) reading='' options="$options $(quoted "$word")" ;;
+    *)
+        case $reading in
+        asked) asked="$asked $word" ;;
+        excluded) excluded="$excluded $word" ;;
+        *) options="$options $(quoted "$word")" ;;
+        esac
+        ;;
+    esac
+    case "$previous $word" in
+    '--config-file '*) config=$word ;;
+    *' --config-file='*) config=${word#*=} ;;
+    esac
+    previous=$word
+done
+if [ -n "$config" ] && grep -q '^ *\(exclude[_-]\)\{0,1\}participant[_-]label' "$config"; then
+    stop 2 "$config chooses participants: tell submit.sh itself, with --participant-label"
+fi
+
+submission=$(mktemp -d "$output_dir/logs/slurm/$(date +%Y%m%dT%H%M%S)-XXXXXX")
+chmod 755 "$submission"
+list=$submission/participants.txt
+find -L "$bids_dir" -mindepth 1 -maxdepth 1 -type d -name 'sub-*' \
+    | sed 's#.*/##' | grep -E '^sub-[A-Za-z0-9+]+$' | sort > "$submission/all.txt" || true
+labels "$asked" > "$submission/asked.txt"
+labels "$excluded" > "$submission/excluded.txt"
+absent=$(sort -u "$submission/asked.txt" "$submission/excluded.txt" \
+    | comm -23 - "$submission/all.txt" | head -n 1)
+[ -z "$absent" ] || stop 2 "there is no $absent in $bids_dir"
+[ -s "$submission/asked.txt" ] || cp "$submission/all.txt" "$submission/asked.txt"
+comm -23 "$submission/asked.txt" "$submission/excluded.txt" > "$list"
+if [ -n "${ONLY_UNFINISHED:-}" ]; then
+    unfinished=$output_dir/logs/unfinished.txt
+    [ -f "$unfinished" ] || stop 2 "there is no $unfinished: run the group level first"
+    sort "$unfinished" | comm -12 "$list" - > "$submission/rest.txt"
+    mv "$submission/rest.txt" "$list"
+fi
+count=$(wc -l < "$list")
+[ "$count" -gt 0 ] || stop 66 "no participant to process in $bids_dir"
+
+# Three arrays wait at once; SLURM has a limit for one array and one for all jobs together.
+slurm_limit() { scontrol show config | sed -n "s/^$1 *= *\([0-9][0-9]*\).*/\1/p"; }
+array=$(slurm_limit MaxArraySize) jobs=$(slurm_limit MaxJobCount)
+most=$((${array:-1001} - 1)) jobs=$((${jobs:-10000} / 4))
+[ "$jobs" -ge "$most" ] || most=$jobs
+at_once() { # participants of a task, given how many are wanted
+    least=$(((count + most - 1) / most))
+    echo $((least > $1 ? least : $1))
+}
+per_task=$(at_once "${PER_TASK:-1}") per_gpu=$(at_once "${PER_GPU:-20}")
+
+# What every task reads: sbatch may hand on nothing of this shell's environment (--export=NONE).
+{
+    printf 'list=%s per_task=%s per_gpu=%s\n' "$(quoted "$list")" "$per_task" "$per_gpu"
+    printf "excluded='%s'\n" "$(tr '\n' ' ' < "$submission/excluded.txt")"
+    printf 'app() { %s %s %s "$@" -w %s; }\n' "${APP:-bids_moediff}" \
+        "$(quoted "$bids_dir")" "$(quoted "$output_dir")" "$(quoted "$work_dir")"
+    printf 'level_participant() { app participant%s "$@"; }\n' "$options"
+    cat "$here/task.sh"
+} > "$submission/task.sh"
+rm "$submission/all.txt" "$submission/asked.txt" "$submission/excluded.txt"
+
+log=$(printf '%s' "$submission" | sed 's/%/%%/g')
+submitted=''
+trap '[ -z "$submitted" ] || scancel $submitted' EXIT
+submit() { # NAME LOG OPTIONS [option of sbatch...]: a job that waits for the last one
+    script=$here/$1.sbatch output=$log/$2 more=$3
+    shift 3
+    eval "set -- \"\$@\" $more"
+    [ -z "$submitted" ] || set -- "--dependency=afterany:${submitted##* }" "$@"
+    job=$(sbatch --parsable --output="$output" "$@" "$script" "$submission") || exit
+    submitted="$submitted ${job%%;*}"
+}
+cpu=${CPU_OPTIONS:-} tasks=$(((count + per_task - 1) / per_task))
+minutes=$((per_task * 5 + 25))  # 30 for one participant, 5 for each further one
+submit preproc %x-%A_%a.log "$cpu" --array="1-$tasks" --time="$minutes"
+submit superres %x-%A_%a.log "${GPU_OPTIONS:-}" --array="1-$(((count + per_gpu - 1) / per_gpu))" \
+    --time="$((per_gpu * 10 + 40))"
+submit report %x-%A_%a.log "$cpu" --array="1-$tasks" --time="$minutes"
+submit group %x-%j.log "$cpu"
+trap - EXIT
+echo "$count participants: preparation, super-resolution, reports, group are the jobs$submitted"
+echo "lists and logs: $submission"
