@@ -96,10 +96,8 @@ def scene() -> figures.Scene:
 
 
 def test_before_and_after_have_one_layout(scene, tmp_path):
-    cubic = figures.cubic_on(scene)
     figures.write_input(scene, tmp_path / "a.png")
     figures.write_result(scene, tmp_path / "b.png")
-    figures.write_cubic(scene, cubic, tmp_path / "c.png")
     shapes = {Image.open(path).size for path in tmp_path.glob("*.png")}
     assert len(shapes) == 1
     scale = scene.frame.scale * scene.enhanced.zooms.min()
@@ -168,6 +166,22 @@ def test_mask_outline_lies_on_the_mask(scene, tmp_path):
     found = red[top : top + height, left : left + width]
     expected = canvas.outline(drawn)
     assert (found & expected).sum() > 0.95 * expected.sum()
+
+
+def test_each_bin_of_the_histogram_holds_as_many_intensities():
+    data = np.arange(0, 900, 1.5).reshape(10, 10, 6)
+    step = plots.intensity_step(data)
+    assert step == pytest.approx(1.5)
+    counts, _ = np.histogram(data, plots.bin_edges(0.0, 880.0, step))
+    assert set(counts[:-1]) == {4}
+    assert plots.intensity_step(np.random.default_rng(0).normal(size=(40, 40, 40))) == 0
+
+
+def test_change_is_in_input_units(scene):
+    cubic = figures.cubic_on(scene)
+    data = whole_cubic(scene) + 3.0
+    shifted = replace(scene, enhanced=Volume(data, cubic.zooms, cubic.start, cubic.rotation))
+    assert figures.change(shifted, cubic) == pytest.approx(3.0, abs=0.01)
 
 
 def test_profile_runs_along_the_axis_that_gained_most():

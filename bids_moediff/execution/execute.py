@@ -128,7 +128,7 @@ def write_methods(settings: Settings, workflow: Workflow) -> None:
 
     A run that only reports keeps the text of the run that did the work.
     """
-    from bids_moediff.reports.participant import methods_html
+    from bids_moediff.reports.methods import methods_html
 
     logs = settings.output_dir / "logs"
     if settings.stage == "report" and (logs / "CITATION.md").is_file():

@@ -181,28 +181,31 @@ def cubic_on(scene: Scene) -> CubicVolume:
     return CubicVolume(space, enhanced.zooms, enhanced.start, enhanced.rotation, slices)
 
 
-def write_cubic(scene: Scene, cubic: Volume, path: Path) -> Path:
-    """Cubic interpolation of the input, in the same planes, window and scale."""
-    title = f"Cubic interpolation of the input, voxels of {_zooms(cubic)}"
-    return _row(scene, _greys(scene, cubic), title).save(path)
-
-
-def difference_limit(scene: Scene, cubic: Volume) -> float:
-    """Half-width of the difference's colour scale in input units: its 99.5th percentile.
+def _changes(scene: Scene, cubic: Volume) -> np.ndarray:
+    """Result minus cubic interpolation at the pixels shown.
 
     Inside the brain where there is a mask: the rim of a stripped head would dwarf everything.
     """
     parts = []
     for plane, place in scene.positions.items():
-        size = np.abs(
-            canvas.draw_plane(scene.enhanced, scene.frame, plane, place)
-            - canvas.draw_plane(cubic, scene.frame, plane, place)
-        )
+        change = canvas.draw_plane(scene.enhanced, scene.frame, plane, place)
+        change = change - canvas.draw_plane(cubic, scene.frame, plane, place)
         if scene.mask is not None:
             inside = canvas.draw_plane(scene.mask, scene.frame, plane, place) > 0.5
-            size = size[canvas.erode(inside, 6)]
-        parts.append(size.ravel())
-    sizes = np.concatenate(parts)
+            change = change[canvas.erode(inside, 6)]
+        parts.append(change.ravel())
+    return np.concatenate(parts)
+
+
+def change(scene: Scene, cubic: Volume) -> float:
+    """Root mean square of result minus cubic interpolation, in input units."""
+    changes = _changes(scene, cubic)
+    return float(np.sqrt(np.mean(changes**2))) if changes.size else 0.0
+
+
+def difference_limit(scene: Scene, cubic: Volume) -> float:
+    """Half-width of the difference's colour scale in input units: its 99.5th percentile."""
+    sizes = np.abs(_changes(scene, cubic))
     return (float(np.percentile(sizes, 99.5)) if sizes.size else 0.0) or 1.0
 
 

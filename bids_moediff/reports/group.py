@@ -113,18 +113,22 @@ def write_group_report(
         status: sum(state["status"] == status for state in states.values())
         for status in ("done", "failed", "missing")
     }
-    page = environment().get_template("group.html").render(
-        contrasts=contrasts,
-        states=[
-            (label, state["status"], state.get("message", ""), _page_of(root, label))
-            for label, state in sorted(states.items())
-            if state["status"] != "done"
-        ],
-        counts=counts,
-        unreadable=unreadable,
-        warnings=_warned(root, rows),
-        total=len(states),
-        labels={name: words for name, words, _ in STRIPS} | {"n_warnings": "Warnings"},
+    page = (
+        environment()
+        .get_template("group.html")
+        .render(
+            contrasts=contrasts,
+            states=[
+                (label, state["status"], state.get("message", ""), _page_of(root, label))
+                for label, state in sorted(states.items())
+                if state["status"] != "done"
+            ],
+            counts=counts,
+            unreadable=unreadable,
+            warnings=_warned(root, rows),
+            total=len(states),
+            labels={name: words for name, words, _ in STRIPS} | {"n_warnings": "Warnings"},
+        )
     )
     return write_text(page, root / "group.html")
 
@@ -171,9 +175,7 @@ def _clean(value: Any) -> Any:
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """Columns of the table; the session only where there are sessions."""
-    return [
-        name for name in rows[0] if name != "session" or any(row["session"] for row in rows)
-    ]
+    return [name for name in rows[0] if name != "session" or any(row["session"] for row in rows)]
 
 
 def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
@@ -255,9 +257,7 @@ def _page_of(root: Path, label: str) -> str:
     return f"sub-{label}.html" if (root / f"sub-{label}.html").is_file() else ""
 
 
-def _warned(
-    root: Path, rows: Mapping[str, list[dict[str, Any]]]
-) -> list[tuple[str, str, str]]:
+def _warned(root: Path, rows: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str, str]]:
     """Images with warnings: name, page of the participant, words."""
     found = [row for suffix in sorted(rows) for row in rows[suffix] if row["warnings"]]
     return [

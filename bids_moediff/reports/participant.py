@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a participant: one HTML page that opens from the output folder, offline.
+"""The report of a participant: HTML pages that need no other file and no network.
 
 The page is an own Jinja template and not nireports' assembler, whose stock template loads its
 style sheets and scripts from the network: a report must look the same on a workstation without
-internet, today and in ten years. Style and script are inside the page, pictures are linked
-relative to it. Same record and same derivatives, same bytes.
+internet, today and in ten years. Style, script, pictures and volumes are inside the page. Same
+record and same derivatives, same bytes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -22,38 +23,43 @@ from bids_moediff.bids.names import figure_path, parse_name
 from bids_moediff.errors import ImageError
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.quality.figures import DESCRIPTIONS
-from bids_moediff.reports import captions
+from bids_moediff.reports import captions, facts
+from bids_moediff.reports.methods import methods_html
 from bids_moediff.runtime.sink import write_text
 
-COMPARED = ("input", "sr", "cubic")
+KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
+PLOTS = ("profile", "histogram")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
-    """What the page shows of one image."""
+    """What a page shows of one image; ``pictures`` are ``data:`` addresses by name."""
 
-    anchor: str
     source: str
     status: str
     message: str
+    page: str
     warnings: list[str]
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    summary: str = ""
+    facts: list[tuple[str, str]]
+    summary: str
+    main_figures: list[tuple[str, str, str]]
+    resolution: list[tuple[str, str, str, str, str]]
+    all_figures: list[tuple[str, str, str]]
+    products: list[tuple[str, str]]
+    added: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
-    main_figures: list[tuple[str, str, str]] = field(default_factory=list)
-    resolution: list[tuple[str, str, str, str, str]] = field(default_factory=list)
-    all_figures: list[tuple[str, str, str]] = field(default_factory=list)
-    products: list[tuple[str, str]] = field(default_factory=list)
+    view: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """File name of the source."""
+        return self.source.rsplit("/", 1)[-1]
 
 
 def write_participant_report(
-    output_dir: Path,
-    label: str,
-    run: Mapping[str, Any],
-    draw: bool = True,
-    raw_dir: Path | None = None,
+    output_dir: Path, label: str, run: Mapping[str, Any], raw_dir: Path | None = None
 ) -> Path:
-    """Write ``sub-<label>.html`` and the pictures it shows.
+    """Write ``sub-<label>.html``; for several images that is an index, and each gets a page.
 
     Parameters
     ----------
@@ -63,8 +69,6 @@ def write_participant_report(
         Participant without ``sub-``.
     run
         Record of the run; its keys are listed in docs/architecture.md ("Reports").
-    draw
-        Whether to draw the pictures; without, those on disk are shown.
     raw_dir
         Root of the raw data set, where results kept the shading of the scan: they are then shown
         beside the raw scan and not beside the prepared one.
@@ -72,25 +76,35 @@ def write_participant_report(
     Returns
     -------
     Path
-        The page.
+        The page, or the index.
     """
-    sections = [
-        _section(Path(output_dir), item, number, draw, raw_dir)
-        for number, item in enumerate(run.get("images", ()), 1)
-    ]
-    page = environment().get_template("participant.html").render(
-        label=label,
-        sections=sections,
-        errors=list(run.get("errors", ())),
-        methods=methods_html(run),
-        versions=dict(run.get("versions", {})),
-        settings=dict(run.get("settings", {})),
-        finished=run.get("finished", ""),
-        titles=captions.TITLES,
-        captions=captions.CAPTIONS,
-        compare_caption=captions.COMPARE_CAPTION,
-    )
-    return write_text(page, Path(output_dir) / f"sub-{label}.html")
+    root = Path(output_dir)
+    items = list(run.get("images", ()))
+    common = {
+        "label": label,
+        "errors": list(run.get("errors", ())),
+        "methods": methods_html(run),
+        "versions": dict(run.get("versions", {})),
+        "settings": dict(run.get("settings", {})),
+        "finished": run.get("finished", ""),
+        "titles": captions.TITLES,
+        "captions": captions.CAPTIONS,
+        "compare_caption": captions.COMPARE_CAPTION,
+    }
+    single = environment().get_template("participant.html")
+    sections = []
+    for item in items:
+        section = _section(root, item, raw_dir)
+        if len(items) > 1 and section.page:
+            text = single.render(sections=[section], index=f"sub-{label}.html", **common)
+            write_text(text, root / section.page)
+            # A page holds megabytes: the index keeps one picture of each.
+            thumbnail = {key: section.pictures[key] for key in ("sr",) if key in section.pictures}
+            section = replace(section, pictures=thumbnail, view=None)
+        sections.append(section)
+    template = environment().get_template("index.html") if len(items) > 1 else single
+    text = template.render(sections=sections, index="", **common)
+    return write_text(text, root / f"sub-{label}.html")
 
 
 @cache
@@ -107,76 +121,83 @@ def environment() -> jinja2.Environment:
     )
 
 
-def methods_html(run: Mapping[str, Any]) -> str:
-    """Methods text as HTML: ``methods_html`` of the run, or its ``methods`` in Markdown."""
-    if run.get("methods_html"):
-        return str(run["methods_html"])
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark", {"html": False}).render(str(run.get("methods", "")))
-
-
-def _section(
-    output_dir: Path, item: Mapping[str, Any], number: int, draw: bool, raw_dir: Path | None
-) -> Section:
+def _section(output_dir: Path, item: Mapping[str, Any], raw_dir: Path | None) -> Section:
     record = item.get("record") or {}
     quality = item.get("quality") or {}
+    source = str(item.get("source", ""))
     section = Section(
-        anchor=f"image-{number}",
-        source=str(item.get("source", "")),
+        source=source,
         status=str(item.get("status", "done")),
         message=str(item.get("message") or ""),
+        page=PurePosixPath(source).name.split(".")[0] + ".html" if source else "",
         warnings=list(dict.fromkeys(item.get("warnings") or record.get("Warnings") or ())),
-        summary=_summary(record),
-        facts=_facts(item, record),
+        summary=facts.summary(record),
+        facts=facts.run_card(item, record),
         main_figures=[
-            (words, _number(quality[name], unit), DESCRIPTIONS[name])
+            (words, facts.number(quality[name], unit), DESCRIPTIONS[name])
             for name, words, unit in captions.MAIN_FIGURES
             if quality.get(name) is not None
         ],
-        resolution=_resolution(quality),
+        resolution=facts.resolution(quality),
         all_figures=[
-            (name, _number(value), DESCRIPTIONS.get(name, ""))
+            (name, facts.number(value), DESCRIPTIONS.get(name, ""))
             for name, value in quality.items()
         ],
         products=[(name, path) for name, path in (item.get("products") or {}).items()],
     )
     try:
-        section.pictures = _pictures(output_dir, item, draw, raw_dir)
+        return _illustrated(section, output_dir, item, raw_dir)
     except (OSError, ValueError, ImageError, nib.filebasedimages.ImageFileError) as error:
         words = str(error).replace(f"{output_dir}/", "")
-        section.warnings.append(f"The pictures of this image could not be drawn ({words}).")
-    return section
+        sentence = f"The pictures of this image could not be drawn ({words})."
+        return replace(section, warnings=[*section.warnings, sentence])
 
 
-def _pictures(
-    output_dir: Path, item: Mapping[str, Any], draw: bool, raw_dir: Path | None
-) -> dict[str, str]:
-    """Pictures of an image by name, as paths relative to the page; drawn first if asked for."""
-    source = str(item.get("source", ""))
-    if not source:
-        return {}
-    entities, suffix, _ = parse_name(PurePosixPath(source).name)
-    image = AnatomicalImage(Path(), source, entities, suffix, {})
+def _illustrated(
+    section: Section, output_dir: Path, item: Mapping[str, Any], raw_dir: Path | None
+) -> Section:
+    """The section with its pictures and volumes, drawn where the products are there."""
+    if not section.source:
+        return section
+    entities, suffix, _ = parse_name(PurePosixPath(section.source).name)
+    image = AnatomicalImage(Path(), section.source, entities, suffix, {})
     products = {
-        name: output_dir / path
-        for name, path in (item.get("products") or {}).items()
-        if (output_dir / path).exists()
+        name: output_dir / path for name, path in section.products if (output_dir / path).exists()
     }
-    if raw_dir is not None and (raw_dir / source).exists():
-        products["raw"] = raw_dir / source
-    if draw and "sr" in products and ("raw" in products or "preproc" in products):
-        draw_pictures(output_dir, image, products)
+    if raw_dir is not None and (raw_dir / section.source).exists():
+        products["raw"] = raw_dir / section.source
+    view, added = None, ""
+    if "sr" in products and ("raw" in products or "preproc" in products):
+        view, change = draw_pictures(output_dir, image, products)
+        noise = (item.get("quality") or {}).get("noise_sigma")
+        added = facts.added(change, noise)
+        view["widths"], view["heights"] = _extents(view["description"])
     paths = {
-        name: figure_path(image, name, ".svg" if name in ("profile", "histogram") else ".png")
-        for name in (*COMPARED, *captions.TITLES)
+        name: output_dir / figure_path(image, name, ".svg" if name in PLOTS else ".png")
+        for name in ("input", "sr", *captions.TITLES)
     }
-    return {name: str(path) for name, path in paths.items() if (output_dir / path).exists()}
+    pictures = {name: _address(path) for name, path in paths.items() if path.exists()}
+    return replace(section, pictures=pictures, view=view, added=added)
+
+
+def _address(path: Path) -> str:
+    """A picture as a ``data:`` address."""
+    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _extents(description: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Width and height of each plane in mm."""
+    from bids_moediff.reports.canvas import PLANES
+
+    size = [b - a for a, b in zip(description["low"], description["high"], strict=True)]
+    wide = {plane: round(size[axes[0]], 2) for plane, axes in PLANES.items()}
+    high = {plane: round(size[axes[1]], 2) for plane, axes in PLANES.items()}
+    return wide, high
 
 
 def draw_pictures(
     output_dir: Path, image: AnatomicalImage, products: Mapping[str, Path]
-) -> None:
+) -> tuple[dict[str, Any], float]:
     """Draw every picture that the products of an image allow.
 
     Parameters
@@ -188,8 +209,16 @@ def draw_pictures(
     products
         Paths of ``raw`` or ``preproc`` (what the result is compared with) and of ``sr``, and
         where there are any of ``mask``, ``gates`` and ``srstd``.
+
+    Returns
+    -------
+    view
+        Volumes for the viewer, see :func:`bids_moediff.reports.viewer.make_view`.
+    change
+        Root mean square of result minus cubic interpolation in the brain, in input units.
     """
-    from bids_moediff.reports import canvas, figures, plots
+    from bids_moediff.reports import figures, plots, viewer
+    from bids_moediff.reports.canvas import Volume
 
     def load(name: str) -> Any:
         return nib.load(products[name]) if name in products else None
@@ -202,99 +231,17 @@ def draw_pictures(
     cubic = figures.cubic_on(scene)
     figures.write_input(scene, path("input"))
     figures.write_result(scene, path("sr"))
-    figures.write_cubic(scene, cubic, path("cubic"))
     figures.write_difference(scene, cubic, path("difference"))
     figures.write_crops(scene, cubic, path("crops"))
     plots.write_profile(scene, cubic, path("profile", ".svg"))
     plots.write_histogram(scene, path("histogram", ".svg"))
     if scene.mask is not None:
         figures.write_mask(scene, path("mask"))
-    if "srstd" in products:
-        deviation = canvas.Volume.from_image(load("srstd"))
+    deviation = Volume.from_image(load("srstd")) if "srstd" in products else None
+    if deviation is not None:
         figures.write_deviation(scene, deviation, path("srstd"))
-    if "gates" in products:
-        gates = canvas.Volume.from_image(load("gates"))
+    gates = Volume.from_image(load("gates")) if "gates" in products else None
+    if gates is not None:
         figures.write_gates(scene, gates, path("gates"))
         figures.write_winner(scene, gates, path("expert"))
-
-
-def _number(value: Any, unit: str = "") -> str:
-    """A value for a table: four significant digits, a dash for none."""
-    if value is None:
-        return "-"
-    words = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
-    return f"{words} {unit}".strip()
-
-
-def _sizes(zooms: Sequence[Any] | None) -> str:
-    return " x ".join(f"{zoom:.3g}" for zoom in zooms) + " mm" if zooms else "-"
-
-
-def _summary(record: Mapping[str, Any]) -> str:
-    """What was done, in a sentence or two."""
-    if "InputVoxelSize" not in record or "OutputVoxelSize" not in record:
-        return ""
-    words = f"{_sizes(record['InputVoxelSize'])} became {_sizes(record['OutputVoxelSize'])}."
-    acquired = record.get("AcquiredVoxelSize") or record["InputVoxelSize"]
-    if any(a > 1.01 * b for a, b in zip(acquired, record["InputVoxelSize"], strict=True)):
-        words += f" The input was taken as measured with {_sizes(acquired)} and interpolated."
-    residual = record.get("ConsistencyResidual")
-    if residual is not None:
-        share = f"{100 * residual:.2g} %" if residual > 1e-5 else "less than 0.001 %"
-        words += (
-            " Measured again with the scanner's voxels, the result differs from the input by "
-            f"{share} (root of squares)."
-        )
-    return words
-
-
-def _profiles(axes: Sequence[Mapping[str, Any]] | None) -> str:
-    """Sampling of the three voxel axes in words."""
-    words = [
-        axis["profile"] if axis["profile"] == "kspace" else f"{axis['profile']} {axis['fwhm']:.2g}"
-        for axis in axes or ()
-    ]
-    return ", ".join(words) if len(set(words)) > 1 else "".join(words[:1])
-
-
-def _facts(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The run card: what ran, on what, with which result."""
-    name = f"{record.get('Model', '')} {record.get('ModelVersion', '')}".strip()
-    memory, seconds = item.get("peak_memory_gb"), item.get("seconds")
-    quality = item.get("quality") or {}
-    residual, noise = record.get("ConsistencyResidual"), quality.get("noise_sigma")
-    acquired = record.get("AcquiredVoxelSize")
-    rows = [
-        ("Model", name),
-        ("Why this model", str(record.get("ModelChoice") or "")),
-        ("Steps", _number(record.get("NumberOfSteps"))),
-        ("Samples", _number(record.get("NumberOfSamples"))),
-        ("Noise strength", _number(record.get("NoiseStrength"))),
-        ("Seed", _number(record.get("RandomSeed"))),
-        ("Device", f"{record.get('Device', '-')}, {record.get('Precision', '-')}"),
-        ("Voxel size in", _sizes(record.get("InputVoxelSize"))),
-        ("Voxel size out", _sizes(record.get("OutputVoxelSize"))),
-        ("Acquired voxels (worked from)", _sizes(acquired)),
-        ("Sampling", _profiles(record.get("SamplingProfiles"))),
-        ("Consistency residual", "-" if residual is None else f"{residual:.2e}"),
-        ("Noise of the input", _number(noise, "input units")),
-        ("Time", "-" if seconds is None else f"{seconds:.0f} s"),
-        ("Peak memory", "-" if memory is None else f"{memory:.2g} GB"),
-        ("Sampler", str(record.get("Sampler") or "")),
-        ("Weights (SHA-256)", str(record.get("ModelSHA256") or "")),
-    ]
-    return [(words, value) for words, value in rows if value not in ("", "-", "-, -")]
-
-
-def _resolution(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """Per voxel axis: name, stored voxel, usable detail, acquired voxel, verdict."""
-    rows = []
-    for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
-        if f"usable_{axis}" in quality:
-            sizes = [
-                _number(quality.get(f"{kind}_{axis}"), "mm")
-                for kind in ("spacing", "usable", "acquired")
-            ]
-            kind = str(quality.get(f"interpolation_{axis}", "unknown"))
-            rows.append((name, sizes[0], sizes[1], sizes[2], kind))
-    return rows
+    return viewer.make_view(scene, deviation, gates), figures.change(scene, cubic)

@@ -108,9 +108,7 @@ def write_profile(scene: Scene, cubic: Volume, path: Path) -> Path:
     return _save(figure, path)
 
 
-def _locate(
-    axes: Axes, scene: Scene, plane: str, axis: int, across: float, centre: float
-) -> None:
+def _locate(axes: Axes, scene: Scene, plane: str, axis: int, across: float, centre: float) -> None:
     """A small picture of the plane with the line in it."""
     drawn = canvas.draw_plane(scene.original, scene.frame, plane, scene.positions[plane])
     columns, rows = scene.frame.positions(plane)
@@ -128,13 +126,36 @@ def _locate(
     axes.set_title(f"{plane} plane", fontsize=9)
 
 
+def intensity_step(values: np.ndarray) -> float:
+    """Step between the intensities of an image stored as whole numbers; 0 if there is none."""
+    found = np.unique(values[:: max(1, values.shape[0] // 40)])
+    if len(found) < 2 or len(found) > 65536:
+        return 0.0
+    gaps = np.diff(found)
+    step = float(gaps.min())
+    whole = np.abs(gaps / step - np.rint(gaps / step)).max() < 0.01
+    return step if whole and step > 1e-4 * float(np.ptp(found)) else 0.0
+
+
+def bin_edges(low: float, high: float, step: float, count: int = 160) -> np.ndarray:
+    """Edges of about ``count`` bins; each holds the same number of intensity steps.
+
+    Bins of other widths would hold now two, now three of the scan's intensities: a comb.
+    """
+    if step <= 0:
+        return np.linspace(low, high, count + 1)
+    width = step * max(1, round((high - low) / count / step))
+    first = np.floor(low / step) * step - step / 2
+    return np.arange(first, high + width, width)
+
+
 def write_histogram(scene: Scene, path: Path) -> Path:
     """Intensities inside the brain mask, input and result: the contrast must not move."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.5, 2.8), layout="constrained")
         axes = figure.subplots()
         low, high = scene.window
-        edges = np.linspace(low, 1.1 * high, 160)
+        edges = bin_edges(low, 1.1 * high, intensity_step(scene.original.data))
         for words, volume in (("input", scene.original), ("super-resolved", scene.enhanced)):
             density, _ = np.histogram(_inside(scene, volume), edges, density=True)
             axes.stairs(density, edges, label=words, **STYLES[words])
