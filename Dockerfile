@@ -50,7 +50,8 @@ RUN pip install --no-deps --force-reinstall . \
     && pip uninstall -y triton
 
 # Every model folder must load and match its checksum, or there is no image.
-RUN python -c "from bids_moediff.networks.model_folder import MODELS_FOLDER, load_model; \
+RUN python -c "from bids_moediff.families.load import load_model; \
+    from bids_moediff.networks.model_folder import MODELS_FOLDER; \
     print([load_model(path).sha256 for path in sorted(MODELS_FOLDER.iterdir())] or exit('no model'))"
 
 # Standard spaces to carry along, space-separated TemplateFlow names; empty for none.

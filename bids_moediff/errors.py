@@ -5,6 +5,9 @@ A message is one clear sentence that says what is wrong and what to do about it.
 prints it without a traceback and leaves with :attr:`MoediffError.exit_code`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class MoediffError(Exception):
     """An expected failure: something was wrong with one or more images."""
@@ -46,3 +49,10 @@ class WeightsError(MoediffError):
     """Model weights are missing, unreadable or do not match their checksum."""
 
     exit_code = 78
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """``" (did you mean X?)"`` for the nearest of the choices, or nothing if none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""

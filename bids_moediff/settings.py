@@ -9,16 +9,15 @@ wrong value is refused in the same words wherever it was written.
 
 # ruff: noqa: RUF009 (_option is dataclasses.field with a converter)
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import UsageError, closest
 from bids_moediff.runtime.resources import parse_memory
 
 PREFIX = "BIDS_MOEDIFF_"
@@ -34,13 +33,6 @@ ANATOMICAL_SUFFIXES = (
 MODELS = ("auto", "moediff", "student", "crfm", "nsmoe")
 
 Convert = Callable[[Any], Any]
-
-
-def closest(word: str, choices: Iterable[str]) -> str:
-    """``" (did you mean X?)"`` for the nearest of the choices, or nothing if none is near."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
 
 
 def _words(value: Any) -> list[Any]:

@@ -69,8 +69,9 @@ def untrained_model(folder: Path) -> Path:
     """Model folder of the smallest networks with fresh weights: interpolation and consistency."""
     import torch
 
+    from bids_moediff.families.load import build_network
     from bids_moediff.families.moediff.config import MoEDiffConfig
-    from bids_moediff.networks.model_folder import build_network, save_model
+    from bids_moediff.networks.model_folder import save_model
 
     torch.manual_seed(0)
     config = {

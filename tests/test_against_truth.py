@@ -13,7 +13,7 @@ import pytest
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import parse_name
 from bids_moediff.errors import ImageError
-from bids_moediff.evaluation.against_truth import Result, align, match
+from bids_moediff.evaluation.against_truth import ResultFile, align, match
 from bids_moediff.imaging.masks import head_mask_array
 from conftest import run_script
 from generated import dataset, head
@@ -121,7 +121,7 @@ def image_of(name: str) -> AnatomicalImage:
 
 def test_matching() -> None:
     entities = {"sub": "1", "ses": "a", "acq": "fast", "run": "1"}
-    result = Result(Path("x"), "x", entities, "T1w")
+    result = ResultFile(Path("x"), "x", entities, "T1w")
     exact = image_of("sub-1_ses-a_acq-fast_run-1_T1w")
     other = image_of("sub-1_ses-a_acq-slow_T1w")
     later = image_of("sub-1_ses-b_acq-slow_T1w")

@@ -15,6 +15,7 @@ from bids_moediff.families.crfm.network import (
     resize_cubic,
     scaled_gradient,
 )
+from bids_moediff.families.load import load_model
 from bids_moediff.networks import model_folder
 
 TINY = CRFMConfig(channels=4, blocks=2)
@@ -118,6 +119,6 @@ def test_learns_from_the_reference() -> None:
 def test_model_folder(tmp_path: Path) -> None:
     config = {"family": "crfm", "crfm": TINY.to_dict()}
     model_folder.save_model(CRFMNetwork(TINY), config, tmp_path / "crfm", "")
-    assert isinstance(model_folder.load_model(tmp_path / "crfm").network, CRFMNetwork)
+    assert isinstance(load_model(tmp_path / "crfm").network, CRFMNetwork)
     with pytest.raises(ValueError, match="colour"):
         CRFMConfig.from_dict({"colour": 3})

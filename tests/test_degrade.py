@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from bids_moediff.evaluation.degradation import Recipe, degrade
+from bids_moediff.evaluation.degradation import Coarsening, degrade
 from bids_moediff.imaging.acquisition import Acquisition, Axis
 from conftest import run_script
 from generated import dataset, head
@@ -143,7 +143,7 @@ def test_kspace_equals_scipy_resampling(tmp_path: Path) -> None:
 
 def test_box_with_a_gap_averages_the_slice_only() -> None:
     data = np.random.default_rng(0).uniform(1, 2, (8, 8, 24)).astype(np.float32)
-    recipe = Recipe(factors=(1, 1, 4), profiles=("box",) * 3, gap=2.0)
+    recipe = Coarsening(factors=(1, 1, 4), profiles=("box",) * 3, gap=2.0)
     found, _ = degrade(nib.Nifti1Image(data, np.eye(4)), recipe)
     middle = data.reshape(8, 8, 6, 4)[..., 1:3].mean(axis=-1)
     assert np.asarray(found.dataobj) == pytest.approx(middle, rel=1e-5)
@@ -151,7 +151,7 @@ def test_box_with_a_gap_averages_the_slice_only() -> None:
 
 def test_a_field_of_view_that_does_not_divide_is_covered() -> None:
     data = np.full((10, 9, 29), 7.0, np.float32)
-    found, _ = degrade(nib.Nifti1Image(data, np.eye(4)), Recipe(resolution=(1, 1, 2.5)))
+    found, _ = degrade(nib.Nifti1Image(data, np.eye(4)), Coarsening(resolution=(1, 1, 2.5)))
     assert found.shape == (10, 9, 12)
     assert np.asarray(found.dataobj) == pytest.approx(7.0, rel=1e-5)
 
@@ -160,7 +160,7 @@ def test_noise_is_rician_and_as_strong_as_asked_for() -> None:
     grid = np.meshgrid(*[np.linspace(-1, 1, size) for size in (60, 70, 56)], indexing="ij")
     ball = sum(axis**2 for axis in grid) < 0.7
     data = np.where(ball, 400, 0).astype(np.float32)
-    recipe = Recipe(factors=(1, 1, 1), signal_to_noise=20)
+    recipe = Coarsening(factors=(1, 1, 1), signal_to_noise=20)
     noisy, record = degrade(nib.Nifti1Image(data, np.diag([2.5, 2.5, 3, 1])), recipe)
     sigma = record["NoiseStandardDeviation"]
     assert sigma == pytest.approx(400 / 20, rel=0.01)

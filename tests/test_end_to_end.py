@@ -335,7 +335,7 @@ def test_a_stop_that_falls_into_garbage_collection_is_not_lost() -> None:
         def __del__(self) -> None:
             superres._terminate(signal.SIGTERM, None)  # Python prints what this raises and goes on
 
-    progress = superres.Progress(io.StringIO(), follow_parent=False)
+    progress = superres.ProgressLines(io.StringIO(), follow_parent=False)
     superres.STOP.clear()
     try:
         progress("a", "mean", 0.0)

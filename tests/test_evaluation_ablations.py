@@ -20,13 +20,13 @@ from bids_moediff.evaluation.ablation import (
 )
 from bids_moediff.evaluation.ablation_page import findings, gate_lines, page
 from bids_moediff.evaluation.benchmark import Method
-from bids_moediff.evaluation.blocks import RIM, Block
 from bids_moediff.evaluation.tissue import HeadMass, Verdict
-from bids_moediff.evaluation.truth import Head
+from bids_moediff.evaluation.truth import RIM, Block, TruthHead
+from bids_moediff.families.load import build_network
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.networks.mean import MeanConfig
-from bids_moediff.networks.model_folder import build_network, save_model
+from bids_moediff.networks.model_folder import save_model
 from conftest import run_script
 from generated import head
 
@@ -208,7 +208,7 @@ def test_wrong_models_are_refused(
 
 
 def test_a_block_is_the_middle_of_its_head(heads: list[Path]) -> None:
-    whole, block = Head(heads[0]).load(), Block(heads[0], side=48).load()
+    whole, block = TruthHead(heads[0]).load(), Block(heads[0], side=48).load()
     assert block.truth.shape == (48, 48, 48)
     corner = np.linalg.inv(whole.affine) @ block.affine[:, 3]
     begin = np.round(corner[:3]).astype(int)

@@ -10,10 +10,11 @@ import pytest
 from scipy import ndimage, signal
 
 from bids_moediff.errors import UsageError
+from bids_moediff.evaluation.gates import select_protocols
 from bids_moediff.evaluation.summary import summarise
 from bids_moediff.evaluation.truth import heads_of_manifest, trusted_axes
 from bids_moediff.imaging.metrics import bootstrap_interval
-from bids_moediff.imaging.protocols import parse_protocol, select_protocols
+from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_script
 from generated import head, untrained_model
 

@@ -12,7 +12,7 @@ import pytest
 from bids_moediff.errors import ImageError
 from bids_moediff.evaluation import hallucination as suite
 from bids_moediff.evaluation.benchmark import BASELINES, Method, Task
-from bids_moediff.evaluation.truth import Head, Loaded
+from bids_moediff.evaluation.truth import Loaded, TruthHead
 from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_script
@@ -26,7 +26,7 @@ def loaded() -> Loaded:
     image = head(SHAPE, ZOOMS)
     data = np.asarray(image.dataobj, np.float32)
     mask = head_mask_array(data, ZOOMS)
-    return Loaded(Head(Path("h.nii.gz")), data, mask, ZOOMS, image.affine, (0, 1, 2), "")
+    return Loaded(TruthHead(Path("h.nii.gz")), data, mask, ZOOMS, image.affine, (0, 1, 2), "")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.evaluation.blocks import Block
 from bids_moediff.evaluation.calibration import calibrate, examine
+from bids_moediff.evaluation.truth import Block
+from bids_moediff.families.load import load_model
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.imaging.protocols import parse_protocol
 from bids_moediff.inference.expected_error import (
     NEIGHBOURHOOD,
@@ -19,7 +21,7 @@ from bids_moediff.inference.expected_error import (
 )
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import LoadedModel, MoEDiffModel, load_model
+from bids_moediff.networks.model_folder import LoadedModel
 from generated import head
 
 EVERYWHERE = np.ones((40, 30, 30), bool)

@@ -10,7 +10,7 @@ from nipype.pipeline.engine.utils import generate_expanded_graph
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.interfaces.products import SidecarRecord
 from bids_moediff.settings import Settings
-from bids_moediff.workflows.participant import Plan, init_single_subject_wf
+from bids_moediff.workflows.participant import RunPlan, init_single_subject_wf
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def graph() -> nx.DiGraph:
     """Names of the steps of a participant with one image, with what they wait for."""
     name = "sub-01/anat/sub-01_T1w.nii.gz"
     image = AnatomicalImage(Path("/nowhere") / name, name, {"sub": "01"}, "T1w", {})
-    plan = Plan("student", "", ("cpu",), 1, "run")
+    plan = RunPlan("student", "", ("cpu",), 1, "run")
     workflow = init_single_subject_wf(Participant("01", (image,)), Settings(), plan)
     # Without the nodes that only hand on, which join what has nothing to do with each other.
     steps = generate_expanded_graph(workflow._create_flat_graph())

@@ -4,9 +4,14 @@
 import pytest
 import torch
 
-from bids_moediff.families.head_box import KEPT, MARGIN, head_box, within_head_box
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
-from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.families.whole_volume import (
+    KEPT,
+    MARGIN,
+    apply_to_volume,
+    head_box,
+    within_head_box,
+)
 from test_streaming import lively
 
 SHAPE = (93, 70, 61)
@@ -90,7 +95,7 @@ def test_a_real_network_on_a_box():
     condition = torch.tensor([2.0, 0.0, 0.0, 1.0, 0.0, 0.0])
 
     def run(volume: torch.Tensor) -> torch.Tensor:
-        return apply_mean(network, volume, condition)
+        return apply_to_volume(network, volume, condition)
 
     result, whole = within_head_box(run, start), run(start)
     assert (whole - start)[HEAD].abs().max() > 0.01

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bids_moediff.families import choice as shipped
-from bids_moediff.families.choice import choose, read_config, seconds_per_voxel, stage_macs
-from bids_moediff.families.cost import estimate
+from bids_moediff.families.choice import choose
+from bids_moediff.families.cost import estimate, seconds_per_voxel, stage_macs
+from bids_moediff.families.load import load_model
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.networks import model_folder
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import load_model, save_model
+from bids_moediff.networks.model_folder import read_config, save_model
 from conftest import ROOT, run_script
 from generated import dataset, untrained_model
 
@@ -58,7 +59,7 @@ def test_what_is_asked_for_by_name_is_taken():
 
 
 def test_the_shipped_folder_decides(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr(model_folder, "MODELS_FOLDER", tmp_path)
     untrained_model(tmp_path / "moediff")
     assert choose("auto", "cpu").model == "moediff"
     student_folder(tmp_path / "student")

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bids_moediff.errors import WeightsError
-from bids_moediff.families import choice
+from bids_moediff.families.load import load_model
 from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.model import PARTS, MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.networks import model_folder
 
@@ -23,18 +24,18 @@ CONFIG = {"family": "moediff", "version": "1.0", "moediff": TINY.to_dict()}
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model_folder.save_model(
-        model_folder.MoEDiffModel(None, MoEDiffSR(TINY)), CONFIG, tmp_path / "m", "# Card\n"
+        MoEDiffModel(None, MoEDiffSR(TINY)), CONFIG, tmp_path / "m", "# Card\n"
     )
     return tmp_path / "m"
 
 
 def test_round_trip_stores_halves_and_loads_floats(folder: Path) -> None:
     torch.manual_seed(0)
-    original = model_folder.MoEDiffModel(None, MoEDiffSR(TINY)).state_dict()
+    original = MoEDiffModel(None, MoEDiffSR(TINY)).state_dict()
     stored = load_file(folder / "model.safetensors")
     assert all(name.startswith("moediff.") for name in stored)
     assert {t.dtype for t in stored.values()} == {torch.float16}
-    loaded = model_folder.load_model(folder)
+    loaded = load_model(folder)
     assert loaded.name == "m" and not loaded.network.training
     assert loaded.sha256 == json.loads((folder / "config.json").read_text())["sha256"]
     assert loaded.config["version"] == "1.0"
@@ -45,7 +46,7 @@ def test_round_trip_stores_halves_and_loads_floats(folder: Path) -> None:
 
 
 def test_saving_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    network = model_folder.load_model(folder).network
+    network = load_model(folder).network
     model_folder.save_model(network, CONFIG, tmp_path / "again", "# Card\n")
     for name in ("config.json", "model.safetensors", "MODEL_CARD.md"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
@@ -67,15 +68,15 @@ def test_flipped_byte(folder: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(WeightsError, match="checksum"):
-        model_folder.load_model(folder)
+        load_model(folder)
 
 
 def test_missing_weights_and_missing_folder(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"cannot read .*model\.safetensors"):
-        model_folder.load_model(folder)
+        load_model(folder)
     with pytest.raises(WeightsError, match="no model 'nowhere'"):
-        model_folder.load_model("nowhere")
+        load_model("nowhere")
 
 
 @pytest.mark.parametrize(
@@ -91,14 +92,14 @@ def test_missing_weights_and_missing_folder(folder: Path) -> None:
 def test_wrong_configuration(folder: Path, changes: dict[str, object], message: str) -> None:
     change_config(folder, **changes)
     with pytest.raises(WeightsError, match=message) as error:
-        model_folder.load_model(folder)
+        load_model(folder)
     assert error.value.exit_code == 78
 
 
 def test_unreadable_configuration(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="cannot read"):
-        model_folder.load_model(folder)
+        load_model(folder)
 
 
 def test_garbage_with_a_right_checksum(folder: Path) -> None:
@@ -108,27 +109,25 @@ def test_garbage_with_a_right_checksum(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(data)
         change_config(folder, sha256=hashlib.sha256(data).hexdigest())
         with pytest.raises(WeightsError, match="does not fit"):
-            model_folder.load_model(folder)
+            load_model(folder)
 
 
 def test_composite_holds_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(model_folder.PARTS, "mean", lambda values: nn.Linear(values["n"], 2))
+    monkeypatch.setitem(PARTS, "mean", lambda values: nn.Linear(values["n"], 2))
     config = CONFIG | {"mean": {"n": 3}}
-    network = model_folder.MoEDiffModel(nn.Linear(3, 2), MoEDiffSR(TINY))
+    network = MoEDiffModel(nn.Linear(3, 2), MoEDiffSR(TINY))
     model_folder.save_model(network, config, tmp_path / "both", "")
-    loaded = model_folder.load_model(tmp_path / "both").network
+    loaded = load_model(tmp_path / "both").network
     assert torch.equal(loaded.mean.weight, network.mean.weight.half().float())
     assert isinstance(loaded.moediff, MoEDiffSR)
     config = {"family": "moediff", "mean": {"n": 3}}
-    model_folder.save_model(
-        model_folder.MoEDiffModel(nn.Linear(3, 2), None), config, tmp_path / "mean", ""
-    )
-    assert model_folder.load_model(tmp_path / "mean").network.moediff is None
+    model_folder.save_model(MoEDiffModel(nn.Linear(3, 2), None), config, tmp_path / "mean", "")
+    assert load_model(tmp_path / "mean").network.moediff is None
 
 
 def test_available_lists_folders_with_a_configuration(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "MODELS_FOLDER", folder.parent)
+    monkeypatch.setattr(model_folder, "MODELS_FOLDER", folder.parent)
     assert model_folder.available() == ["m"]
-    assert model_folder.load_model("m").name == "m"
+    assert load_model("m").name == "m"

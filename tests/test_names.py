@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bids_moediff.bids.discover import AnatomicalImage
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import (
     PRODUCTS,
     RESERVED,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bids_moediff.families.load import load_model
 from bids_moediff.families.nsmoe.blocks import assemble, axis_plan, cut
 from bids_moediff.families.nsmoe.kernels import (
     Kernels,
@@ -17,13 +18,13 @@ from bids_moediff.families.nsmoe.kernels import (
     rotation_matrices,
 )
 from bids_moediff.families.nsmoe.network import (
-    Critic,
     LaplacianResizer,
     NSMoEConfig,
     NSMoENetwork,
     regular_centres,
     resize,
 )
+from bids_moediff.families.nsmoe.training import Critic
 from bids_moediff.networks import model_folder
 
 TINY = NSMoEConfig(block=8, kernels=4, inner=8, width=8, heads=2)
@@ -218,7 +219,7 @@ def test_critic(dims: int) -> None:
 def test_model_folder_and_errors(tmp_path: Path) -> None:
     config = {"family": "nsmoe", "nsmoe": TINY.to_dict()}
     model_folder.save_model(NSMoENetwork(TINY), config, tmp_path / "nsmoe", "")
-    assert isinstance(model_folder.load_model(tmp_path / "nsmoe").network, NSMoENetwork)
+    assert isinstance(load_model(tmp_path / "nsmoe").network, NSMoENetwork)
     with pytest.raises(ValueError, match="2 dimensions"):
         NSMoENetwork(TINY)(torch.rand(1, 1, 8, 8, 8), (8, 8, 8))
     with pytest.raises(ValueError, match="even"):

@@ -10,14 +10,9 @@ from torch.nn import functional
 
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.families.moediff.slices import (
-    gate_slices,
-    orientations,
-    restore_planes,
-    restore_slices,
-    slice_axes,
-)
+from bids_moediff.families.moediff.slices import gate_slices, restore_planes, restore_slices
 from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.axes import orientations, slice_axes
 
 TINY = MoEDiffConfig(width=4, embed_dim=8, heads=2, context_slices=3, kappa=0.5)
 ISOTROPIC = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])

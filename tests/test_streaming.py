@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.families.choice import available
+from bids_moediff.families.load import load_model
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
-from bids_moediff.families.tiling import pad_to_multiple
-from bids_moediff.families.whole_volume import apply_mean, axis_order, reorder
+from bids_moediff.families.whole_volume import apply_to_volume, pad_to_multiple
 from bids_moediff.imaging.acquisition import Acquisition
+from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.imaging.grid import covering_shape
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.networks import streaming
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import load_model
+from bids_moediff.networks.model_folder import available
 from bids_moediff.runtime.resources import has_bfloat16
 from conftest import DEMO
 
@@ -59,7 +59,7 @@ def test_planes_pushed_equal_the_whole_volume(name, max_voxels, shape):
     condition = torch.tensor([0.5, 0.5, 2.0, 1.2, 1.2, 0.9])
     expected = whole(network, start, condition)
     assert (expected - start).abs().max() > 0.01
-    result = apply_mean(network, start, condition, max_voxels=max_voxels)
+    result = apply_to_volume(network, start, condition, max_voxels=max_voxels)
     assert (result - expected).abs().max() < 1e-5
 
 
@@ -73,9 +73,9 @@ def test_any_axis_may_be_the_thick_one(coarse):
     axes.insert(coarse, 0)  # axis 0 of `start` is the thick one, put at `coarse`
     condition = torch.zeros(6)
     condition[coarse], condition[3 + coarse] = told[2], told[5]
-    turned = apply_mean(network, start.permute(axes), condition)
+    turned = apply_to_volume(network, start.permute(axes), condition)
     first = torch.tensor([2.0, 0.0, 0.0, 1.0, 0.0, 0.0])
-    expected = apply_mean(network, start, first).permute(axes)
+    expected = apply_to_volume(network, start, first).permute(axes)
     assert (turned - expected).abs().max() < 1e-5
 
 
@@ -110,8 +110,8 @@ def test_half_precision_of_the_shipped_models_stays_below_a_thousandth(model):
     condition = torch.tensor(Acquisition.uniform("kspace").condition((1.0,) * 3, zooms))
     network = load_model(model).network
     network = getattr(network, "mean", network)
-    exact = apply_mean(network, start, condition, precision="fp32")
-    near = apply_mean(network, start, condition, precision="bf16")
+    exact = apply_to_volume(network, start, condition, precision="fp32")
+    near = apply_to_volume(network, start, condition, precision="bf16")
     assert (exact - start).abs().max() > 0.01
     assert (near - exact).abs().max() < 1e-3
 
@@ -120,15 +120,15 @@ def test_half_precision_of_the_shipped_models_stays_below_a_thousandth(model):
 def test_half_precision_is_near(name):
     network = networks()[name]
     start, condition = torch.rand(40, 24, 24), torch.tensor([0.5] * 3 + [1.2] * 3)
-    exact = apply_mean(network, start, condition)
-    near = apply_mean(network, start, condition, precision="bf16")
+    exact = apply_to_volume(network, start, condition)
+    near = apply_to_volume(network, start, condition, precision="bf16")
     change = (exact - start).abs().max()
     assert 0 < (near - exact).abs().max() < 0.02 * change
 
 
 def test_progress_ends_at_one():
     seen: list[float] = []
-    apply_mean(
+    apply_to_volume(
         networks()["mean"], torch.rand(20, 8, 8), torch.zeros(6), seen.append, max_voxels=300
     )
     assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 3

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bids_moediff.families.load import load_model
 from bids_moediff.families.student.network import Factorised, StudentConfig, StudentNetwork
 from bids_moediff.networks import model_folder
 from bids_moediff.networks.mean import OUTPUT_GAIN, depth_to_space
@@ -139,6 +140,6 @@ def test_model_folder(tmp_path: Path) -> None:
     config = {"family": "student", "student": TINY.to_dict()}
     network = shaken()
     model_folder.save_model(network, config, tmp_path / "student", "# Student\n")
-    loaded = model_folder.load_model(tmp_path / "student").network
+    loaded = load_model(tmp_path / "student").network
     start, condition = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 6)
     assert torch.allclose(loaded(start, condition), network(start, condition), atol=1e-3)

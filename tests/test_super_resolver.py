@@ -13,11 +13,12 @@ from scipy.spatial.transform import Rotation
 
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import LoadedModel, MoEDiffModel
+from bids_moediff.networks.model_folder import LoadedModel
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import load_model
 from bids_moediff.families.moediff.latents import HaarAutoencoder
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.networks.model_folder import load_model
 from bids_moediff.training.autoencoder import AutoencoderStage, coded_truth
 from bids_moediff.training.loop import make_stage, train
 from bids_moediff.training.pack import load_pack

@@ -18,11 +18,12 @@ from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.interpolation import initial_estimate
+from bids_moediff.imaging.protocols import ACQUISITIONS
+from bids_moediff.imaging.simulation import degrade, draw, fixed
 from bids_moediff.training import tensor_filters
 from bids_moediff.training.batches import patches, slices
-from bids_moediff.training.bids_heads import Choice, bids_heads, collect, manifest_heads
+from bids_moediff.training.bids_heads import Selection, bids_heads, collect, manifest_heads
 from bids_moediff.training.contrast import CORTEX, WHITE, random_contrast, tissue_codes
-from bids_moediff.training.degradation import degrade, draw, fixed
 from bids_moediff.training.guidance import (
     displacement,
     guidance_maps,
@@ -37,8 +38,7 @@ from bids_moediff.training.pack import (
     save_pack,
     select_heads,
 )
-from bids_moediff.training.recipe import ACQUISITIONS
-from bids_moediff.training.sharpness import Grid, coarsen, draw_grid
+from bids_moediff.training.sharpness import Grid, draw_grid, to_larger_voxels
 from bids_moediff.training.stage import relative_weight
 from bids_moediff.training.validation import gains, make_cases
 from bids_moediff.training.volumes import Source, Window, image_weight, make_volume
@@ -295,7 +295,7 @@ def _paired(root: Path, shift: float = 0.0) -> Path:
 
 
 def test_pairs_are_found_by_session_and_acquisition(tmp_path: Path) -> None:
-    found = {h.name.split("/")[1]: h for h in bids_heads(_paired(tmp_path / "d"), Choice())}
+    found = {h.name.split("/")[1]: h for h in bids_heads(_paired(tmp_path / "d"), Selection())}
     low = found.pop("sub-01_ses-low_T1w+sub-01_ses-high_T1w")
     thick = found.pop("sub-02_acq-thick_T1w+sub-02_acq-iso_T1w")
     assert set(found) == {"sub-03_T1w"}  # the thick T2w is no target
@@ -317,11 +317,11 @@ def test_pairs_are_found_by_session_and_acquisition(tmp_path: Path) -> None:
 
 def test_pairs_named_on_the_command_line(tmp_path: Path) -> None:
     root = _paired(tmp_path / "d")
-    kinds = [h.kind for h in bids_heads(root, Choice("acq-thick:acq-iso"))]
+    kinds = [h.kind for h in bids_heads(root, Selection("acq-thick:acq-iso"))]
     assert sorted(kinds) == ["image", "image", "pair"]
-    assert {h.kind for h in bids_heads(root, Choice("none"))} == {"image"}
+    assert {h.kind for h in bids_heads(root, Selection("none"))} == {"image"}
     with pytest.raises(UsageError, match="no pair ses-low:ses-hihg"):
-        bids_heads(root, Choice("ses-low:ses-hihg"))
+        bids_heads(root, Selection("ses-low:ses-hihg"))
 
 
 def test_pairs_train_in_the_orientation_the_networks_know(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_pairs_train_in_the_orientation_the_networks_know(tmp_path: Path) -> Non
         tmp_path / "d",
         {"sub-01_acq-a_T1w": _scan(1, (3, 1, 1)), "sub-01_acq-b_T1w": _scan(1)},
     )
-    pair = bids_heads(root, Choice())[0]
+    pair = bids_heads(root, Selection())[0]
     for seed in range(5):
         rng = np.random.default_rng(seed)
         volume = make_volume(pair, tiny("mean", patch=16, block=48), rng, CPU)
@@ -345,10 +345,10 @@ def _roughness(volume: torch.Tensor, axis: int) -> float:
 
 
 def test_validation_takes_whole_participants(tmp_path: Path) -> None:
-    found = collect([_paired(tmp_path / "d")], [], Choice(), report=lambda line: None)
+    found = collect([_paired(tmp_path / "d")], [], Selection(), report=lambda line: None)
     kept = {h.subject for h in found if h.validation}
     assert len(kept) == 1 and len({h.subject for h in found}) == 3
-    named = collect([tmp_path / "d"], [], Choice(validation=("02",)), report=lambda line: None)
+    named = collect([tmp_path / "d"], [], Selection(validation=("02",)), report=lambda line: None)
     assert {h.subject for h in named if h.validation} == {"d/sub-02"}
     cases = make_cases([h for h in named if h.validation])
     assert [case.protocol for case in cases] == ["paired scans"]
@@ -520,7 +520,7 @@ def test_the_gate_sees_guidance_and_does_without() -> None:
 def test_a_head_on_larger_voxels_is_what_the_scanner_would_measure() -> None:
     fine = torch.rand(30, 28, 24, generator=torch.Generator().manual_seed(1))
     profile = Axis("kspace")
-    coarse = coarsen(fine, (1.5, 1.0, 2.0), profile)
+    coarse = to_larger_voxels(fine, (1.5, 1.0, 2.0), profile)
     operator = Operator.between(
         (30, 28, 24), (1.0, 1.0, 1.0), (20, 28, 12), (1.5, 1.0, 2.0), Acquisition.uniform("kspace")
     )

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from bids_moediff.cli.train import main
+from bids_moediff.families.load import load_model
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import load_model
 from bids_moediff.training.state import WeightAverage, save_state
 
 MEAN = MeanConfig(channels=8, blocks=2)

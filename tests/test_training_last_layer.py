@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import build_network, load_model
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.families.student.training.last_layer import (
     Moments,
@@ -18,7 +19,7 @@ from bids_moediff.families.student.training.last_layer import (
     with_conditioned_tail,
 )
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import build_network, load_model, save_model
+from bids_moediff.networks.model_folder import save_model
 from bids_moediff.training.stage import Batch
 from training_data import pack, tiny
 

@@ -10,11 +10,12 @@ from scipy import ndimage
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import build_network, load_model
 from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.imaging.interpolation import initial_estimate
+from bids_moediff.imaging.simulation import ONES, Degradation, degrade, draw
 from bids_moediff.networks.mean import MeanNetwork
-from bids_moediff.networks.model_folder import build_network, load_model, save_model
-from bids_moediff.training.degradation import ONES, Degradation, degrade, draw
+from bids_moediff.networks.model_folder import save_model
 from bids_moediff.training.lesions import DARKEST, LesionsStage, _blob, lesion_field
 from bids_moediff.training.recipe import LesionsRecipe
 from bids_moediff.training.volumes import make_volume

@@ -22,8 +22,9 @@ from torch import nn
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.families.load import build_network, load_model
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import build_network, load_model, save_model
+from bids_moediff.networks.model_folder import save_model
 from bids_moediff.training.loop import InterruptedRun, Trainer, make_stage, train
 from bids_moediff.training.recipe import recipe_names
 from bids_moediff.training.state import WeightAverage, load_state, read_state, save_state

@@ -11,6 +11,7 @@ from torch import nn
 
 from bids_moediff.errors import UsageError
 from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.families.student.training.student import (
@@ -23,10 +24,9 @@ from bids_moediff.families.student.training.student import (
     measured_part,
     sobel3d,
 )
-from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.families.whole_volume import apply_to_volume
+from bids_moediff.imaging.simulation import degrade, draw
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import MoEDiffModel
-from bids_moediff.training.degradation import degrade, draw
 from bids_moediff.training.recipe import StudentRecipe
 from bids_moediff.training.volumes import make_volume
 from training_data import heads, tiny
@@ -97,7 +97,7 @@ def test_the_teacher_is_consistent_with_the_measurement() -> None:
     residual = degraded.operator.forward(teacher) - degraded.measured
     assert float(residual.norm() / degraded.measured.norm()) < 1e-3
     assert stage.teacher is not None
-    plain = apply_mean(stage.teacher.mean, degraded.start, torch.tensor(degraded.condition))  # type: ignore[arg-type]
+    plain = apply_to_volume(stage.teacher.mean, degraded.start, torch.tensor(degraded.condition))  # type: ignore[arg-type]
     expected = degraded.operator.project(plain, degraded.measured)
     assert torch.allclose(teacher, expected, atol=1e-5)
     assert float((teacher - degraded.start).abs().max()) > 1e-3

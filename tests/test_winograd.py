@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
-from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.families.whole_volume import apply_to_volume
 from bids_moediff.networks import winograd
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.streaming import Convolution
@@ -110,5 +110,5 @@ def test_wide_networks_equal_their_own_forward_call(network, max_voxels):
     start, condition = torch.rand(27, 18, 22), torch.tensor([0.5, 0.5, 2.0, 1.2, 1.2, 0.9])
     expected = whole(network, start, condition)
     assert (expected - start).abs().max() > 0.01
-    result = apply_mean(network, start, condition, max_voxels=max_voxels)
+    result = apply_to_volume(network, start, condition, max_voxels=max_voxels)
     assert (result - expected).abs().max() < 1e-5

@@ -13,14 +13,9 @@ from nipype.interfaces.base import traits
 from nipype.pipeline import engine as pe
 
 from bids_moediff.errors import ImageError
-from bids_moediff.execution.work_folder import (
-    WORKFLOW_NAME,
-    forget_failures,
-    participant_folder,
-    participant_workflow_name,
-    remove_work,
-)
+from bids_moediff.execution.work_folder import forget_failures, participant_folder, remove_work
 from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 from conftest import ROOT
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_moediff.training.pack import Head, make_image, make_labels, save_pack
+from bids_moediff.training.pack import TrainingHead, make_image, make_labels, save_pack
 from bids_moediff.training.recipe import Recipe, load_recipes
 from generated import head
 
@@ -27,7 +27,7 @@ def label_map(seed: int = 0) -> np.ndarray:
     return labels
 
 
-def heads() -> list[Head]:
+def heads() -> list[TrainingHead]:
     """Two heads and a label map to train on, one head to validate on."""
     images = []
     for seed, name in enumerate(("a", "b", "c")):

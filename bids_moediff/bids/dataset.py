@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import UsageError, closest
 from bids_moediff.runtime.devices import container_kind
 from bids_moediff.runtime.sink import table_text, write_json, write_text
-from bids_moediff.settings import PREFIX, Settings, closest
+from bids_moediff.settings import PREFIX, Settings
 
 NAME = "bids_moediff"
 BIDS_VERSION = "1.11.1"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import RESERVED, parse_name
 from bids_moediff.bids.query import FilterQueries, filters_in_force, load_filters
-from bids_moediff.errors import ImageError, NothingToProcessError, UsageError
-from bids_moediff.settings import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES, Settings, closest
+from bids_moediff.errors import ImageError, NothingToProcessError, UsageError, closest
+from bids_moediff.settings import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES, Settings
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What discovery finds and the other rooms are handed."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,29 @@ class AnatomicalImage:
     suffix: str
     metadata: Mapping[str, Any]
     problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the image in requests, logs and tables: its file name without extension."""
+        return self.path.name.removesuffix(".gz").removesuffix(".nii")
+
+    def to_json(self) -> str:
+        """Text that travels between nodes and can be hashed; see :meth:`from_json`."""
+        fields = {
+            "path": str(self.path),
+            "relative_path": self.relative_path,
+            "entities": dict(self.entities),
+            "suffix": self.suffix,
+            "metadata": dict(self.metadata),
+            "problem": self.problem,
+        }
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "AnatomicalImage":
+        """Inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        return cls(**{**fields, "path": Path(fields["path"])})
 
 
 @dataclass(frozen=True)

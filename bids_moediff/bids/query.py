@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bids_moediff.errors import UsageError
-from bids_moediff.settings import ANATOMICAL_SUFFIXES, Settings, closest
+from bids_moediff.errors import UsageError, closest
+from bids_moediff.settings import ANATOMICAL_SUFFIXES, Settings
 
 FilterQueries = Mapping[str, Mapping[str, Any]]
 # Queries of other pipelines: a file written for all of them is read, these are passed over.

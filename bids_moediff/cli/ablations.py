@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
 from bids_moediff.cli import evaluate
-from bids_moediff.cli.common import Progress
+from bids_moediff.cli.common import ProgressBar
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
-    from bids_moediff.evaluation.blocks import Block
+    from bids_moediff.evaluation.truth import Block
     from bids_moediff.inference.super_resolver import SuperResolver
 
 PROGRAM = f"{evaluate.PROGRAM} ablations"
@@ -70,12 +70,12 @@ def run_ablations(argv: list[str]) -> int:
     folders = _named(options.models)
     if options.block < 48 or options.samples < 2:
         raise UsageError("--block must be at least 48, and --samples at least 2.")
-    from bids_moediff.imaging.protocols import select_protocols
+    from bids_moediff.evaluation.gates import select_protocols
 
     protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
     from bids_moediff.evaluation import ablation, ablation_page
-    from bids_moediff.evaluation.benchmark import HeadTable, Plan, Rows, run
+    from bids_moediff.evaluation.benchmark import BenchmarkPlan, HeadTable, Rows, run
 
     heads = _blocks(options)
     base = _load(options.model, options)
@@ -84,8 +84,8 @@ def run_ablations(argv: list[str]) -> int:
     given = {name: _load(str(folder), options) for name, folder in folders.items()}
     arms = ablation.make_arms(base, given, options.samples)
     chosen = ablation.choose(arms, options.questions)
-    plan = Plan(heads, protocols, ablation.methods_of(chosen), full=True)
-    progress, problems = Progress(len(plan), "row"), []
+    plan = BenchmarkPlan(heads, protocols, ablation.methods_of(chosen), full=True)
+    progress, problems = ProgressBar(len(plan), "row"), []
 
     def report(row: dict[str, Any] | None, problem: str) -> None:
         if problem:
@@ -143,7 +143,7 @@ def _named(words: list[str]) -> dict[str, Path]:
 
 def _blocks(options: argparse.Namespace) -> "list[Block]":
     """Central blocks of the heads; those of development are what the recipes keep out."""
-    from bids_moediff.evaluation.blocks import Block
+    from bids_moediff.evaluation.truth import Block
 
     if options.data is not None and options.split == DEVELOPMENT:
         from bids_moediff.training.recipe import load_recipes

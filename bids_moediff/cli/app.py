@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_moediff.cli.common import run_command
-from bids_moediff.errors import UsageError
-from bids_moediff.settings import Settings, closest, load_settings
+from bids_moediff.errors import UsageError, closest
+from bids_moediff.settings import Settings, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bids_moediff import __version__
 from bids_moediff.cli import evaluate
-from bids_moediff.cli.common import Progress
+from bids_moediff.cli.common import ProgressBar
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 PROGRAM = f"{evaluate.PROGRAM} calibration"
@@ -43,7 +43,7 @@ def run_calibration(argv: list[str]) -> int:
     options = calibration_parser().parse_intermixed_args(argv)
     if options.write and len(set(options.model)) > 1:
         raise UsageError("--write takes one model.")
-    from bids_moediff.imaging.protocols import select_protocols
+    from bids_moediff.evaluation.gates import select_protocols
 
     protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
@@ -58,7 +58,7 @@ def run_calibration(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     found: list[Any] = []
     failed = False
-    progress = Progress(len(heads) * len(protocols) * len(resolvers), "result")
+    progress = ProgressBar(len(heads) * len(protocols) * len(resolvers), "result")
     for head in heads:
         try:
             loaded = head.load()

@@ -47,7 +47,7 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal, plain lines elsewhere; both on stderr."""
 
     def __init__(self, total: int, unit: str) -> None:

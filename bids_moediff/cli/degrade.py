@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import Progress, run_command, set_threads
+from bids_moediff.cli.common import ProgressBar, run_command, set_threads
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.bids.image import AnatomicalImage
-    from bids_moediff.evaluation.degradation import Recipe
+    from bids_moediff.evaluation.degradation import Coarsening
     from bids_moediff.settings import Settings
 
 PROGRAM = "bids_moediff-degrade"
@@ -77,9 +77,9 @@ def _run(argv: list[str]) -> int:
     options = build_parser().parse_intermixed_args(argv)
     recipe_values = _recipe_values(options)
     set_threads(options.threads)
-    from bids_moediff.evaluation.degradation import Recipe
+    from bids_moediff.evaluation.degradation import Coarsening
 
-    recipe = Recipe(**recipe_values)
+    recipe = Coarsening(**recipe_values)
     if options.input.name.endswith((".nii", ".nii.gz")) and not options.input.is_dir():
         return run_image(options, recipe)
     return run_dataset(options, recipe)
@@ -129,7 +129,7 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_image(options: argparse.Namespace, recipe: "Recipe") -> int:
+def run_image(options: argparse.Namespace, recipe: "Coarsening") -> int:
     """One image in, one image out, a sidecar beside it."""
     if not options.output.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{options.output.name} does not end in .nii or .nii.gz.")
@@ -151,7 +151,7 @@ def _sidecar_path(path: Path) -> Path:
 
 
 def _write(
-    source: Path, target: Path, recipe: "Recipe", metadata: dict[str, Any], key: int
+    source: Path, target: Path, recipe: "Coarsening", metadata: dict[str, Any], key: int
 ) -> None:
     from bids_moediff.evaluation.degradation import degrade, updated_sidecar
     from bids_moediff.preprocessing.conform import conform
@@ -163,7 +163,7 @@ def _write(
     write_nifti(coarse, target)
 
 
-def run_dataset(options: argparse.Namespace, recipe: "Recipe") -> int:
+def run_dataset(options: argparse.Namespace, recipe: "Coarsening") -> int:
     """All anatomical images of a data set; 1 if some could not be made coarse."""
     from bids_moediff.bids.dataset import check_input
     from bids_moediff.bids.discover import (
@@ -187,7 +187,7 @@ def run_dataset(options: argparse.Namespace, recipe: "Recipe") -> int:
     if not images and not problems:
         raise nothing_to_process(settings)
     prepare_raw(settings, PROGRAM)
-    progress = Progress(len(images), "image")
+    progress = ProgressBar(len(images), "image")
     for image in images:
         try:
             if image.problem:

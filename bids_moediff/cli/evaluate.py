@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import Progress, run_command, set_threads
+from bids_moediff.cli.common import ProgressBar, run_command, set_threads
 from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.bids.image import AnatomicalImage
     from bids_moediff.evaluation.benchmark import Method
-    from bids_moediff.evaluation.truth import Head
+    from bids_moediff.evaluation.truth import TruthHead
     from bids_moediff.inference.super_resolver import SuperResolver
 
 PROGRAM = "bids_moediff-evaluate"
@@ -110,7 +110,7 @@ def run_derivatives(argv: list[str]) -> int:
     session = options.reference_session
     session = session.removeprefix("ses-") if session else None
     rows, problems, pictures = [], [], {}
-    progress = Progress(len(results), "image")
+    progress = ProgressBar(len(results), "image")
     for result in results:
         try:
             label = result.entities["sub"]
@@ -213,10 +213,9 @@ def add_block(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_heads(options: argparse.Namespace) -> "list[Head]":
+def load_heads(options: argparse.Namespace) -> "list[TruthHead]":
     """Heads that the options name, or the middle of them."""
-    from bids_moediff.evaluation.blocks import Block
-    from bids_moediff.evaluation.truth import heads_of_files, heads_of_manifest
+    from bids_moediff.evaluation.truth import Block, heads_of_files, heads_of_manifest
 
     heads = heads_of_files(options.heads, options.other_site)
     if options.data is not None:
@@ -285,18 +284,18 @@ def run_benchmark(argv: list[str]) -> int:
     """Rows, summary and pictures of a benchmark; 1 if a row could not be computed."""
     # Options may stand before and after OUT.
     options = benchmark_parser().parse_intermixed_args(argv)
-    from bids_moediff.imaging.protocols import select_protocols
+    from bids_moediff.evaluation.gates import select_protocols
 
     protocols = select_protocols(options.protocols)
     check_threads(options)
-    from bids_moediff.evaluation.benchmark import BASELINES, HeadTable, Plan, Rows, run
+    from bids_moediff.evaluation.benchmark import BASELINES, BenchmarkPlan, HeadTable, Rows, run
 
     heads = load_heads(options)
     methods = [*BASELINES, *load_methods(options)]
-    plan = Plan(heads, protocols, methods, options.full, options.all_axes)
+    plan = BenchmarkPlan(heads, protocols, methods, options.full, options.all_axes)
     folder = options.output
     rows = Rows(folder / "rows.tsv")
-    progress, problems = Progress(len(plan), "row"), []
+    progress, problems = ProgressBar(len(plan), "row"), []
 
     def report(row: dict[str, Any] | None, problem: str) -> None:
         if problem:
@@ -360,7 +359,7 @@ def hallucination_parser() -> argparse.ArgumentParser:
 def run_hallucination(argv: list[str]) -> int:
     """Tables, page and pictures of the lesion test; 1 if a head could not be used."""
     options = hallucination_parser().parse_intermixed_args(argv)
-    from bids_moediff.imaging.protocols import select_protocols
+    from bids_moediff.evaluation.gates import select_protocols
 
     protocols = select_protocols(options.protocols)
     if options.repeats < 1:
@@ -373,7 +372,7 @@ def run_hallucination(argv: list[str]) -> int:
     baselines = [method for method in BASELINES if method.name in ("cubic", "back-projection")]
     methods = [*baselines, *load_methods(options)]
     tables = hallucination.Tables([], [])
-    progress = Progress(len(heads) * len(protocols) * len(methods), "result")
+    progress = ProgressBar(len(heads) * len(protocols) * len(methods), "result")
 
     def report(row: dict[str, Any]) -> None:
         _write_lesions(tables, options.output)

@@ -135,7 +135,7 @@ def check_stop() -> None:
 def check_model(options: argparse.Namespace) -> int:
     """Print what the model is; a process of its own keeps torch out of the one that forks."""
     from bids_moediff.families.choice import choose
-    from bids_moediff.networks.model_folder import load_model
+    from bids_moediff.families.load import load_model
 
     model = load_model(choose(options.model or "auto", "cpu").model)
     version = model.config.get("version", "unknown")
@@ -150,7 +150,7 @@ def run_request(options: argparse.Namespace) -> int:
     request = load_request(options.request)
     request.update(_given(options))
     results = Results(options.results)
-    progress = Progress(sys.stdout, follow_parent=True)
+    progress = ProgressLines(sys.stdout, follow_parent=True)
     todo = [entry for entry in request["images"] if not results.settled(entry["key"])]
     if todo:
         with _device(request["device"], progress) as device:
@@ -202,7 +202,7 @@ class Results:
         write_json(self.items, self.path)
 
 
-class Progress:
+class ProgressLines:
     """One JSON object a line: key, stage, fraction (0 to 1); at most one line per percent."""
 
     def __init__(self, stream: Any, *, follow_parent: bool) -> None:
@@ -222,7 +222,10 @@ class Progress:
 
 
 def _attempt(
-    resolver: "SuperResolver", request: dict[str, Any], entry: dict[str, Any], progress: Progress
+    resolver: "SuperResolver",
+    request: dict[str, Any],
+    entry: dict[str, Any],
+    progress: ProgressLines,
 ) -> dict[str, Any]:
     """Result entry of one image; nothing but a request to stop escapes."""
     try:
@@ -241,7 +244,10 @@ def _attempt(
 
 
 def _enhance_entry(
-    resolver: "SuperResolver", request: dict[str, Any], entry: dict[str, Any], progress: Progress
+    resolver: "SuperResolver",
+    request: dict[str, Any],
+    entry: dict[str, Any],
+    progress: ProgressLines,
 ) -> dict[str, Any]:
     import nibabel as nib
 
@@ -299,7 +305,7 @@ def _enhance(
 
     from bids_moediff.imaging.acquisition import Acquisition
     from bids_moediff.imaging.grid import voxel_sizes
-    from bids_moediff.imaging.noise import residual_warning
+    from bids_moediff.inference.warnings import residual_warning
     from bids_moediff.preprocessing.measured_voxels import (
         Declared,
         declared_acquisition,
@@ -373,7 +379,7 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
     )
 
 
-def _device(choice: str, progress: Progress) -> Any:
+def _device(choice: str, progress: ProgressLines) -> Any:
     """Context that yields the device to run on; waits while every card asked for is in use."""
     from bids_moediff.runtime.device_lock import hold_device
 
@@ -419,7 +425,7 @@ def run_single(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.output.name} does not end in .nii or .nii.gz.")
     zooms = _zooms(options.zooms)
     request = {**DEFAULTS, **_given(options)}
-    progress = Progress(sys.stderr, follow_parent=False)
+    progress = ProgressLines(sys.stderr, follow_parent=False)
     from bids_moediff.preprocessing.prepare import conform
 
     image = _first(conform(options.input))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_moediff import __version__
-from bids_moediff.errors import MoediffError, UsageError
-from bids_moediff.settings import closest
+from bids_moediff.errors import MoediffError, UsageError, closest
 
 INTERRUPTED = 130
 EPILOG = """\

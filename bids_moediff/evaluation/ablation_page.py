@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bids_moediff.imaging.protocols import FLICKER_LIMIT
+from bids_moediff.evaluation.gates import FLICKER_LIMIT
 
 from .ablation import CONSISTENCY, GATE, MIXTURE, SAMPLES, START, STEPS
 from .benchmark import Row

@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultFile:
     """A super-resolved file: path, name relative to the data set, entities of its source."""
 
     path: Path
@@ -54,7 +54,7 @@ class Result:
         return content if isinstance(content, dict) else {}
 
 
-def find_results(root: Path, labels: Sequence[str] = ()) -> list[Result]:
+def find_results(root: Path, labels: Sequence[str] = ()) -> list[ResultFile]:
     """Images with ``desc-sr`` of the participants (all without `labels`), sorted by name."""
     found = []
     for path in sorted(root.glob("sub-*/**/anat/*_desc-sr_*.nii*")):
@@ -64,12 +64,12 @@ def find_results(root: Path, labels: Sequence[str] = ()) -> list[Result]:
             continue
         if extension in (".nii", ".nii.gz") and (not labels or entities["sub"] in labels):
             plain = {key: value for key, value in entities.items() if key not in RESERVED}
-            found.append(Result(path, path.relative_to(root).as_posix(), plain, suffix))
+            found.append(ResultFile(path, path.relative_to(root).as_posix(), plain, suffix))
     return found
 
 
 def match(
-    result: Result, candidates: Sequence[AnatomicalImage], session: str | None = None
+    result: ResultFile, candidates: Sequence[AnatomicalImage], session: str | None = None
 ) -> AnatomicalImage:
     """The true image of a result: the same entities, `session` in place of its own if given.
 
@@ -165,7 +165,7 @@ def fit_intensities(pair: Pair) -> tuple[np.ndarray, float, float]:
 
 
 def evaluate(
-    result: Result,
+    result: ResultFile,
     reference: AnatomicalImage,
     source: AnatomicalImage | None = None,
     fit: bool = False,

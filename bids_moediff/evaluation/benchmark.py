@@ -26,7 +26,7 @@ from bids_moediff.imaging.protocols import Protocol
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.runtime.sink import table_text, write_text
 
-from .truth import Head, Loaded
+from .truth import Loaded, TruthHead
 
 KEY = ("head", "image", "protocol", "ratios", "method", "version")
 FAST = ("psnr", "nrmse", "residual", "seconds")
@@ -218,7 +218,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 @dataclass
-class Plan:
+class BenchmarkPlan:
     """What is to be computed.
 
     Parameters
@@ -229,7 +229,7 @@ class Plan:
 
     """
 
-    heads: Sequence[Head]
+    heads: Sequence[TruthHead]
     protocols: Sequence[Protocol]
     methods: Sequence[Method]
     full: bool = False
@@ -251,7 +251,7 @@ class HeadTable:
             with path.open(newline="", encoding="utf-8") as stream:
                 self._rows = {row["image"]: row for row in csv.DictReader(stream, delimiter="\t")}
 
-    def get(self, head: Head) -> tuple[tuple[int, ...], str] | None:
+    def get(self, head: TruthHead) -> tuple[tuple[int, ...], str] | None:
         """Axes that hold truth and why the others do not, if the head was read before."""
         row = self._rows.get(head.digest)
         if row is None:
@@ -278,7 +278,7 @@ Report = Callable[[Row | None, str], None]
 
 
 def run(
-    plan: Plan,
+    plan: BenchmarkPlan,
     rows: Rows,
     table: HeadTable,
     report: Report = lambda row, problem: None,
@@ -306,7 +306,9 @@ def run(
     return [row for row in rows.all() if _key(row) in keys], notes
 
 
-def _run_head(plan: Plan, rows: Rows, table: HeadTable, head: Head, report: Report) -> list[Row]:
+def _run_head(
+    plan: BenchmarkPlan, rows: Rows, table: HeadTable, head: TruthHead, report: Report
+) -> list[Row]:
     """Keys of one head under all protocols; it is read only if something is missing."""
     loaded: Loaded | None = None
     known = table.get(head)
@@ -328,7 +330,7 @@ def _run_head(plan: Plan, rows: Rows, table: HeadTable, head: Head, report: Repo
     return wanted
 
 
-def _keys(plan: Plan, head: Head, protocol: Protocol, ratios: Triple) -> list[Row]:
+def _keys(plan: BenchmarkPlan, head: TruthHead, protocol: Protocol, ratios: Triple) -> list[Row]:
     base: Row = {
         "group": head.group,
         "head": head.name,
@@ -340,7 +342,7 @@ def _keys(plan: Plan, head: Head, protocol: Protocol, ratios: Triple) -> list[Ro
 
 
 def _run_task(
-    plan: Plan,
+    plan: BenchmarkPlan,
     rows: Rows,
     loaded: Loaded,
     protocol: Protocol,

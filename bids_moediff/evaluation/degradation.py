@@ -25,7 +25,7 @@ STALE = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Coarsening:
     """How scans are made coarse; lengths in mm, one number per voxel axis.
 
     Parameters
@@ -95,7 +95,7 @@ def slice_axis(zooms: Triple, target: Triple) -> int | None:
 
 
 def degrade(
-    image: nib.Nifti1Image, recipe: Recipe, key: int = 0
+    image: nib.Nifti1Image, recipe: Coarsening, key: int = 0
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
     """Coarse image with the outer corner of a 3-D `image`, and a record of what was done.
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bids_moediff.evaluation.gates import FLICKER_LIMIT, GATES, OTHER_SITE_SHARE
 from bids_moediff.imaging.metrics import bootstrap_interval
-from bids_moediff.imaging.protocols import FLICKER_LIMIT, GATES, OTHER_SITE_SHARE, parse_protocol
+from bids_moediff.imaging.protocols import parse_protocol
 
 from .truth import OTHER_SITE, TRAINING_SITE, UNKNOWN_SITE
 

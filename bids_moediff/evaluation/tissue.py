@@ -22,8 +22,7 @@ from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.quality.figures import Tissue, tissue_classes
 
 from .benchmark import make_task
-from .blocks import Block
-from .truth import Head
+from .truth import Block, TruthHead
 
 TISSUES = ("white-matter core", "cortex", "grey-white band")
 OWNERS = {"smooth": 0, "cortex": 1, "junction": 2}
@@ -180,7 +179,7 @@ def gate_mass_of(
     """Gate mass of a model on the block of a T1-weighted head under a protocol; ImageError."""
     if not head.name.endswith("_T1w"):
         raise ImageError("tissues are known of T1-weighted heads only.")
-    whole, block = Head(head.path, head.group).load(), head.load()
+    whole, block = TruthHead(head.path, head.group).load(), head.load()
     task = make_task(
         block.truth, block.mask, block.zooms, block.affine, protocol.ratios(block.axes),
         protocol.profile,

@@ -7,8 +7,8 @@ result cannot be compared with detail that was never measured. Such axes are not
 
 import csv
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ UNKNOWN_SITE = "heads"
 
 
 @dataclass(frozen=True)
-class Head:
+class TruthHead:
     """One high-resolution image.
 
     Parameters
@@ -79,7 +79,7 @@ class Head:
 class Loaded:
     """A head in memory; intensities (X, Y, Z) in the file's units, boolean mask of the head."""
 
-    head: Head
+    head: TruthHead
     truth: np.ndarray
     mask: np.ndarray
     zooms: Triple
@@ -113,10 +113,10 @@ def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tup
     return tuple(axes), f"{' and '.join(reasons)}, so it holds no truth" if reasons else ""
 
 
-def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> list[Head]:
+def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> list[TruthHead]:
     """Heads from files; those of `other_site` come from a site that trained nothing."""
-    heads = [Head(Path(path)) for path in files]
-    heads += [Head(Path(path), OTHER_SITE) for path in other_site]
+    heads = [TruthHead(Path(path)) for path in files]
+    heads += [TruthHead(Path(path), OTHER_SITE) for path in other_site]
     if missing := [str(head.path) for head in heads if not head.path.is_file()]:
         raise UsageError(f"There is no file {missing[0]}.")
     names = [head.name for head in heads]
@@ -125,7 +125,7 @@ def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> li
     return heads
 
 
-def heads_of_manifest(root: Path, split: str) -> list[Head]:
+def heads_of_manifest(root: Path, split: str) -> list[TruthHead]:
     """Heads of one split of a folder with manifest.tsv (columns file, split, source_repo).
 
     A head comes from another site if nothing of its source is in the split "train".
@@ -139,7 +139,9 @@ def heads_of_manifest(root: Path, split: str) -> list[Head]:
         raise UsageError(f"{root}/manifest.tsv lacks a column: file, split or source_repo.")
     trained = {row["source_repo"] for row in rows if row["split"] == "train"}
     heads = [
-        Head(root / row["file"], TRAINING_SITE if row["source_repo"] in trained else OTHER_SITE)
+        TruthHead(
+            root / row["file"], TRAINING_SITE if row["source_repo"] in trained else OTHER_SITE
+        )
         for row in rows
         if row["split"] == split and row["file"].endswith((".nii", ".nii.gz"))
     ]
@@ -149,7 +151,42 @@ def heads_of_manifest(root: Path, split: str) -> list[Head]:
     return heads
 
 
-def site_groups(heads: Sequence[Head]) -> list[str]:
-    """Groups present, in a fixed order."""
-    order = (TRAINING_SITE, OTHER_SITE, UNKNOWN_SITE)
-    return [group for group in order if any(head.group == group for head in heads)]
+# Voxels at a cut face that are not judged: there the truncated volume wraps around.
+RIM = 8
+
+
+@dataclass(frozen=True)
+class Block(TruthHead):
+    """A head of which only the middle is read, `side` voxels wide."""
+
+    side: int = 96
+
+    @cached_property
+    def digest(self) -> str:
+        """That of the file, and the side: results of a block are no results of the head."""
+        return f"{TruthHead(self.path).digest}-{self.side}"
+
+    def load(self) -> Loaded:
+        """Block around the centre of the head's mask, which leaves out the rim; ImageError."""
+        loaded = super().load()
+        cut, judged = [], np.zeros_like(loaded.mask)
+        for axis, size in enumerate(loaded.truth.shape):
+            centre = round(float(np.flatnonzero(loaded.mask.any(_others(axis))).mean()))
+            begin = int(np.clip(centre - self.side // 2, 0, max(0, size - self.side)))
+            cut.append(slice(begin, min(size, begin + self.side)))
+        inner = tuple(
+            slice(part.start + RIM * (part.start > 0), part.stop - RIM * (part.stop < size))
+            for part, size in zip(cut, loaded.truth.shape, strict=True)
+        )
+        judged[inner] = loaded.mask[inner]
+        box = tuple(cut)
+        if judged.sum() < 1000:
+            raise ImageError(f"{self.name}: a block of {self.side} voxels shows too little head.")
+        affine = loaded.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [part.start for part in cut]
+        truth = np.ascontiguousarray(loaded.truth[box])
+        return replace(loaded, truth=truth, mask=judged[box], affine=affine)
+
+
+def _others(axis: int) -> tuple[int, ...]:
+    return tuple(other for other in range(3) if other != axis)

@@ -16,17 +16,18 @@ from nipype import logging as nipype_logging
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.bids.dataset import write_citation
-from bids_moediff.bids.discover import Participant
+from bids_moediff.bids.image import Participant
 from bids_moediff.errors import GraphError
 from bids_moediff.runtime.resources import Limits
 from bids_moediff.runtime.sink import write_text
 from bids_moediff.settings import Settings
-from bids_moediff.workflows.participant import Plan, run_file
+from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
+from bids_moediff.workflows.participant import RunPlan, run_file
 
 from .outcome import crash_sentences
 from .plugin_choice import choose_plugin
 from .progress import ProgressWatcher
-from .work_folder import WORKFLOW_NAME, participant_folder, participant_workflow_name
+from .work_folder import participant_folder
 
 SECONDS_TO_END = 5
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
@@ -34,12 +35,12 @@ LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LEVELS = (logging.CRITICAL, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-def crash_files(settings: Settings, plan: Plan) -> Path:
+def crash_files(settings: Settings, plan: RunPlan) -> Path:
     """Folder of the crash files of a run."""
     return settings.output_dir / "logs" / "crashes" / plan.run_id
 
 
-def configure_nipype(settings: Settings, plan: Plan) -> None:
+def configure_nipype(settings: Settings, plan: RunPlan) -> None:
     """Set every Nipype option that matters here, whatever a user's configuration file says.
 
     To be called before the graph is built: nodes copy the configuration when they are made.
@@ -82,7 +83,7 @@ class _OfParticipant(logging.Filter):
 
 @contextmanager
 def run_logs(
-    settings: Settings, plan: Plan, participants: Sequence[Participant]
+    settings: Settings, plan: RunPlan, participants: Sequence[Participant]
 ) -> Iterator[None]:
     """Logs per participant: settings, Nipype's messages and the output of the network."""
     terminal = LEVELS[min(settings.verbose, 3)]
@@ -113,7 +114,7 @@ def run_logs(
                 _keep_network_log(settings, plan, participant)
 
 
-def _keep_network_log(settings: Settings, plan: Plan, participant: Participant) -> None:
+def _keep_network_log(settings: Settings, plan: RunPlan, participant: Participant) -> None:
     folder = participant_folder(settings.work_folder, participant.label)
     node = folder / "superres_wf" / "superres"
     for stream in ("stdout", "stderr"):
@@ -139,7 +140,7 @@ def write_methods(settings: Settings, workflow: Workflow) -> None:
     write_text(f"{head}{body}</html>\n", logs / "CITATION.html")
 
 
-def execute(settings: Settings, workflow: Workflow, plan: Plan, limits: Limits) -> Path:
+def execute(settings: Settings, workflow: Workflow, plan: RunPlan, limits: Limits) -> Path:
     """Run the graph; gives the folder of the crash files.
 
     Raises

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_moediff.errors import ImageError, MoediffError
-
-from .work_folder import participant_workflow_name
+from bids_moediff.workflows.folder_names import participant_workflow_name
 
 # Exit codes of the child process that concern the whole call outrank "some images failed".
 FATAL = (2, 69, 78)

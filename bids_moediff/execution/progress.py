@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .work_folder import WORKFLOW_NAME
+from bids_moediff.workflows.folder_names import WORKFLOW_NAME
 
 PATTERN = f"{WORKFLOW_NAME}/*/superres_wf/superres/stdout.nipype"
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class ProgressLines:
+class ProgressReader:
     """Read what was added to the progress files since the last look."""
 
     def __init__(self, work_folder: Path) -> None:
@@ -101,7 +101,7 @@ class ProgressWatcher:
     """Context manager: a thread that shows the progress of all networks of a run."""
 
     def __init__(self, work_folder: Path, stream: IO[str] | None = None) -> None:
-        self._lines = ProgressLines(work_folder)
+        self._lines = ProgressReader(work_folder)
         self._stream = stream or sys.stderr
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_moediff.bids.discover import Participant, discover_participant, find_participants
+from bids_moediff.bids.discover import discover_participant, find_participants
+from bids_moediff.bids.image import Participant
 from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.families.choice import choose_for
 from bids_moediff.runtime.devices import require_devices
@@ -25,7 +26,7 @@ from bids_moediff.settings import Settings
 from .work_folder import forget_failures, make_caches, remove_work
 
 if TYPE_CHECKING:
-    from bids_moediff.workflows.participant import Plan
+    from bids_moediff.workflows.participant import RunPlan
 
     from .outcome import Outcome
 
@@ -57,7 +58,7 @@ def run_participants(settings: Settings) -> int:
     prepare_environment(settings.work_folder, limits.omp_nthreads)
     labels = find_participants(settings)
     from bids_moediff.bids.dataset import prepare_output
-    from bids_moediff.workflows.participant import Plan
+    from bids_moediff.workflows.participant import RunPlan
 
     from .outcome import Outcome, exit_code, print_table
 
@@ -67,7 +68,7 @@ def run_participants(settings: Settings) -> int:
     choice = choose_for(settings, devices[0])
     if needs_network(settings):
         print(f"bids_moediff: model {Path(choice.model).name}, {choice.reason}.", file=sys.stderr)
-    plan = Plan(
+    plan = RunPlan(
         model=choice.model,
         model_reason=choice.reason,
         devices=devices,
@@ -143,9 +144,8 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
 
 
 def _run_batch(
-    settings: Settings, labels: Sequence[str], plan: "Plan", limits: Limits
+    settings: Settings, labels: Sequence[str], plan: "RunPlan", limits: Limits
 ) -> "list[Outcome]":
-    from bids_moediff.interfaces.source import image_key
     from bids_moediff.workflows.participant import init_bids_moediff_wf, run_file
 
     from .execute import configure_nipype, execute, run_logs, write_methods
@@ -172,7 +172,7 @@ def _run_batch(
             return outcomes
         crash_folder = execute(settings, workflow, plan, limits)
     for participant in participants:
-        keys = [image_key(image) for image in participant.images]
+        keys = [image.key for image in participant.images]
         path = run_file(settings, plan, participant)
         outcomes += read_outcomes(participant.label, keys, path, crash_folder)
     return outcomes

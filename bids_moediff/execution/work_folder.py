@@ -12,12 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-WORKFLOW_NAME = "bids_moediff_wf"
-
-
-def participant_workflow_name(label: str) -> str:
-    """Name of a participant's workflow, and of its folder under that of the whole workflow."""
-    return f"sub_{label.replace('+', '_')}_wf"
+from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
 
 def participant_folder(work_folder: Path, label: str) -> Path:

@@ -19,7 +19,7 @@ import torch
 from .grid import Shape, Triple
 
 PROFILES = ("none", "box", "gaussian", "kspace")
-_FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
+FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
 # Full width at half maximum of a sinc whose first zeros are one voxel away.
 _SINC_FWHM = 1.2067
 # Slice thickness over slice distance: what is assumed where nothing is stated, and the limits.
@@ -181,7 +181,7 @@ def axis_matrix(
     elif axis.profile == "box":
         matrix = _overlap(n_fine, d_fine, n_coarse, d_coarse, max(axis.fwhm * d_coarse, d_fine))
     else:
-        sigma = axis.fwhm * d_coarse * _FWHM_TO_SIGMA
+        sigma = axis.fwhm * d_coarse * FWHM_TO_SIGMA
         centre = (np.arange(n_coarse)[:, None] + 0.5) * d_coarse
         distance = (centre - (np.arange(n_fine)[None] + 0.5) * d_fine) / sigma
         matrix = np.where(np.abs(distance) < 4.5, np.exp(-0.5 * distance**2), 0.0)

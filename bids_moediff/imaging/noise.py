@@ -58,22 +58,6 @@ def tissue_noise(data: np.ndarray, mask: np.ndarray) -> float | None:
     return float(GAUSSIAN_MAD * spread / np.sqrt(1 - 1 / 27))
 
 
-def residual_warning(data: np.ndarray, mask: np.ndarray, relative: float) -> str | None:
-    """One sentence if a result, measured again, is further from the scan than its noise.
-
-    data, mask: the scan (x, y, z); relative: ||A x - y|| / ||y||. A relative residual below 0.001
-    is rounding, whatever the noise.
-    """
-    noise = tissue_noise(data, mask)
-    residual = relative * float(np.sqrt(np.mean(np.square(data, dtype=np.float64))))
-    if noise is None or relative < 1e-3 or residual < 1.1 * noise:
-        return None
-    return (
-        f"Measured again, the result differs from the scan by {residual / noise:.1f} times the "
-        "scan's noise: it does not explain the scan, do not rely on it."
-    )
-
-
 def air_noise(data: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]) -> float | None:
     """Rayleigh scale of the air at least 10 mm off the ``head``, or None where it was deleted.
 

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a head before it is restored, and how much has to be gained."""
+"""Acquisitions that networks are trained and judged by."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import UsageError, closest
 from bids_moediff.imaging.acquisition import PROFILES
 from bids_moediff.imaging.grid import Triple
-from bids_moediff.settings import closest
-
-# Slice-to-slice differences over the truth's, above which flicker shows.
-FLICKER_LIMIT = 1.05
-# Another scanner or site may reach this share of the gates.
-OTHER_SITE_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -65,18 +59,13 @@ DEFAULT_KEYS = (
     "x2slices-gaussian", "x1.5iso-kspace",
 )  # fmt: skip
 PROTOCOLS = tuple(parse_protocol(key) for key in DEFAULT_KEYS)
-# Mean gain in dB over cubic and over cubic + back-projection that a release has to reach.
-GATES = {
-    "x2iso-kspace": (2.2, 1.2),
-    "x4slices-gaussian": (2.0, 1.4),
-    "x2slices-gaussian": (1.8, 1.0),
-    "x1.5iso-kspace": (1.6, 0.6),
+
+
+# Name: voxel ratio, slice profile. What trainings are judged by, and may be restricted to.
+ACQUISITIONS: dict[str, tuple[tuple[float, float, float], str]] = {
+    "x2 isotropic": ((2.0, 2.0, 2.0), "kspace"),
+    "x2 isotropic gaussian": ((2.0, 2.0, 2.0), "gaussian"),
+    "x4 slices": ((1.0, 1.0, 4.0), "gaussian"),
+    "x2 slices": ((1.0, 1.0, 2.0), "gaussian"),
+    "x1.5 isotropic": ((1.5, 1.5, 1.5), "kspace"),
 }
-
-
-def select_protocols(keys: Sequence[str] | None) -> list[Protocol]:
-    """Protocols by short names; ``gates`` stands for those with a gate, None for the default."""
-    if not keys:
-        return list(PROTOCOLS)
-    names = [name for key in keys for name in (GATES if key == "gates" else (key,))]
-    return [parse_protocol(name) for name in dict.fromkeys(names)]

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 
 from bids_moediff.errors import DeviceError, ImageError
-from bids_moediff.families.head_box import within_head_box
-from bids_moediff.families.moediff.slices import gate_slices, orientations, restore_planes
+from bids_moediff.families.load import load_model
+from bids_moediff.families.moediff.slices import gate_slices, restore_planes
 from bids_moediff.families.student.network import StudentNetwork
-from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.families.whole_volume import apply_to_volume, within_head_box
 from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.axes import orientations
 from bids_moediff.imaging.grid import Shape, Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.noise import tissue_noise
-from bids_moediff.networks.model_folder import LoadedModel, load_model
+from bids_moediff.inference.warnings import ONE_STEP_ONLY
+from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.runtime.resources import has_bfloat16
 
 from .expected_error import Calibration, expected_error
@@ -34,10 +36,6 @@ Progress = Callable[[str, float], None]
 DEFAULT_STEPS = 4
 HEAD = 0.1  # of the scale: brighter voxels belong to the head
 CONSISTENCIES = ("end", "each-step", "off")
-ONE_STEP_ONLY = (
-    "The student gives one estimate in one step: several samples, steps, texture and expert maps "
-    "were asked for and are left out; use --model moediff for them."
-)
 
 NEVER_COMPARED = "This model was never compared with known truth: "
 NO_DEVIATION = NEVER_COMPARED + "no map of the expected error was made."
@@ -311,7 +309,7 @@ class SuperResolver:
             return start
         mean, stage = self.mean, "mean" if self.student is None else "student"
         return within_head_box(
-            lambda volume: apply_mean(
+            lambda volume: apply_to_volume(
                 mean,
                 volume,
                 condition,

@@ -3,11 +3,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from bids_moediff.imaging.acquisition import Acquisition
+from bids_moediff.imaging.noise import tissue_noise
 
 # Per axis: input voxel over output voxel (1, an axis left alone, was trained as well), the most of
 # it on more than one axis, voxel sizes in mm, and slice thickness over slice spacing
-# (docs/science.md, section 7; training/degradation.py).
+# (docs/science.md, section 7; imaging/simulation.py).
 RATIOS = (1.2, 6.0)
 SEVERAL_AXES = 3.0
 VOXEL_SIZES = (0.3, 8.0)
@@ -75,3 +78,25 @@ def _width_warnings(ratios: Sequence[float], acquisition: Acquisition) -> list[s
         f"Slices {outside[0]:.2f} times as thick as their spacing are outside the {low:g} to "
         f"{high:g} the model was trained for."
     ]
+
+
+def residual_warning(data: np.ndarray, mask: np.ndarray, relative: float) -> str | None:
+    """One sentence if a result, measured again, is further from the scan than its noise.
+
+    data, mask: the scan (x, y, z); relative: ||A x - y|| / ||y||. A relative residual below 0.001
+    is rounding, whatever the noise.
+    """
+    noise = tissue_noise(data, mask)
+    residual = relative * float(np.sqrt(np.mean(np.square(data, dtype=np.float64))))
+    if noise is None or relative < 1e-3 or residual < 1.1 * noise:
+        return None
+    return (
+        f"Measured again, the result differs from the scan by {residual / noise:.1f} times the "
+        "scan's noise: it does not explain the scan, do not rely on it."
+    )
+
+
+ONE_STEP_ONLY = (
+    "The student gives one estimate in one step: several samples, steps, texture and expert maps "
+    "were asked for and are left out; use --model moediff for them."
+)

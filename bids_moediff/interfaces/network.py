@@ -26,10 +26,10 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError
 from bids_moediff.runtime.sink import write_json
 
-from .source import image_key, load_source
 from .step import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 ANY_EXIT_CODE = range(-64, 256)
@@ -46,7 +46,7 @@ ACQUISITION_KEYS = (
 
 
 class _DescribeInputSpec(ImageStepInputSpec):
-    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     image = File(desc="conformed image")
     mask = File(desc="brain mask")
     bias_field = File(desc="bias field, if one was estimated")
@@ -73,8 +73,8 @@ class DescribePrepared(ImageStep):
     output_spec = _DescribeOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        source = load_source(self.inputs.source)
-        entry: dict[str, Any] = {"key": image_key(source), "failure": self.inputs.failure}
+        source = AnatomicalImage.from_json(self.inputs.source)
+        entry: dict[str, Any] = {"key": source.key, "failure": self.inputs.failure}
         if not self.inputs.failure:
             bias_field = self.inputs.bias_field
             entry |= {

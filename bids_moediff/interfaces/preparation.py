@@ -6,17 +6,21 @@ from typing import Any
 
 from nipype.interfaces.base import File, isdefined, traits
 
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError
-from bids_moediff.preprocessing import earlier_mask, prepare, unwarp
+from bids_moediff.preprocessing.bias_field import bias_field, divide
+from bids_moediff.preprocessing.brain_mask import brain_mask
+from bids_moediff.preprocessing.conform import conform
+from bids_moediff.preprocessing.earlier_mask import reuse_mask
+from bids_moediff.preprocessing.unwarp import read_coefficients, unwarp
 from bids_moediff.runtime.sink import write_json
 
 from .files import load_image, save_image
-from .source import load_source
 from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 
 class _ConformInputSpec(ImageStepInputSpec):
-    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     coefficients = File(exists=True, desc="gradient coefficients of the scanner")
 
 
@@ -32,13 +36,13 @@ class Conform(ImageStep):
     output_spec = _ConformOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        source = load_source(self.inputs.source)
+        source = AnatomicalImage.from_json(self.inputs.source)
         if source.problem:
             raise ImageError(source.problem)
-        image, notes = prepare.conform(source.path)
+        image, notes = conform(source.path)
         if isdefined(self.inputs.coefficients):
-            coefficients = unwarp.read_coefficients(self.inputs.coefficients)
-            image, record = unwarp.unwarp(image, coefficients)
+            coefficients = read_coefficients(self.inputs.coefficients)
+            image, record = unwarp(image, coefficients)
             largest = record["largest_displacement_mm"]
             notes = [*notes, *record["warnings"]]
             notes.append(f"Gradient distortion was undone: up to {largest:.1f} mm.")
@@ -67,9 +71,9 @@ class BrainMask(ImageStep):
     def _process(self, folder: Path) -> dict[str, Any]:
         image = load_image(self.inputs.image)
         if isdefined(self.inputs.precomputed):
-            mask, record = earlier_mask.reuse_mask(self.inputs.precomputed, image)
+            mask, record = reuse_mask(self.inputs.precomputed, image)
         else:
-            mask, record = prepare.brain_mask(image)
+            mask, record = brain_mask(image)
         return {
             "mask": save_image(mask, folder / "mask.nii"),
             "record": str(write_json(record, folder / "record.json")),
@@ -97,8 +101,8 @@ class BiasField(ImageStep):
         if self.inputs.skip:
             return {"corrected": self.inputs.image}
         image = load_image(self.inputs.image)
-        field = prepare.bias_field(image, load_image(self.inputs.mask))
-        corrected = prepare.divide(image, field)
+        field = bias_field(image, load_image(self.inputs.mask))
+        corrected = divide(image, field)
         return {
             "bias_field": save_image(field, folder / "bias_field.nii"),
             "corrected": save_image(corrected, folder / "corrected.nii"),

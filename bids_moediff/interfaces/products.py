@@ -9,13 +9,13 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path
 from bids_moediff.bids.sidecar import build_sidecar, expert_table
 from bids_moediff.errors import ImageError
 from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
 from .files import load_image, read_json, save_image
-from .source import load_source
 from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 
@@ -79,7 +79,7 @@ class WinningExpert(ImageStep):
 
 
 class _StandardInputSpec(ImageStepInputSpec):
-    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     image = File(desc="super-resolved image")
     mask = File(desc="brain mask on its grid")
     record = File(desc="JSON: own keys of the sidecar")
@@ -102,7 +102,7 @@ class ToStandardSpace(ImageStep):
     def _process(self, folder: Path) -> dict[str, Any]:
         from bids_moediff.imaging.standard_space import find_template, register, to_template
 
-        source = load_source(self.inputs.source)
+        source = AnatomicalImage.from_json(self.inputs.source)
         template = find_template(self.inputs.space, source.suffix)
         image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)
         transform, registration = register(image, mask, template, self.inputs.flexible)
@@ -154,7 +154,7 @@ class SidecarRecord(ImageStep):
 
 
 class _WriteInputSpec(ImageStepInputSpec):
-    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
     product = traits.Enum(*PRODUCTS, mandatory=True)
     image = File(desc="image to write; undefined if this model has no such product")
@@ -178,7 +178,7 @@ class WriteDerivative(ImageStep):
         if not isdefined(self.inputs.image):
             return {}
         product, root = self.inputs.product, Path(self.inputs.output_dir)
-        source = load_source(self.inputs.source)
+        source = AnatomicalImage.from_json(self.inputs.source)
         zooms = self.inputs.zooms if PRODUCTS[product].on_output_grid else None
         record = read_json(self.inputs.record) if isdefined(self.inputs.record) else {}
         mask_record = record.get("BrainMask", {})

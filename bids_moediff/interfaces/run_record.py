@@ -17,19 +17,18 @@ from nipype.interfaces.base import (
 )
 
 from bids_moediff import __version__
-from bids_moediff.bids.discover import AnatomicalImage
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path
 from bids_moediff.runtime.sink import write_json
 
 from .files import read_json
-from .source import image_key, load_source
 
 Zooms = tuple[float, float, float]
 PACKAGES = ("torch", "nipype", "niworkflows", "pybids", "nibabel", "SimpleITK", "numpy")
 
 
 class _StatusInputSpec(BaseInterfaceInputSpec):
-    source = traits.Str(mandatory=True, desc="source image (see interfaces.source)")
+    source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     stage = traits.Enum("all", "preproc", "sr", "report", usedefault=True)
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, mandatory=True)
@@ -52,7 +51,7 @@ class ImageStatus(SimpleInterface):
     output_spec = _StatusOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        source = load_source(self.inputs.source)
+        source = AnatomicalImage.from_json(self.inputs.source)
         if self.inputs.stage == "report":
             item = previous_item(Path(self.inputs.output_dir), source, self.inputs.zooms)
         else:
@@ -63,7 +62,7 @@ class ImageStatus(SimpleInterface):
         return runtime
 
     def _item(self, source: AnatomicalImage) -> dict[str, Any]:
-        key = image_key(source)
+        key = source.key
         item = _empty_item(source)
         item["message"] = self.inputs.failure
         item["status"] = "failed" if self.inputs.failure else "done"
@@ -88,7 +87,7 @@ class ImageStatus(SimpleInterface):
 
 def _empty_item(source: AnatomicalImage) -> dict[str, Any]:
     return {
-        "key": image_key(source),
+        "key": source.key,
         "source": source.relative_path,
         "suffix": source.suffix,
         "status": "failed",
@@ -111,7 +110,7 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
 
 def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
     """What the latest run that processed the image wrote about it."""
-    key = image_key(source)
+    key = source.key
     folder = output_dir / "logs" / f"sub-{source.entities['sub']}"
     for path in sorted(folder.glob("*/run.json"), reverse=True):
         record = read_json(path)

@@ -2,8 +2,8 @@
 """A model is a folder: config.json, model.safetensors and MODEL_CARD.md. Never a pickle.
 
 Weights are stored as 16-bit floats and loaded as 32-bit; their SHA-256 stands in config.json and
-is checked on loading. A family is one builder in ``FAMILIES``. The family "moediff" is a composite
-of a volumetric mean network and the mixture of diffusion experts, either of which may be absent.
+is checked on loading. A network is made by the builder of its family (families/load.py). Torch is
+imported only to read or write weights: the command line asks for names and configurations before.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bids_moediff.errors import WeightsError
-from bids_moediff.families import choice
-from bids_moediff.families.choice import CONFIG_NAME, available
-from bids_moediff.families.choice import MODELS_FOLDER as MODELS_FOLDER
+from bids_moediff.runtime.sink import write_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+CONFIG_NAME = "config.json"
+MODELS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models"
+HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --model
+
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 CALIBRATION_NAME = "calibration.json"  # how large the error of a result is; may be absent
 FORMAT_VERSION = 1
 
-Builder = Callable[[Mapping[str, Any]], nn.Module]
+Builder = Callable[[Mapping[str, Any]], "nn.Module"]
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,9 @@ class LoadedModel:
     calibration: dict[str, Any] = field(default_factory=dict)
 
 
-class MoEDiffModel(nn.Module):
-    """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts), and on its way there a learned
-    ``autoencoder``; any may be None."""
+def dataclass_builder(module: str, config_name: str, network_name: str) -> Builder:
+    """Builder of a network from its module, imported when it is called."""
 
-    def __init__(
-        self,
-        mean: nn.Module | None,
-        moediff: nn.Module | None,
-        autoencoder: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.mean = mean
-        self.moediff = moediff
-        self.autoencoder = autoencoder
-
-
-def _dataclass_builder(module: str, config_name: str, network_name: str) -> Builder:
     def build(values: Mapping[str, Any]) -> nn.Module:
         namespace = importlib.import_module(f"bids_moediff.{module}")
         config_class = getattr(namespace, config_name)
@@ -76,30 +62,9 @@ def _dataclass_builder(module: str, config_name: str, network_name: str) -> Buil
     return build
 
 
-def _build_autoencoder(values: Mapping[str, Any]) -> nn.Module:
-    from bids_moediff.families.moediff.config import MoEDiffConfig
-    from bids_moediff.families.moediff.latents import build_autoencoder
+def single(family: str, builder: Builder) -> Builder:
+    """Builder that finds the network's settings in the section of its family's name."""
 
-    return build_autoencoder(MoEDiffConfig.from_dict(values))
-
-
-PARTS: dict[str, Builder] = {
-    "mean": _dataclass_builder("networks.mean", "MeanConfig", "MeanNetwork"),
-    "moediff": _dataclass_builder("families.moediff.network", "MoEDiffConfig", "MoEDiffSR"),
-    "autoencoder": _build_autoencoder,
-}
-
-
-def build_moediff(config: Mapping[str, Any]) -> nn.Module:
-    """Composite from the sections of a config that PARTS names; at least one must be there."""
-    sections = {name: config.get(name) for name in PARTS}
-    if not any(sections.values()):
-        raise ValueError("a moediff model needs a section 'mean' or 'moediff'")
-    parts = {name: PARTS[name](v) if v else None for name, v in sections.items()}
-    return MoEDiffModel(**parts)
-
-
-def _single(family: str, builder: Builder) -> Builder:
     def build(config: Mapping[str, Any]) -> nn.Module:
         if not isinstance(config.get(family), Mapping):
             raise ValueError(f"the section {family!r} is missing")
@@ -108,26 +73,14 @@ def _single(family: str, builder: Builder) -> Builder:
     return build
 
 
-def _build_brainmask(values: Mapping[str, Any]) -> nn.Module:
+def _build_brain_mask(values: Mapping[str, Any]) -> nn.Module:
     from bids_moediff.networks.brain_mask import BrainMaskNet
 
     return BrainMaskNet(**values)
 
 
-FAMILIES: dict[str, Builder] = {
-    "brainmask": _single("brainmask", _build_brainmask),
-    "moediff": build_moediff,
-    "student": _single(
-        "student",
-        _dataclass_builder("families.student.network", "StudentConfig", "StudentNetwork"),
-    ),
-    "crfm": _single(
-        "crfm", _dataclass_builder("families.crfm.network", "CRFMConfig", "CRFMNetwork")
-    ),
-    "nsmoe": _single(
-        "nsmoe", _dataclass_builder("families.nsmoe.network", "NSMoEConfig", "NSMoENetwork")
-    ),
-}
+# The one network that is no family: that of the preprocessing.
+BRAIN_MASK: dict[str, Builder] = {"brainmask": single("brainmask", _build_brain_mask)}
 
 
 def resolve(name_or_dir: str | Path) -> Path:
@@ -135,7 +88,7 @@ def resolve(name_or_dir: str | Path) -> Path:
     folder = Path(name_or_dir)
     if (folder / CONFIG_NAME).is_file():
         return folder
-    known = choice.MODELS_FOLDER / str(name_or_dir)
+    known = MODELS_FOLDER / str(name_or_dir)
     if len(folder.parts) == 1 and (known / CONFIG_NAME).is_file():
         return known
     names = ", ".join(available()) or "none"
@@ -145,14 +98,14 @@ def resolve(name_or_dir: str | Path) -> Path:
     )
 
 
-def build_network(config: Mapping[str, Any]) -> nn.Module:
+def build(config: Mapping[str, Any], builders: Mapping[str, Builder]) -> nn.Module:
     """Network with fresh weights from a whole config.json; WeightsError if it makes no sense."""
     family = config.get("family")
-    if family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+    if family not in builders:
+        known = ", ".join(sorted(builders))
         raise WeightsError(f"unknown model family {family!r}; this version knows: {known}")
     try:
-        return FAMILIES[str(family)](config)
+        return builders[str(family)](config)
     except (TypeError, ValueError, ImportError) as error:
         raise WeightsError(f"the configuration of the {family} model is wrong: {error}") from error
 
@@ -166,9 +119,10 @@ def save_model(
     first and config.json last, each atomically, so a torn save never looks like a model. Any
     config.json of an earlier save is overwritten.
     """
+    import torch
+    from safetensors.torch import save
+
     folder = Path(folder)
-    if config.get("family") not in FAMILIES:
-        raise WeightsError(f"unknown model family {config.get('family')!r}")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (t.to(torch.float16) if t.is_floating_point() else t).detach().cpu().contiguous()
@@ -177,18 +131,27 @@ def save_model(
     data = save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     written = dict(config) | {"format": FORMAT_VERSION, "sha256": digest}
-    _write_atomically(folder / WEIGHTS_NAME, data)
-    _write_atomically(folder / CARD_NAME, card.encode())
-    _write_atomically(folder / CONFIG_NAME, (json.dumps(written, indent=2) + "\n").encode())
+    write_bytes(data, folder / WEIGHTS_NAME)
+    write_bytes(card.encode(), folder / CARD_NAME)
+    write_bytes((json.dumps(written, indent=2) + "\n").encode(), folder / CONFIG_NAME)
     return digest
 
 
-def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+def read_model(
+    name_or_dir: str | Path,
+    builders: Mapping[str, Builder],
+    device: str | torch.device = "cpu",
+) -> LoadedModel:
     """Read a model folder (a path, or the name of a shipped one) in 32-bit evaluation mode.
+
+    `builders` make the network from config.json, by its "family".
 
     Raises WeightsError for a missing or unreadable file, a checksum that does not match, an
     unknown family, a wrong configuration, and weights of other names or shapes.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     folder = resolve(name_or_dir)
     config = _read_config(folder / CONFIG_NAME)
     weights = folder / WEIGHTS_NAME
@@ -202,7 +165,7 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> L
             f"{weights} does not match the checksum in {CONFIG_NAME} "
             f"(expected {config.get('sha256')}, found {digest})"
         )
-    network = build_network(config)
+    network = build(config, builders)
     try:
         tensors = load(data)
         floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
@@ -225,15 +188,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def available() -> list[str]:
+    """Names of the super-resolution models that come with the package."""
+    if not MODELS_FOLDER.is_dir():
+        return []
+    folders = (p for p in MODELS_FOLDER.iterdir() if (p / CONFIG_NAME).is_file())
+    return sorted(p.name for p in folders if p.name not in HELPERS)
+
+
+def read_config(name_or_dir: str | Path) -> dict[str, Any]:
+    """config.json of a shipped model's name or of a folder; empty where it cannot be read."""
+    for folder in (Path(name_or_dir), MODELS_FOLDER / str(name_or_dir)):
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return config if isinstance(config, dict) else {}
+    return {}

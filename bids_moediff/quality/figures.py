@@ -21,7 +21,7 @@ from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.noise import estimate_noise
 from bids_moediff.imaging.spectrum import AxisResolution, acquired_resolution
 from bids_moediff.quality.familiarity import novelty, scan_figures
-from bids_moediff.quality.input_checks import Scan, doubts_about, prepare
+from bids_moediff.quality.input_checks import PreparedScan, doubts_about, prepare
 
 Figures = dict[str, float | str | None]
 
@@ -240,7 +240,7 @@ def _resolution_figures(axes: tuple[AxisResolution, ...]) -> Figures:
     return figures
 
 
-def _novelty_figures(scan: Scan) -> Figures:
+def _novelty_figures(scan: PreparedScan) -> Figures:
     figures = scan_figures(scan.data, scan.brain, scan.depth, scan.zooms)
     if figures is None:
         return {"distance_from_training": None, "furthest_figure": None}
@@ -299,7 +299,7 @@ def judge(
 
 
 def _figures(
-    data: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float], scan: Scan
+    data: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float], scan: PreparedScan
 ) -> Figures:
     """All figures of finite data; ``scan`` is the same, prepared for the checks."""
     head = head_mask_array(data, zooms) | inside

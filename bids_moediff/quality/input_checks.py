@@ -46,7 +46,7 @@ TEMPLATE_SHAPES = ((182, 218, 182), (193, 229, 193), (197, 233, 189), (181, 217,
 
 
 @dataclass(frozen=True)
-class Scan:
+class PreparedScan:
     """A scan prepared for the checks: closest-to-RAS, at about 2 mm where it was finer.
 
     ``depth`` is the distance in mm from the outline of the brain, 0 outside.
@@ -75,7 +75,7 @@ def prepare(
     suffix: str,
     metadata: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
-) -> Scan:
+) -> PreparedScan:
     """Bring an image and its brain mask to the form that the checks want."""
     canonical, brain = nib.as_closest_canonical(image), nib.as_closest_canonical(mask)
     data = np.nan_to_num(np.asarray(canonical.dataobj, dtype=np.float32))
@@ -86,7 +86,7 @@ def prepare(
     coarse, inside = ndimage.uniform_filter(data, steps)[part], inside[part]
     zooms = (full[0] * steps[0], full[1] * steps[1], full[2] * steps[2])
     depth = distance_to(np.pad(~inside, 1, constant_values=True), zooms)[1:-1, 1:-1, 1:-1]
-    return Scan(
+    return PreparedScan(
         data=coarse,
         brain=inside,
         head=head_mask_array(coarse, zooms) | inside,
@@ -130,13 +130,13 @@ def find_doubts(
     return doubts_about(prepare(image, mask, suffix, metadata, figures))
 
 
-def doubts_about(scan: Scan) -> list[str]:
+def doubts_about(scan: PreparedScan) -> list[str]:
     """The same for a scan that was prepared."""
     sentences = [check(scan) for check in CHECKS]
     return [sentence for sentence in sentences if sentence]
 
 
-def localiser(scan: Scan) -> str | None:
+def localiser(scan: PreparedScan) -> str | None:
     """Fewer than 10 slices or less than 70 mm along an axis."""
     for axis, (count, zoom) in enumerate(zip(scan.shape, scan.full_zooms, strict=True)):
         if count < 10 or count * zoom < 70:
@@ -148,7 +148,7 @@ def localiser(scan: Scan) -> str | None:
     return None
 
 
-def cropped(scan: Scan) -> str | None:
+def cropped(scan: PreparedScan) -> str | None:
     """Brain at the face of the field of view, the spinal cord aside."""
     cut = []
     for axis, names in enumerate(SIDES):
@@ -165,7 +165,7 @@ def cropped(scan: Scan) -> str | None:
     )
 
 
-def wrong_contrast(scan: Scan) -> str | None:
+def wrong_contrast(scan: PreparedScan) -> str | None:
     """Brightness of the core against the rim of the brain, and of fluid against both."""
     core, rim = scan.data[scan.depth > 20], scan.data[(scan.depth > 2) & (scan.depth < 8)]
     if len(core) < 100 or len(rim) < 100:
@@ -201,7 +201,7 @@ def _against_its_name(suffix: str, ratio: float, fluid: float) -> str | None:
     )
 
 
-def contrast_agent(scan: Scan) -> str | None:
+def contrast_agent(scan: PreparedScan) -> str | None:
     """Agent named in the sidecar, or a vein on top of the brain brighter than white matter."""
     keys = ("ContrastBolusIngredient", "ContrastBolusAgent")
     agents = [str(scan.metadata[key]) for key in keys if scan.metadata.get(key)]
@@ -222,7 +222,7 @@ def contrast_agent(scan: Scan) -> str | None:
     )
 
 
-def vein_brightness(scan: Scan) -> float | None:
+def vein_brightness(scan: PreparedScan) -> float | None:
     """Brightest tenth of the strip that holds the superior sagittal sinus, over white matter.
 
     The strip is 18 mm wide, in the upper half, within 5 mm of the brain's outline on both sides;
@@ -247,7 +247,7 @@ def vein_brightness(scan: Scan) -> float | None:
     return float(np.percentile(scan.data[strip] / np.maximum(white[strip], 1e-6), 90))
 
 
-def ghosting(scan: Scan) -> str | None:
+def ghosting(scan: PreparedScan) -> str | None:
     """Signal of the air beside the head along an axis, over that of the other air."""
     air = ~ndimage.binary_dilation(scan.head, iterations=3)
     measured = air & (scan.data > 0)
@@ -271,7 +271,7 @@ def ghosting(scan: Scan) -> str | None:
     )
 
 
-def bright_air(scan: Scan) -> str | None:
+def bright_air(scan: PreparedScan) -> str | None:
     """Air as bright as tissue: an image without background suppression."""
     if scan.suffix in ("T1map", "T2map"):
         return None
@@ -287,7 +287,7 @@ def bright_air(scan: Scan) -> str | None:
     )
 
 
-def averaged(scan: Scan) -> str | None:
+def averaged(scan: PreparedScan) -> str | None:
     """Hardly any noise, or the grid of a template."""
     ratio = scan.figures.get("snr_brain")
     shape = tuple(round(n * z) for n, z in zip(scan.shape, scan.full_zooms, strict=True))
@@ -305,7 +305,7 @@ def averaged(scan: Scan) -> str | None:
     return None
 
 
-def very_noisy(scan: Scan) -> str | None:
+def very_noisy(scan: PreparedScan) -> str | None:
     """Signal-to-noise ratio below 5."""
     ratio = scan.figures.get("snr_brain")
     if ratio is None or ratio >= 5:
@@ -316,7 +316,7 @@ def very_noisy(scan: Scan) -> str | None:
     )
 
 
-def derived(scan: Scan) -> str | None:
+def derived(scan: PreparedScan) -> str | None:
     """A derived image by its sidecar, or a label map by its few values."""
     kinds = [str(kind).upper() for kind in scan.metadata.get("ImageType") or ()]
     made = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "REFORMATTED", "SECONDARY", "MOSAIC"}
@@ -331,7 +331,7 @@ def derived(scan: Scan) -> str | None:
     return None
 
 
-def interpolated(scan: Scan) -> str | None:
+def interpolated(scan: PreparedScan) -> str | None:
     """What the spectra of the quality figures found."""
     found = []
     for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
@@ -349,7 +349,7 @@ def interpolated(scan: Scan) -> str | None:
     )
 
 
-def cavity(scan: Scan) -> str | None:
+def cavity(scan: PreparedScan) -> str | None:
     """A space of fluid of more than 35 ml that a ball of 5 mm radius fits through."""
     if scan.suffix in BRIGHT_FLUID:
         fluid = scan.data > 1.7 * scan.middle
@@ -371,7 +371,7 @@ def cavity(scan: Scan) -> str | None:
     )
 
 
-def phantom(scan: Scan) -> str | None:
+def phantom(scan: PreparedScan) -> str | None:
     """Parts of the inner brain without any structure."""
     core = scan.depth > 20
     if core.sum() < 100:
@@ -392,7 +392,7 @@ def phantom(scan: Scan) -> str | None:
     )
 
 
-def unusual(scan: Scan) -> str | None:
+def unusual(scan: PreparedScan) -> str | None:
     """Far from the training heads in the figures of :mod:`bids_moediff.quality.familiarity`."""
     distance = scan.figures.get("distance_from_training")
     if distance is None or distance < FAR:
@@ -404,7 +404,7 @@ def unusual(scan: Scan) -> str | None:
     )
 
 
-CHECKS: tuple[Callable[[Scan], str | None], ...] = (
+CHECKS: tuple[Callable[[PreparedScan], str | None], ...] = (
     localiser, derived, wrong_contrast, averaged, interpolated, ghosting, bright_air, cropped,
     contrast_agent, cavity, very_noisy, phantom, unusual,
 )  # fmt: skip

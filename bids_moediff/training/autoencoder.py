@@ -21,11 +21,11 @@ from bids_moediff.families.moediff.latents import (
     build_autoencoder,
     residual_decode,
 )
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.training.losses import sobel, weighted_error
-from bids_moediff.networks.model_folder import MoEDiffModel
+from bids_moediff.imaging.simulation import Degraded
 
 from .batches import slices
-from .degradation import Degraded
 from .recipe import AutoencoderRecipe
 from .stage import Batch, Gains, warm_start
 from .validation import Case, gains_of

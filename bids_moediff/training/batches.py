@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from bids_moediff.errors import UsageError
-from bids_moediff.families.moediff.slices import plane_condition, slice_axes
+from bids_moediff.imaging.axes import plane_condition, slice_axes
 
 from .volumes import Volume
 

@@ -25,7 +25,7 @@ from bids_moediff.imaging.grid import Shape, Triple, covering_shape, voxel_sizes
 from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.settings import Settings
 
-from .pack import Head, bounding_box, brightness, make_image, make_labels, quantise
+from .pack import TrainingHead, bounding_box, brightness, make_image, make_labels, quantise
 
 # Same person as another training file, or no trustworthy fine detail on any axis.
 SKIPPED = ("sub-02_inplaneT2",)
@@ -35,7 +35,7 @@ PAIR_RATIO = 1.2
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """Which images of BIDS data sets are taken.
 
     `pairs` is "auto", "none", or the label of the coarse and the fine scans, such as
@@ -50,7 +50,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Scan:
+class LoadedScan:
     """One image in memory."""
 
     name: str
@@ -87,11 +87,11 @@ def read_volume(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return data, np.asarray(image.affine)
 
 
-def _settings(root: Path, choice: Choice) -> Settings:
+def _settings(root: Path, choice: Selection) -> Settings:
     return Settings(bids_dir=root.absolute(), modalities=choice.suffixes)
 
 
-def scans(root: Path, choice: Choice) -> list[Scan]:
+def scans(root: Path, choice: Selection) -> list[LoadedScan]:
     """Images of all participants, in the order of their names."""
     settings = _settings(root, choice)
     if not root.is_dir():
@@ -107,7 +107,7 @@ def scans(root: Path, choice: Choice) -> list[Scan]:
                 raise UsageError(image.problem)
             data, affine = read_volume(image.path, image.relative_path)
             name = image.path.name.removesuffix(".gz").removesuffix(".nii")
-            found.append(Scan(f"{root.resolve().name}/{name}", data, affine, image))
+            found.append(LoadedScan(f"{root.resolve().name}/{name}", data, affine, image))
     if not found:
         raise UsageError(f"{root} holds no anatomical image to train on.")
     return found
@@ -122,7 +122,7 @@ def _same_but(first: AnatomicalImage, second: AnatomicalImage) -> str | None:
     return differing[0] if len(differing) == 1 and differing[0] in ("ses", "acq") else None
 
 
-def _wanted(low: Scan, high: Scan, pairs: str) -> bool:
+def _wanted(low: LoadedScan, high: LoadedScan, pairs: str) -> bool:
     """Whether two scans are meant to be a pair of coarse and fine."""
     entity = _same_but(low.image, high.image)
     if entity is None or pairs == "none":
@@ -135,7 +135,7 @@ def _wanted(low: Scan, high: Scan, pairs: str) -> bool:
     return labels == [coarse, fine]
 
 
-def _check_aligned(low: Scan, high: Scan) -> None:
+def _check_aligned(low: LoadedScan, high: LoadedScan) -> None:
     """UsageError unless both grids share orientation, outer corner and field of view."""
     corners, directions, extents = [], [], []
     for scan in (low, high):
@@ -159,7 +159,7 @@ def _check_aligned(low: Scan, high: Scan) -> None:
     )
 
 
-def make_pair(low: Scan, high: Scan) -> Head:
+def make_pair(low: LoadedScan, high: LoadedScan) -> TrainingHead:
     """Pair on the fine grid: the fine scan, and the coarse one interpolated consistently.
 
     The coarse scan is scaled so that it fits the fine one as the scanner would have measured it.
@@ -178,7 +178,7 @@ def make_pair(low: Scan, high: Scan) -> Head:
     bright = brightness(fine)
     volume = quantise(fine, bright)
     box = bounding_box(volume > 12, 4)
-    return Head(
+    return TrainingHead(
         f"{low.name}+{high.image.path.name.split('.')[0]}",
         np.ascontiguousarray(volume[box]),
         high.zooms,
@@ -195,7 +195,7 @@ def _fit(data: np.ndarray, shape: Shape) -> np.ndarray:
     return np.ascontiguousarray(np.pad(data, missing, mode="edge"))
 
 
-def bids_heads(root: Path, choice: Choice) -> list[Head]:
+def bids_heads(root: Path, choice: Selection) -> list[TrainingHead]:
     """Pairs and fine scans of one data set; UsageError if there are none."""
     found = scans(root, choice)
     source = root.resolve().name
@@ -224,7 +224,7 @@ def bids_heads(root: Path, choice: Choice) -> list[Head]:
     return heads
 
 
-def manifest_heads(root: Path) -> list[Head]:
+def manifest_heads(root: Path) -> list[TrainingHead]:
     """Images of a folder with manifest.tsv (columns file, split) that are meant for training."""
     with (root / "manifest.tsv").open(newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
@@ -239,7 +239,7 @@ def manifest_heads(root: Path) -> list[Head]:
     return heads
 
 
-def label_heads(folder: Path) -> list[Head]:
+def label_heads(folder: Path) -> list[TrainingHead]:
     """FreeSurfer label maps below a folder."""
     paths = sorted(folder.rglob("*.nii.gz"))
     if not paths:
@@ -256,7 +256,7 @@ def _order(subject: str) -> str:
     return hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()
 
 
-def mark_validation(heads: Sequence[Head], labels: Sequence[str]) -> list[Head]:
+def mark_validation(heads: Sequence[TrainingHead], labels: Sequence[str]) -> list[TrainingHead]:
     """Keep a tenth of the participants out of training, or those with these labels."""
     people = sorted({head.subject for head in heads if head.subject}, key=_order)
     if not people:
@@ -279,9 +279,9 @@ def mark_validation(heads: Sequence[Head], labels: Sequence[str]) -> list[Head]:
 def collect(
     roots: Sequence[Path],
     labels: Sequence[Path],
-    choice: Choice,
+    choice: Selection,
     report: Callable[[str], None] = print,
-) -> list[Head]:
+) -> list[TrainingHead]:
     """Heads of all data sets and label folders, validation heads marked.
 
     Raises
@@ -289,7 +289,7 @@ def collect(
     UsageError
         with the first thing that keeps the data from being trained on.
     """
-    heads: list[Head] = []
+    heads: list[TrainingHead] = []
     for root in roots:
         described = (root / "dataset_description.json").is_file()
         by_manifest = (root / "manifest.tsv").is_file() and not described
@@ -302,12 +302,12 @@ def collect(
     return _distinct(heads)
 
 
-def _counts(heads: Sequence[Head]) -> str:
+def _counts(heads: Sequence[TrainingHead]) -> str:
     kinds: Mapping[str, str] = {"pair": "pairs", "image": "images degraded while training"}
     return ", ".join(f"{sum(h.kind == k for h in heads)} {word}" for k, word in kinds.items())
 
 
-def _distinct(heads: Sequence[Head]) -> list[Head]:
+def _distinct(heads: Sequence[TrainingHead]) -> list[TrainingHead]:
     seen: set[str] = set()
     for head in heads:
         if head.name in seen:

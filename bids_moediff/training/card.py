@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from .export import Run
+    from .run_folder import Run
 
 DESCRIPTIONS = {
     "moediff": "MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a "

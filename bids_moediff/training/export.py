@@ -6,11 +6,7 @@ model; a student stands alone.
 """
 
 import hashlib
-import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +14,13 @@ import torch
 
 from bids_moediff import __version__
 from bids_moediff.errors import UsageError
-from bids_moediff.families.moediff.config import MoEDiffConfig
-from bids_moediff.networks.mean import MeanConfig
-from bids_moediff.networks.model_folder import CONFIG_NAME, build_network, load_model, save_model
+from bids_moediff.families.load import build_network, load_model
+from bids_moediff.networks.model_folder import CONFIG_NAME, save_model
 from bids_moediff.runtime.sink import atomic, write_json
+from bids_moediff.training.run_folder import Run, read_run
 
 from .card import model_card
-from .state import BEST_NAME, STATE_NAME, part, read_state
+from .state import part
 
 # Which section of config.json a stage fills, and the family it belongs to.
 SECTIONS = {"mean": ("moediff", "mean"), "experts": ("moediff", "moediff")}
@@ -36,59 +32,6 @@ SECTIONS["student"] = ("student", "student")
 SECTIONS["lesions"] = SECTIONS["mean"]
 SECTIONS["student-lesions"] = SECTIONS["student"]
 SECTIONS["student-tail"] = SECTIONS["student"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished or stopped training: stage, network settings, averaged weights, record."""
-
-    stage: str
-    network: dict[str, Any]
-    weights: dict[str, torch.Tensor]
-    record: dict[str, Any]
-    curve: list[dict[str, Any]]
-
-
-def _network(record: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Settings of the network; early runs wrote them into the recipe only."""
-    if "network" in record:
-        return dict(record["network"])
-    recipe = record["recipe"]
-    if stage == "mean":
-        return MeanConfig(recipe["channels"], recipe["blocks"]).to_dict()
-    return MoEDiffConfig(
-        width=recipe["width"],
-        experts=tuple(recipe["experts"]),
-        diffusion_steps=tuple(recipe["diffusion_steps"]),
-    ).to_dict()
-
-
-def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """Validation rows of a run, oldest first; a torn last line is left out."""
-    path = folder / "curve.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def read_run(folder: Path) -> Run:
-    """Averaged weights and record of a run folder.
-
-    The weights of the best validation are taken where the run kept them (best.safetensors), the
-    last ones otherwise. UsageError for a folder without a readable state.
-    """
-    best = folder / BEST_NAME
-    path = best if best.is_file() else folder / STATE_NAME
-    if not path.is_file():
-        raise UsageError(f"{folder} is no training run: it holds no {STATE_NAME}.")
-    tensors, record = read_state(path)
-    weights = part(tensors, "average.")
-    stage = record.get("stage") or ("mean" if "channels" in record["recipe"] else "experts")
-    return Run(stage, _network(record, stage), weights, record, read_curve(folder))
 
 
 def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
@@ -107,19 +50,6 @@ def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
         record = {"step": 0, "seconds": 0.0, "recipe": origin}
         runs.append(Run(stage, model.config[section], weights, record, []))
     return runs
-
-
-def hardware() -> str:
-    """The machine in plain words: the accelerator's or the processor's model, never its name."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    model = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(errors="replace").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{len(os.sched_getaffinity(0))} cores of a {model}"
 
 
 def _compose(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -25,13 +25,13 @@ from bids_moediff.families.student.training.finished import (
     finished_networks,
     init_paths,
 )
-from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.families.whole_volume import apply_to_volume
 from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.interpolation import initial_estimate
+from bids_moediff.imaging.simulation import ONES, Degraded
 from bids_moediff.networks.mean import MeanNetwork
 
 from .batches import patches
-from .degradation import ONES, Degraded
 from .recipe import LesionsRecipe, StudentLesionsRecipe
 from .stage import Batch, Gains, Init, autocast, charbonnier
 from .tensor_filters import gaussian
@@ -166,7 +166,7 @@ class LesionsStage:
 
         def restore(start: Tensor, condition: Tensor) -> Tensor:
             with autocast(self.device, self.recipe):
-                return apply_mean(network, start, condition)
+                return apply_to_volume(network, start, condition)
 
         return gains(cases, restore)
 

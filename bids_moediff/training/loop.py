@@ -23,13 +23,12 @@ from torch import nn
 from tqdm import tqdm
 
 from bids_moediff.errors import DeviceError, MoediffError, UsageError
+from bids_moediff.imaging.protocols import ACQUISITIONS
 from bids_moediff.runtime.resources import has_bfloat16
 from bids_moediff.runtime.sink import write_text
 
-from .export import hardware, read_curve
 from .pack import check_heads, load_pack, sha256
 from .recipe import (
-    ACQUISITIONS,
     AutoencoderRecipe,
     ExpertsRecipe,
     GateRecipe,
@@ -40,6 +39,7 @@ from .recipe import (
     TailRecipe,
     check_same,
 )
+from .run_folder import hardware, read_curve
 from .stage import ExpertsStage, Gains, Init, MeanStage, Stage, load_init
 from .state import WeightAverage, load_state, save_best, save_state
 from .validation import Case, make_cases

@@ -25,7 +25,7 @@ SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True)
-class Head:
+class TrainingHead:
     """One training volume.
 
     Parameters
@@ -71,24 +71,26 @@ def quantise(volume: np.ndarray, bright: float) -> np.ndarray:
     return np.clip(np.round(volume * (BRIGHT / bright)), 0, 255).astype(np.uint8)
 
 
-def make_image(name: str, data: np.ndarray, zooms: Sequence[float], **details: str) -> Head:
+def make_image(
+    name: str, data: np.ndarray, zooms: Sequence[float], **details: str
+) -> TrainingHead:
     """Head from intensities, cropped; `details` are subject and source."""
     volume = quantise(data, brightness(data))
     box = bounding_box(volume > 12, 4)
     sizes = (float(zooms[0]), float(zooms[1]), float(zooms[2]))
-    return Head(name, np.ascontiguousarray(volume[box]), sizes, "image", **details)  # type: ignore[arg-type]
+    return TrainingHead(name, np.ascontiguousarray(volume[box]), sizes, "image", **details)  # type: ignore[arg-type]
 
 
-def make_labels(name: str, data: np.ndarray, zooms: Sequence[float]) -> Head:
+def make_labels(name: str, data: np.ndarray, zooms: Sequence[float]) -> TrainingHead:
     """Head from FreeSurfer labels; extra-cerebral ones, from 400 on, are moved down by 300."""
     labels = np.round(data).astype(np.int32)
     box = bounding_box(labels > 0, 2)
     labels = np.where(labels >= 400, labels - 300, labels)[box].astype(np.uint8)
     sizes = (float(zooms[0]), float(zooms[1]), float(zooms[2]))
-    return Head(name, np.ascontiguousarray(labels), sizes, "labels", name, "labels")
+    return TrainingHead(name, np.ascontiguousarray(labels), sizes, "labels", name, "labels")
 
 
-def site(head: Head) -> str:
+def site(head: TrainingHead) -> str:
     """Data set or site of a head; early packs tell it by the first word of the name."""
     if head.kind == "labels":
         return "labels"
@@ -96,7 +98,7 @@ def site(head: Head) -> str:
 
 
 def head_weights(
-    heads: Sequence[Head], patterns: Mapping[str, float], label_share: float
+    heads: Sequence[TrainingHead], patterns: Mapping[str, float], label_share: float
 ) -> np.ndarray:
     """Probability of each head.
 
@@ -122,7 +124,7 @@ def head_weights(
     return array / array.sum()
 
 
-def save_pack(heads: Sequence[Head], path: Path) -> str:
+def save_pack(heads: Sequence[TrainingHead], path: Path) -> str:
     """Write heads as one compressed archive; returns its SHA-256."""
     arrays: dict[str, np.ndarray] = {}
     meta = []
@@ -153,7 +155,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def load_pack(path: Path) -> list[Head]:
+def load_pack(path: Path) -> list[TrainingHead]:
     """Inverse of :func:`save_pack`; UsageError for any other file and for a damaged one."""
     try:
         with np.load(path) as archive:
@@ -165,14 +167,14 @@ def load_pack(path: Path) -> list[Head]:
                     values["condition"] = tuple(values["condition"])
                 if f"s{index}" in archive:
                     values["start"] = archive[f"s{index}"]
-                heads.append(Head(volume=archive[f"v{index}"], **values))
+                heads.append(TrainingHead(volume=archive[f"v{index}"], **values))
             return heads
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:150]
         raise UsageError(f"{path} is no readable training pack: {reason}.") from error
 
 
-def check_heads(heads: Sequence[Head], keep_out: Sequence[str] = ()) -> list[Head]:
+def check_heads(heads: Sequence[TrainingHead], keep_out: Sequence[str] = ()) -> list[TrainingHead]:
     """Heads with `keep_out` marked as validation, after everything that training assumes holds.
 
     Raises
@@ -198,7 +200,7 @@ def check_heads(heads: Sequence[Head], keep_out: Sequence[str] = ()) -> list[Hea
     return marked
 
 
-def _check_head(head: Head) -> None:
+def _check_head(head: TrainingHead) -> None:
     volume = head.volume
     if head.kind not in KINDS:
         raise UsageError(f"{head.name} is of the unknown kind {head.kind!r}.")
@@ -215,14 +217,14 @@ def _check_head(head: Head) -> None:
         raise UsageError(f"{head.name} is a pair whose two grids differ.")
 
 
-def select_heads(heads: Sequence[Head], megabytes: float) -> list[Head]:
+def select_heads(heads: Sequence[TrainingHead], megabytes: float) -> list[TrainingHead]:
     """As many heads as fit into a pack of this size, every site in turn, validation heads first.
 
     UsageError if not even the validation heads and one head of each site fit.
     """
     sizes = {h.name: len(zlib.compress(h.volume.tobytes(), 6)) * 1.02 / 1e6 for h in heads}
     chosen = [head for head in heads if head.validation]
-    rest: dict[str, list[Head]] = {}
+    rest: dict[str, list[TrainingHead]] = {}
     for head in heads:
         if not head.validation:
             rest.setdefault(site(head), []).append(head)

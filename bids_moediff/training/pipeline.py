@@ -12,7 +12,7 @@ from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.networks.model_folder import CONFIG_NAME
 
 from .export import export
-from .pack import Head, check_heads, head_weights, save_pack, select_heads
+from .pack import TrainingHead, check_heads, head_weights, save_pack, select_heads
 from .recipe import Recipe
 
 PACK_NAME = "pack.npz"
@@ -22,9 +22,9 @@ def write_pack(options: Namespace, path: Path, recipes: Sequence[Recipe] = ()) -
     """Collect, check and write the training data (see :func:`.bids_data.collect`)."""
     if not options.data and not options.labels:
         raise UsageError("Say what to train on: --data BIDS_DIR or --pack FILE.")
-    from .bids_heads import Choice, collect
+    from .bids_heads import Selection, collect
 
-    choice = Choice(
+    choice = Selection(
         options.pairs,
         tuple(options.modalities),
         options.max_voxel,
@@ -42,7 +42,7 @@ def write_pack(options: Namespace, path: Path, recipes: Sequence[Recipe] = ()) -
     print(f"{path}: {len(heads)} volumes, {size:.1f} MB, SHA-256 {digest}")
 
 
-def _check(heads: Sequence[Head], recipes: Sequence[Recipe]) -> None:
+def _check(heads: Sequence[TrainingHead], recipes: Sequence[Recipe]) -> None:
     """UsageError, before anything is written, if a recipe cannot train on these heads."""
     kept_out = [name for recipe in recipes for name in recipe.keep_out]
     marked = check_heads(heads, kept_out) if recipes else []

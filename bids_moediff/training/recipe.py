@@ -12,8 +12,8 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bids_moediff.errors import UsageError
-from bids_moediff.settings import closest
+from bids_moediff.errors import UsageError, closest
+from bids_moediff.imaging.protocols import ACQUISITIONS
 
 RECIPES = Path(__file__).with_name("recipes")
 # What may change when a run goes on: nothing that the weights so far depend on, but for the
@@ -21,14 +21,6 @@ RECIPES = Path(__file__).with_name("recipes")
 FREE = ("steps", "evaluate_every", "save_every", "patience", "workers", "precision")
 PRECISIONS = ("bf16", "fp32")
 GUIDANCE = ("bias", "nonlinearity")
-# Name: voxel ratio, slice profile. What trainings are judged by, and may be restricted to.
-ACQUISITIONS: dict[str, tuple[tuple[float, float, float], str]] = {
-    "x2 isotropic": ((2.0, 2.0, 2.0), "kspace"),
-    "x2 isotropic gaussian": ((2.0, 2.0, 2.0), "gaussian"),
-    "x4 slices": ((1.0, 1.0, 4.0), "gaussian"),
-    "x2 slices": ((1.0, 1.0, 2.0), "gaussian"),
-    "x1.5 isotropic": ((1.5, 1.5, 1.5), "kspace"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 
 from bids_moediff.imaging.acquisition import Axis, _along, axis_matrix
 
-from .pack import Head
+from .pack import TrainingHead
 
 UNDONE_SHARE = 0.5
 # Largest random coarsening, in voxels.
@@ -40,7 +40,7 @@ class Grid:
 
 
 def interpolated_axes(
-    head: Head, patterns: Mapping[str, Sequence[float]]
+    head: TrainingHead, patterns: Mapping[str, Sequence[float]]
 ) -> tuple[float, float, float]:
     """How many voxels an independent sample spans on each axis; the first pattern counts."""
     for pattern, spans in patterns.items():
@@ -50,7 +50,7 @@ def interpolated_axes(
 
 
 def draw_grid(
-    head: Head,
+    head: TrainingHead,
     patterns: Mapping[str, Sequence[float]],
     coarsen_share: float,
     rng: np.random.Generator,
@@ -71,7 +71,7 @@ def draw_grid(
     return Grid((float(factors[0]), float(factors[1]), float(factors[2])))
 
 
-def coarsen(image: torch.Tensor, factors: Sequence[float], profile: Axis) -> torch.Tensor:
+def to_larger_voxels(image: torch.Tensor, factors: Sequence[float], profile: Axis) -> torch.Tensor:
     """Volume (X, Y, Z) on voxels `factors` times as large; its field of view may shrink."""
     matrices = []
     for size, factor in zip(image.shape, factors, strict=True):

@@ -15,16 +15,18 @@ import torch
 from torch import nn
 
 from bids_moediff.errors import UsageError, WeightsError
+from bids_moediff.families.load import load_model
 from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.model import PARTS, MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR, equal_parameter_single
 from bids_moediff.families.moediff.slices import restore_slices
 from bids_moediff.families.moediff.training.losses import LossState, LossWeights, joint_loss
-from bids_moediff.families.whole_volume import apply_mean
+from bids_moediff.families.whole_volume import apply_to_volume
+from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.networks.model_folder import CONFIG_NAME, PARTS, MoEDiffModel, load_model
+from bids_moediff.networks.model_folder import CONFIG_NAME
 
 from .batches import patches, slices
-from .degradation import Degraded
 from .guidance import guidance_maps
 from .recipe import GUIDANCE, ExpertsRecipe, MeanRecipe, Recipe
 from .validation import Case, gains
@@ -94,7 +96,7 @@ def run_mean(
     padding = [amount for size in reversed(start.shape) for amount in (0, max(0, side - size))]
     # An edge to air where the volume was cut would be felt as far as the network sees.
     padded = torch.nn.functional.pad(start[None, None], padding, mode="replicate")[0, 0]
-    return apply_mean(mean, padded, condition)[tuple(slice(0, size) for size in start.shape)]
+    return apply_to_volume(mean, padded, condition)[tuple(slice(0, size) for size in start.shape)]
 
 
 # Error of interpolation, as a fraction of the range, below which a patch counts no more.
@@ -148,7 +150,7 @@ class MeanStage:
 
         def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
             with autocast(self.device, self.recipe):
-                return apply_mean(network, start, condition)
+                return apply_to_volume(network, start, condition)
 
         return gains(cases, restore)
 
@@ -313,7 +315,8 @@ def load_init(init: Init) -> MoEDiffModel | None:
 
 
 def _load_one(path: Path) -> MoEDiffModel:
-    from .export import SECTIONS, read_run
+    from .export import SECTIONS
+    from .run_folder import read_run
 
     if path.is_dir() and not (path / CONFIG_NAME).is_file():
         run = read_run(path)

@@ -11,10 +11,10 @@ from bids_moediff.errors import UsageError
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import covering_shape
 from bids_moediff.imaging.interpolation import initial_estimate, interpolate
+from bids_moediff.imaging.protocols import ACQUISITIONS
+from bids_moediff.imaging.simulation import ONES
 
-from .degradation import ONES
-from .pack import BRIGHT, Head
-from .recipe import ACQUISITIONS
+from .pack import BRIGHT, TrainingHead
 from .tensor_filters import box_mean
 
 PAIRED = "paired scans"
@@ -55,14 +55,14 @@ def _even(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array[cut])).to(device).float() / BRIGHT
 
 
-def _paired_case(head: Head, cut: tuple[slice, ...], device: torch.device) -> Case:
+def _paired_case(head: TrainingHead, cut: tuple[slice, ...], device: torch.device) -> Case:
     assert head.start is not None and head.condition is not None
     truth, start = _even(head.volume[cut], device), _even(head.start[cut], device)
     condition = torch.tensor(head.condition)
     return Case(head.name, PAIRED, start, truth, box_mean(truth, 5) > 0.06, condition, start)
 
 
-def _protocol_case(head: Head, image: torch.Tensor, name: str) -> Case:
+def _protocol_case(head: TrainingHead, image: torch.Tensor, name: str) -> Case:
     ratios, profile = ACQUISITIONS[name]
     counts = [int(s / r + 1e-6) for s, r in zip(image.shape, ratios, strict=True)]
     coarse = (counts[0], counts[1], counts[2])
@@ -86,7 +86,7 @@ def _protocol_case(head: Head, image: torch.Tensor, name: str) -> Case:
 
 
 def make_cases(
-    heads: Sequence[Head],
+    heads: Sequence[TrainingHead],
     block: int = 112,
     device: torch.device | str = "cpu",
     names: Sequence[str] = tuple(ACQUISITIONS),

@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from bids_moediff.imaging.acquisition import Axis
+from bids_moediff.imaging.simulation import Degraded, degrade, draw, fixed
 from bids_moediff.runtime.sink import write_bytes
 
 from .contrast import bias_field, random_contrast, synthesise, tissue_codes
-from .degradation import Degraded, degrade, draw, fixed
 from .guidance import displacement, log_jacobian, warp_labels
-from .pack import BRIGHT, Head, head_weights
+from .pack import BRIGHT, TrainingHead, head_weights
 from .recipe import Recipe
-from .sharpness import PROFILES, Grid, coarsen, draw_grid
+from .sharpness import PROFILES, Grid, draw_grid, to_larger_voxels
 from .tensor_filters import box_mean, dilate, erode
 
 # A degraded volume loses up to a coarse voxel of each side.
@@ -39,7 +39,7 @@ Finish = Callable[[Volume, Degraded | None], Volume]
 
 
 def _arrange(
-    head: Head, grid: Grid, rng: np.random.Generator, recipe: Recipe
+    head: TrainingHead, grid: Grid, rng: np.random.Generator, recipe: Recipe
 ) -> tuple[list[np.ndarray], list[float]]:
     """Volume and start (of a pair) in a random orientation, cut to a block, padded if small.
 
@@ -92,10 +92,11 @@ class Simulated:
 
     def coarsened(self, factors: Sequence[float], profile: Axis) -> "Simulated":
         """The head (a real one) on larger voxels; a voxel that a deleted one touches counts 0."""
-        weight = coarsen(self.weight, factors, BOX)
-        weight = torch.where(coarsen((self.weight > 0).float(), factors, BOX) > 0.99, weight, 0.0)
-        bias = None if self.bias is None else coarsen(self.bias, factors, BOX)
-        image = coarsen(self.image, factors, profile).clamp_min(0.0)
+        weight = to_larger_voxels(self.weight, factors, BOX)
+        whole = to_larger_voxels((self.weight > 0).float(), factors, BOX) > 0.99
+        weight = torch.where(whole, weight, 0.0)
+        bias = None if self.bias is None else to_larger_voxels(self.bias, factors, BOX)
+        image = to_larger_voxels(self.image, factors, profile).clamp_min(0.0)
         return Simulated(image, weight, image, bias)
 
     def guidance(self) -> Volume:
@@ -109,7 +110,7 @@ class Simulated:
 
 
 def _simulate(
-    head: Head, volume: torch.Tensor, recipe: Recipe, rng: np.random.Generator, seed: int
+    head: TrainingHead, volume: torch.Tensor, recipe: Recipe, rng: np.random.Generator, seed: int
 ) -> Simulated:
     """Give a head a contrast and shading; label maps are distorted if that guides the gate."""
     device = volume.device
@@ -132,7 +133,7 @@ def _simulate(
 
 
 def make_volume(
-    head: Head,
+    head: TrainingHead,
     recipe: Recipe,
     rng: np.random.Generator,
     device: torch.device,
@@ -190,7 +191,7 @@ class Source:
 
     def __init__(
         self,
-        heads: Sequence[Head],
+        heads: Sequence[TrainingHead],
         recipe: Recipe,
         device: torch.device,
         finish: Finish | None,

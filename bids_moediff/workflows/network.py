@@ -7,8 +7,8 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.families.choice import read_config
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
+from bids_moediff.networks.model_folder import read_config
 from bids_moediff.settings import Settings
 
 

@@ -12,13 +12,12 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff import __version__
-from bids_moediff.bids.discover import AnatomicalImage, Participant
+from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import derivative_path
-from bids_moediff.execution.work_folder import WORKFLOW_NAME, participant_workflow_name
 from bids_moediff.families.cost import estimate
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
-from bids_moediff.interfaces.source import dump_source, image_key
 from bids_moediff.settings import Settings
+from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
 from .network import init_superres_wf
 from .preparation import init_image_preparation_wf
@@ -43,7 +42,7 @@ REPORTED_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run may use, decided before the graph is built.
 
     Parameters
@@ -68,7 +67,7 @@ class Plan:
 
 
 def init_bids_moediff_wf(
-    settings: Settings, participants: Sequence[Participant], plan: Plan
+    settings: Settings, participants: Sequence[Participant], plan: RunPlan
 ) -> Workflow:
     """Build the graph of all participants.
 
@@ -117,7 +116,9 @@ it into their manuscripts unchanged. It is released under the CC0 licence.
     return workflow
 
 
-def init_single_subject_wf(participant: Participant, settings: Settings, plan: Plan) -> Workflow:
+def init_single_subject_wf(
+    participant: Participant, settings: Settings, plan: RunPlan
+) -> Workflow:
     """Build the graph of one participant.
 
     Workflow Graph
@@ -177,7 +178,7 @@ def init_single_subject_wf(participant: Participant, settings: Settings, plan: P
 
 
 def _connect_processing(
-    workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: Plan
+    workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: RunPlan
 ) -> None:
     """Preparation of each image; network and products where the stage asks for them."""
     superres_wf = _add_network(workflow, images, settings, plan)
@@ -188,7 +189,7 @@ def _connect_processing(
             precomputed_mask=find_mask(settings, image),
             name=f"prepare_{node_name(image)}_wf",
         )
-        prepare_wf.inputs.inputnode.source = dump_source(image)
+        prepare_wf.inputs.inputnode.source = image.to_json()
         status = _init_status(image, settings, plan)
         workflow.connect([
             (prepare_wf, status, [("outputnode.notes", "notes")]),
@@ -200,8 +201,8 @@ def _connect_processing(
         products_wf = init_image_products_wf(
             settings=settings, name=f"products_{node_name(image)}_wf"
         )
-        products_wf.inputs.inputnode.source = dump_source(image)
-        products_wf.inputs.inputnode.key = image_key(image)
+        products_wf.inputs.inputnode.source = image.to_json()
+        products_wf.inputs.inputnode.key = image.key
         workflow.connect([
             (prepare_wf, workflow.get_node("entries"), [("outputnode.entry", f"in{number}")]),
             (superres_wf, products_wf, [("outputnode.results", "inputnode.results")]),
@@ -219,7 +220,7 @@ def _connect_processing(
 
 
 def _add_network(
-    workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: Plan
+    workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: RunPlan
 ) -> Workflow | None:
     """The network of the participant; None where the stage has none."""
     if settings.stage not in ("all", "sr"):
@@ -241,10 +242,10 @@ def _init_merge(name: str, images: Sequence[AnatomicalImage]) -> pe.Node:
     return pe.Node(niu.Merge(max(1, len(images))), name=name, run_without_submitting=True)
 
 
-def _init_status(image: AnatomicalImage, settings: Settings, plan: Plan) -> pe.Node:
+def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> pe.Node:
     return pe.Node(
         ImageStatus(
-            source=dump_source(image),
+            source=image.to_json(),
             stage=settings.stage,
             output_dir=str(settings.output_dir),
             zooms=settings.output_resolution,
@@ -255,7 +256,7 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: Plan) -> pe.N
     )
 
 
-def run_file(settings: Settings, plan: Plan, participant: Participant) -> Path:
+def run_file(settings: Settings, plan: RunPlan, participant: Participant) -> Path:
     """Where the record of this run of this participant goes."""
     folder = settings.output_dir / "logs" / f"sub-{participant.label}" / plan.run_id
     return folder / "run.json"
@@ -271,7 +272,7 @@ def find_mask(settings: Settings, image: AnatomicalImage) -> Path | None:
 
 def node_name(image: AnatomicalImage) -> str:
     """Name of an image as Nipype takes it: letters, digits and underscores."""
-    parts = image_key(image).split("_")[1:]
+    parts = image.key.split("_")[1:]
     return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts))
 
 
@@ -294,7 +295,7 @@ def float32_gigabytes(image: AnatomicalImage) -> float:
     return 4e-9 * shape[0] * shape[1] * shape[2]
 
 
-def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: Plan) -> float:
+def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> float:
     """Estimated memory of the network process for this image."""
     shape, zooms = _shape_and_zooms(image)
     return estimate(

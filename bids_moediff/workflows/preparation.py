@@ -50,7 +50,7 @@ def init_image_preparation_wf(
     Inputs
     ------
     source
-        Source image as text (see :mod:`bids_moediff.interfaces.source`).
+        Source image as text (:meth:`AnatomicalImage.to_json`).
 
     Outputs
     -------

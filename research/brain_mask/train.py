@@ -20,8 +20,9 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
+from bids_moediff.families.load import load_model
 from bids_moediff.networks.brain_mask import BrainMaskNet
-from bids_moediff.networks.model_folder import load_model, save_model
+from bids_moediff.networks.model_folder import save_model
 from bids_moediff.preprocessing.brain_mask import normalise
 from bids_moediff.runtime.resources import has_bfloat16
 from bids_moediff.training.state import WeightAverage, load_state, save_state
@@ -57,7 +58,7 @@ PARTNERS = {
 
 
 @dataclass(frozen=True)
-class Head:
+class LabelledHead:
     """A label map ready for sampling: uint8 indices, brain truth, RAS, 1 mm."""
 
     name: str
@@ -82,7 +83,7 @@ def brain_truth(labels: np.ndarray) -> np.ndarray:
     return truth
 
 
-def load_head(path: Path, table: dict[int, int]) -> Head:
+def load_head(path: Path, table: dict[int, int]) -> LabelledHead:
     """Read one label map; ``table`` collects a small index for every label met."""
     image = nib.as_closest_canonical(nib.load(path))
     labels = np.asarray(image.dataobj).astype(np.int32)
@@ -105,7 +106,7 @@ def load_head(path: Path, table: dict[int, int]) -> Head:
         indices[labels == label] = table.setdefault(int(label), len(table))
     shrunken, wide = indices.copy(), ndimage.distance_transform_edt(~np.isin(labels, FLUIDS)) < 2.5
     shrunken[wide & (labels > 0) & (labels < OUTSIDE)] = table.setdefault(FLUID, len(table))
-    return Head(
+    return LabelledHead(
         path.name.split(".")[0],
         torch.from_numpy(indices),
         torch.from_numpy(shrunken),
@@ -126,7 +127,7 @@ def _smooth(
 
 
 def _coordinates(
-    rng: np.random.Generator, head: Head, shape: tuple[int, ...]
+    rng: np.random.Generator, head: LabelledHead, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each voxel of the working grid lies in the label map (x, y, z, 3), and the matrix."""
     matrix = np.eye(3)
@@ -160,7 +161,7 @@ def _nearest(points: torch.Tensor, shape: tuple[int, ...]) -> tuple[torch.Tensor
 
 
 def _paint(
-    head: Head, indices: torch.Tensor, points: torch.Tensor, linear: torch.Tensor,
+    head: LabelledHead, indices: torch.Tensor, points: torch.Tensor, linear: torch.Tensor,
     means: np.ndarray, spreads: np.ndarray,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Brightness, spread and brain share per voxel, each the mean over four points around it."""
@@ -251,7 +252,7 @@ def _blur_one_axis(rng: np.random.Generator, image: torch.Tensor) -> torch.Tenso
 
 
 def synthesize(
-    rng: np.random.Generator, head: Head, table: dict[int, int]
+    rng: np.random.Generator, head: LabelledHead, table: dict[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One image in [0, 1] and its brain truth in [0, 1], both (1, 1, x, y, z) at 3 mm.
 
@@ -292,7 +293,9 @@ def dice(logits: torch.Tensor, truth: torch.Tensor) -> float:
     return float(2.0 * (found & true).sum() / (found.sum() + true.sum()).clamp(min=1))
 
 
-def validate(network: BrainMaskNet, heads: list[Head], table: dict[int, int]) -> list[float]:
+def validate(
+    network: BrainMaskNet, heads: list[LabelledHead], table: dict[int, int]
+) -> list[float]:
     """Dice on four fixed images of every left-out head."""
     scores = []
     with torch.inference_mode():
@@ -308,7 +311,9 @@ def validate(network: BrainMaskNet, heads: list[Head], table: dict[int, int]) ->
 class Images(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Training images by step; each depends on seed and step alone, whatever the workers."""
 
-    def __init__(self, heads: list[Head], table: dict[int, int], seed: int, first: int) -> None:
+    def __init__(
+        self, heads: list[LabelledHead], table: dict[int, int], seed: int, first: int
+    ) -> None:
         self.heads, self.table, self.seed, self.first = heads, table, seed, first
 
     def __len__(self) -> int:

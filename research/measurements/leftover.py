@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from bids_moediff.evaluation.ablation import SharedMean
 from bids_moediff.evaluation.benchmark import Method, Task, consistent, make_task, model_method
-from bids_moediff.evaluation.blocks import Block
+from bids_moediff.evaluation.truth import Block
 from bids_moediff.imaging.metrics import intensity_range, psnr
 from bids_moediff.imaging.protocols import parse_protocol
 from bids_moediff.inference.super_resolver import SuperResolver

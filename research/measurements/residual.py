@@ -18,7 +18,7 @@ import torch
 
 from bids_moediff.errors import ImageError
 from bids_moediff.evaluation.benchmark import Task, make_task
-from bids_moediff.evaluation.truth import Head, Loaded
+from bids_moediff.evaluation.truth import Loaded, TruthHead
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.metrics import intensity_range
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     rows: list[Row] = []
     for path in find_files(Path(arguments[0])):
         try:
-            rows += evaluate(Head(path).load())
+            rows += evaluate(TruthHead(path).load())
         except (ImageError, nib.filebasedimages.ImageFileError) as error:
             print(f"{path.name}: {error}", file=sys.stderr)
     if len(arguments) > 1:

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bids_moediff.evaluation.blocks import Block
-from bids_moediff.evaluation.truth import Loaded
+from bids_moediff.evaluation.truth import Block, Loaded
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.spectrum import axis_spectrum
 

@@ -21,8 +21,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from bids_moediff.families.choice import available, read_config, stage_macs
+from bids_moediff.families.cost import stage_macs
 from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.networks.model_folder import available, read_config
 from bids_moediff.runtime.allocator import keep_freed_memory
 
 Shape = tuple[int, int, int]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.networks.model_folder import load_model
+from bids_moediff.families.load import load_model
 from bids_moediff.training.state import STATE_NAME, read_state
 from research.brain_mask import train as brain_mask
 

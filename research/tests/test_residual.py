@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.evaluation.truth import Head, Loaded
+from bids_moediff.evaluation.truth import Loaded, TruthHead
 from bids_moediff.imaging.masks import head_mask_array
 from generated import head
 from research.measurements import residual
@@ -28,7 +28,7 @@ def test_generated_head() -> None:
     image = head((64, 76, 66), zooms)
     data = np.asarray(image.dataobj, np.float32)
     mask = head_mask_array(data, zooms)
-    check(Loaded(Head(Path("h.nii.gz")), data, mask, zooms, image.affine, (0, 1, 2), ""))
+    check(Loaded(TruthHead(Path("h.nii.gz")), data, mask, zooms, image.affine, (0, 1, 2), ""))
 
 
 def test_without_projection_the_residual_is_large() -> None:
@@ -50,4 +50,4 @@ def test_without_projection_the_residual_is_large() -> None:
     ["t1w/ds011_sub-09_T1w.nii.gz", "clinical_thick/ms_patient04_FLAIR.nii.gz"],
 )
 def test_real_heads(shared_data: Path, name: str) -> None:
-    check(Head(shared_data / name).load())
+    check(TruthHead(shared_data / name).load())

@@ -69,7 +69,7 @@ class Modulation(nn.Module):
         return x * (1.0 + scale) + shift
 
 
-class Stage(nn.Module):
+class Level(nn.Module):
     """Blocks one after the other, all with the same embedding."""
 
     def __init__(self, *blocks: nn.Module) -> None:
@@ -304,7 +304,7 @@ class Expert(nn.Module):
         self.encode0, self.encode1, self.encode2, self.middle, self.decode1, self.decode0 = stages
         initialise(self)
 
-    def stages(self, width: int, embedding: int) -> tuple[Stage, ...]:
+    def stages(self, width: int, embedding: int) -> tuple[Level, ...]:
         """Blocks at c, 2c, 4c, in the bottleneck, and in the decoder (in: 4c -> 2c, 2c -> c)."""
         raise NotImplementedError
 
@@ -325,52 +325,52 @@ class Expert(nn.Module):
 class SmoothExpert(Expert):
     """Expert 1, centrum semiovale: residual blocks, Laplacian edges, dilated bottleneck."""
 
-    def stages(self, width: int, embedding: int) -> tuple[Stage, ...]:
+    def stages(self, width: int, embedding: int) -> tuple[Level, ...]:
         """See :meth:`Expert.stages`."""
         return (
-            Stage(ResidualBlock(width, width, embedding), EdgeBlock(width)),
-            Stage(ResidualBlock(2 * width, 2 * width, embedding)),
-            Stage(ResidualBlock(4 * width, 4 * width, embedding)),
-            Stage(DilatedBlock(4 * width), ResidualBlock(4 * width, 4 * width, embedding)),
-            Stage(ResidualBlock(4 * width, 2 * width, embedding)),
-            Stage(ResidualBlock(2 * width, width, embedding)),
+            Level(ResidualBlock(width, width, embedding), EdgeBlock(width)),
+            Level(ResidualBlock(2 * width, 2 * width, embedding)),
+            Level(ResidualBlock(4 * width, 4 * width, embedding)),
+            Level(DilatedBlock(4 * width), ResidualBlock(4 * width, 4 * width, embedding)),
+            Level(ResidualBlock(4 * width, 2 * width, embedding)),
+            Level(ResidualBlock(2 * width, width, embedding)),
         )
 
 
 class CortexExpert(Expert):
     """Expert 2, cortex: dense blocks and a complex convolution at the bottleneck."""
 
-    def stages(self, width: int, embedding: int) -> tuple[Stage, ...]:
+    def stages(self, width: int, embedding: int) -> tuple[Level, ...]:
         """See :meth:`Expert.stages`."""
         return (
-            Stage(),
-            Stage(DenseBlock(2 * width, 2 * width, embedding)),
-            Stage(DenseBlock(4 * width, 4 * width, embedding)),
-            Stage(ComplexBlock(4 * width, embedding)),
-            Stage(DenseBlock(4 * width, 2 * width, embedding)),
-            Stage(DenseBlock(2 * width, width, embedding)),
+            Level(),
+            Level(DenseBlock(2 * width, 2 * width, embedding)),
+            Level(DenseBlock(4 * width, 4 * width, embedding)),
+            Level(ComplexBlock(4 * width, embedding)),
+            Level(DenseBlock(4 * width, 2 * width, embedding)),
+            Level(DenseBlock(2 * width, width, embedding)),
         )
 
 
 class JunctionExpert(Expert):
     """Expert 3, grey-white junction: channel attention and a non-local block in the decoder."""
 
-    def stages(self, width: int, embedding: int) -> tuple[Stage, ...]:
+    def stages(self, width: int, embedding: int) -> tuple[Level, ...]:
         """See :meth:`Expert.stages`."""
 
         def attended(channels_in: int, channels: int) -> tuple[nn.Module, nn.Module]:
             return ConvBlock(channels_in, channels, embedding), ChannelAttention(channels)
 
         return (
-            Stage(),
-            Stage(*attended(2 * width, 2 * width)),
-            Stage(*attended(4 * width, 4 * width)),
-            Stage(
+            Level(),
+            Level(*attended(2 * width, 2 * width)),
+            Level(*attended(4 * width, 4 * width)),
+            Level(
                 ConvBlock(4 * width, 4 * width, embedding),
                 ResidualBlock(4 * width, 4 * width, embedding),
             ),
-            Stage(*attended(4 * width, 2 * width), NonLocalBlock(2 * width)),
-            Stage(*attended(2 * width, width)),
+            Level(*attended(4 * width, 2 * width), NonLocalBlock(2 * width)),
+            Level(*attended(2 * width, width)),
         )
 
 

@@ -14,45 +14,14 @@ import torch
 from torch.nn import functional
 
 from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.imaging.axes import Axes, orientations, plane_condition, slice_axes
 
 SLICE_MULTIPLE = 64
 # Slices at a time on a processor: at the bottleneck of an expert the kernels are larger than the
 # features, and four slices share what it takes to read and arrange them.
 CPU_BATCH = 4
-Axes = tuple[int, int, int]
 Report = Callable[[float], None]
 Correct = Callable[[torch.Tensor], torch.Tensor]
-
-
-def slice_axes(condition: torch.Tensor) -> Axes:
-    """Volume axes across slices, along rows and along columns.
-
-    Across: the smallest voxel ratio, the last axis among equals. Columns are the coarser of the
-    two that remain, so that the network meets one orientation only.
-    """
-    return orientations(condition, 1)[0]
-
-
-def orientations(condition: torch.Tensor, planes: int) -> list[Axes]:
-    """The first `planes` ways to cut a volume, best first.
-
-    Fewer where fewer axes share the smallest voxel ratio: a network never saw slices that are
-    thicker than their pixels (x4 slices leave two planes, x2 isotropic three).
-    """
-    ratios = [round(float(value), 3) for value in condition[:3]]
-    cuts = []
-    for across in (2, 1, 0):
-        if ratios[across] == min(ratios):
-            rest = [axis for axis in range(3) if axis != across]
-            rows, columns = sorted(rest, key=ratios.__getitem__)
-            cuts.append((across, rows, columns))
-    return cuts[:planes]
-
-
-def plane_condition(condition: torch.Tensor, axes: Axes) -> torch.Tensor:
-    """Reorder (ratio x3, width x3) to (rows, columns, across slices)."""
-    order = [axes[1], axes[2], axes[0]]
-    return condition[[*order, *(3 + index for index in order)]]
 
 
 @dataclass(frozen=True)

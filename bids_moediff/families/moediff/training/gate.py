@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from bids_moediff.errors import UsageError
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.networks.model_folder import MoEDiffModel
+from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.training.batches import slices
-from bids_moediff.training.degradation import Degraded
 from bids_moediff.training.recipe import GateRecipe
 from bids_moediff.training.stage import Batch, Gains, MixtureStage
 from bids_moediff.training.validation import Case

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import load_model
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.networks.mean import MeanNetwork
-from bids_moediff.networks.model_folder import CONFIG_NAME, MoEDiffModel, load_model
+from bids_moediff.networks.model_folder import CONFIG_NAME
 from bids_moediff.training.stage import Init, load_init
 
 Finished = MeanNetwork | StudentNetwork

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from bids_moediff.errors import UsageError
 from bids_moediff.families.student.network import StudentNetwork
+from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import OUTPUT_GAIN, MeanNetwork, space_to_depth
 from bids_moediff.training.batches import patches
-from bids_moediff.training.degradation import Degraded
 from bids_moediff.training.recipe import TailRecipe
 from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, charbonnier
 from bids_moediff.training.validation import Case

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from bids_moediff.errors import UsageError
+from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.slices import restore_slices
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
-from bids_moediff.families.tiling import pad_to_multiple
-from bids_moediff.families.whole_volume import axis_order, reorder
-from bids_moediff.imaging.acquisition import _FWHM_TO_SIGMA
+from bids_moediff.families.whole_volume import pad_to_multiple
+from bids_moediff.imaging.acquisition import FWHM_TO_SIGMA
+from bids_moediff.imaging.axes import axis_order, reorder
+from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import MeanNetwork
-from bids_moediff.networks.model_folder import MoEDiffModel
 from bids_moediff.training.batches import patches
-from bids_moediff.training.degradation import Degraded
 from bids_moediff.training.recipe import Recipe, StudentRecipe
 from bids_moediff.training.stage import (
     Batch,
@@ -86,7 +86,7 @@ def measured_part(image: Tensor, condition: Tensor) -> Tensor:
     stand in `condition` (B, 6). A Gaussian stands in for every profile.
     """
     widths = torch.exp2(condition[:, :CONDITION_AXES]) * condition[:, CONDITION_AXES:]
-    sigma = torch.where(widths > 0.5, widths * _FWHM_TO_SIGMA, 0.0)
+    sigma = torch.where(widths > 0.5, widths * FWHM_TO_SIGMA, 0.0)
     with torch.autocast(image.device.type, enabled=False):
         image = image.float()
         for axis, letters in enumerate(("bxyz,bix->biyz", "bxyz,biy->bxiz", "bxyz,biz->bxyi")):

@@ -9,8 +9,7 @@ import torch
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import Shape, covering_shape
 from bids_moediff.imaging.interpolation import initial_estimate
-
-from .recipe import ACQUISITIONS
+from bids_moediff.imaging.protocols import ACQUISITIONS
 
 ONES = (1.0, 1.0, 1.0)
 

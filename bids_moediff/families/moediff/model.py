@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composite of regression mean, experts and, on the way there, a learned autoencoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bids_moediff.networks.model_folder import Builder, dataclass_builder
+
+
+class MoEDiffModel(nn.Module):
+    """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts), and on its way there a learned
+    ``autoencoder``; any may be None."""
+
+    def __init__(
+        self,
+        mean: nn.Module | None,
+        moediff: nn.Module | None,
+        autoencoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.mean = mean
+        self.moediff = moediff
+        self.autoencoder = autoencoder
+
+
+def _build_autoencoder(values: Mapping[str, Any]) -> nn.Module:
+    from bids_moediff.families.moediff.config import MoEDiffConfig
+    from bids_moediff.families.moediff.latents import build_autoencoder
+
+    return build_autoencoder(MoEDiffConfig.from_dict(values))
+
+
+PARTS: dict[str, Builder] = {
+    "mean": dataclass_builder("networks.mean", "MeanConfig", "MeanNetwork"),
+    "moediff": dataclass_builder("families.moediff.network", "MoEDiffConfig", "MoEDiffSR"),
+    "autoencoder": _build_autoencoder,
+}
+
+
+def build_moediff(config: Mapping[str, Any]) -> nn.Module:
+    """Composite from the sections of a config that PARTS names; at least one must be there."""
+    sections = {name: config.get(name) for name in PARTS}
+    if not any(sections.values()):
+        raise ValueError("a moediff model needs a section 'mean' or 'moediff'")
+    parts = {name: PARTS[name](v) if v else None for name, v in sections.items()}
+    return MoEDiffModel(**parts)
