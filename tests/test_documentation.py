@@ -11,7 +11,7 @@ from bids_moediff.bids.dataset import DESCRIPTIONS
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path
 from bids_moediff.cli.parser import build_parser
-from bids_moediff.settings import ANATOMICAL_SUFFIXES, MODELS
+from bids_moediff.options import ANATOMICAL_SUFFIXES, MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 USAGE = (DOCS / "usage.md").read_text(encoding="utf-8")

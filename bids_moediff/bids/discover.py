@@ -17,7 +17,8 @@ from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import RESERVED, parse_name
 from bids_moediff.bids.query import FilterQueries, filters_in_force, load_filters
 from bids_moediff.errors import ImageError, NothingToProcessError, UsageError, closest
-from bids_moediff.settings import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES, Settings
+from bids_moediff.options import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES
+from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout

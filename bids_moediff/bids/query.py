@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff.errors import UsageError, closest
-from bids_moediff.settings import ANATOMICAL_SUFFIXES, Settings
+from bids_moediff.options import ANATOMICAL_SUFFIXES
+from bids_moediff.settings import Settings
 
 FilterQueries = Mapping[str, Mapping[str, Any]]
 # Queries of other pipelines: a file written for all of them is read, these are passed over.

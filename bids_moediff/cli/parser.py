@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of ``bids_moediff``, one group per function.
+"""Parsers made from the metadata of options, so that every option is written once.
 
-Nothing is converted here: words go as they are to :func:`bids_moediff.settings.load_settings`,
-which also reads the settings file and the environment, and refuses wrong values in the same words.
+Nothing is converted here: words go as they are to :func:`bids_moediff.settings.load_settings` or
+:meth:`bids_moediff.options.Options.from_dict`, which refuse wrong values in the same words
+wherever they were written.
 """
 
 import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, fields
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.settings import MODELS, help_of
+from bids_moediff.converters import to_flag
+from bids_moediff.options import OUTPUTS, RESOURCES, RESTORATION, Options
+from bids_moediff.settings import OPERATIONS, SELECTION, Settings
+
+GROUPS = (SELECTION, RESTORATION, OUTPUTS, RESOURCES, OPERATIONS)
+SHORT = {"work_dir": "-w"}
 
 EPILOG = """\
 Every option can also be set in a TOML file (--config-file) or by an environment variable
@@ -37,8 +46,20 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{', '.join(flags)} {self._format_args(action, metavar)}"
 
 
+class _Old(argparse.Action):
+    """An option under the name that it had in an earlier version: it works, with a notice."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Store the value under the new name."""
+        new = f"--{self.dest.replace('_', '-')}"
+        print(f"{parser.prog}: {option_string} is now called {new}.", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """Parser whose namespace holds what was given and nothing else."""
+    """Parser of the app, whose namespace holds what was given and nothing else."""
     parser = argparse.ArgumentParser(
         prog="bids_moediff",
         usage="bids_moediff BIDS_DIR OUTPUT_DIR {participant,group} [options]",
@@ -48,91 +69,59 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add_positional(parser)
-    _add_selection(parser.add_argument_group("which images"))
-    _add_model(parser.add_argument_group("super-resolution"))
-    _add_outputs(parser.add_argument_group("stages and outputs"))
-    _add_resources(parser.add_argument_group("resources"))
-    _add_operations(parser.add_argument_group("operations"))
+    known = {item.name: item for item in fields(Settings)}
+    for name, metavar in (
+        ("bids_dir", "BIDS_DIR"),
+        ("output_dir", "OUTPUT_DIR"),
+        ("analysis_level", "{participant,group}"),
+    ):
+        parser.add_argument(name, nargs="?", metavar=metavar, help=known[name].metadata["help"])
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for item in known.values():
+        if group := item.metadata["group"]:
+            add_option(groups[group], item)
+    operations = groups[OPERATIONS]
+    operations.add_argument("--config-file", metavar="FILE", help="TOML file with settings")
+    operations.add_argument(
+        "--print-config", action="store_true", help="print the settings in force as TOML and stop"
+    )
+    operations.add_argument(
+        "-v", "--verbose", action="count", dest="verbose", help=known["verbose"].metadata["help"]
+    )
+    operations.add_argument("--version", action="version", version=f"bids_moediff {__version__}")
     return parser
 
 
-def _value(group: Any, name: str, metavar: str, *short: str, nargs: str | None = None) -> None:
-    flags = (*short, f"--{name.replace('_', '-')}")
-    group.add_argument(*flags, dest=name, metavar=metavar, nargs=nargs, help=help_of(name))
-
-
-def _flag(group: Any, name: str) -> None:
-    # With --no-… too, so that the command line can undo what the settings file says.
+def add_option(group: Any, item: Field[Any]) -> None:
+    """Add one option, made from the metadata of its field."""
+    about, name = item.metadata, f"--{item.name.replace('_', '-')}"
+    if about["convert"] is to_flag:
+        # With --no-… too, so that the command line can undo what the settings file says.
+        group.add_argument(name, action=argparse.BooleanOptionalAction, help=about["help"])
+        return
+    flags = (SHORT[item.name], name) if item.name in SHORT else (name,)
     group.add_argument(
-        f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, help=help_of(name)
+        *flags,
+        dest=item.name,
+        metavar=about["metavar"],
+        nargs="+" if about["many"] else None,
+        help=about["help"],
     )
 
 
-def _add_positional(parser: argparse.ArgumentParser) -> None:
-    for name in ("bids_dir", "output_dir"):
-        parser.add_argument(name, nargs="?", metavar=name.upper(), help=help_of(name))
-    parser.add_argument(
-        "analysis_level", nargs="?", metavar="{participant,group}", help=help_of("analysis_level")
-    )
+def add_options(group: Any, names: Iterable[str], of: type[Options] = Options) -> None:
+    """Add the options of these names."""
+    known = {item.name: item for item in fields(of)}
+    for name in names:
+        add_option(group, known[name])
 
 
-def _add_selection(group: Any) -> None:
-    _value(group, "participant_label", "LABEL", nargs="+")
-    _value(group, "exclude_participant_label", "LABEL", nargs="+")
-    _value(group, "session_label", "LABEL", nargs="+")
-    _value(group, "modalities", "SUFFIX", nargs="+")
-    _value(group, "bids_filter_file", "FILE")
-    _value(group, "bids_database_dir", "DIR")
-    _flag(group, "skip_bids_validation")
+def add_old_spelling(group: Any, old: str, new: str, nargs: str | None = None) -> None:
+    """Let ``--old`` set the option ``new`` for one version, with a notice on standard error."""
+    group.add_argument(old, dest=new, action=_Old, nargs=nargs, help=argparse.SUPPRESS)
 
 
-def _add_model(group: Any) -> None:
-    _value(group, "output_resolution", "MM", nargs="+")
-    _value(group, "acquired_resolution", "MM", nargs="+")
-    _value(group, "slice_profile", "{auto,kspace,gaussian,box}")
-    _value(group, "slice_thickness", "MM")
-    _value(group, "model", "{" + ",".join(MODELS) + "}")
-    _value(group, "weights", "DIR")
-    _value(group, "num_steps", "N")
-    _value(group, "num_samples", "N")
-    _value(group, "noise_strength", "X")
-    _value(group, "planes", "{1,3}")
-    _value(group, "consistency", "{end,each-step}")
-    _value(group, "random_seed", "N")
-    _value(group, "reference", "SUFFIX")
-    _value(group, "intensities", "{input,corrected}")
-    _flag(group, "skip_bias_correction")
-    _value(group, "gradient_coefficients", "FILE")
-    _value(group, "derivatives", "DIR")
-
-
-def _add_outputs(group: Any) -> None:
-    _value(group, "stage", "{all,preproc,sr,report}")
-    _value(group, "outputs", "KIND", nargs="+")
-    _value(group, "output_spaces", "SPACE", nargs="+")
-    for name in ("dry_run", "check", "reports_only", "boilerplate_only", "sloppy"):
-        _flag(group, name)
-
-
-def _add_resources(group: Any) -> None:
-    _value(group, "nprocs", "N")
-    _value(group, "omp_nthreads", "N")
-    _value(group, "mem", "AMOUNT")
-    _value(group, "device", "{auto,cpu,cuda,cuda:N}")
-    _value(group, "batch_size", "N")
-    _value(group, "precision", "{auto,fp32,bf16,fp16}")
-    _value(group, "use_plugin", "FILE")
-    _flag(group, "resource_monitor")
-
-
-def _add_operations(group: Any) -> None:
-    _value(group, "work_dir", "DIR", "-w")
-    for name in ("keep_workdir", "write_graph", "stop_on_first_crash"):
-        _flag(group, name)
-    group.add_argument("--config-file", metavar="FILE", help="TOML file with settings")
-    group.add_argument(
-        "--print-config", action="store_true", help="print the settings in force as TOML and stop"
-    )
-    group.add_argument("-v", "--verbose", action="count", dest="verbose", help=help_of("verbose"))
-    group.add_argument("--version", action="version", version=f"bids_moediff {__version__}")
+def given(namespace: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return those of the options that were typed."""
+    typed = vars(namespace)
+    return {name: typed[name] for name in names if typed.get(name) is not None}

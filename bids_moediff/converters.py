@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converters of what was written into what an option holds.
+
+A word of the command line or of an environment variable, and a TOML or JSON value, go through the
+same function. So a wrong value is refused in the same words wherever it was written: a ValueError
+that the reader of the source completes with its place.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bids_moediff.errors import closest
+
+Convert = Callable[[Any], Any]
+
+
+def to_words(value: Any) -> list[Any]:
+    """Return the words of a text, or the items of a sequence."""
+    if isinstance(value, str):
+        return [word for word in re.split(r"[\s,]+", value) if word]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def to_text(value: Any) -> str:
+    """Return text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def to_path(value: Any) -> Path:
+    """Return an absolute path, ``~`` expanded."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"{value!r} is not a valid path")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{value!r} needs a home folder, and there is none") from error
+
+
+def to_flag(value: Any) -> bool:
+    """Return True or False, which may be written as yes, no, on, off, 1 or 0."""
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words |= {"0": False, "false": False, "no": False, "off": False}
+    if str(value).lower() not in words:
+        raise ValueError(f"{value!r} is neither true nor false{closest(str(value), words)}")
+    return words[str(value).lower()]
+
+
+def whole(minimum: int) -> Convert:
+    """Return a converter to whole numbers of at least ``minimum``."""
+
+    def convert(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
+            raise ValueError(f"{value!r} is not a whole number of at least {minimum}")
+        return number
+
+    return convert
+
+
+def to_number(value: Any) -> float:
+    """Return a finite number of at least 0."""
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number >= 0 or number == float("inf"):
+        raise ValueError(f"{value!r} is not a number of at least 0")
+    return number
+
+
+def to_planes(value: Any) -> int:
+    """Return 1 or 3."""
+    if str(value) not in ("1", "3"):
+        raise ValueError(f"{value!r} is neither 1 nor 3")
+    return int(value)
+
+
+def one_of(*choices: str) -> Convert:
+    """Return a converter that takes one of ``choices`` and otherwise names the closest one."""
+
+    def convert(value: Any) -> str:
+        if value not in choices:
+            known = ", ".join(choices)
+            raise ValueError(f"{value!r} is none of {known}{closest(str(value), choices)}")
+        return value
+
+    return convert
+
+
+def several_of(*choices: str) -> Convert:
+    """Return a converter that takes any number of ``choices``, each once."""
+    one = one_of(*choices)
+    return lambda value: tuple(dict.fromkeys(one(word) for word in to_words(value)))
+
+
+def labels(prefix: str) -> Convert:
+    """Return a converter to BIDS labels, written with or without ``prefix``."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        words = [str(word).removeprefix(prefix) for word in to_words(value)]
+        for word in words:
+            if not re.fullmatch(r"[A-Za-z0-9+]+", word):
+                raise ValueError(f"{word!r} is not a label: letters and digits only")
+        return tuple(dict.fromkeys(words))
+
+    return convert
+
+
+def to_spaces(value: Any) -> tuple[str, ...]:
+    """Return names of TemplateFlow templates."""
+    words = [str(word) for word in to_words(value)]
+    for word in words:
+        if not re.fullmatch(r"[A-Za-z0-9]+", word):
+            raise ValueError(f"{word!r} is not a template name: letters and digits only")
+    return tuple(dict.fromkeys(words))
+
+
+def to_device(value: Any) -> str:
+    """Return ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+        near = closest(str(value), ("auto", "cpu", "cuda"))
+        raise ValueError(f"{value!r} is not a device: auto, cpu, cuda or cuda:N{near}")
+    return str(value)
+
+
+def to_resolution(value: Any) -> tuple[float, float, float]:
+    """Return three voxel sizes in mm (0.2 to 20), of one or three numbers."""
+    sizes = [to_number(word) for word in to_words(value)]
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or not all(0.2 <= size <= 20 for size in sizes):
+        raise ValueError(f"{value!r} is not one or three voxel sizes between 0.2 and 20 mm")
+    return (sizes[0], sizes[1], sizes[2])
+
+
+def to_acquired(value: Any) -> str | tuple[float, float, float]:
+    """Return ``auto``, ``header``, or voxel sizes as :func:`to_resolution` does."""
+    words = to_words(value)
+    if len(words) == 1 and words[0] in ("auto", "header"):
+        return str(words[0])
+    try:
+        return to_resolution(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is neither auto nor header nor one or three voxel sizes between 0.2 and "
+            "20 mm"
+        ) from error
+
+
+def to_millimetres(value: Any) -> float:
+    """Return a length in mm between 0.2 and 20."""
+    number = to_number(value)
+    if not 0.2 <= number <= 20:
+        raise ValueError(f"{value!r} is not between 0.2 and 20 mm")
+    return number

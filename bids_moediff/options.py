@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that decides a result, each option written once.
+
+:func:`option` makes a dataclass field whose metadata holds what everybody else needs: the
+converter, the sentence of ``--help`` with its group and placeholder, and the sidecar's key. The
+parsers of all commands, the settings file, the environment, the request to the child process and
+the sidecar are made from it.
+"""
+
+# ruff: noqa: RUF009 (option is dataclasses.field with a converter)
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bids_moediff.converters import (
+    Convert,
+    one_of,
+    several_of,
+    to_acquired,
+    to_millimetres,
+    to_number,
+    to_path,
+    to_planes,
+    to_resolution,
+    whole,
+)
+from bids_moediff.errors import UsageError, closest
+
+# Contrasts that are super-resolved unless --modalities says otherwise; maps only when asked for.
+DEFAULT_SUFFIXES = (
+    "T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "inplaneT1", "inplaneT2", "T1rho", "UNIT1",
+)  # fmt: skip
+ANATOMICAL_SUFFIXES = (
+    *DEFAULT_SUFFIXES, "T1map", "T2map", "T2star", "PDmap", "FLASH", "PD", "angio",
+)  # fmt: skip
+
+MODELS = ("auto", "moediff", "student", "crfm", "nsmoe")
+
+RESTORATION = "super-resolution"
+OUTPUTS = "stages and outputs"
+RESOURCES = "resources"
+
+
+def option(
+    default: Any,
+    convert: Convert,
+    description: str,
+    *,
+    group: str = "",
+    metavar: str = "",
+    many: bool = False,
+    record: str = "",
+) -> Any:
+    """Return a dataclass field for one option.
+
+    Parameters
+    ----------
+    default
+        Value where nothing is written.
+    convert
+        From what was written to the value (:mod:`bids_moediff.converters`).
+    description
+        Sentence for ``--help``.
+    group, metavar
+        Heading under which ``--help`` lists it, and the placeholder of its value.
+    many
+        Whether several words may follow.
+    record
+        Key of the sidecar that holds it, if any.
+    """
+    about = {
+        "convert": convert,
+        "help": description,
+        "group": group,
+        "metavar": metavar,
+        "many": many,
+        "record": record,
+    }
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides the result of one image on a given device."""
+
+    output_resolution: tuple[float, float, float] = option(
+        (0.7, 0.7, 0.7),
+        to_resolution,
+        "voxel size in mm: one number, or three in the input's axis order (default: 0.7)",
+        group=RESTORATION,
+        metavar="MM",
+        many=True,
+    )
+    acquired_resolution: str | tuple[float, float, float] = option(
+        "auto",
+        to_acquired,
+        "voxel size that was measured, where the stored one was interpolated: auto (found from "
+        "the spectrum), header (as stored), or one or three sizes in mm",
+        group=RESTORATION,
+        metavar="MM",
+        many=True,
+    )
+    slice_profile: str = option(
+        "auto",
+        one_of("auto", "kspace", "gaussian", "box"),
+        "shape of the slices along the coarsest axis (auto: a box as thick as the sidecar says, "
+        "three quarters of the slice distance where it says nothing)",
+        group=RESTORATION,
+        metavar="{auto,kspace,gaussian,box}",
+    )
+    slice_thickness: float | None = option(
+        None,
+        to_millimetres,
+        "slice thickness in mm where the sidecar does not say or is wrong",
+        group=RESTORATION,
+        metavar="MM",
+    )
+    model: str = option(
+        "auto",
+        one_of(*MODELS),
+        "network to use; auto chooses by device",
+        group=RESTORATION,
+        metavar="{" + ",".join(MODELS) + "}",
+    )
+    weights: Path | None = option(
+        None,
+        to_path,
+        "folder of a model (config.json, model.safetensors) to use instead",
+        group=RESTORATION,
+        metavar="DIR",
+    )
+    num_steps: int | None = option(
+        None,
+        whole(1),
+        "sampling steps (default: the model's)",
+        group=RESTORATION,
+        metavar="N",
+        record="NumberOfSteps",
+    )
+    num_samples: int = option(
+        1,
+        whole(1),
+        "samples; the mean is written, with their expected error if above 1",
+        group=RESTORATION,
+        metavar="N",
+        record="NumberOfSamples",
+    )
+    noise_strength: float = option(
+        0.0,
+        to_number,
+        "0: most faithful output; above: more texture, less certainty",
+        group=RESTORATION,
+        metavar="X",
+        record="NoiseStrength",
+    )
+    random_seed: int = option(
+        0,
+        whole(0),
+        "seed; same seed and device, same bytes",
+        group=RESTORATION,
+        metavar="N",
+        record="RandomSeed",
+    )
+    planes: int = option(
+        1,
+        to_planes,
+        "3: average slices cut along each axis (where voxel sizes allow)",
+        group=RESTORATION,
+        metavar="{1,3}",
+        record="SlicePlanes",
+    )
+    consistency: str = option(
+        "end",
+        one_of("end", "each-step"),
+        "when to make the result agree with the scan",
+        group=RESTORATION,
+        metavar="{end,each-step}",
+        record="DataConsistency",
+    )
+    reference: str | None = option(
+        None,
+        one_of(*ANATOMICAL_SUFFIXES),
+        "suffix of a sharper contrast of the same session that guides --model crfm",
+        group=RESTORATION,
+        metavar="SUFFIX",
+    )
+    outputs: tuple[str, ...] = option(
+        (),
+        several_of("gates", "uncertainty"),
+        "further outputs: gates (expert maps), uncertainty (expected error of each voxel)",
+        group=OUTPUTS,
+        metavar="KIND",
+        many=True,
+    )
+    precision: str = option(
+        "auto",
+        one_of("auto", "fp32", "bf16", "fp16"),
+        "arithmetic of the networks",
+        group=RESOURCES,
+        metavar="{auto,fp32,bf16,fp16}",
+    )
+    batch_size: int | None = option(
+        None,
+        whole(1),
+        "slices per call on a GPU (default: 16)",
+        group=RESOURCES,
+        metavar="N",
+    )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the options, in the order of their definition."""
+        return tuple(item.name for item in fields(cls))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> "Options":
+        """Return options from plain values, the inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        UsageError
+            for an unknown name (with the closest one) or a wrong value; it names ``where``.
+        """
+        known = {item.name: item for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UsageError(f"{where}: {name!r} is not an option{closest(name, known)}.")
+        return cls(**{
+            name: converted(known[name].metadata["convert"], value, f"{where}: {name}")
+            for name, value in values.items()
+        })  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the result as plain values, for the request to the child."""
+        values = {name: getattr(self, name) for name in Options.names()}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return the options that the sidecar holds, by its keys."""
+        keys = {item.name: item.metadata["record"] for item in fields(Options)}
+        return {key: getattr(self, name) for name, key in keys.items() if key}
+
+    @property
+    def wants_expected_error(self) -> bool:
+        """Whether a map of the expected error is written."""
+        return self.num_samples > 1 or "uncertainty" in self.outputs
+
+
+def converted(convert: Callable[[Any], Any], value: Any, where: str) -> Any:
+    """Return ``convert(value)``; a value of None stays. UsageError names the place."""
+    if value is None:
+        return None
+    try:
+        return convert(value)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}.") from error
