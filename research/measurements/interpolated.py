@@ -130,8 +130,9 @@ def markdown(rows: list[Row]) -> str:
     made = [entry for entry in counts if entry["way"] != NATIVE]
     found, total = sum(e["called"] for e in made), sum(e["judged"] for e in made)
     native = [entry for entry in counts if entry["way"] == NATIVE]
-    kept, all_native = sum(e["judged"] - e["called"] for e in native), sum(
-        e["judged"] for e in native
+    kept, all_native = (
+        sum(e["judged"] - e["called"] for e in native),
+        sum(e["judged"] for e in native),
     )
     for name, good, count in (("Sensitivity", found, total), ("Specificity", kept, all_native)):
         if count:
