@@ -70,6 +70,21 @@ def test_grid_consistency_and_units(resolver, target):
     assert abs(np.asarray(result.image.dataobj).mean() / image.get_fdata().mean() - 1) < 0.01
 
 
+def test_a_noisy_scan_is_met_within_its_noise(resolver):
+    image = scan()
+    sigma = 60.0
+    noisy = nib.Nifti1Image(
+        image.get_fdata(dtype=np.float32)
+        + sigma * np.random.default_rng(1).standard_normal(image.shape).astype(np.float32),
+        image.affine,
+    )
+    result = resolver.enhance(noisy, (0.7,) * 3, noise=sigma)
+    root_mean_square = float(np.sqrt(np.mean(noisy.get_fdata() ** 2)))
+    assert 0.1 * sigma < result.residual * root_mean_square < 1.5 * sigma
+    assert result.record["EstimatedNoise"] == pytest.approx(sigma)
+    assert resolver.enhance(noisy, (0.7,) * 3).residual < 1e-3
+
+
 def test_the_networks_do_something_and_the_seed_decides(resolver):
     image = scan()
     first = resolver.enhance(image, (0.7,) * 3, seed=1, noise_strength=1.0)

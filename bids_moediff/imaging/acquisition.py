@@ -285,6 +285,22 @@ class Operator:
         gain = torch.where(power > 0, singular / (power + weight).clamp_min(1e-20), 0.0)
         return fine + self._synthesis(gain * coefficients)
 
+    def correct(self, fine: torch.Tensor, lacking: torch.Tensor, noise: float) -> torch.Tensor:
+        """`fine` plus the change that explains `lacking` (on the coarse grid).
+
+        A direction that the scanner hardly measured is followed no further than its noise lets
+        it: `lacking` says how much the fine image misses on average, `noise` (its standard
+        deviation) how much of that would be lost in noise.
+        """
+        coefficients = _along(lacking, self._left)
+        first, second, third = self._singular
+        singular = first[:, None, None] * second[None, :, None] * third[None, None, :]
+        power = singular.square()
+        missing = lacking.square().mean().clamp_min(1e-20) / power.mean()
+        least = torch.maximum(power, noise**2 / missing)
+        gain = torch.where(singular > 1e-3 * singular.max(), singular / least, 0.0)
+        return fine + self._synthesis(gain * coefficients)
+
     def _synthesis(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Right singular vectors times coefficients: coarse-shaped to fine-shaped."""
         return _along(coefficients, self._right)

@@ -22,6 +22,7 @@ from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.families.whole_volume import apply_to_volume, within_head_box
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.axes import orientations
+from bids_moediff.imaging.consistency import agree, consistent_start
 from bids_moediff.imaging.grid import Shape, Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.noise import tissue_noise
@@ -95,7 +96,7 @@ class _Problem:
         """Cubic interpolation that agrees with the measurement: where the networks start."""
         coarse = self.measured if self.field_coarse is None else self.measured / self.field_coarse
         start = interpolate(coarse, self.coarse_zooms, self.shape, self.zooms)
-        return self.operator.project(start, coarse, self.noise)
+        return consistent_start(self.operator, start, coarse, self.noise)
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class SuperResolver:
         mask: nib.Nifti1Image | None = None,
         bias_field: nib.Nifti1Image | None = None,
         acquisition: Acquisition | None = None,
+        noise: float | None = None,
         reference: nib.Nifti1Image | None = None,
         seed: int = 0,
         num_samples: int = 1,
@@ -179,9 +181,10 @@ class SuperResolver:
         """Super-resolve one 3-D image to voxels of `target_zooms` mm (input axis order).
 
         `mask`, `bias_field` live on the input grid. The output keeps the input's units, shading
-        and field of view; A(output) equals the input. Same arguments, same bytes. `planes` is the
-        largest number of slice orientations to average (1 or 3); `consistency` says when the
-        result is made to agree with the measurement: at the end, after each step as well, or
+        and field of view; A(output) equals the input, or, where the standard deviation `noise` of
+        its noise is given (in its units), agrees within it. Same arguments, same bytes. `planes`
+        is the largest number of slice orientations to average (1 or 3); `consistency` says when
+        the result is made to agree with the measurement: at the end, after each step as well, or
         (to see what it is worth) not at all. `want_deviation` asks for the error to be expected of
         every voxel; several samples give it anyway.
 
@@ -195,7 +198,7 @@ class SuperResolver:
         if consistency not in CONSISTENCIES:
             raise ValueError(f"consistency is one of {CONSISTENCIES}, not {consistency!r}")
         report = progress or (lambda stage, fraction: None)
-        problem = self._pose(image, target_zooms, mask, bias_field, acquisition)
+        problem = self._pose(image, target_zooms, mask, bias_field, acquisition, noise)
         report("interpolate", 0.0)
         start = problem.start()
         report("interpolate", 1.0)
@@ -260,6 +263,7 @@ class SuperResolver:
         mask: nib.Nifti1Image | None,
         bias_field: nib.Nifti1Image | None,
         acquisition: Acquisition | None,
+        noise: float | None = None,
     ) -> _Problem:
         data = np.asarray(image.dataobj, dtype=np.float32)
         if data.ndim != 3 or min(data.shape) < 2:
@@ -279,7 +283,11 @@ class SuperResolver:
         operator = Operator.between(shape, fine, coarse_shape, zooms, acquisition, self.device)
         notes += range_warnings(zooms, fine, acquisition)
         # The estimate reads fine anatomy as noise, so it is not used where it is not needed.
-        noise = _noise(measured) if acquisition.erases_detail else 0.0
+        if noise is None:
+            sigma = _noise(measured) if acquisition.erases_detail else 0.0
+        else:  # averaging on the way to coarser voxels takes noise away
+            shares = [a / b for a, b in zip(voxel_sizes(image.affine), zooms, strict=True)]
+            sigma = noise / scale * float(np.sqrt(np.prod(shares)))
         condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
         problem = _Problem(
             measured,
@@ -290,7 +298,7 @@ class SuperResolver:
             affine_out,
             operator,
             condition,
-            noise,
+            sigma,
             warnings=notes,
         )
         if bias_field is not None:
@@ -391,7 +399,7 @@ class SuperResolver:
             restored = restored * problem.field_fine
         if not consistent:
             return restored
-        return problem.operator.project(restored, problem.measured, problem.noise)
+        return agree(problem.operator, restored, problem.measured, problem.noise)
 
     def _deviation(
         self, restored: torch.Tensor, variance: torch.Tensor | None, problem: _Problem

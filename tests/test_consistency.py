@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agreement with a measurement within its noise."""
+
+import pytest
+import torch
+
+from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.consistency import agree, consistent_start
+from bids_moediff.imaging.interpolation import interpolate
+
+ONES = (1.0, 1.0, 1.0)
+TWOS = (2.0, 2.0, 2.0)
+FINE, COARSE = (32, 32, 32), (16, 16, 16)
+SIGMA = 0.04
+
+
+def blobs():
+    """Smooth shapes with some detail, about [0, 1]."""
+    axes = torch.meshgrid(*[torch.linspace(0, 1, 32)] * 3, indexing="ij")
+    x, y, z = axes
+    return 0.5 + 0.3 * torch.sin(7 * x + 3 * y) * torch.cos(9 * z) + 0.1 * torch.sin(40 * y)
+
+
+def scan(profile="kspace", sigma=SIGMA, fwhm=1.0):
+    """Operator, truth and noisy measurement."""
+    operator = Operator.between(FINE, ONES, COARSE, TWOS, Acquisition.uniform(profile, fwhm))
+    truth = blobs()
+    noise = torch.randn(COARSE, generator=torch.Generator().manual_seed(0))
+    return operator, truth, operator.forward(truth) + sigma * noise
+
+
+@pytest.mark.parametrize("profile", ["kspace", "box", "gaussian"])
+def test_without_noise_agreement_is_exact(profile):
+    operator, _, measured = scan(profile, 0.0)
+    smooth = interpolate(measured, TWOS, FINE, ONES)
+    for image in (
+        agree(operator, smooth, measured),
+        consistent_start(operator, smooth, measured),
+    ):
+        torch.testing.assert_close(operator.forward(image), measured, atol=1e-4, rtol=0)
+
+
+def test_noise_is_not_put_back_into_a_clean_image():
+    operator, truth, measured = scan()
+    exact = operator.project(truth, measured)
+    soft = agree(operator, truth, measured, SIGMA)
+    assert (soft - truth).norm() < 0.25 * (exact - truth).norm()
+
+
+def test_detail_above_the_noise_is_put_back():
+    operator, truth, measured = scan()
+    wrong = truth - 0.1 * torch.sin(40 * torch.linspace(0, 1, 32))[None, :, None]
+    soft = agree(operator, wrong, measured, SIGMA)
+    assert (soft - truth).norm() < 0.6 * (wrong - truth).norm()
+
+
+def test_a_start_lies_between_interpolation_and_exact_agreement():
+    operator, truth, measured = scan()
+    smooth = interpolate(measured, TWOS, FINE, ONES)
+    start = consistent_start(operator, smooth, measured, SIGMA)
+    left = (operator.forward(start) - measured).norm()
+    assert 0 < left < (operator.forward(smooth) - measured).norm()
+    assert (start - truth).norm() < 1.001 * (operator.project(smooth, measured) - truth).norm()
+
+
+def test_directions_that_were_hardly_measured_do_not_explode():
+    # A Gaussian of 1.8 voxels leaves the finest detail 6 % of its amplitude.
+    operator, truth, measured = scan("gaussian", fwhm=1.8)
+    smooth = interpolate(measured, TWOS, FINE, ONES)
+    start = consistent_start(operator, smooth, measured, SIGMA)
+    assert (start - truth).norm() < (smooth - truth).norm()
+    assert (operator.project(smooth, measured) - truth).norm() > 3 * (smooth - truth).norm()
