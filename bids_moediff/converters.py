@@ -126,6 +126,11 @@ def to_spaces(value: Any) -> tuple[str, ...]:
 
 def to_device(value: Any) -> str:
     """Return ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    if str(value).startswith("mps"):
+        raise ValueError(
+            f"{value!r}: GPUs of Apple computers are not supported (results there were never "
+            "checked); use cpu"
+        )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
         near = closest(str(value), ("auto", "cpu", "cuda"))
         raise ValueError(f"{value!r} is not a device: auto, cpu, cuda or cuda:N{near}")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bids_moediff.runtime.platform import cgroup_folders
 from bids_moediff.runtime.resources import (
     available_cpus,
     available_memory_gb,
-    cgroup_folders,
     has_bfloat16,
     parse_memory,
     plan,

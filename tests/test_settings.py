@@ -100,6 +100,7 @@ def test_every_field_is_in_the_printed_configuration():
         ("num_steps = 2.5", "num_steps"),
         ("num_steps = true", "whole number"),
         ("device = 'gpu'", "auto, cpu, cuda"),
+        ("device = 'mps'", "Apple"),
         ("modalities = ['T1W']", "T1w"),
         ("output_resolution = [1, 1]", "one or three"),
         ("output_resolution = 0.0", "one or three"),

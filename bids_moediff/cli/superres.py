@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.inference.super_resolver import Result, SuperResolver
@@ -69,6 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--mask", type=Path, help="brain mask on the grid of the image")
     one.add_argument(
+        "--carry", type=Path, nargs="+", default=[], metavar="MAP",
+        help="masks, label maps or fractions on the grid of IN, written beside OUT on its grid",
+    )  # fmt: skip
+    one.add_argument(
         "--acquired-resolution", nargs="+", metavar="MM",
         help="voxel size that was measured: auto (default), header, one or three sizes in mm",
     )  # fmt: skip
@@ -100,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
-    from bids_moediff.runtime.allocator import keep_freed_memory
+    from bids_moediff.runtime.platform import keep_freed_memory
 
     options = build_parser().parse_args(argv)
     keep_freed_memory()
@@ -251,6 +255,7 @@ def _enhance_entry(
 ) -> dict[str, Any]:
     import nibabel as nib
 
+    from bids_moediff.runtime.platform import peak_memory_gb
     from bids_moediff.runtime.sink import write_json, write_nifti
 
     key, folder = entry["key"], Path(entry["out_dir"])
@@ -288,7 +293,7 @@ def _enhance_entry(
         "files": files,
         "record": record,
         "seconds": seconds,
-        "peak_memory_gb": _peak_memory_gb(),
+        "peak_memory_gb": peak_memory_gb(),
     }
 
 
@@ -344,12 +349,6 @@ def _enhance(
     return result
 
 
-def _peak_memory_gb() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 3)
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     # torch raises RuntimeError on the processor, OutOfMemoryError on a card.
     text = str(error).lower()
@@ -381,13 +380,17 @@ def memory_sentence(request: dict[str, Any], entry: dict[str, Any]) -> str:
 
 def _device(choice: str, progress: ProgressLines) -> Any:
     """Context that yields the device to run on; waits while every card asked for is in use."""
+    from bids_moediff.converters import to_device
     from bids_moediff.runtime.device_lock import hold_device
 
     if choice == "auto":
         import torch
 
         choice = "cuda" if torch.cuda.is_available() else "cpu"
-    devices = [device.strip() for device in choice.split(",")]
+    try:
+        devices = [to_device(device.strip()) for device in choice.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--device: {error}.") from error
     if devices[0] == "cpu":
         return nullcontext("cpu")
     return hold_device(devices, on_wait=lambda: progress(None, "waiting for a device", 0.0))
@@ -417,6 +420,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_single(options: argparse.Namespace) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
+    from bids_moediff.imaging.label_maps import carry_image
     from bids_moediff.runtime.sink import write_json, write_nifti
 
     if not options.input or not options.output:
@@ -426,10 +430,11 @@ def run_single(options: argparse.Namespace) -> int:
     zooms = _zooms(options.zooms)
     request = {**DEFAULTS, **_given(options)}
     progress = ProgressLines(sys.stderr, follow_parent=False)
-    from bids_moediff.preprocessing.prepare import conform
+    from bids_moediff.preprocessing.conform import conform
 
-    image = _first(conform(options.input))
-    mask = _first(conform(options.mask)) if options.mask else None
+    image = conform(options.input)[0]
+    mask = conform(options.mask)[0] if options.mask else None
+    maps = _maps_to_carry(options, image)
     with _device(request["device"], progress) as device:
         resolver = _load(request, device)
         result = _enhance(
@@ -442,10 +447,32 @@ def run_single(options: argparse.Namespace) -> int:
             **{name: request[name] for name in ENHANCE_OPTIONS},
         )
     write_nifti(result.image, options.output)
-    stem = options.output.name.removesuffix(".gz").removesuffix(".nii")
+    stem = _stem(options.output)
     record = {**result.record, "ModelChoice": request["model_reason"]}
     write_json(record, options.output.with_name(f"{stem}.json"))
+    for path, carried in maps.items():
+        write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)
     return 0
+
+
+def _maps_to_carry(options: argparse.Namespace, image: Any) -> dict[Path, Any]:
+    """Maps of ``--carry`` by the path to write, ``OUT_<name of the map>``; others are named."""
+    from bids_moediff.imaging.label_maps import read_map
+
+    stem, maps = _stem(options.output), {}
+    for source in options.carry:
+        path = options.output.with_name(f"{stem}_{_stem(source)}.nii.gz")
+        if path in maps:
+            raise UsageError(f"--carry: two maps have the name {source.name}.")
+        try:
+            maps[path] = read_map(source, image.shape, image.affine)
+        except ImageError as error:
+            print(f"bids_moediff-superres: not carried: {error}.", file=sys.stderr)
+    return maps
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -460,10 +487,6 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         "slice_profile": settings.slice_profile,
         "slice_thickness": settings.slice_thickness,
     }
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, tuple) else value
 
 
 def _zooms(values: Sequence[float] | None) -> tuple[float, float, float]:

@@ -162,7 +162,7 @@ def _train(argv: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (see :mod:`bids_moediff.errors`)."""
-    from bids_moediff.runtime.allocator import keep_freed_memory
+    from bids_moediff.runtime.platform import keep_freed_memory
 
     words = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()

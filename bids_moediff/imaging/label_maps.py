@@ -15,12 +15,15 @@ Grids share orientation and outer corner (:mod:`.grid`). The work is done in til
 not grow with the number of labels.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 
 from bids_moediff.errors import ImageError
@@ -417,7 +420,42 @@ def _beyond(excess: float, slack: float) -> float:
     return max(abs(excess) - slack, 0.0)
 
 
-def carry_image(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray) -> nib.Nifti1Image:
+def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image:
+    """Return the map in ``path``, which must be on the grid of an image.
+
+    Parameters
+    ----------
+    path
+        NIfTI file.
+    shape, affine
+        The grid of the image.
+
+    Raises
+    ------
+    ImageError
+        if the file cannot be read or its grid is another one.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise ImageError(f"{path.name} is not a readable NIfTI image") from error
+    here, there = tuple(image.shape[:3]), tuple(shape[:3])
+    if here != there:
+        sizes = " and ".join(" x ".join(map(str, counts)) for counts in (here, there))
+        raise ImageError(f"{path.name} is not on the grid of the image ({sizes} voxels)")
+    corners = np.array(list(product(*[(0, count - 1) for count in there])))
+    shift = nib.affines.apply_affine(image.affine, corners)
+    shift -= nib.affines.apply_affine(affine, corners)
+    away = float(np.abs(shift).max())
+    if away > 0.05 * min(voxel_sizes(affine)):
+        raise ImageError(f"{path.name} is not on the grid of the image (up to {away:.2g} mm away)")
+    return image
+
+
+def carry_image(
+    image: nib.Nifti1Image, shape: Sequence[int], affine: np.ndarray
+) -> nib.Nifti1Image:
     """Return a label map, mask or map of fractions on another grid with the same outer corner.
 
     Parameters
@@ -434,16 +472,17 @@ def carry_image(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray) -> nib
     """
     data, whole = _values(image)
     zooms, wanted = voxel_sizes(image.affine), voxel_sizes(affine)
+    counts: Shape = (shape[0], shape[1], shape[2])
     fine_zooms = working_zooms(zooms, wanted)
     fine_shape, _ = output_grid(data.shape[:3], image.affine, fine_zooms)
     if whole:
         carried = carry_labels(data, zooms, fine_shape, fine_zooms)
-        carried = _coarser_labels(carried, fine_zooms, shape, wanted)
+        carried = _coarser_labels(carried, fine_zooms, counts, wanted)
     else:
         parts = np.moveaxis(data.reshape(*data.shape[:3], -1), -1, 0)
         carried = carry_fractions(parts, zooms, fine_shape, fine_zooms)
-        carried = _each(_coarser(fine_shape, fine_zooms, shape, wanted), carried)
-        carried = np.moveaxis(carried, 0, -1).reshape(*shape, *data.shape[3:])
+        carried = _each(_coarser(fine_shape, fine_zooms, counts, wanted), carried)
+        carried = np.moveaxis(carried, 0, -1).reshape(*counts, *data.shape[3:])
     header = image.header.copy()
     header.set_data_dtype(carried.dtype)
     header.set_slope_inter(1.0, 0.0)

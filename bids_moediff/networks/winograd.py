@@ -20,7 +20,7 @@ TILE = 4  # voxels of the output along a side of a square
 REACH = TILE + 2
 FEWEST_CHANNELS = 32  # with fewer the sums cost more than they save
 # Squares worked on at a time, for each thread: matrices large enough to run fast, buffers that
-# the heap keeps (runtime/allocator.py).
+# the heap keeps (runtime/platform.py).
 TILES, MOST_THREADS = 700, 4
 KERNEL = (
     (1 / 4, 0, 0),

@@ -15,14 +15,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_moediff.runtime.platform import (
+    CPU_INFORMATION,
+    allowed_processors,
+    cgroup_folders,
+    memory_limit,
+    physical_memory,
+    processor_information,
+    processor_quota,
+)
+
 GIGABYTE = 1e9
 # In GB. A bare number is multiplied by exactly 1, so that what is printed reads back the same.
 _UNITS = {"": 1.0, "B": 1e-9}
 for _power, _letter in enumerate("KMGT", 1):
     _decimal, _binary = 1000**_power / 1e9, 1024**_power / 1e9
     _UNITS |= {_letter: _decimal, f"{_letter}B": _decimal, f"{_letter}IB": _binary}
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-CPU_INFORMATION = Path("/proc/cpuinfo")
 # What the kernel calls instructions that multiply bfloat16 (AVX-512 BF16, AMX).
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
@@ -61,59 +69,6 @@ def parse_memory(text: str | float) -> float:
     return float(match.group(1)) * _UNITS[unit]
 
 
-def _first_number(path: Path) -> float | None:
-    try:
-        word = path.read_text(encoding="ascii").split()[0]
-        return None if word == "max" else float(word)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def cgroup_folders(
-    controller: str, root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")
-) -> list[Path]:
-    """Folders of the control groups this process is in, innermost first, ending at the root.
-
-    Reads version 2 (``0::/path``) and version 1 (``N:controllers:/path``). A limit may be set at
-    any level, so callers take the smallest.
-    """
-    bases: list[tuple[Path, str]] = []
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        number, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        if number == "0" and not names:
-            bases.append((root, path))
-        elif controller in names.split(","):
-            bases += [(root / names, path), (root / controller, path)]
-    # Inside a container the path of the host is often not visible, the root then is our group.
-    bases += [(root, "/"), (root / controller, "/")]
-    folders: list[Path] = []
-    for base, path in bases:
-        folder = base / path.strip("/")
-        while folder != base.parent:
-            if folder.is_dir() and folder not in folders:
-                folders.append(folder)
-            folder = folder.parent
-    return folders
-
-
-def _quota(folder: Path) -> float | None:
-    """Processors that one control group may use, or None where it sets no limit."""
-    try:
-        words = (folder / "cpu.max").read_text(encoding="ascii").split()
-        if words and words[0] != "max":
-            return float(words[0]) / float(words[1] if len(words) > 1 else 100000)
-    except (OSError, ValueError):
-        pass
-    quota = _first_number(folder / "cpu.cfs_quota_us")
-    period = _first_number(folder / "cpu.cfs_period_us")
-    return quota / period if quota and period and quota > 0 else None
-
-
 def available_cpus(
     environment: Mapping[str, str] | None = None,
     folders: list[Path] | None = None,
@@ -121,21 +76,16 @@ def available_cpus(
 ) -> int:
     """Processors that may be used: affinity, control-group quota and SLURM, the smallest."""
     environment = os.environ if environment is None else environment
-    counts = [float(affinity if affinity is not None else _affinity())]
+    counts = [float(affinity if affinity is not None else allowed_processors())]
     folders = cgroup_folders("cpu") if folders is None else folders
     # A quota of 2.5 processors feeds two threads well and three badly.
-    counts += [float(max(1, math.floor(q))) for q in map(_quota, folders) if q is not None]
+    counts += [
+        float(max(1, math.floor(q))) for q in map(processor_quota, folders) if q is not None
+    ]
     slurm = environment.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and int(slurm) > 0:
         counts.append(float(slurm))
     return max(1, int(min(counts)))
-
-
-def _affinity() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
 
 
 def available_memory_gb(
@@ -146,13 +96,10 @@ def available_memory_gb(
     """Memory that may be used, in GB: physical, control group and SLURM, the smallest."""
     environment = os.environ if environment is None else environment
     if physical_bytes is None:
-        physical_bytes = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+        physical_bytes = physical_memory()
     amounts = [float(physical_bytes)]
-    for folder in cgroup_folders("memory") if folders is None else folders:
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _first_number(folder / name)
-            if limit is not None and limit > 0:  # version 1 writes about 2^63 for "no limit"
-                amounts.append(limit)
+    folders = cgroup_folders("memory") if folders is None else folders
+    amounts += [limit for limit in map(memory_limit, folders) if limit is not None]
     amounts += _slurm_memory(environment)
     return min(amounts) / GIGABYTE
 
@@ -182,13 +129,9 @@ def plan(
 @functools.cache
 def has_bfloat16(information: Path = CPU_INFORMATION) -> bool:
     """Whether the processor multiplies bfloat16; no where the system does not tell (macOS)."""
-    try:
-        text = information.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
     return any(
         _BFLOAT16_FLAGS.intersection(line.split())
-        for line in text.splitlines()
+        for line in processor_information(information)
         if line.startswith("flags")
     )
 

@@ -2,8 +2,6 @@
 """What a training leaves in its folder: record, curve and averaged weights."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from bids_moediff.errors import UsageError
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.networks.mean import MeanConfig
+from bids_moediff.runtime.platform import allowed_processors, processor_name
 from bids_moediff.training.state import BEST_NAME, STATE_NAME, part, read_state
 
 
@@ -74,10 +73,4 @@ def hardware() -> str:
     """The machine in plain words: the accelerator's or the processor's model, never its name."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    model = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(errors="replace").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{len(os.sched_getaffinity(0))} cores of a {model}"
+    return f"{allowed_processors()} cores of a {processor_name()}"

@@ -8,8 +8,6 @@ mean something on a machine that others use, too.
 """
 
 import argparse
-import os
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +22,11 @@ import torch
 from bids_moediff.families.cost import stage_macs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.model_folder import available, read_config
-from bids_moediff.runtime.allocator import keep_freed_memory
+from bids_moediff.runtime.platform import (
+    allowed_processors,
+    keep_freed_memory,
+    peak_memory_gb,
+)
 
 Shape = tuple[int, int, int]
 WHOLE_HEAD: Shape = (192, 240, 240)
@@ -105,7 +107,7 @@ def peak_memory_gigabytes(device: torch.device) -> float:
     """Largest memory so far: of the process on a CPU, of torch's allocator on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return peak_memory_gb() * 1024**3 / 1e9
 
 
 def measure(
@@ -188,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=None, help="default: all that are shipped")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=allowed_processors())
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 96, 128, 160], help="side of a cube, mm"
     )

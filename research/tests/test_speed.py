@@ -44,7 +44,7 @@ def test_freed_memory_is_kept() -> None:
     """Eight times four blocks of 28 MB need the pages of once."""
     program = (
         "import resource, sys\n"
-        "from bids_moediff.runtime.allocator import keep_freed_memory\n"
+        "from bids_moediff.runtime.platform import keep_freed_memory\n"
         "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
         "for _ in range(8):\n"
         "    blocks = [bytearray(b'1') * (28 << 20) for _ in range(4)]\n"

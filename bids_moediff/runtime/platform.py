@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only Linux has, each with what other systems get instead.
+
+Affinity, control groups, ``/proc`` and the allocator of the GNU C library. Elsewhere (macOS) all
+processors and the whole memory count, bfloat16 counts as absent, and the allocator stays as it is.
+No other module calls what is not there on every POSIX system.
+"""
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CPU_INFORMATION = Path("/proc/cpuinfo")
+# Numbers of mallopt(3) in the GNU C library, and the largest block that it agrees to keep. What is
+# larger (whole volumes, not the slabs that networks work on) still goes back at once.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER, _LARGEST_KEPT = 2**31 - 1, 32 << 20
+
+
+def allowed_processors() -> int:
+    """Processors that this process may run on; all of them where there is no affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def physical_memory() -> float:
+    """Memory of the machine in bytes."""
+    return float(psutil.virtual_memory().total)
+
+
+def peak_memory_gb() -> float:
+    """Largest memory of this process so far, in GiB."""
+    # Linux counts KiB, macOS bytes (getrusage(2)).
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**3, 3)
+
+
+def processor_information(path: Path = CPU_INFORMATION) -> list[str]:
+    """Lines in which the kernel describes the processor; none where it does not."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def processor_name() -> str:
+    """The processor's model, or its kind where the system names no model."""
+    names = [
+        line.split(":", 1)[1] for line in processor_information() if line[:10] == "model name"
+    ]
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def _first_number(path: Path) -> float | None:
+    try:
+        word = path.read_text(encoding="ascii").split()[0]
+        return None if word == "max" else float(word)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def cgroup_folders(
+    controller: str, root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")
+) -> list[Path]:
+    """Folders of the control groups this process is in, innermost first, ending at the root.
+
+    Reads version 2 (``0::/path``) and version 1 (``N:controllers:/path``). A limit may be set at
+    any level, so callers take the smallest.
+    """
+    bases: list[tuple[Path, str]] = []
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0" and not names:
+            bases.append((root, path))
+        elif controller in names.split(","):
+            bases += [(root / names, path), (root / controller, path)]
+    # Inside a container the path of the host is often not visible, the root then is our group.
+    bases += [(root, "/"), (root / controller, "/")]
+    folders: list[Path] = []
+    for base, path in bases:
+        folder = base / path.strip("/")
+        while folder != base.parent:
+            if folder.is_dir() and folder not in folders:
+                folders.append(folder)
+            folder = folder.parent
+    return folders
+
+
+def processor_quota(folder: Path) -> float | None:
+    """Processors that one control group may use, or None where it sets no limit."""
+    try:
+        words = (folder / "cpu.max").read_text(encoding="ascii").split()
+        if words and words[0] != "max":
+            return float(words[0]) / float(words[1] if len(words) > 1 else 100000)
+    except (OSError, ValueError):
+        pass
+    quota = _first_number(folder / "cpu.cfs_quota_us")
+    period = _first_number(folder / "cpu.cfs_period_us")
+    return quota / period if quota and period and quota > 0 else None
+
+
+def memory_limit(folder: Path) -> float | None:
+    """Bytes that one control group may use, or None where it sets no limit."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        limit = _first_number(folder / name)
+        if limit is not None and limit > 0:  # version 1 writes about 2^63 for "no limit"
+            return limit
+    return None
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory for the next tensor, for the rest of this process.
+
+    The C library returns every large block at once, and the system fills the next one with zeros
+    page by page: a fifth of the seconds of a whole head (docs/speed.md). False where the C library
+    has no such setting.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library, such as musl
+        return False
+    kept = bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT))
+    return kept and bool(mallopt(_TRIM_THRESHOLD, _NEVER))

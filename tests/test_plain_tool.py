@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-superres IN OUT``: one image, its record, and the maps carried along."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.cli.superres import main
+from bids_moediff.imaging.grid import voxel_sizes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small head of 2 mm with a lesion mask, and a mask on another grid."""
+    folder = tmp_path_factory.mktemp("plain")
+    random = np.random.default_rng(0)
+    offset = np.stack(np.meshgrid(*[np.arange(16) - 7.5] * 3, indexing="ij"))
+    radius = np.sqrt((offset**2).sum(0))
+    data = np.where(radius < 7, 100 - 3 * radius, 2) + random.normal(size=radius.shape)
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    lesion = (radius < 3).astype(np.uint8)
+    nib.save(nib.Nifti1Image(data.astype(np.float32), affine), folder / "in.nii.gz")
+    nib.save(nib.Nifti1Image(lesion, affine), folder / "lesion.nii.gz")
+    nib.save(nib.Nifti1Image(lesion[1:], affine), folder / "elsewhere.nii.gz")
+    return folder
+
+
+def test_an_image_and_its_lesion(folder, capsys):
+    maps = [str(folder / name) for name in ("lesion.nii.gz", "elsewhere.nii.gz")]
+    words = [str(folder / "in.nii.gz"), str(folder / "out.nii.gz"), "--zooms", "1"]
+    assert main([*words, "--device", "cpu", "--model", "student", "--carry", *maps]) == 0
+    image = nib.Nifti1Image.from_filename(folder / "out.nii.gz")
+    carried = nib.Nifti1Image.from_filename(folder / "out_lesion.nii.gz")
+    lesion = nib.Nifti1Image.from_filename(folder / "lesion.nii.gz")
+    assert carried.shape == image.shape == (32, 32, 32)
+    np.testing.assert_allclose(carried.affine, image.affine)
+    assert voxel_sizes(carried.affine) == (1, 1, 1)
+    assert np.asarray(carried.dataobj).sum() == 8 * np.asarray(lesion.dataobj).sum()
+    assert json.loads((folder / "out.json").read_text())["Model"]
+    assert "elsewhere.nii.gz is not on the grid" in capsys.readouterr().err
+    assert not (folder / "out_elsewhere.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["--device", "mps"], "Apple"), (["--carry", "a/x.nii", "b/x.nii"], "two maps")],
+)
+def test_what_is_refused(folder, capsys, words, sentence):
+    image, out = str(folder / "in.nii.gz"), str(folder / "refused.nii.gz")
+    words = [str(folder / "lesion.nii.gz") if "/" in word else word for word in words]
+    assert main([image, out, "--zooms", "1", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (folder / "refused.nii.gz").exists()
