@@ -15,6 +15,8 @@ from fcntl import F_DUPFD, fcntl
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 REASON = "needs the chromium command on the search path"
 OPTIONS = (
@@ -150,3 +152,16 @@ class Browser:
         """Write what the window shows, or the whole page, as PNG."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def violations(page: Browser) -> list[str]:
+    """Serious and critical faults that axe-core finds in the page."""
+    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+    page.do((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.do("axe.run().then((r) => r.violations)")
+    return [
+        f"{entry['id']}: {node['html'][:120]}"
+        for entry in found
+        if entry["impact"] in ("serious", "critical")
+        for node in entry["nodes"]
+    ]

@@ -5,18 +5,22 @@ import csv
 import html
 import json
 import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bids_moediff.reports.group import outliers, read_rows, write_group_report
+from bids_moediff.reports.group import (
+    FEWEST,
+    grouped,
+    outliers,
+    read_rows,
+    write_group_report,
+)
+from browser import CHROMIUM, REASON, Browser, violations
 from report_data import quality
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def sidecar(root: Path, label: str, snr: float, session: str = "", **more: Any) -> None:
@@ -111,7 +115,8 @@ def test_page_names_outliers_states_and_warnings(group):
     assert names
     assert re.sub("<[^>]+>", "", names[1]).endswith("sub-99_res-0p7mm_T1w 3")
     assert "Motion &lt;b&gt; and more." in text
-    assert text.count('class="far"') == 1
+    marks = [len(re.findall("M", d)) for d in re.findall(r'class="far" d="([^"]*)"', text)]
+    assert sum(marks) == 1
     assert not re.search(r'(?:src|href)="(?:https?:|//|/)', text)
 
 
@@ -138,25 +143,107 @@ def test_empty_folder_gives_a_page_that_says_so(tmp_path):
     assert not list(tmp_path.glob("*.tsv"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs the chromium command on the search path")
-def test_table_sorts_in_a_browser(group, tmp_path):
-    page = write_group_report(group)
-    script = """<script>
-      const head = document.querySelector("#T1w th[data-name=snr_brain]");
-      head.click();
-      const first = document.querySelector("#T1w tbody tr").cells[0].textContent;
-      head.click();
-      const last = document.querySelector("#T1w tbody tr").cells[0].textContent;
-      const wide = document.documentElement.scrollWidth - innerWidth;
-      document.documentElement.setAttribute("data-result", JSON.stringify([first, last, wide]));
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", script))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += ["--window-size=500,900", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
-    dump = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    match = re.search(r'data-result="([^"]+)"', dump.stdout)
-    assert match, dump.stderr[-2000:]
-    first, last, wide = json.loads(html.unescape(match[1]))
-    assert first.strip() == "sub-99_res-0p7mm_T1w"
-    assert last.strip() == "sub-11_res-0p7mm_T1w"
-    assert wide <= 0
+def multi_site(root: Path) -> tuple[Path, Path]:
+    """Output and raw data of twelve participants at two sites, with two scanners."""
+    raw, output = root / "raw", root / "out"
+    for number in range(12):
+        label, site = f"{number:02d}", "AB"[number % 2]
+        sidecar(
+            output,
+            label,
+            20 + number,
+            Sources=[f"bids:raw:sub-{label}/anat/sub-{label}_T1w.nii.gz"],
+            Warnings=[f"sub-{label}: slices of {number}.5 mm are thick."] if number < 7 else [],
+        )
+        own = raw / f"sub-{label}" / "anat" / f"sub-{label}_T1w.json"
+        own.parent.mkdir(parents=True)
+        own.write_text(
+            json.dumps({"ManufacturersModelName": "Prisma" if site == "A" else "Skyra"})
+        )
+    (raw / "T1w.json").write_text('{"Manufacturer": "Siemens", "MagneticFieldStrength": 3}')
+    lines = ["participant_id\tsite\tage", *(f"sub-{n:02d}\t{'AB'[n % 2]}\t{n}" for n in range(12))]
+    (raw / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return output, raw
+
+
+def test_site_and_scanner_come_from_the_raw_data(tmp_path):
+    output, raw = multi_site(tmp_path)
+    write_group_report(output, raw_dir=raw)
+    rows = read_table(output / "group_T1w.tsv")
+    assert [row["site"] for row in rows[:3]] == ["A", "B", "A"]
+    assert rows[0]["scanner_of_image"] == "Siemens Prisma 3 T"
+    assert "age" not in rows[0]
+
+
+def test_warnings_that_differ_in_numbers_are_one(tmp_path):
+    output, raw = multi_site(tmp_path)
+    text = write_group_report(output, raw_dir=raw).read_text()
+    assert text.count('class="badge warned"') == 1
+    assert "7 warned" in text
+    groups = grouped([("A 1.", "x", ""), ("B.", "y", ""), ("A 2.", "z", "z.html")])
+    assert [group.names for group in groups] == [[("x", ""), ("z", "z.html")], [("y", "")]]
+
+
+def test_few_images_have_no_distribution(tmp_path):
+    for number in range(FEWEST - 1):
+        sidecar(tmp_path, f"{number:02d}", 20.0 + number)
+    assert "<svg" not in write_group_report(tmp_path).read_text()
+    sidecar(tmp_path, "50", 20.0)
+    assert "<svg" in write_group_report(tmp_path).read_text()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+ROWS = "[...document.querySelectorAll('#T1w tbody tr')].filter((r) => !r.hidden)"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=REASON)
+def test_table_sorts_in_a_browser(group, browser):
+    browser.window(500, 900)
+    browser.open(write_group_report(group))
+    head = "document.querySelector('#T1w th[data-name=snr_brain] button')"
+    first = "document.querySelector('#T1w tbody tr').cells[0].textContent.trim()"
+    browser.do(f"{head}.click()")
+    assert browser.do(first) == "sub-99_res-0p7mm_T1w"
+    browser.do(f"{head}.click()")
+    assert browser.do(first) == "sub-11_res-0p7mm_T1w"
+    assert browser.do("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=REASON)
+def test_filter_search_and_colour_in_a_browser(tmp_path, browser):
+    output, raw = multi_site(tmp_path)
+    browser.window(1280, 900)
+    browser.open(write_group_report(output, raw_dir=raw))
+    assert browser.do("document.querySelector('.strip').querySelectorAll('path.dot').length") == 2
+    choose = (
+        "(() => {{ const f = document.querySelector('{}'); f.value = '{}';"
+        "f.dispatchEvent(new Event('input')) }})()"
+    )
+    browser.do(choose.format("[data-column=site]", "B"))
+    assert browser.do(f"{ROWS}.length") == 6
+    dots = "document.querySelector('.strip path.dot[d^=M]').getAttribute('d').match(/M/g).length"
+    assert browser.do(dots) == 6
+    assert "6 of 12" in browser.do("document.querySelector('.count').textContent")
+    browser.do(choose.format("[name=search]", "sub-03"))
+    assert browser.do(f"{ROWS}.map((r) => r.dataset.row)") == ["3"]
+    browser.do(choose.format("[data-column=site]", ""))
+    browser.do(choose.format("[name=search]", "thick"))
+    assert browser.do(f"{ROWS}.length") == 7
+    assert browser.errors == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=REASON)
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_serious_fault_of_accessibility(tmp_path, browser, dark):
+    output, raw = multi_site(tmp_path)
+    states = {f"{n:02d}": {"status": "done", "message": ""} for n in range(12)}
+    states["77"] = {"status": "failed", "message": "The file is truncated."}
+    browser.window(1280, 900, dark=dark)
+    browser.open(write_group_report(output, states, raw))
+    assert violations(browser) == []

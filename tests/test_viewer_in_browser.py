@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from bids_moediff.reports.participant import write_participant_report
-from browser import CHROMIUM, REASON, Browser
+from browser import CHROMIUM, REASON, Browser, violations
 from report_data import make_image, make_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=REASON)
@@ -236,18 +236,6 @@ def test_pictures_are_there_without_scripts_and_in_print(page, root):
     assert page.do(visible) == [True, True]
     broken = "[...document.images].filter((i) => !i.naturalWidth).length"
     assert page.do(broken) == 0
-
-
-def violations(page: Browser) -> list[str]:
-    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
-    page.do((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.do("axe.run().then((r) => r.violations)")
-    return [
-        f"{entry['id']}: {node['html'][:120]}"
-        for entry in found
-        if entry["impact"] in ("serious", "critical")
-        for node in entry["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("dark", [False, True])

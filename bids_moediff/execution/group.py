@@ -31,7 +31,7 @@ def run_group(settings: Settings) -> int:
 
     prepare_output(settings)
     states = {label: participant_state(settings.output_dir, label) for label in labels}
-    write_group_report(settings.output_dir, states)
+    write_group_report(settings.output_dir, states, settings.bids_dir)
     unfinished = [label for label, state in states.items() if state["status"] != "done"]
     lines = "".join(f"sub-{label}\n" for label in unfinished)
     write_text(lines, settings.output_dir / "logs" / "unfinished.txt")

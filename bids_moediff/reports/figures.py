@@ -5,6 +5,7 @@ The input is shown at its own voxels, never smoothed, in the same window and at 
 the result: what looks sharper is sharper, not drawn differently.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from matplotlib import colormaps
+from PIL import Image
 from scipy import ndimage
 
 from bids_moediff.reports import canvas
 from bids_moediff.reports.canvas import GAP, NORMAL, PLANES, Canvas, Frame, Volume
+from bids_moediff.runtime.sink import write_bytes
 
 ORDER = ("axial", "coronal", "sagittal")
 MARGIN = 18.0  # mm around the brain
 CROP = 44.0  # mm, side of a zoomed crop
 WIDEST = 1900  # pixels
+THUMBNAIL = 120  # pixels
 EXPERT_COLOURS = ((230, 159, 0), (86, 180, 233), (204, 121, 167))  # told apart by all eyes
 EXPERT_NAMES = (
     "expert 1, smooth (white-matter core)",
@@ -146,6 +150,16 @@ def write_result(scene: Scene, path: Path) -> Path:
     """The super-resolved image: same planes, window and scale as :func:`write_input`."""
     title = f"Super-resolved, voxels of {_zooms(scene.enhanced)}"
     return _row(scene, _greys(scene, scene.enhanced), title).save(path)
+
+
+def write_thumbnail(scene: Scene, path: Path) -> Path:
+    """The axial plane of the result, small, for lists of images."""
+    drawn = canvas.draw_plane(scene.enhanced, scene.frame, "axial", scene.positions["axial"])
+    picture = Image.fromarray(canvas.grey(drawn, scene.window)[..., 0])
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=9)
+    return write_bytes(stream.getvalue(), path)
 
 
 @dataclass(frozen=True)

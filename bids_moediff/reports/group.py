@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The group level: a table per contrast, and a page that shows who stands out and who is missing.
 
-Everything comes from the sidecars in the output folder, so the tables can be made anew at any time
-and hold exactly what is on disk.
+What is shown of an image comes from its sidecar in the output folder, so the tables can be made
+anew at any time and hold exactly what is on disk. Site and scanner come from the raw data set.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from bids_moediff.bids.names import build_name, parse_name
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.names import build_name, figure_path, parse_name
 from bids_moediff.errors import ImageError
 from bids_moediff.quality.figures import DESCRIPTIONS
 from bids_moediff.reports import captions
 from bids_moediff.reports.participant import environment
+from bids_moediff.reports.study import GROUPING, read_participants, scanner
 from bids_moediff.runtime.sink import table_text, write_json, write_text
 
-MOST_DOTS = 2000
-MOST_ROWS = 2000
+MOST_GROUPS = 24  # values that a filter may offer
 FAR = 3.5  # modified z-score that makes an outlier (Iglewicz and Hoaglin, 1993)
 FEWEST = 5  # images from which on outliers are named
 
@@ -51,20 +53,32 @@ STRIPS = (
     ("usable_z", "Usable detail, third axis", "mm"),
 )
 SHOWN = ("consistency_residual", "snr_brain", "cnr", "cjv", "efc", "fwhm_avg", "brain_volume",
-         "usable_x", "usable_y", "usable_z", "n_warnings")  # fmt: skip
+         "usable_x", "usable_y", "usable_z")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Distribution of one figure: dots from 0 to 1 along the strip, outliers with their names."""
+    """Distribution of one figure: dots along the strip, outliers with their names.
+
+    A dot is (row of the table, share of the way from the lowest to the highest value, height).
+    """
 
     label: str
     low: str
     middle: str
     high: str
     centre: float
-    dots: list[tuple[float, float, bool, str]]
+    dots: list[tuple[int, float, float]]
+    far: list[int]
     outliers: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What several entries have in common, and their names and pages."""
+
+    words: str
+    names: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -75,13 +89,15 @@ class Contrast:
     table: str
     columns: list[str]
     rows: list[dict[str, Any]]
-    total: int
+    groupings: list[str]
     strips: list[Strip] = field(default_factory=list)
     networks: list[tuple[str, int]] = field(default_factory=list)
 
 
 def write_group_report(
-    output_dir: Path, states: Mapping[str, Mapping[str, str]] | None = None
+    output_dir: Path,
+    states: Mapping[str, Mapping[str, str]] | None = None,
+    raw_dir: Path | None = None,
 ) -> Path:
     """Write ``group_<suffix>.tsv`` with ``.json``, and ``group.html``.
 
@@ -92,6 +108,8 @@ def write_group_report(
     states
         Participant label to ``{"status": "done" | "failed" | "missing", "message": str}``; by
         default those found in the output folder, all done.
+    raw_dir
+        Root of the raw data set: site and scanner are read there.
 
     Returns
     -------
@@ -99,7 +117,7 @@ def write_group_report(
         The page.
     """
     root = Path(output_dir)
-    rows, unreadable = read_rows(root)
+    rows, unreadable = read_rows(root, raw_dir)
     if states is None:
         labels = sorted({row["participant"] for found in rows.values() for row in found})
         states = {label: {"status": "done", "message": ""} for label in labels}
@@ -108,33 +126,53 @@ def write_group_report(
         columns = _columns(found)
         write_text(table_text(found, columns), root / f"group_{suffix}.tsv")
         write_json(_descriptions(columns), root / f"group_{suffix}.json")
-        contrasts.append(_contrast(suffix, columns, found))
+        contrasts.append(_contrast(root, suffix, found))
     counts = {
         status: sum(state["status"] == status for state in states.values())
         for status in ("done", "failed", "missing")
     }
-    page = (
-        environment()
-        .get_template("group.html")
-        .render(
-            contrasts=contrasts,
-            states=[
-                (label, state["status"], state.get("message", ""), _page_of(root, label))
-                for label, state in sorted(states.items())
-                if state["status"] != "done"
-            ],
-            counts=counts,
-            unreadable=unreadable,
-            warnings=_warned(root, rows),
-            total=len(states),
-            labels={name: words for name, words, _ in STRIPS} | {"n_warnings": "Warnings"},
-        )
-    )
+    page = environment().get_template("group.html").render(
+        contrasts=contrasts,
+        states={status: _reasons(root, states, status) for status in ("failed", "missing")},
+        counts=counts,
+        unreadable=unreadable,
+        warnings=grouped([
+            (warning, row["bids_name"], row["page"])
+            for contrast in contrasts for row in contrast.rows for warning in row["sentences"]
+        ]),
+        total=len(states),
+        fewest=FEWEST,
+        labels={name: words for name, words, _ in STRIPS} | {"n_warnings": "Warnings"},
+    )  # fmt: skip
     return write_text(page, root / "group.html")
 
 
-def read_rows(root: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+def _reasons(root: Path, states: Mapping[str, Mapping[str, str]], status: str) -> list[Group]:
+    """Participants in a state, grouped by what went wrong."""
+    return grouped([
+        (state.get("message") or "Not processed yet.", f"sub-{label}", _page(root, label))
+        for label, state in sorted(states.items()) if state["status"] == status
+    ])  # fmt: skip
+
+
+def grouped(entries: list[tuple[str, str, str]]) -> list[Group]:
+    """Group sentences (words, name, page) that differ in numbers and names of files alone.
+
+    The most frequent comes first; its first sentence stands for all.
+    """
+    found: dict[str, Group] = {}
+    for words, name, page in entries:
+        key = re.sub(r"sub-\w+|[\w./-]+\.(?:nii|json)[\w.]*|\d+(?:\.\d+)?", "#", words)
+        found.setdefault(key, Group(words, [])).names.append((name, page))
+    return sorted(found.values(), key=lambda group: -len(group.names))
+
+
+def read_rows(
+    root: Path, raw_dir: Path | None = None
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """Rows of the tables by suffix, in the order of names, and files that could not be read."""
+    people = read_participants(raw_dir) if raw_dir is not None else {}
+    groupings = sorted({name for known in people.values() for name in known})
     rows: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
     patterns = ("sub-*/anat/*_desc-sr_*.json", "sub-*/ses-*/anat/*_desc-sr_*.json")
@@ -143,10 +181,13 @@ def read_rows(root: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
             entities, suffix, _ = parse_name(path.name)
             sidecar = json.loads(path.read_text(encoding="utf-8"))
             row = _row(entities, suffix, sidecar)
+            known = people.get(entities["sub"], {})
+            study = {name: _clean(known.get(name)) for name in groupings if name not in row}
+            study["scanner_of_image"] = raw_dir and scanner(raw_dir, sidecar.get("Sources"))
         except (OSError, ValueError, AttributeError, ImageError):
             unreadable.append(path.relative_to(root).as_posix())
             continue
-        rows.setdefault(suffix, []).append(row)
+        rows.setdefault(suffix, []).append(row | study)
     return rows, unreadable
 
 
@@ -165,7 +206,9 @@ def _row(entities: dict[str, str], suffix: str, sidecar: Mapping[str, Any]) -> d
     row |= {name: quality.get(name) for name in DESCRIPTIONS}
     warnings = sidecar.get("Warnings") or []
     row |= {"n_warnings": len(warnings), "warnings": " ".join(warnings) or None}
-    return {key: _clean(value) for key, value in row.items()}
+    return {key: _clean(value) for key, value in row.items()} | {
+        "sentences": [_clean(words) for words in warnings]
+    }
 
 
 def _clean(value: Any) -> Any:
@@ -183,6 +226,7 @@ def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
         "bids_name": "name of the super-resolved image without its description",
         "participant": "label of the participant, without sub-",
         "session": "label of the session, without ses-",
+        "scanner_of_image": "maker, model and field strength of the scanner",
         "n_warnings": "number of warnings",
         "warnings": "warnings in words",
         **{name: words for name, _, words in RECORD_COLUMNS},
@@ -192,15 +236,39 @@ def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
     for word, where in WORDS.items():
         for axis, name in axes.items():
             known[f"voxel_{word}_{axis}"] = f"voxel size of {where} along the {name} axis in mm"
-    return {name: {"Description": known[name]} for name in columns}
+    told = "from participants.tsv of the raw data set"
+    return {name: {"Description": known.get(name, told)} for name in columns}
 
 
-def _contrast(suffix: str, columns: list[str], rows: list[dict[str, Any]]) -> Contrast:
+def _contrast(root: Path, suffix: str, rows: list[dict[str, Any]]) -> Contrast:
     strips = [strip for name, words, unit in STRIPS if (strip := _strip(name, words, unit, rows))]
     shown = [name for name in SHOWN if any(row[name] is not None for row in rows)]
+    for row in rows:
+        sizes = [_size([row[f"voxel_{word}_{axis}"] for axis in "xyz"]) for word in ("in", "out")]
+        row["voxel_sizes"] = " to ".join(filter(None, sizes)) + " mm" if any(sizes) else None
+        row["network"] = " ".join(filter(None, (row["model"], row["model_version"]))) or None
+        row["page"] = _page(root, row["participant"], row)
+        row["thumbnail"] = _thumbnail(root, row)
     return Contrast(
-        suffix, f"group_{suffix}.tsv", shown, rows[:MOST_ROWS], len(rows), strips, networks(rows)
+        suffix, f"group_{suffix}.tsv", shown, rows, _groupings(rows), strips, networks(rows)
     )
+
+
+def _groupings(rows: list[dict[str, Any]]) -> list[str]:
+    """Columns that a reader may filter and colour by: some values, but not one for each image."""
+    own = ["session", "scanner_of_image", "voxel_sizes", "network", "device"]
+    asked = [name for name in rows[0] if any(word in name.lower() for word in GROUPING)]
+    return [
+        name
+        for name in dict.fromkeys((*asked, *own))
+        if 1 < len({row[name] for row in rows}) <= min(MOST_GROUPS, max(2, len(rows) // 2))
+    ]
+
+
+def _size(sizes: list[float | None]) -> str:
+    known = [f"{size:.3g}" for size in sizes if size is not None]
+    words = known[:1] if len(set(known)) == 1 else known
+    return " x ".join(words)
 
 
 def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
@@ -211,24 +279,18 @@ def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 def _strip(name: str, words: str, unit: str, rows: list[dict[str, Any]]) -> Strip | None:
     known = [row for row in rows if isinstance(row[name], (int, float))]
-    if not known:
+    if len(known) < FEWEST:
         return None
     values = np.array([row[name] for row in known], dtype=float)
     middle = float(np.median(values))
     far = outliers(values)
     low, high = float(values.min()), float(values.max())
     share = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
-    step = max(1, -(-len(values) // MOST_DOTS))
+    places = [index for index, row in enumerate(rows) if isinstance(row[name], (int, float))]
+    # Dots are spread over the height in a fixed pattern, so that equal values stay visible.
     dots = [
-        # Dots are spread over the height in a fixed pattern, so that equal values stay visible.
-        (
-            round(float(share[i]), 4),
-            round((i * 0.618034) % 1, 3),
-            bool(far[i]),
-            f"{known[i]['bids_name']}: {values[i]:.4g}",
-        )
+        (places[i], round(float(share[i]), 4), round((i * 0.618034) % 1, 2))
         for i in range(len(values))
-        if far[i] or i % step == 0
     ]
     named = [
         (known[i]["bids_name"], known[i]["participant"], f"{values[i]:.4g}")
@@ -238,7 +300,8 @@ def _strip(name: str, words: str, unit: str, rows: list[dict[str, Any]]) -> Stri
     label = f"{words} ({unit})" if unit else words
     centre = (middle - low) / (high - low) if high > low else 0.5
     numbers = (f"{low:.4g}", f"{middle:.4g}", f"{high:.4g}")
-    return Strip(label, *numbers, round(centre, 4), dots, named[:12])
+    far_rows = [places[i] for i in np.nonzero(far)[0]]
+    return Strip(label, *numbers, round(centre, 4), dots, far_rows, named[:3])
 
 
 def outliers(values: np.ndarray) -> np.ndarray:
@@ -253,14 +316,18 @@ def outliers(values: np.ndarray) -> np.ndarray:
     return distance > FAR * spread
 
 
-def _page_of(root: Path, label: str) -> str:
-    return f"sub-{label}.html" if (root / f"sub-{label}.html").is_file() else ""
+def _page(root: Path, label: str, row: Mapping[str, Any] | None = None) -> str:
+    """Page of an image, or else of its participant; empty if there is none."""
+    names = [f"sub-{label}.html"]
+    if row is not None:
+        names.insert(0, re.sub(r"_res-[^_]+", "", row["bids_name"]) + ".html")
+    return next((name for name in names if (root / name).is_file()), "")
 
 
-def _warned(root: Path, rows: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str, str]]:
-    """Images with warnings: name, page of the participant, words."""
-    found = [row for suffix in sorted(rows) for row in rows[suffix] if row["warnings"]]
-    return [
-        (row["bids_name"], _page_of(root, row["participant"]), row["warnings"])
-        for row in found[:MOST_ROWS]
-    ]
+def _thumbnail(root: Path, row: Mapping[str, Any]) -> str:
+    """Picture of an image for the table, relative to the page; empty if there is none."""
+    entities, suffix, _ = parse_name(row["bids_name"] + ".json")
+    entities.pop("res", None)
+    image = AnatomicalImage(Path(), row["bids_name"], entities, suffix, {})
+    path = figure_path(image, "thumbnail", ".png")
+    return str(path) if (root / path).is_file() else ""

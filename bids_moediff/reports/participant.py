@@ -231,6 +231,7 @@ def draw_pictures(
     cubic = figures.cubic_on(scene)
     figures.write_input(scene, path("input"))
     figures.write_result(scene, path("sr"))
+    figures.write_thumbnail(scene, path("thumbnail"))
     figures.write_difference(scene, cubic, path("difference"))
     figures.write_crops(scene, cubic, path("crops"))
     plots.write_profile(scene, cubic, path("profile", ".svg"))

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the raw data set says about its images: site, scanner, group."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# A column of participants.tsv with one of these words in its name tells centres apart.
+GROUPING = ("site", "center", "centre", "scanner", "cohort", "group", "diagnosis")
+MISSING = ("", "n/a", "N/A", "NaN")
+
+
+def read_participants(raw_dir: Path) -> dict[str, dict[str, str]]:
+    """Grouping columns of ``participants.tsv`` by label without ``sub-``; empty without a file."""
+    try:
+        with (raw_dir / "participants.tsv").open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    return {
+        row["participant_id"].removeprefix("sub-"): {
+            name: value
+            for name, value in row.items()
+            if name and value not in MISSING and any(word in name.lower() for word in GROUPING)
+        }
+        for row in rows
+        if row.get("participant_id")
+    }
+
+
+@cache
+def _sidecar(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def scanner(raw_dir: Path, sources: Sequence[Any] | None) -> str | None:
+    """Maker, model and field strength of the scanner in the sidecars of a source.
+
+    Parameters
+    ----------
+    raw_dir
+        Root of the raw data set.
+    sources
+        ``Sources`` of a derivative: ``bids:raw:`` and a path.
+    """
+    known: dict[str, Any] = {}
+    for source in sources or ():
+        path = raw_dir / str(source).removeprefix("bids:raw:").split(".nii")[0]
+        suffix = path.name.rsplit("_", 1)[-1]
+        # Sidecars further up hold for all below them: the nearest one has the last word.
+        for place in (raw_dir / f"{suffix}.json", path.with_name(path.name + ".json")):
+            known |= _sidecar(place)
+    strength = known.get("MagneticFieldStrength")
+    parts = [known.get("Manufacturer"), known.get("ManufacturersModelName")]
+    parts += [f"{strength:g} T"] if isinstance(strength, (int, float)) else []
+    return " ".join(str(part).strip() for part in parts if part) or None
