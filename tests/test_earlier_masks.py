@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks of other pipelines: which file fits which image, and where it lands."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -11,10 +14,13 @@ from bids_moediff.bids.earlier_masks import check_derivatives, find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.preprocessing.earlier_mask import reuse_mask
+from generated import dataset, head
 
 
-def image(suffix: str = "T1w", **entities: str) -> AnatomicalImage:
-    return AnatomicalImage(Path("x.nii.gz"), "x.nii.gz", {"sub": "01", **entities}, suffix, {})
+def image(
+    suffix: str = "T1w", path: Path = Path("/nowhere/x.nii.gz"), **entities: str
+) -> AnatomicalImage:
+    return AnatomicalImage(path, "x.nii.gz", {"sub": "01", **entities}, suffix, {})
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -25,8 +31,8 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def found(source: AnatomicalImage, *folders: Path) -> str | None:
-    path = find_brain_mask(source, folders)
+def found(source: AnatomicalImage, folder: Path) -> str | None:
+    path = find_brain_mask(source, folder).path
     return path.name if path else None
 
 
@@ -64,14 +70,53 @@ def test_contrast_decides_between_masks(tmp_path: Path) -> None:
     assert found(image("FLAIR"), tmp_path) is None
 
 
-def test_first_folder_wins_and_missing_ones_are_named(tmp_path: Path) -> None:
-    first = touch(tmp_path / "a", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
-    second = touch(tmp_path / "b", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
-    path = find_brain_mask(image(), [second, first])
-    assert path is not None and path.is_relative_to(second)
-    check_derivatives([first, second])
+def test_one_mask_of_several_runs_is_that_of_the_first(tmp_path: Path) -> None:
+    done = touch(tmp_path / "done", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    names = ("sub-01_run-10_T1w.nii.gz", "sub-01_run-2_T1w.nii.gz", "sub-01_run-1_T2w.nii.gz")
+    raw = touch(tmp_path / "raw", *names)
+    first = find_brain_mask(image(path=raw / "a", run="2"), done)
+    assert first.path is not None and "names no run" in first.remark
+    second = find_brain_mask(image(path=raw / "a", run="10"), done)
+    assert second.path is None and "run-2" in second.remark
+    alone = touch(tmp_path / "alone", "sub-01_run-3_T1w.nii.gz")
+    only = find_brain_mask(image(path=alone / "a", run="3"), done)
+    assert only.path is not None and only.remark == ""
+
+
+def test_a_remark_names_the_masks_that_do_not_fit(tmp_path: Path) -> None:
+    merged = "sub-01_desc-brain_mask.nii.gz"
+    touch(tmp_path, f"sub-01/anat/{merged}")
+    mask = find_brain_mask(image(ses="a"), tmp_path)
+    assert mask.path is None and merged in mask.remark
+    assert "there:" not in find_brain_mask(image(sub="02"), tmp_path).remark
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    check_derivatives(tmp_path)
     with pytest.raises(UsageError, match="gone"):
-        check_derivatives([first, tmp_path / "gone"])
+        check_derivatives(tmp_path / "gone")
+
+
+def test_the_app_takes_the_mask_and_tells_why_not(tmp_path: Path) -> None:
+    """Two runs, the head moved between them, and one mask that names no run."""
+    still = head(seed=1)
+    moved = nib.Nifti1Image(np.roll(np.asanyarray(still.dataobj), (5, 4), (1, 2)), still.affine)
+    raw = dataset(tmp_path / "raw", {"sub-01_run-1_T1w": still, "sub-01_run-2_T1w": moved})
+    masked = ball(still.shape, 3.6).astype(np.uint8)
+    done = tmp_path / "done" / "sub-01" / "anat"
+    done.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(masked, still.affine), done / "sub-01_desc-brain_mask.nii.gz")
+    command = [sys.executable, "-m", "bids_moediff.cli.app", raw, tmp_path / "out", "participant"]
+    options = ["--stage", "preproc", "--skip-bias-correction", "--nprocs", "1"]
+    subprocess.run([*command, "--derivatives", tmp_path / "done", *options], check=True)
+    anat = tmp_path / "out" / "sub-01" / "anat"
+    first = nib.load(anat / "sub-01_run-1_desc-brain_mask.nii.gz")
+    assert np.array_equal(np.asanyarray(first.dataobj), masked)
+    second = json.loads((anat / "sub-01_run-2_desc-brain_mask.json").read_text())
+    assert second["method"] != "derivatives"
+    (record,) = (tmp_path / "out" / "logs" / "sub-01").glob("*/run.json")
+    items = json.loads(record.read_text())["images"]
+    assert all(any("names no run" in words for words in item["warnings"]) for item in items)
 
 
 def ball(shape: tuple[int, int, int], zoom: float) -> np.ndarray:

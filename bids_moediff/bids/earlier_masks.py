@@ -2,55 +2,122 @@
 """What earlier pipelines have already worked out for an image: its brain mask."""
 
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.errors import UsageError
+from bids_moediff.bids.names import parse_name
+from bids_moediff.errors import ImageError, UsageError
 
 _ENTITY = re.compile(r"([a-z]+)-([A-Za-z0-9]+)$")
+_MASKS = "*_desc-brain_mask.nii*"
+_MOST_NAMES = 3  # in a remark
 
 
-def check_derivatives(folders: Iterable[Path]) -> None:
-    """Refuse folders that are not there before anything is computed.
+@dataclass(frozen=True)
+class EarlierMask:
+    """What an earlier pipeline has for an image.
+
+    Parameters
+    ----------
+    path
+        Its brain mask, or None.
+    remark
+        One sentence where the user should know why this mask, or why none.
+    """
+
+    path: Path | None = None
+    remark: str = ""
+
+
+def check_derivatives(folder: Path) -> None:
+    """Refuse a folder that is not there before anything is computed.
 
     Raises
     ------
     UsageError
-        Naming the first folder that does not exist.
+        If the folder does not exist.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"--derivatives {folder.name}: there is no such folder")
+    if not folder.is_dir():
+        raise UsageError(f"--derivatives {folder}: there is no such folder.")
 
 
-def find_brain_mask(image: AnatomicalImage, folders: Iterable[Path]) -> Path | None:
-    """Brain mask of ``image`` in the first of the folders that has one.
+def find_brain_mask(image: AnatomicalImage, folder: Path) -> EarlierMask:
+    """Find the brain mask of an image in the derivatives of an earlier pipeline.
 
     A mask fits if it is named ``desc-brain_mask``, lies in the image's own space (no ``space``,
-    or the image's contrast), on no other resolution, and bears every entity of the image. fMRIPrep
+    or the image's contrast), on no other resolution, and has every entity of the image. fMRIPrep
     and sMRIPrep leave out ``run`` and ``rec`` where they are of no consequence: such a mask is
-    taken only if the folder holds no mask that names them.
+    taken if the folder has no mask that names them. They also leave them out of the one mask of
+    several runs, which lies in the space of the first run: other runs do not get it.
+
+    Parameters
+    ----------
+    image
+        The source. The files beside it say which runs there are.
+    folder
+        Root of the derivatives.
     """
-    for folder in folders:
-        anat = folder / f"sub-{image.entities['sub']}"
-        if "ses" in image.entities:
-            anat /= f"ses-{image.entities['ses']}"
-        candidates = [
-            (path, entities)
-            for path in sorted(anat.glob("anat/*_desc-brain_mask.nii*"))
-            if (entities := _entities(path)) is not None and _own_space(entities, image)
-        ]
-        own = dict(image.entities)
-        for path, entities in candidates:
-            if entities == own:
-                return path
-        named = {key for _, entities in candidates for key in entities}
-        for path, entities in candidates:
-            missing = set(own) - set(entities)
-            if missing <= {"run", "rec"} - named and entities.items() <= own.items():
-                return path
-    return None
+    own = dict(image.entities)
+    candidates = _candidates(image, folder)
+    for path, entities in candidates:
+        if entities == own:
+            return EarlierMask(path)
+    named = {key for _, entities in candidates for key in entities}
+    for path, entities in candidates:
+        missing = set(own) - set(entities)
+        if missing <= {"run", "rec"} - named and entities.items() <= own.items():
+            return _of_several_runs(path, image) if "run" in missing else EarlierMask(path)
+    return EarlierMask(remark=_nothing_fits(image, folder))
+
+
+def _candidates(image: AnatomicalImage, folder: Path) -> list[tuple[Path, dict[str, str]]]:
+    """Masks of the image's session and space, with their entities."""
+    anat = folder / f"sub-{image.entities['sub']}"
+    if "ses" in image.entities:
+        anat /= f"ses-{image.entities['ses']}"
+    return [
+        (path, entities)
+        for path in sorted(anat.glob(f"anat/{_MASKS}"))
+        if (entities := _entities(path)) is not None and _own_space(entities, image)
+    ]
+
+
+def _of_several_runs(path: Path, image: AnatomicalImage) -> EarlierMask:
+    """A mask that names no run: that of the first run where there are several."""
+    runs = _runs(image)
+    if len(runs) < 2:
+        return EarlierMask(path)
+    if image.entities["run"] == runs[0]:
+        return EarlierMask(path, f"{path.name} names no run: it was taken for the first one.")
+    words = f"{path.name} names no run and belongs to the first one, run-{runs[0]}"
+    return EarlierMask(remark=f"{words}: the brain mask of this run was computed.")
+
+
+def _runs(image: AnatomicalImage) -> list[str]:
+    """Runs of this image beside it, in order."""
+
+    def like(entities: dict[str, str]) -> dict[str, str]:
+        return {key: value for key, value in entities.items() if key not in ("run", "rec")}
+
+    runs = set()
+    for path in image.path.parent.glob(f"*_{image.suffix}.nii*"):
+        try:
+            entities, _, _ = parse_name(path.name)
+        except ImageError:
+            continue
+        if "run" in entities and like(entities) == like(dict(image.entities)):
+            runs.add(entities["run"])
+    return sorted(runs, key=lambda run: (int(run) if run.isdigit() else 0, run))
+
+
+def _nothing_fits(image: AnatomicalImage, folder: Path) -> str:
+    """Say that there is no mask, and which ones of this participant there are."""
+    subject = folder / f"sub-{image.entities['sub']}"
+    names = sorted(path.name for path in subject.glob(f"**/anat/{_MASKS}"))
+    there = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+    words = f"No brain mask in {folder.name} belongs to this image by its name"
+    return f"{words}{f' (there: {there})' if names else ''}: it was computed."
 
 
 def _entities(path: Path) -> dict[str, str] | None:

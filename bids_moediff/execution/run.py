@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_moediff.bids.discover import discover_participant, find_participants
+from bids_moediff.bids.earlier_masks import check_derivatives
 from bids_moediff.bids.image import Participant
-from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.errors import MoediffError
 from bids_moediff.families.choice import choose_for
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import Limits
@@ -99,8 +100,8 @@ def check_files(settings: Settings) -> None:
         from bids_moediff.preprocessing.unwarp import read_coefficients
 
         read_coefficients(settings.gradient_coefficients)
-    if settings.derivatives and not settings.derivatives.is_dir():
-        raise UsageError(f"--derivatives {settings.derivatives} is no folder.")
+    if settings.derivatives:
+        check_derivatives(settings.derivatives)
     for space in settings.output_spaces:
         from bids_moediff.imaging.standard_space import find_template
 

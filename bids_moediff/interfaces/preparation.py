@@ -55,6 +55,7 @@ class Conform(ImageStep):
 class _BrainMaskInputSpec(ImageStepInputSpec):
     image = File(desc="conformed image")
     precomputed = File(exists=True, desc="brain mask of another pipeline")
+    remark = traits.Str("", usedefault=True, desc="one sentence on masks of another pipeline")
 
 
 class _BrainMaskOutputSpec(ImageStepOutputSpec):
@@ -74,6 +75,8 @@ class BrainMask(ImageStep):
             mask, record = reuse_mask(self.inputs.precomputed, image)
         else:
             mask, record = brain_mask(image)
+        if self.inputs.remark:
+            record["warnings"] = [self.inputs.remark, *record["warnings"]]
         return {
             "mask": save_image(mask, folder / "mask.nii"),
             "record": str(write_json(record, folder / "record.json")),

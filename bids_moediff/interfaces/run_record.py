@@ -34,6 +34,7 @@ class _StatusInputSpec(BaseInterfaceInputSpec):
     zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, mandatory=True)
     failure = traits.Str("", usedefault=True)
     notes = File(desc="remarks of the preparation")
+    mask_record = File(desc="how the brain mask was made")
     results = File(desc="results of the network")
     quality = File(desc="quality figures")
     doubts = File(desc="what is unusual about the scan")
@@ -68,6 +69,8 @@ class ImageStatus(SimpleInterface):
         item["status"] = "failed" if self.inputs.failure else "done"
         if isdefined(self.inputs.notes):
             item["warnings"] += read_json(self.inputs.notes)
+        if isdefined(self.inputs.mask_record):
+            item["warnings"] += read_json(self.inputs.mask_record).get("warnings", [])
         if isdefined(self.inputs.doubts):
             item["warnings"] += read_json(self.inputs.doubts)
         if isdefined(self.inputs.quality):

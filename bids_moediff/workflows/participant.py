@@ -12,8 +12,8 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff import __version__
+from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
-from bids_moediff.bids.names import derivative_path
 from bids_moediff.families.cost import estimate
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.settings import Settings
@@ -186,13 +186,17 @@ def _connect_processing(
         prepare_wf = init_image_preparation_wf(
             settings=settings,
             gigabytes=float32_gigabytes(image),
-            precomputed_mask=find_mask(settings, image),
+            earlier_mask=(
+                find_brain_mask(image, settings.derivatives) if settings.derivatives else None
+            ),
             name=f"prepare_{node_name(image)}_wf",
         )
         prepare_wf.inputs.inputnode.source = image.to_json()
         status = _init_status(image, settings, plan)
         workflow.connect([
-            (prepare_wf, status, [("outputnode.notes", "notes")]),
+            (prepare_wf, status, [
+                ("outputnode.notes", "notes"), ("outputnode.mask_record", "mask_record"),
+            ]),
             (status, workflow.get_node("statuses"), [("status", f"in{number}")]),
         ])  # fmt: skip
         if superres_wf is None:
@@ -260,14 +264,6 @@ def run_file(settings: Settings, plan: RunPlan, participant: Participant) -> Pat
     """Where the record of this run of this participant goes."""
     folder = settings.output_dir / "logs" / f"sub-{participant.label}" / plan.run_id
     return folder / "run.json"
-
-
-def find_mask(settings: Settings, image: AnatomicalImage) -> Path | None:
-    """Brain mask of an image in the derivatives of another pipeline, if there is one."""
-    if settings.derivatives is None:
-        return None
-    path = settings.derivatives / derivative_path(image, "mask")
-    return path if path.exists() else None
 
 
 def node_name(image: AnatomicalImage) -> str:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image from the data set, ready for the network, and what was prepared on disk."""
 
-from pathlib import Path
-
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.bids.earlier_masks import EarlierMask
 from bids_moediff.interfaces.network import DescribePrepared
 from bids_moediff.interfaces.preparation import BiasField, BrainMask, Conform
 from bids_moediff.settings import Settings
@@ -24,7 +23,7 @@ def init_image_preparation_wf(
     *,
     settings: Settings,
     gigabytes: float,
-    precomputed_mask: Path | None = None,
+    earlier_mask: EarlierMask | None = None,
     name: str = "image_preparation_wf",
 ) -> Workflow:
     """Conform one image, find its brain and its bias field, write them, describe them.
@@ -42,8 +41,8 @@ def init_image_preparation_wf(
         Output folder, voxel size and what is to be left out are taken from here.
     gigabytes
         Size of the image as float32, for the memory estimate.
-    precomputed_mask
-        Brain mask of another pipeline.
+    earlier_mask
+        What another pipeline has for this image.
     name
         Name of the workflow.
 
@@ -69,8 +68,11 @@ def init_image_preparation_wf(
     if settings.gradient_coefficients:
         coefficients = str(settings.gradient_coefficients)
         workflow.get_node("conform").inputs.coefficients = coefficients
-    if precomputed_mask:
-        workflow.get_node("brain_mask").inputs.precomputed = str(precomputed_mask)
+    if earlier_mask:
+        brain_mask = workflow.get_node("brain_mask").inputs
+        brain_mask.remark = earlier_mask.remark
+        if earlier_mask.path:
+            brain_mask.precomputed = str(earlier_mask.path)
     _add_outputs(workflow, settings)
     return workflow
 
