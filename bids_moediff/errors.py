@@ -13,6 +13,7 @@ class MoediffError(Exception):
     """An expected failure: something was wrong with one or more images."""
 
     exit_code = 1
+    meaning = "some images failed; a table says which and why, the others are done"
 
 
 class ImageError(MoediffError):
@@ -25,30 +26,35 @@ class UsageError(MoediffError):
     """The command line, a settings file or a label is wrong."""
 
     exit_code = 2
+    meaning = "wrong usage: an option, a label, a settings or filter file, or a folder"
 
 
 class NothingToProcessError(MoediffError):
     """The data set and the filters in force leave no image."""
 
     exit_code = 66
+    meaning = "no image to process; the message names the filters in force"
 
 
 class DeviceError(MoediffError):
     """The compute device that was asked for is not there."""
 
     exit_code = 69
+    meaning = "the device asked for is not there"
 
 
 class GraphError(MoediffError):
     """The workflow graph could not be built or executed as a whole."""
 
     exit_code = 70
+    meaning = "the workflow could not be run"
 
 
 class WeightsError(MoediffError):
     """Model weights are missing, unreadable or do not match their checksum."""
 
     exit_code = 78
+    meaning = "weights are missing or do not match their checksum"
 
 
 def closest(word: str, choices: Iterable[str]) -> str:

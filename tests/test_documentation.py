@@ -2,6 +2,8 @@
 """The pages for users name every option, every product and every exit code."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,34 +17,42 @@ from bids_moediff.options import ANATOMICAL_SUFFIXES, MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 USAGE = (DOCS / "usage.md").read_text(encoding="utf-8")
+OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")
 OUTPUTS = (DOCS / "outputs.md").read_text(encoding="utf-8")
 
 
-def test_every_option_is_documented_and_every_documented_option_exists():
-    actions = build_parser()._actions
-    flags = {flag for action in actions for flag in action.option_strings}
-    documented = set(
-        re.findall(r"(?<![\w-])--?[a-z][a-z-]*", " ".join(re.findall(r"`[^`]+`", USAGE)))
+def test_the_page_of_options_is_made_from_the_code():
+    """After a change of options: ``python tools/options_page.py``."""
+    run = subprocess.run(
+        [sys.executable, "tools/options_page.py", "--check"], cwd=DOCS.parent, check=False
     )
-    ours = {flag for flag in flags if not flag.startswith("--no-")}
-    assert ours <= documented
-    assert documented <= flags | {"-vv"}
+    assert run.returncode == 0, "run python tools/options_page.py"
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    assert {flag for flag in flags if not flag.startswith("--no-")} <= set(
+        re.findall(r"(?<![\w-])--?[a-z][a-z-]*", OPTIONS)
+    )
+
+
+def test_options_named_in_the_guide_exist():
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", " ".join(re.findall(r"`[^`]+`", USAGE))))
+    assert named <= flags | {"-vv"}
 
 
 def test_choices_are_documented():
     for action in build_parser()._actions:
         if action.metavar and str(action.metavar).startswith("{") and action.option_strings:
-            assert f"{action.option_strings[-1]} {action.metavar}" in USAGE
+            assert f"{action.option_strings[-1]} {action.metavar}" in OPTIONS
     for word in (*ANATOMICAL_SUFFIXES, *MODELS):
         assert re.search(rf"\b{word}\b", USAGE), word
 
 
 def test_exit_codes_are_documented():
-    table = USAGE.split("## Exit codes")[1]
+    table = OPTIONS.split("## Exit codes")[1]
     documented = set(map(int, re.findall(r"^\| (\d+) \|", table, re.M)))
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.MoediffError)}
-    assert documented == {0} | codes
+    failures = [kind for kind in kinds if issubclass(kind, errors.MoediffError)]
+    assert documented == {0} | {kind.exit_code for kind in failures}
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
