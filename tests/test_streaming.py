@@ -14,7 +14,7 @@ from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.imaging.grid import covering_shape
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.networks import streaming
-from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.mean import OUTPUT_GAIN, MeanConfig, MeanNetwork, depth_to_space
 from bids_moediff.networks.model_folder import available
 from bids_moediff.runtime.resources import has_bfloat16
 from conftest import DEMO
@@ -37,6 +37,9 @@ def networks() -> dict[str, torch.nn.Module]:
         "student, conditioned": lively(
             StudentNetwork(StudentConfig(8, 2, (6, 5, 4, 3), conditioned_tail=True))
         ),
+        "mean, told more": lively(
+            MeanNetwork(MeanConfig(8, 2, conditioned_tail=True, extra_numbers=5))
+        ),
     }
 
 
@@ -50,7 +53,7 @@ def whole(network, start, condition):
     return out.permute([order.index(axis) for axis in range(3)])
 
 
-@pytest.mark.parametrize("name", ["mean", "student", "student, conditioned"])
+@pytest.mark.parametrize("name", ["mean", "student", "student, conditioned", "mean, told more"])
 @pytest.mark.parametrize("max_voxels", [1, 3000, 10**9])
 @pytest.mark.parametrize("shape", [(70, 18, 23), (9, 30, 12)])
 def test_planes_pushed_equal_the_whole_volume(name, max_voxels, shape):
@@ -61,6 +64,31 @@ def test_planes_pushed_equal_the_whole_volume(name, max_voxels, shape):
     assert (expected - start).abs().max() > 0.01
     result = apply_to_volume(network, start, condition, max_voxels=max_voxels)
     assert (result - expected).abs().max() < 1e-5
+
+
+def test_further_numbers_reach_the_last_layer_alone_and_count_as_zero_untold():
+    network = networks()["mean, told more"]
+    start = torch.rand(16, 18, 20)
+    condition = torch.tensor([1.0, 1.0, 1.0, 1.2, 1.2, 1.2])
+    told = torch.cat([condition, torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0])])
+    untold = torch.cat([condition, torch.zeros(5)])
+    plain = apply_to_volume(network, start, condition)
+    assert torch.equal(apply_to_volume(network, start, untold), plain)
+    difference = apply_to_volume(network, start, told) - plain
+    with torch.inference_mode():
+        features = network.with_features(start[None, None], condition[None])[1][-1]
+        terms = network.tail_terms(features)[:, 48:56]
+    expected = 0.5 * OUTPUT_GAIN * depth_to_space(terms)[0, 0]
+    torch.testing.assert_close(difference, expected, atol=1e-5, rtol=0)
+
+
+def test_widths_and_ratios_beyond_training_are_told_as_its_limits():
+    network = networks()["mean, told more"]
+    start = torch.rand(16, 18, 20)
+    extreme = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0, 0.3])
+    limit = torch.tensor([0.0, 0.0, float(np.log2(6.0)), 0.0, 0.0, 0.7])
+    outputs = [apply_to_volume(network, start, one) for one in (extreme, limit)]
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("coarse", [0, 1, 2])

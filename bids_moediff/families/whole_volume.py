@@ -33,7 +33,7 @@ def apply_to_volume(
     precision: str | None = None,
     max_voxels: int | None = None,
 ) -> torch.Tensor:
-    """Output (X, Y, Z) of the network for the start (X, Y, Z) under `condition` (6,).
+    """Output (X, Y, Z) of the network for the start (X, Y, Z) under `condition` (6 or more,).
 
     Planes are pushed through the network (:mod:`bids_moediff.networks.streaming`), `max_voxels` at
     a time: the result is that of the whole volume, memory grows with a plane. `precision` is a key

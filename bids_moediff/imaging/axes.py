@@ -13,8 +13,9 @@ def axis_order(condition: torch.Tensor) -> list[int]:
 
 
 def reorder(condition: torch.Tensor, order: list[int]) -> torch.Tensor:
-    """Condition (6,) of a volume whose axes were permuted to `order`."""
-    return condition[[*order, *(3 + axis for axis in order)]]
+    """Condition of a volume whose axes were permuted to `order`; numbers from 6 on stay."""
+    axes = [*order, *(3 + axis for axis in order)]
+    return torch.cat([condition[axes], condition[6:]])
 
 
 Axes = tuple[int, int, int]

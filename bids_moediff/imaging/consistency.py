@@ -21,7 +21,7 @@ BAND = 5
 
 
 @lru_cache(maxsize=32)
-def _cosines(count: int) -> torch.Tensor:
+def cosines(count: int) -> torch.Tensor:
     """Orthonormal discrete cosine transform (DCT-II), (count, count)."""
     place = torch.arange(count, dtype=torch.float64)
     rows = torch.cos(math.pi / count * place[:, None] * (place[None] + 0.5))
@@ -31,7 +31,7 @@ def _cosines(count: int) -> torch.Tensor:
 
 
 def _matrices(image: torch.Tensor) -> list[torch.Tensor]:
-    return [_cosines(size).to(image.device) for size in image.shape]
+    return [cosines(size).to(image.device) for size in image.shape]
 
 
 def _band_mean(power: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from bids_moediff.imaging.consistency import agree, consistent_start
 from bids_moediff.imaging.grid import Shape, Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.noise import tissue_noise
+from bids_moediff.imaging.told import told_numbers
 from bids_moediff.inference.warnings import ONE_STEP_ONLY
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.runtime.resources import has_bfloat16
@@ -81,6 +82,7 @@ class _Problem:
     affine: np.ndarray
     operator: Operator
     condition: torch.Tensor
+    told: torch.Tensor
     noise: float
     field_coarse: torch.Tensor | None = None
     field_fine: torch.Tensor | None = None
@@ -202,7 +204,7 @@ class SuperResolver:
         report("interpolate", 0.0)
         start = problem.start()
         report("interpolate", 1.0)
-        mean = self.run_mean(start, problem.condition, report)
+        mean = self.run_mean(start, problem.told, report)
         del start
         if self.student is not None:
             if want_gates or max(num_samples, num_steps or 1) > 1 or noise_strength > 0:
@@ -251,7 +253,7 @@ class SuperResolver:
         if self.moediff is None:
             raise ImageError("this model has no experts, and so no gates.")
         problem = self._pose(image, target_zooms, None, None, acquisition)
-        mean = self.run_mean(problem.start(), problem.condition, lambda stage, fraction: None)
+        mean = self.run_mean(problem.start(), problem.told, lambda stage, fraction: None)
         with torch.inference_mode(), self._autocast():
             gates = gate_slices(self.moediff, mean, problem.condition)
         return _image(gates, problem.affine, image)
@@ -286,9 +288,11 @@ class SuperResolver:
         if noise is None:
             sigma = _noise(measured) if acquisition.erases_detail else 0.0
         else:  # averaging on the way to coarser voxels takes noise away
-            shares = [a / b for a, b in zip(voxel_sizes(image.affine), zooms, strict=True)]
-            sigma = noise / scale * float(np.sqrt(np.prod(shares)))
-        condition = torch.tensor(acquisition.condition(fine, zooms), device=self.device)
+            averaged = [a / b for a, b in zip(voxel_sizes(image.affine), zooms, strict=True)]
+            sigma = noise / scale * float(np.sqrt(np.prod(averaged)))
+        numbers = acquisition.condition(fine, zooms)
+        shares = [coarse / small for coarse, small in zip(zooms, fine, strict=True)]
+        extra = told_numbers(acquisition, shares, measured, sigma)
         problem = _Problem(
             measured,
             scale,
@@ -297,7 +301,8 @@ class SuperResolver:
             shape,
             affine_out,
             operator,
-            condition,
+            torch.tensor(numbers, device=self.device),
+            torch.tensor(numbers + extra, device=self.device),
             sigma,
             warnings=notes,
         )

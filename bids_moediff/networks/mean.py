@@ -14,6 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bids_moediff.networks.last_layer import (
+    apply_last_layer,
+    last_layer_of,
+    seen,
+)
 from bids_moediff.networks.streaming import Chain, Convolution, NarrowConvolution, Residual
 
 FOLD = 2
@@ -26,11 +31,17 @@ OUTPUT_GAIN = 0.03
 
 @dataclass(frozen=True)
 class MeanConfig:
-    """Hyperparameters of :class:`MeanNetwork`."""
+    """Hyperparameters of :class:`MeanNetwork`.
+
+    With `conditioned_tail` the weights of the last layer are a linear function of the condition
+    and of `extra_numbers` further ones (:mod:`bids_moediff.imaging.told`).
+    """
 
     channels: int = 48
     blocks: int = 6
     condition_dim: int = 6
+    conditioned_tail: bool = False
+    extra_numbers: int = 0
 
     @property
     def multiple(self) -> int:
@@ -112,23 +123,38 @@ class MeanNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.tail.weight)
+        self.tail_terms: nn.Conv3d | None = None
+        if self.config.conditioned_tail:
+            numbers = self.config.condition_dim + self.config.extra_numbers
+            self.tail_terms = nn.Conv3d(width, numbers * FOLD**3, 3, padding=1)
+            nn.init.zeros_(self.tail_terms.weight)
+            nn.init.zeros_(self.tail_terms.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             last = self.film[-1]
             last.weight.mul_(0.1)  # type: ignore[operator]
             last.bias.zero_()  # type: ignore[operator]
 
+    def _modulation(self, condition: torch.Tensor) -> torch.Tensor:
+        """Scales and shifts of all blocks, side by side."""
+        known = seen(condition, self.config.extra_numbers)[:, : self.config.condition_dim]
+        scales: torch.Tensor = self.film(known)
+        return scales
+
     def with_features(
         self, start: torch.Tensor, condition: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Posterior mean on the fine grid, and the features after each block."""
-        film = self.film(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
+        film = self._modulation(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
         folded = normalise(space_to_depth(start))
         x = self.head(folded.to(memory_format=torch.channels_last_3d))
         features = []
         for index, block in enumerate(self.body):
             x = block(x, film[2 * index], film[2 * index + 1])
             features.append(x)
-        return start + OUTPUT_GAIN * depth_to_space(self.tail(x).to(start.dtype)), features
+        correction = apply_last_layer(
+            self.tail, self.tail_terms, x, seen(condition, self.config.extra_numbers)
+        )
+        return start + OUTPUT_GAIN * depth_to_space(correction.to(start.dtype)), features
 
     def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Posterior mean on the fine grid."""
@@ -136,7 +162,7 @@ class MeanNetwork(nn.Module):
 
     def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
         """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
-        film = self.film(condition)[0].chunk(2 * len(self.body))
+        film = self._modulation(condition)[0].chunk(2 * len(self.body))
         blocks = []
         for index, block in enumerate(self.body):
             scale, shift = 1 + film[2 * index], film[2 * index + 1]
@@ -144,4 +170,7 @@ class MeanNetwork(nn.Module):
             second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
             blocks.append(Residual(Chain(first, second)))
         head = NarrowConvolution(self.head, torch.float32)
-        return Chain(head, *blocks, Convolution(self.tail, torch.float32))
+        last = last_layer_of(
+            self.tail, self.tail_terms, seen(condition, self.config.extra_numbers)
+        )
+        return Chain(head, *blocks, Convolution(last, torch.float32))

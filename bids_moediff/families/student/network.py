@@ -12,7 +12,6 @@ bounded neighbourhood (:attr:`StudentConfig.receptive_radius`).
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bids_moediff.networks.json_config import JsonConfig
+from bids_moediff.networks.last_layer import apply_last_layer, last_layer_of, seen
 from bids_moediff.networks.mean import (
     BLOCK_GAIN,
     FOLD,
@@ -52,6 +52,8 @@ class StudentConfig(JsonConfig):
         Numbers that describe the acquisition.
     conditioned_tail
         Whether the weights of the last layer are a linear function of these numbers.
+    extra_numbers
+        Further numbers that the last layer follows (:mod:`bids_moediff.imaging.told`).
     """
 
     channels: int = 128
@@ -59,6 +61,7 @@ class StudentConfig(JsonConfig):
     ranks: tuple[int, ...] = (64, 64, 112, 112)
     condition_dim: int = 6
     conditioned_tail: bool = False
+    extra_numbers: int = 0
 
     def __post_init__(self) -> None:
         if len(self.ranks) != 4 or not all(1 <= rank <= self.channels for rank in self.ranks):
@@ -135,7 +138,7 @@ class StudentNetwork(nn.Module):
         )
         self.tail_terms: nn.Conv3d | None = None
         if self.config.conditioned_tail:
-            terms = self.config.condition_dim * FOLD**3
+            terms = (self.config.condition_dim + self.config.extra_numbers) * FOLD**3
             self.tail_terms = nn.Conv3d(width, terms, 3, padding=1)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv3d):
@@ -155,27 +158,15 @@ class StudentNetwork(nn.Module):
 
     def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
         """Scale and shift of each block in turn, each (B, C, 1, 1, 1), of conditions (B, 6)."""
-        film = self.film(condition)[..., None, None, None]
+        known = seen(condition, self.config.extra_numbers)[:, : self.config.condition_dim]
+        film = self.film(known)[..., None, None, None]
         return tuple(film.chunk(2 * len(self.body), dim=1))
 
     def tail_of(self, condition: Tensor) -> nn.Conv3d:
         """The last layer for one condition (1, 6)."""
-        tail = copy.deepcopy(self.tail)
-        if self.tail_terms is not None:
-            told = condition[0].to(tail.weight)
-            for name in ("weight", "bias"):
-                terms = getattr(self.tail_terms, name).detach().unflatten(0, (len(told), -1))
-                getattr(tail, name).data += torch.einsum("k,k...->...", told, terms)
-        return tail
-
-    def _last(self, features: Tensor, condition: Tensor) -> Tensor:
-        """Folded correction (B, 8, x, y, z) of (B, C, x, y, z)."""
-        correction: Tensor = self.tail(features)
-        if self.tail_terms is not None:
-            terms = self.tail_terms(features).unflatten(1, (self.config.condition_dim, -1))
-            told = condition.to(terms)
-            correction = correction + torch.einsum("bk,bkoxyz->boxyz", told, terms)
-        return correction
+        return last_layer_of(
+            self.tail, self.tail_terms, seen(condition, self.config.extra_numbers)
+        )
 
     def with_features(self, start: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Output, and the features after each block, for guidance by a teacher.
@@ -194,7 +185,10 @@ class StudentNetwork(nn.Module):
         for index, block in enumerate(self.body):
             x = block(x, film[2 * index], film[2 * index + 1])
             features.append(x)
-        correction = self._last(x, condition).to(start.dtype)
+        correction = apply_last_layer(
+            self.tail, self.tail_terms, x, seen(condition, self.config.extra_numbers)
+        )
+        correction = correction.to(start.dtype)
         return start + OUTPUT_GAIN * depth_to_space(correction), features
 
     def forward(self, start: Tensor, condition: Tensor) -> Tensor:
