@@ -73,6 +73,10 @@ def to_number(value: Any) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not number >= 0 or number == float("inf"):
+        meant = re.fullmatch(r"(\d+)(?:[.,](\d+))?\s*(?:mm)?", str(value).strip())
+        if meant:
+            hint = f"{meant[1]}.{meant[2]}" if meant[2] else meant[1]
+            raise ValueError(f"{value!r} is not a number; write {hint}")
         raise ValueError(f"{value!r} is not a number of at least 0")
     return number
 
@@ -132,7 +136,8 @@ def to_device(value: Any) -> str:
             "checked); use cpu"
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
-        near = closest(str(value), ("auto", "cpu", "cuda"))
+        gpu = str(value).lower().startswith(("gpu", "nvidia"))
+        near = closest("cuda" if gpu else str(value), ("auto", "cpu", "cuda"))
         raise ValueError(f"{value!r} is not a device: auto, cpu, cuda or cuda:N{near}")
     return str(value)
 

@@ -57,8 +57,12 @@ class WeightsError(MoediffError):
     meaning = "weights are missing or do not match their checksum"
 
 
-def closest(word: str, choices: Iterable[str]) -> str:
-    """``" (did you mean X?)"`` for the nearest of the choices, or nothing if none is near."""
+def closest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``" (did you mean X?)"`` for the nearest choice, or nothing if none is near.
+
+    A choice that begins with ``word`` comes first: people shorten long options.
+    """
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    begun = [low for low in by_lower if len(word) > 4 and low.startswith(word.lower())]
+    near = begun[:1] or difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return f" (did you mean {by_lower[near[0]]}?)" if near else ""

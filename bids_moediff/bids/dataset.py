@@ -51,26 +51,58 @@ def read_description(folder: Path) -> dict[str, Any]:
     return content
 
 
+SINGLE_FILES = "For single files there is bids_moediff-superres IN.nii.gz OUT.nii.gz."
+
+
 def check_input(settings: Settings) -> None:
-    """Refuse an input folder that is no BIDS data set, saying what is wrong with it."""
+    """Check that the input folder is a BIDS data set.
+
+    Raises
+    ------
+    UsageError
+        that says what the folder is instead, and what to do.
+    """
     root = settings.bids_dir
+    if root.is_file():
+        raise UsageError(f"{root} is a file, not the folder of a BIDS data set. {SINGLE_FILES}")
     if not root.is_dir():
-        near = closest(root.name, _neighbours(root))
-        raise UsageError(f"The input folder {root} does not exist or is no folder{near}.")
+        near = closest(root.name, _neighbours(root), 0.6)
+        raise UsageError(
+            f"The input folder {root} does not exist{near}. In a container it must be mounted "
+            "(docker -v, apptainer -B)."
+        )
     if not os.access(root, os.R_OK | os.X_OK):
         raise UsageError(f"The input folder {root} may not be read by this user.")
     description = read_description(root)
     if settings.skip_bids_validation:
         return
-    remedy = "or pass --skip-bids-validation"
     if not description:
-        raise UsageError(
-            f"{root} has no dataset_description.json, so it is no BIDS data set; "
-            f'write one with the keys "Name" and "BIDSVersion", {remedy}.'
-        )
+        raise UsageError(_not_bids(root, settings.output_dir))
     missing = [key for key in ("Name", "BIDSVersion") if key not in description]
     if missing:
-        raise UsageError(f"{root}/dataset_description.json lacks {missing[0]}; add it, {remedy}.")
+        raise UsageError(
+            f"{root}/dataset_description.json lacks {missing[0]}; add it, or pass "
+            "--skip-bids-validation."
+        )
+
+
+def _not_bids(root: Path, output: Path) -> str:
+    """What a folder without a description is, as far as can be seen."""
+    swapped = read_description(output) if output.is_dir() else {}
+    if swapped and swapped.get("DatasetType", "raw") == "raw":
+        return (
+            f"{root} is not a BIDS data set, but {output} is one. The input comes first: "
+            f"bids_moediff {output} {root} participant."
+        )
+    if root.name.startswith("sub-") and read_description(root.parent):
+        return (
+            f"{root} is one participant of a BIDS data set. Pass the data set, {root.parent}, "
+            f"with --participant-label {root.name.removeprefix('sub-')}."
+        )
+    return (
+        f"{root} is not a BIDS data set: it has no dataset_description.json. Write one with the "
+        f'keys "Name" and "BIDSVersion", or pass --skip-bids-validation. {SINGLE_FILES}'
+    )
 
 
 def _neighbours(path: Path) -> list[str]:

@@ -6,8 +6,9 @@ weights. Nothing is written before all of them have passed.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bids_moediff.cli.common import run_command
 from bids_moediff.errors import UsageError, closest
@@ -42,6 +43,7 @@ def _run(argv: list[str]) -> int:
     given = {name: value for name, value in vars(options).items() if value is not None}
     printing = given.pop("print_config", False)
     config_file = given.pop("config_file", None)
+    _check_order(given)
     settings = load_settings(
         given, Path(config_file) if config_file else None, complete=not printing
     )
@@ -53,6 +55,17 @@ def _run(argv: list[str]) -> int:
 
         return print_check(settings)
     return _dispatch(settings)
+
+
+def _check_order(given: Mapping[str, Any]) -> None:
+    """UsageError if the level does not come last."""
+    levels = ("participant", "group")
+    words = [given.get(name) for name in ("bids_dir", "output_dir", "analysis_level")]
+    level = next((word for word in words[:2] if word in levels), None)
+    if level and words[2] not in levels and not Path(level).exists():
+        folders = [word for word in words if word and word != level]
+        call = " ".join(["bids_moediff", *(folders or ["BIDS_DIR", "OUTPUT_DIR"]), level])
+        raise UsageError(f"{level} comes after the folders: {call}.")
 
 
 def _dispatch(settings: Settings) -> int:
