@@ -232,6 +232,10 @@ class Options:
             for name, value in values.items()
         })  # fmt: skip
 
+    def alone(self) -> "Options":
+        """Return these options without what a subclass adds."""
+        return Options(**{name: getattr(self, name) for name in Options.names()})
+
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the result as plain values, for the request to the child."""
         values = {name: getattr(self, name) for name in Options.names()}

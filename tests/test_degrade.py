@@ -52,7 +52,7 @@ def coarse(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slices of 10 mm with a gap of 1 mm, noise, three participants of whom one is broken."""
     out = tmp_path_factory.mktemp("coarse") / "out"
     arguments = ["--resolution", 4, 4.5, 10, "--profile", "kspace", "kspace", "box"]
-    arguments += ["--gap", 1, "--noise", 25, "--seed", 4]
+    arguments += ["--gap", 1, "--noise", 25, "--random-seed", 4]
     run = run_script(PROGRAM, source, out, *arguments, cwd=out.parent)
     assert run.returncode == 1
     assert "sub-02/anat/sub-02_T1w.nii.gz" in run.stderr
@@ -120,7 +120,7 @@ def test_same_seed_same_bytes_whoever_else_is_there(
 
     for seed in (4, 5):
         out = tmp_path / str(seed)
-        run = run_script(PROGRAM, source, out, *arguments, "--seed", seed, cwd=tmp_path)
+        run = run_script(PROGRAM, source, out, *arguments, "--random-seed", seed, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
     assert digest(tmp_path / "4") == digest(coarse)
     assert digest(tmp_path / "5") != digest(coarse)

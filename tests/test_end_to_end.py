@@ -286,7 +286,7 @@ def test_a_cancelled_run_leaves_no_process_and_no_half_written_file(study: Study
 
 def test_the_plain_tool(study: Study, tmp_path: Path) -> None:
     source = study.bids / "sub-02/anat" / f"{GOOD[2]}.nii.gz"
-    command = [*CHILD, str(source), str(tmp_path / "out.nii.gz"), "--zooms", "3"]
+    command = [*CHILD, str(source), str(tmp_path / "out.nii.gz"), "--output-resolution", "3"]
     done = subprocess.run(
         [*command, "--model", str(study.model), "--device", "cpu"],
         capture_output=True, text=True, env=environment(), check=False,
@@ -303,12 +303,12 @@ def test_a_terminated_network_leaves_no_half_written_file(study: Study, tmp_path
         {
             "key": str(n),
             "image": str(source),
-            "zooms": [2, 2, 2],
             "out_dir": str(tmp_path / str(n)),
         }
         for n in range(20)
     ]
-    request = {"model": str(study.model), "device": "cpu", "images": images}
+    options = {"weights": str(study.model), "output_resolution": 2}
+    request = {"options": options, "device": "cpu", "images": images}
     (tmp_path / "request.json").write_text(json.dumps(request))
     results = tmp_path / "results.json"
     command = [*CHILD, "--request", str(tmp_path / "request.json"), "--results", str(results)]
@@ -329,14 +329,14 @@ def test_a_terminated_network_leaves_no_half_written_file(study: Study, tmp_path
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stop_that_falls_into_garbage_collection_is_not_lost() -> None:
-    from bids_moediff.cli import superres
+    from bids_moediff.inference import worker
 
     class Dying:
         def __del__(self) -> None:
-            superres._terminate(signal.SIGTERM, None)  # Python prints what this raises and goes on
+            worker.stop(signal.SIGTERM, None)  # Python prints what this raises and goes on
 
-    progress = superres.ProgressLines(io.StringIO(), follow_parent=False)
-    superres.STOP.clear()
+    progress = worker.ProgressLines(io.StringIO(), follow_parent=False)
+    worker.STOP.clear()
     try:
         progress("a", "mean", 0.0)
         Dying()
@@ -345,14 +345,22 @@ def test_a_stop_that_falls_into_garbage_collection_is_not_lost() -> None:
             progress("a", "mean", 0.5)
         assert stop.value.code == 143
     finally:
-        superres.STOP.clear()
+        worker.STOP.clear()
 
 
 def test_wrong_requests_are_refused_in_one_sentence(tmp_path: Path) -> None:
     from bids_moediff.cli.superres import main
 
     request = tmp_path / "request.json"
-    for content in ("{", '{"images": [], "sed": 1}', '{"images": [{"key": "a"}]}', "[]"):
+    for content in (
+        "{",
+        '{"images": [], "devise": "cpu"}',
+        '{"images": [], "options": {"random_sed": 1}}',
+        '{"images": [], "options": {"num_samples": 0}}',
+        '{"images": [{"key": "a"}]}',
+        '{"images": ["a"]}',
+        "[]",
+    ):
         request.write_text(content)
         assert main(["--request", str(request), "--results", str(tmp_path / "r.json")]) == 2
     assert main(["--request", str(request)]) == 2
@@ -465,3 +473,18 @@ def test_a_template_that_is_not_there_is_told_before_anything_is_written(
     assert run.code == 2
     assert "MNI152NLin2009cAsym is not in TemplateFlow's folder" in run.stderr
     assert not (tmp_path / "out" / "dataset_description.json").exists()
+
+
+def test_spellings_of_the_version_before_work_with_a_notice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bids_moediff.cli.superres import _typed, build_parser
+
+    words = ["a.nii", "b.nii", "--zooms", "0.8", "0.8", "1", "--seed", "3", "--model", "./folder"]
+    typed = _typed(build_parser().parse_args(words))
+    assert typed["output_resolution"] == (0.8, 0.8, 1.0)
+    assert typed["random_seed"] == 3
+    assert typed["weights"] == Path("folder").absolute() and "model" not in typed
+    notices = capsys.readouterr().err
+    for name in ("--output-resolution", "--random-seed", "--weights"):
+        assert name in notices

@@ -22,6 +22,7 @@ from bids_moediff.inference.expected_error import (
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.options import Options
 from generated import head
 
 EVERYWHERE = np.ones((40, 30, 30), bool)
@@ -70,9 +71,9 @@ def test_the_engine_gives_it_for_one_sample_in_the_units_of_the_scan() -> None:
     larger = nib.Nifti1Image(7 * np.asarray(image.dataobj, dtype=np.float32), image.affine)
     known = {"factor": 1.4, "spread": [1.1, 1.7], "heads": ["h"], "sha256": "a" * 64}
     ours = resolver(known)
-    assert ours.enhance(image, (1.2,) * 3).standard_deviation is None
-    found = ours.enhance(image, (1.2,) * 3, want_deviation=True)
-    again = ours.enhance(larger, (1.2,) * 3, want_deviation=True)
+    assert ours.enhance(image, Options(output_resolution=(1.2,) * 3)).standard_deviation is None
+    found = ours.enhance(image, Options(output_resolution=(1.2,) * 3, outputs=("uncertainty",)))
+    again = ours.enhance(larger, Options(output_resolution=(1.2,) * 3, outputs=("uncertainty",)))
     deviation = np.asarray(found.standard_deviation.dataobj)
     assert deviation.shape == found.image.shape
     assert deviation.min() > 0
@@ -82,16 +83,20 @@ def test_the_engine_gives_it_for_one_sample_in_the_units_of_the_scan() -> None:
     assert found.record["ExpectedErrorFactor"] == 1.4
     assert found.record["ExpectedErrorMeasuredOn"] == ["h"]
     assert not any("expected error" in words for words in found.record["Warnings"])
-    twice = resolver({**known, "factor": 2.8}).enhance(image, (1.2,) * 3, want_deviation=True)
+    twice = resolver({**known, "factor": 2.8}).enhance(
+        image, Options(output_resolution=(1.2,) * 3, outputs=("uncertainty",))
+    )
     np.testing.assert_allclose(np.asarray(twice.standard_deviation.dataobj), 2 * deviation)
 
 
 def test_weights_that_were_never_compared_with_truth_are_told() -> None:
     image = head((40, 44, 36), (2.0, 2.0, 2.0))
     other = resolver({"factor": 1.4, "sha256": "b" * 64})
-    found = other.enhance(image, (1.5,) * 3, want_deviation=True)
+    found = other.enhance(image, Options(output_resolution=(1.5,) * 3, outputs=("uncertainty",)))
     assert any("calibrated with other weights" in words for words in found.record["Warnings"])
-    never = resolver({}).enhance(image, (1.5,) * 3, want_deviation=True)
+    never = resolver({}).enhance(
+        image, Options(output_resolution=(1.5,) * 3, outputs=("uncertainty",))
+    )
     assert never.standard_deviation is None
     assert any("no map of the expected error" in words for words in never.record["Warnings"])
     assert "ExpectedErrorFactor" not in never.record
@@ -110,9 +115,13 @@ def test_coarse_scans_have_a_factor_of_their_own() -> None:
     assert found.at((1, 2.5, 2.5)) == pytest.approx(1.6)
     assert Calibration.from_dict({"factor": 1.4}).at((4, 4, 4)) == 1.4
     image = head((40, 44, 36), (3.0, 3.0, 3.0))
-    result = resolver(known).enhance(image, (1.0,) * 3, want_deviation=True)
+    result = resolver(known).enhance(
+        image, Options(output_resolution=(1.0,) * 3, outputs=("uncertainty",))
+    )
     assert result.record["ExpectedErrorFactor"] == 1.8
-    old = resolver({"factor": 1.4}).enhance(image, (1.0,) * 3, want_deviation=True)
+    old = resolver({"factor": 1.4}).enhance(
+        image, Options(output_resolution=(1.0,) * 3, outputs=("uncertainty",))
+    )
     np.testing.assert_allclose(
         np.asarray(result.standard_deviation.dataobj) / 1.8,
         np.asarray(old.standard_deviation.dataobj) / 1.4,

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.cli.superres import _enhance
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.spectrum import AxisResolution, acquired_resolution
+from bids_moediff.inference.request import ImageRequest
 from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.worker import Scan, enhance_image
 from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.options import Options
 from bids_moediff.preprocessing.measured_voxels import (
     declared_acquisition,
     find_measured,
@@ -167,8 +169,9 @@ def test_a_zero_filled_scan_is_restored_from_what_was_measured():
     def restored(image: nib.Nifti1Image, wanted: str) -> tuple[np.ndarray, dict[str, Any]]:
         mask = nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine)
         three = {"MRAcquisitionType": "3D"}
-        entry = {"zooms": (0.8, 0.8, 0.8), "acquired": wanted, "metadata": three}
-        result = _enhance(resolver, image, mask, None, entry)
+        told = ImageRequest(key="a", image="", out_dir="", metadata=three)
+        options = Options(output_resolution=(0.8, 0.8, 0.8), acquired_resolution=wanted)
+        result = enhance_image(resolver, Scan(image, mask), told, options)
         return result.image.get_fdata(), result.record
 
     wanted, _ = restored(coarse, "header")
@@ -198,6 +201,7 @@ def test_a_result_that_does_not_explain_the_scan_is_told():
     model = LoadedModel(SimpleNamespace(), {}, "", "none")
     for kind, expected in ((Forgetful, True), (SuperResolver, False)):
         resolver = kind(model, torch.device("cpu"), "fp32")
-        entry = {"zooms": (0.8, 0.8, 0.8), "acquired": "header"}
-        warnings = _enhance(resolver, coarse, None, None, entry).record["Warnings"]
+        told = ImageRequest(key="a", image="", out_dir="")
+        options = Options(output_resolution=(0.8, 0.8, 0.8), acquired_resolution="header")
+        warnings = enhance_image(resolver, Scan(coarse), told, options).record["Warnings"]
         assert any("times the scan's noise" in words for words in warnings) is expected

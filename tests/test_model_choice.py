@@ -16,6 +16,7 @@ from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks import model_folder
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import read_config, save_model
+from bids_moediff.options import Options
 from conftest import ROOT, run_script
 from generated import dataset, untrained_model
 
@@ -40,30 +41,33 @@ def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
         ("cuda:1", {}, BOTH, "moediff", "GPU"),
         ("cpu", {}, ("moediff",), "moediff", "no student"),
         ("cpu", {"num_samples": 4}, BOTH, "moediff", "several samples"),
-        ("cpu", {"want_gates": True}, BOTH, "moediff", "expert maps"),
-        ("cpu", {"want_deviation": True}, BOTH, "moediff", "a map of the expected error"),
+        ("cpu", {"outputs": ("gates",)}, BOTH, "moediff", "expert maps"),
+        ("cpu", {"outputs": ("uncertainty",)}, BOTH, "moediff", "a map of the expected error"),
         ("cpu", {"noise_strength": 0.5}, BOTH, "moediff", "texture"),
         ("cpu", {"num_steps": 2}, BOTH, "moediff", "sampling steps"),
     ],
 )
 def test_auto_chooses_by_what_is_asked_for_and_by_device(device, options, there, model, words):
-    choice = choose("auto", device, shipped=there, **options)
+    options = dict(options)
+    bfloat16 = options.pop("bfloat16", None)
+    choice = choose(Options(**options), device, bfloat16=bfloat16, shipped=there)
     assert choice.model == model
     assert words in choice.reason
 
 
 def test_what_is_asked_for_by_name_is_taken():
-    assert choose("student", "cuda", num_samples=8).model == "student"
-    assert choose("moediff", "cpu", shipped=BOTH).model == "moediff"
-    assert choose("/some/folder", "cpu", shipped=BOTH).reason == "asked for"
+    assert choose(Options(model="student", num_samples=8), "cuda").model == "student"
+    assert choose(Options(model="moediff"), "cpu", shipped=BOTH).model == "moediff"
+    folder = choose(Options(weights=Path("/some/folder")), "cpu", shipped=BOTH)
+    assert (folder.model, folder.reason) == ("/some/folder", "asked for")
 
 
 def test_the_shipped_folder_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(model_folder, "MODELS_FOLDER", tmp_path)
     untrained_model(tmp_path / "moediff")
-    assert choose("auto", "cpu").model == "moediff"
+    assert choose(Options(), "cpu").model == "moediff"
     student_folder(tmp_path / "student")
-    assert choose("auto", "cpu", bfloat16=True).model == "student"
+    assert choose(Options(), "cpu", bfloat16=True).model == "student"
     assert load_model("student").config["family"] == "student"
 
 
@@ -113,7 +117,7 @@ def test_time_estimate_follows_the_model(tmp_path):
     small = student_folder(tmp_path / "small")
     large = student_folder(tmp_path / "large", StudentConfig(48, 4, (32,) * 4))
     seconds = [
-        estimate((200,) * 3, (1.0,) * 3, (0.7,) * 3, model=str(folder)).seconds
+        estimate((200,) * 3, (1.0,) * 3, Options(), model=str(folder)).seconds
         for folder in (small, large)
     ]
     assert seconds[1] > 1.5 * seconds[0]
@@ -139,9 +143,11 @@ def test_what_a_student_cannot_give_is_said(tmp_path):
     from test_super_resolver import scan
 
     resolver = SuperResolver.from_pretrained(student_folder(tmp_path / "student"))
-    plain = resolver.enhance(scan(), (0.7,) * 3)
+    plain = resolver.enhance(scan(), Options(output_resolution=(0.7,) * 3))
     assert not plain.record["Warnings"]
-    asked = resolver.enhance(scan(), (0.7,) * 3, num_samples=3, want_gates=True)
+    asked = resolver.enhance(
+        scan(), Options(output_resolution=(0.7,) * 3, num_samples=3, outputs=("gates",))
+    )
     assert any("--model moediff" in warning for warning in asked.record["Warnings"])
     assert asked.record["NumberOfSamples"] == 1
     assert asked.gates is None and asked.standard_deviation is None

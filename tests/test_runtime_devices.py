@@ -107,8 +107,8 @@ def test_a_device_that_comes_free_goes_to_the_one_who_waits(tmp_path: Path) -> N
 
 def test_the_child_process_begins_nothing_before_it_holds_a_device(tmp_path: Path) -> None:
     """Both fake devices are in use: it waits; one is given back: it takes that one."""
-    image = {"key": "a", "image": "absent.nii", "zooms": [1, 1, 1], "out_dir": str(tmp_path)}
-    request = {"device": "cuda:61,cuda:62", "model": "student", "images": [image]}
+    image = {"key": "a", "image": "absent.nii", "out_dir": str(tmp_path)}
+    request = {"device": "cuda:61,cuda:62", "options": {"model": "student"}, "images": [image]}
     (tmp_path / "request.json").write_text(json.dumps(request))
     # Its lock files lie in the folder for temporary files.
     locks = tmp_path / f"bids_moediff-devices-{os.getuid()}"

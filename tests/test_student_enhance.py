@@ -13,8 +13,9 @@ import torch
 
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import output_grid
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.super_resolver import Inputs, SuperResolver
 from bids_moediff.inference.warnings import range_warnings
+from bids_moediff.options import Options
 from test_model_choice import student_folder
 from test_super_resolver import corner, scan
 
@@ -39,7 +40,7 @@ def resolver(tmp_path_factory: pytest.TempPathFactory) -> SuperResolver:
 )
 def test_any_voxel_size_in_any_plane(resolver, shape, zooms, target):
     image = scan(shape, zooms)
-    result = resolver.enhance(image, target)
+    result = resolver.enhance(image, Options(output_resolution=target))
     np.testing.assert_allclose(result.image.header.get_zooms(), target, rtol=1e-6)
     np.testing.assert_allclose(corner(result.image.affine), corner(image.affine), atol=1e-4)
     covered = np.array(result.image.shape) * target
@@ -49,7 +50,10 @@ def test_any_voxel_size_in_any_plane(resolver, shape, zooms, target):
     # The network did something: consistency alone gives another image.
     calm = SuperResolver(resolver.model, resolver.device, "fp32")
     calm.mean = None
-    change = np.asarray(calm.enhance(image, target).image.dataobj) - result.image.dataobj
+    change = (
+        np.asarray(calm.enhance(image, Options(output_resolution=target)).image.dataobj)
+        - result.image.dataobj
+    )
     assert np.abs(change).max() > 1.0
 
 
@@ -61,7 +65,9 @@ def test_thick_slices_with_gaps_are_consistent_with_their_profile(resolver, axis
     axes[axis] = Axis("gaussian", 0.75)  # a quarter of each spacing is gap
     acquisition = Acquisition((axes[0], axes[1], axes[2]))
     image = scan(tuple(shape), tuple(zooms))
-    result = resolver.enhance(image, (1.0, 1.0, 1.0), acquisition=acquisition)
+    result = resolver.enhance(
+        image, Options(output_resolution=(1.0, 1.0, 1.0)), Inputs(acquisition=acquisition)
+    )
     operator = Operator.between(
         result.image.shape, (1.0,) * 3, image.shape, tuple(zooms), acquisition
     )
@@ -71,12 +77,14 @@ def test_thick_slices_with_gaps_are_consistent_with_their_profile(resolver, axis
 
 def test_a_scan_that_is_fine_enough_is_left_alone(resolver):
     image = scan((20, 18, 16), (0.8, 0.8, 0.8))
-    result = resolver.enhance(image, (0.8, 0.8, 0.8))
+    result = resolver.enhance(image, Options(output_resolution=(0.8, 0.8, 0.8)))
     np.testing.assert_allclose(
         np.asarray(result.image.dataobj), image.get_fdata(), rtol=0, atol=1e-2
     )
     assert result.record["Sampler"] == "none: no axis gets finer"
-    finer = resolver.enhance(scan((40, 36, 32), (0.4, 0.4, 0.4)), (0.8, 0.8, 0.8))
+    finer = resolver.enhance(
+        scan((40, 36, 32), (0.4, 0.4, 0.4)), Options(output_resolution=(0.8, 0.8, 0.8))
+    )
     assert finer.record["Sampler"] == "none: no axis gets finer"
     assert any("leaves these axes alone" in text for text in finer.record["Warnings"])
 
@@ -84,12 +92,12 @@ def test_a_scan_that_is_fine_enough_is_left_alone(resolver):
 def test_an_axis_that_is_fine_enough_does_not_change_the_others(resolver):
     """In-plane voxels finer than asked for: averaged first, then the slices are restored."""
     image = scan((40, 40, 8), (0.5, 0.5, 3.0))
-    result = resolver.enhance(image, (1.0, 1.0, 1.0))
+    result = resolver.enhance(image, Options(output_resolution=(1.0, 1.0, 1.0)))
     assert any("2 of 3 axes" in text for text in result.record["Warnings"])
     pairs = image.get_fdata().reshape(20, 2, 20, 2, 8).mean((1, 3))
     _, affine = output_grid(image.shape, image.affine, (1.0, 1.0, 3.0))
     averaged = nib.Nifti1Image(pairs.astype(np.float32), affine)
-    direct = resolver.enhance(averaged, (1.0, 1.0, 1.0))
+    direct = resolver.enhance(averaged, Options(output_resolution=(1.0, 1.0, 1.0)))
     np.testing.assert_allclose(
         np.asarray(result.image.dataobj), np.asarray(direct.image.dataobj), atol=2.0
     )
@@ -134,7 +142,9 @@ def test_inside_the_trained_range_nothing_is_said(coarse, fine):
 
 
 def test_warnings_of_the_range_reach_the_record(resolver):
-    result = resolver.enhance(scan((12, 12, 3), (1.0, 1.0, 9.0)), (1.0, 1.0, 1.0))
+    result = resolver.enhance(
+        scan((12, 12, 3), (1.0, 1.0, 9.0)), Options(output_resolution=(1.0, 1.0, 1.0))
+    )
     assert len([text for text in result.record["Warnings"] if "9" in text]) == 2
 
 

@@ -4,6 +4,8 @@
 Random weights make the networks do something; the promises below must hold whatever they do.
 """
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.super_resolver import Inputs, SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.options import Options
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def corner(affine):
 @pytest.mark.parametrize("target", [(0.7, 0.7, 0.7), (0.8, 0.8, 1.0), (1.0, 1.0, 0.37)])
 def test_grid_consistency_and_units(resolver, target):
     image = scan()
-    result = resolver.enhance(image, target)
+    result = resolver.enhance(image, Options(output_resolution=target))
     np.testing.assert_allclose(corner(result.image.affine), corner(image.affine), atol=1e-4)
     np.testing.assert_allclose(result.image.header.get_zooms(), target, rtol=1e-6)
     # Anybody can check it: degrade the output, compare with the file.
@@ -78,19 +81,27 @@ def test_a_noisy_scan_is_met_within_its_noise(resolver):
         + sigma * np.random.default_rng(1).standard_normal(image.shape).astype(np.float32),
         image.affine,
     )
-    result = resolver.enhance(noisy, (0.7,) * 3, noise=sigma)
+    options = Options(output_resolution=(0.7,) * 3)
+    result = resolver.enhance(noisy, options, Inputs(noise=sigma))
     root_mean_square = float(np.sqrt(np.mean(noisy.get_fdata() ** 2)))
     assert 0.1 * sigma < result.residual * root_mean_square < 1.5 * sigma
     assert result.record["EstimatedNoise"] == pytest.approx(sigma)
-    assert resolver.enhance(noisy, (0.7,) * 3).residual < 1e-3
+    assert resolver.enhance(noisy, options).residual < 1e-3
 
 
 def test_the_networks_do_something_and_the_seed_decides(resolver):
     image = scan()
-    first = resolver.enhance(image, (0.7,) * 3, seed=1, noise_strength=1.0)
-    again = resolver.enhance(image, (0.7,) * 3, seed=1, noise_strength=1.0, batch_size=7)
-    other = resolver.enhance(image, (0.7,) * 3, seed=2, noise_strength=1.0)
-    calm = resolver.enhance(image, (0.7,) * 3)
+    first = resolver.enhance(
+        image, Options(output_resolution=(0.7,) * 3, random_seed=1, noise_strength=1.0)
+    )
+    again = resolver.enhance(
+        image,
+        Options(output_resolution=(0.7,) * 3, random_seed=1, noise_strength=1.0, batch_size=7),
+    )
+    other = resolver.enhance(
+        image, Options(output_resolution=(0.7,) * 3, random_seed=2, noise_strength=1.0)
+    )
+    calm = resolver.enhance(image, Options(output_resolution=(0.7,) * 3))
     bytes_of = [np.asarray(r.image.dataobj).tobytes() for r in (first, again, other, calm)]
     assert bytes_of[0] == bytes_of[1]
     assert bytes_of[0] != bytes_of[2]
@@ -99,10 +110,14 @@ def test_the_networks_do_something_and_the_seed_decides(resolver):
 
 def test_samples_give_their_mean_and_deviation(resolver):
     image = scan((16, 16, 16))
-    both = resolver.enhance(image, (0.7,) * 3, seed=5, num_samples=2)
+    both = resolver.enhance(
+        image, Options(output_resolution=(0.7,) * 3, random_seed=5, num_samples=2)
+    )
     single = [
         np.asarray(
-            resolver.enhance(image, (0.7,) * 3, seed=5 + k, noise_strength=1.0).image.dataobj
+            resolver.enhance(
+                image, Options(output_resolution=(0.7,) * 3, random_seed=5 + k, noise_strength=1.0)
+            ).image.dataobj
         )
         for k in range(2)
     ]
@@ -115,7 +130,9 @@ def test_samples_give_their_mean_and_deviation(resolver):
 
 
 def test_gates_sum_to_one_on_the_output_grid(resolver):
-    result = resolver.enhance(scan((16, 16, 16)), (0.7,) * 3, want_gates=True)
+    result = resolver.enhance(
+        scan((16, 16, 16)), Options(output_resolution=(0.7,) * 3, outputs=("gates",))
+    )
     gates = np.asarray(result.gates.dataobj)
     assert gates.shape == (*result.image.shape, 3)
     np.testing.assert_allclose(gates.sum(-1), 1, atol=1e-4)
@@ -126,7 +143,11 @@ def test_bias_field_is_put_back(resolver):
     ramp = np.linspace(0.7, 1.3, image.shape[0], dtype=np.float32)[:, None, None]
     field = np.broadcast_to(ramp, image.shape).copy()
     shaded = nib.Nifti1Image(np.asarray(image.dataobj) * field, image.affine)
-    result = resolver.enhance(shaded, (0.7,) * 3, bias_field=nib.Nifti1Image(field, image.affine))
+    result = resolver.enhance(
+        shaded,
+        Options(output_resolution=(0.7,) * 3),
+        Inputs(bias_field=nib.Nifti1Image(field, image.affine)),
+    )
     assert result.residual < 1e-3
     halves = np.asarray(result.image.dataobj)
     assert halves[-10:].mean() / halves[:10].mean() == pytest.approx(1.3 / 0.7, rel=0.15)
@@ -134,14 +155,16 @@ def test_bias_field_is_put_back(resolver):
 
 def test_finer_axes_are_averaged_down_and_said(resolver):
     image = scan((40, 24, 12), (0.4, 1.0, 2.0))
-    result = resolver.enhance(image, (0.8, 0.8, 0.8))
+    result = resolver.enhance(image, Options(output_resolution=(0.8, 0.8, 0.8)))
     np.testing.assert_allclose(result.image.header.get_zooms(), (0.8,) * 3, rtol=1e-6)
     np.testing.assert_allclose(corner(result.image.affine), corner(image.affine), atol=1e-4)
     assert any("lose detail" in warning for warning in result.record["Warnings"])
 
 
 def test_beyond_the_trained_range_is_said(resolver):
-    result = resolver.enhance(scan((16, 16, 4), (1.0, 1.0, 8.0)), (1.0, 1.0, 1.0))
+    result = resolver.enhance(
+        scan((16, 16, 4), (1.0, 1.0, 8.0)), Options(output_resolution=(1.0, 1.0, 1.0))
+    )
     assert any("beyond" in warning for warning in result.record["Warnings"])
 
 
@@ -153,7 +176,7 @@ def test_hopeless_images_are_refused(resolver, bad):
     if bad == "four":
         data = np.ones((8, 8, 8, 5), np.float32)
     with pytest.raises(ImageError):
-        resolver.enhance(nib.Nifti1Image(data, np.eye(4)), (0.7,) * 3)
+        resolver.enhance(nib.Nifti1Image(data, np.eye(4)), Options(output_resolution=(0.7,) * 3))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs where there is no CUDA device")
@@ -165,10 +188,17 @@ def test_a_missing_device_is_named():
 def test_a_common_slice_profile_is_inverted_exactly(resolver):
     image = scan((24, 22, 9), (1.0, 1.0, 3.0))
     acquisition = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.0)))
-    result = resolver.enhance(image, (1.0, 1.0, 1.0), acquisition=acquisition)
+    result = resolver.enhance(
+        image, Options(output_resolution=(1.0, 1.0, 1.0)), Inputs(acquisition=acquisition)
+    )
     assert result.residual < 1e-3
     wide = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.8)))
-    assert resolver.enhance(image, (1.0,) * 3, acquisition=wide).record["EstimatedNoise"] > 0
+    assert (
+        resolver.enhance(
+            image, Options(output_resolution=(1.0,) * 3), Inputs(acquisition=wide)
+        ).record["EstimatedNoise"]
+        > 0
+    )
 
 
 def test_planes_and_consistency_are_options_of_the_engine(resolver):
@@ -176,19 +206,20 @@ def test_planes_and_consistency_are_options_of_the_engine(resolver):
     image = scan((16, 14, 18))
     ramp = np.linspace(0.8, 1.2, 16, dtype=np.float32)[:, None, None]
     field = nib.Nifti1Image(np.broadcast_to(ramp, image.shape).copy(), image.affine)
-    options = {"seed": 1, "noise_strength": 1.0, "num_steps": 2, "bias_field": field}
-    plain = resolver.enhance(image, (0.7,) * 3, **options)
-    three = resolver.enhance(image, (0.7,) * 3, planes=3, **options)
-    steps = resolver.enhance(image, (0.7,) * 3, consistency="each-step", **options)
-    loose = resolver.enhance(image, (0.7,) * 3, consistency="off", **options)
+    inputs = Inputs(bias_field=field)
+    noisy = Options(output_resolution=(0.7,) * 3, random_seed=1, noise_strength=1.0, num_steps=2)
+    plain = resolver.enhance(image, noisy, inputs)
+    three = resolver.enhance(image, replace(noisy, planes=3), inputs)
+    steps = resolver.enhance(image, replace(noisy, consistency="each-step"), inputs)
+    loose = resolver.enhance(image, replace(noisy, consistency="off"), inputs)
     data = [np.asarray(result.image.dataobj) for result in (plain, three, steps, loose)]
     assert len({array.tobytes() for array in data}) == 4
     assert three.residual < 1e-3 and steps.residual < 1e-3 < loose.residual
     assert three.record["SlicePlanes"] == 3 and plain.record["SlicePlanes"] == 1
     assert steps.record["DataConsistency"] == "each-step"
-    slices = resolver.enhance(image, (0.7, 0.7, 1.0), planes=3)
+    slices = resolver.enhance(image, Options(output_resolution=(0.7, 0.7, 1.0), planes=3))
     assert (
         slices.record["SlicePlanes"] == 1
     )  # the other orientations have slices thicker than pixels
     with pytest.raises(ValueError, match="consistency"):
-        resolver.enhance(image, (0.7,) * 3, consistency="never")
+        resolver.enhance(image, Options(output_resolution=(0.7,) * 3, consistency="never"))

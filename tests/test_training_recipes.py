@@ -109,7 +109,7 @@ def test_wrong_options_are_told(
 def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-recipes"]) == 0
     assert capsys.readouterr().out.split() == recipe_names()
-    assert main(["--recipe", "moediff", "--seed", "5", "--print-recipe"]) == 0
+    assert main(["--recipe", "moediff", "--random-seed", "5", "--print-recipe"]) == 0
     printed = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [part["stage"] for part in printed] == ["mean", "experts"]
     assert all(part["seed"] == 5 for part in printed)

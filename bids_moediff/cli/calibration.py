@@ -53,8 +53,7 @@ def run_calibration(argv: list[str]) -> int:
     resolvers = [evaluate.load_model(name, options) for name in dict.fromkeys(options.model)]
     if options.write:
         calibration.uncalibrated(resolvers[0])
-    given = {name: getattr(options, name) for name in evaluate.ENHANCE_OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = evaluate.sampling_options(options)
     rows: list[dict[str, Any]] = []
     found: list[Any] = []
     failed = False

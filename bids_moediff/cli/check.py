@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from bids_moediff.errors import DeviceError, MoediffError, WeightsError
-from bids_moediff.families.choice import choose_for
+from bids_moediff.families.choice import choose
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.resources import plan
 from bids_moediff.settings import Settings
@@ -32,7 +32,7 @@ def require_weights(settings: Settings, device: str) -> str:
     WeightsError
         for a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
     """
-    choice = choose_for(settings, device)
+    choice = choose(settings, device)
     command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
     answer = subprocess.run(
         [*command, "--model", choice.model], capture_output=True, text=True, check=False

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
 from bids_moediff.cli.common import ProgressBar, run_command, set_threads
+from bids_moediff.cli.parser import add_old_spelling
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--thickness", type=float, metavar="MM", help="slice thickness")
     how.add_argument("--gap", type=float, metavar="MM", help="gap between slices")
     how.add_argument("--noise", type=float, metavar="SNR", help="add Rician noise")
-    how.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    how.add_argument(
+        "--random-seed", type=int, default=0, metavar="N", help="of the noise (default 0)"
+    )
+    add_old_spelling(how, "--seed", "random_seed", convert=int)
     which = parser.add_argument_group("which images of a data set")
     which.add_argument("--participant-label", nargs="+", metavar="LABEL", default=[])
     which.add_argument("--session-label", nargs="+", metavar="LABEL", default=[])
@@ -116,8 +120,8 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--gap must not be negative.")
     if options.noise is not None and not options.noise > 0:
         raise UsageError("--noise is a signal-to-noise ratio: a positive number.")
-    if options.seed < 0 or options.threads < 1:
-        raise UsageError("--seed must be at least 0, --threads at least 1.")
+    if options.random_seed < 0 or options.threads < 1:
+        raise UsageError("--random-seed must be at least 0, --threads at least 1.")
     return {
         "resolution": resolution,
         "factors": factors,
@@ -125,7 +129,7 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
         "thickness": options.thickness,
         "gap": options.gap,
         "signal_to_noise": options.noise,
-        "seed": options.seed,
+        "seed": options.random_seed,
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bids_moediff.bids.discover import discover_participant, find_participants, nothing_to_process
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError, MoediffError
-from bids_moediff.families.choice import choose_for
+from bids_moediff.families.choice import choose
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import plan
 from bids_moediff.settings import Settings
@@ -45,7 +45,7 @@ def print_plan(settings: Settings) -> int:
         console = Console(width=NON_TERMINAL_WIDTH)
     # A plan may be made where the card that will be used is not there.
     device = require_devices("auto")[0] if settings.device == "auto" else settings.device
-    choice = choose_for(settings, device)
+    choice = choose(settings, device)
     rows = list(plan_images(settings, device, choice.model))
     if not rows:
         raise nothing_to_process(settings)
@@ -92,12 +92,9 @@ def _plan_image(
     cost = estimate(
         shape,
         zooms,
-        settings.output_resolution,
-        device=device,
-        num_steps=settings.num_steps or 1,
-        num_samples=settings.num_samples,
-        planes=settings.planes,
+        settings,
         model=model,
+        device=device,
         threads=threads,
     )
     return PlannedImage(

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
 from bids_moediff.cli.common import ProgressBar, run_command, set_threads
+from bids_moediff.cli.parser import add_old_spelling, add_options, given
 from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError
+from bids_moediff.options import Options
 
 if TYPE_CHECKING:
     from bids_moediff.bids.image import AnatomicalImage
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from bids_moediff.inference.super_resolver import SuperResolver
 
 PROGRAM = "bids_moediff-evaluate"
-ENHANCE_OPTIONS = (
-    "seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency", "batch_size",
+SAMPLING = (
+    "random_seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency",
+    "batch_size",
 )  # fmt: skip
 
 
@@ -196,13 +199,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
     model.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    model.add_argument("--seed", type=int, default=None)
-    model.add_argument("--num-steps", type=int, default=None)
-    model.add_argument("--num-samples", type=int, default=None)
-    model.add_argument("--noise-strength", type=float, default=None)
-    model.add_argument("--planes", type=int, choices=(1, 3), default=None)
-    model.add_argument("--consistency", choices=("end", "each-step", "off"), default=None)
-    model.add_argument("--batch-size", type=int, default=None)
+    add_options(model, SAMPLING)
+    add_old_spelling(model, "--seed", "random_seed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
 
 
@@ -232,10 +230,19 @@ def load_methods(options: argparse.Namespace) -> "list[Method]":
     """Models that the options name, each loaded once."""
     from bids_moediff.evaluation.benchmark import model_method
 
-    given = {name: getattr(options, name) for name in ENHANCE_OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
+    typed = sampling_options(options)
     models = [load_model(name, options) for name in dict.fromkeys(options.model)]
-    return [model_method(model, "", **given) for model in models]
+    return [model_method(model, "", **typed) for model in models]
+
+
+def sampling_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Options of :class:`Options` that were typed."""
+    words = given(namespace, SAMPLING)
+    off = words.pop("consistency") if words.get("consistency") == "off" else None
+    options = Options.from_dict(words, "--")
+    typed = {name: getattr(options, name) for name in words}
+    # What agreement with the scan is worth is measured here alone; the app always insists on it.
+    return typed | ({} if off is None else {"consistency": off})
 
 
 def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":

@@ -8,7 +8,7 @@ wherever they were written.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -116,9 +116,13 @@ def add_options(group: Any, names: Iterable[str], of: type[Options] = Options) -
         add_option(group, known[name])
 
 
-def add_old_spelling(group: Any, old: str, new: str, nargs: str | None = None) -> None:
-    """Let ``--old`` set the option ``new`` for one version, with a notice on standard error."""
-    group.add_argument(old, dest=new, action=_Old, nargs=nargs, help=argparse.SUPPRESS)
+def add_old_spelling(
+    group: Any, old: str, new: str, nargs: str | None = None, convert: Callable[[str], Any] = str
+) -> None:
+    """Let ``old`` set the option ``new`` for one version, with a notice on standard error."""
+    group.add_argument(
+        old, dest=new, action=_Old, nargs=nargs, type=convert, help=argparse.SUPPRESS
+    )
 
 
 def given(namespace: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_moediff import __version__
+from bids_moediff.cli.parser import add_old_spelling
 from bids_moediff.errors import MoediffError, UsageError, closest
 
 INTERRUPTED = 130
@@ -80,7 +81,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         metavar="M",
         help="as many steps, of every stage, as fit into this time on this machine",
     )
-    add("--seed", type=int, metavar="N", help="seed instead of the recipe's")
+    add("--random-seed", type=int, metavar="N", help="seed instead of the recipe's")
+    add_old_spelling(group, "--seed", "random_seed", convert=int)
     add("--device", default="auto", metavar="{auto,cpu,cuda,cuda:N}", help="where to train")
     add(
         "--set",
@@ -144,7 +146,9 @@ def _train(argv: list[str]) -> int:
         raise UsageError("Name a recipe with --recipe; --list-recipes tells their names.")
     from bids_moediff.training.recipe import load_recipes
 
-    changes = [*options.set, *([f"seed={options.seed}"] if options.seed is not None else [])]
+    changes = list(options.set)
+    if options.random_seed is not None:
+        changes.append(f"seed={options.random_seed}")
     recipes = load_recipes(options.recipe, changes, smoke=options.smoke, steps=options.steps)
     if options.print_recipe:
         import yaml

@@ -23,7 +23,8 @@ from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import Triple, covering_shape, output_grid
 from bids_moediff.imaging.interpolation import back_projection, initial_estimate, interpolate
 from bids_moediff.imaging.protocols import Protocol
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.options import Options
 from bids_moediff.runtime.sink import table_text, write_text
 
 from .truth import Loaded, TruthHead
@@ -138,12 +139,12 @@ BASELINES = (
 
 
 def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Method:
-    """A loaded model as a method; `options` go to :meth:`SuperResolver.enhance`."""
+    """A loaded model as a method; `options` are fields of :class:`Options`."""
 
     def restore(task: Task) -> np.ndarray:
-        result = resolver.enhance(
-            task.coarse_image, task.zooms, acquisition=task.acquisition, **options
-        )
+        asked = Options(output_resolution=task.zooms, **options)
+        inputs = Inputs(acquisition=task.acquisition)
+        result = resolver.enhance(task.coarse_image, asked, inputs)
         return np.asarray(result.image.dataobj, dtype=np.float32)
 
     words = [f"{key}={value}" for key, value in options.items() if value is not None]

@@ -16,7 +16,8 @@ import numpy as np
 from bids_moediff.imaging.metrics import intensity_range
 from bids_moediff.imaging.protocols import Protocol, parse_protocol
 from bids_moediff.inference import expected_error
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.options import Options
 
 from .benchmark import Task, make_task
 from .truth import Loaded
@@ -95,7 +96,7 @@ def figures(deviation: np.ndarray, error: np.ndarray, found: Curves) -> Row:
 def examine(
     loaded: Loaded, protocol: Protocol, resolver: SuperResolver, **options: Any
 ) -> tuple[Row, Curves]:
-    """One head under one protocol; `options` go to the engine.
+    """One head under one protocol; `options` are fields of :class:`Options`.
 
     Errors and deviations are over the range of the head.
     """
@@ -103,13 +104,8 @@ def examine(
     task: Task = make_task(
         loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
     )
-    result = resolver.enhance(
-        task.coarse_image,
-        task.zooms,
-        acquisition=task.acquisition,
-        want_deviation=True,
-        **options,
-    )
+    asked = Options(output_resolution=task.zooms, outputs=("uncertainty",), **options)
+    result = resolver.enhance(task.coarse_image, asked, Inputs(acquisition=task.acquisition))
     if result.standard_deviation is None:
         raise ValueError("the model gives no expected error: calibrate it with --write")
     scale = intensity_range(task.truth, task.mask)

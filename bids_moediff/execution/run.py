@@ -18,7 +18,7 @@ from bids_moediff.bids.discover import discover_participant, find_participants
 from bids_moediff.bids.earlier_masks import check_derivatives
 from bids_moediff.bids.image import Participant
 from bids_moediff.errors import MoediffError
-from bids_moediff.families.choice import choose_for
+from bids_moediff.families.choice import choose
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import Limits
 from bids_moediff.runtime.resources import plan as plan_resources
@@ -66,7 +66,7 @@ def run_participants(settings: Settings) -> int:
     check_files(settings)
     prepare_output(settings)
     devices = tuple(require_devices(settings.device)) if needs_network(settings) else ("cpu",)
-    choice = choose_for(settings, devices[0])
+    choice = choose(settings, devices[0])
     if needs_network(settings):
         print(f"bids_moediff: model {Path(choice.model).name}, {choice.reason}.", file=sys.stderr)
     plan = RunPlan(

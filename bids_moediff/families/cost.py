@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_moediff.networks.model_folder import read_config
+from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
 
 # Measured with the shipped models (docs/speed.md), per voxel of the output.
@@ -28,17 +29,14 @@ class Estimate:
 def estimate(
     shape_in: Sequence[int],
     zooms_in: Sequence[float],
-    zooms_out: Sequence[float],
+    options: Options,
     *,
+    model: str,
     device: str = "cpu",
-    num_steps: int = 1,
-    num_samples: int = 1,
-    planes: int = 1,
-    model: str = "moediff",
     threads: int = 1,
     bfloat16: bool | None = None,
 ) -> Estimate:
-    """Cost of one image of `shape_in` voxels of `zooms_in` mm at `zooms_out` mm.
+    """Return the cost of one image of `shape_in` voxels of `zooms_in` mm.
 
     `model` is a name or a folder; its config.json says how much arithmetic a voxel takes.
     `threads` work on the image, on a processor that multiplies bfloat16 or not (looked up by
@@ -46,10 +44,10 @@ def estimate(
     """
     counts = [
         max(1, math.ceil(n * old / new - 1e-3))
-        for n, old, new in zip(shape_in, zooms_in, zooms_out, strict=True)
+        for n, old, new in zip(shape_in, zooms_in, options.output_resolution, strict=True)
     ]
     voxels = math.prod(counts)
-    evaluations = num_steps * num_samples * planes
+    evaluations = (options.num_steps or 1) * options.num_samples * options.planes
     seconds = voxels * seconds_per_voxel(
         read_config(model), evaluations, device=device, threads=threads, bfloat16=bfloat16
     )

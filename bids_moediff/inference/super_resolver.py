@@ -29,6 +29,7 @@ from bids_moediff.imaging.noise import tissue_noise
 from bids_moediff.imaging.told import told_numbers
 from bids_moediff.inference.warnings import ONE_STEP_ONLY
 from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
 
 from .expected_error import Calibration, expected_error
@@ -68,6 +69,22 @@ class Result:
     standard_deviation: nib.Nifti1Image | None
     residual: float
     record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What comes with an image: mask, bias field and reference on its grid; how it was sampled.
+
+    Without an acquisition the image counts as Fourier-encoded on all axes. ``noise`` is the
+    standard deviation of the image's noise in its units: the result agrees with the image within
+    it, and exactly where it is None.
+    """
+
+    mask: nib.Nifti1Image | None = None
+    bias_field: nib.Nifti1Image | None = None
+    acquisition: Acquisition | None = None
+    noise: float | None = None
+    reference: nib.Nifti1Image | None = None
 
 
 @dataclass
@@ -162,74 +179,40 @@ class SuperResolver:
     def enhance(
         self,
         image: nib.Nifti1Image,
-        target_zooms: Sequence[float],
-        *,
-        mask: nib.Nifti1Image | None = None,
-        bias_field: nib.Nifti1Image | None = None,
-        acquisition: Acquisition | None = None,
-        noise: float | None = None,
-        reference: nib.Nifti1Image | None = None,
-        seed: int = 0,
-        num_samples: int = 1,
-        num_steps: int | None = None,
-        noise_strength: float = 0.0,
-        batch_size: int | None = None,
-        want_gates: bool = False,
-        want_deviation: bool = False,
-        planes: int = 1,
-        consistency: str = "end",
+        options: Options,
+        inputs: Inputs | None = None,
         progress: Progress | None = None,
     ) -> Result:
-        """Super-resolve one 3-D image to voxels of `target_zooms` mm (input axis order).
+        """Super-resolve one 3-D image.
 
-        `mask`, `bias_field` live on the input grid. The output keeps the input's units, shading
-        and field of view; A(output) equals the input, or, where the standard deviation `noise` of
-        its noise is given (in its units), agrees within it. Same arguments, same bytes. `planes`
-        is the largest number of slice orientations to average (1 or 3); `consistency` says when
-        the result is made to agree with the measurement: at the end, after each step as well, or
-        (to see what it is worth) not at all. `want_deviation` asks for the error to be expected of
-        every voxel; several samples give it anyway.
+        The output has voxels of ``options.output_resolution`` mm and keeps the input's units,
+        shading and field of view; A(output) equals the input. Same arguments, same bytes.
+        ``options.consistency`` may also be "off", to see what agreement with the scan is worth.
 
         Raises
         ------
         ImageError : the image cannot be super-resolved, with the reason
 
         """
-        if reference is not None:
+        inputs = inputs or Inputs()
+        if inputs.reference is not None:
             raise ImageError("this model takes no reference contrast; use a crfm model.")
-        if consistency not in CONSISTENCIES:
-            raise ValueError(f"consistency is one of {CONSISTENCIES}, not {consistency!r}")
+        if options.consistency not in CONSISTENCIES:
+            raise ValueError(f"consistency is one of {CONSISTENCIES}, not {options.consistency!r}")
         report = progress or (lambda stage, fraction: None)
-        problem = self._pose(image, target_zooms, mask, bias_field, acquisition, noise)
+        problem = self._pose(image, options.output_resolution, inputs)
         report("interpolate", 0.0)
         start = problem.start()
         report("interpolate", 1.0)
         mean = self.run_mean(start, problem.told, report)
         del start
-        if self.student is not None:
-            if want_gates or max(num_samples, num_steps or 1) > 1 or noise_strength > 0:
-                problem.warnings.append(ONE_STEP_ONLY)
-            num_samples, noise_strength, num_steps, planes = 1, 0.0, None, 1
-        if num_samples > 1 and noise_strength == 0:
-            noise_strength = 1.0
-        # Without noise the first estimate is final, whatever the number of steps.
-        noisy = noise_strength > 0 or self._from_noise
-        sampling = _Sampling(
-            num_steps or (DEFAULT_STEPS if noisy else 1),
-            noise_strength,
-            seed,
-            num_samples,
-            batch_size,
-            want_gates,
-            planes,
-            consistency,
-        )
+        sampling = self._sampling(options, problem)
         restored, variance, gates, counts = self._run_samples(mean, problem, sampling, report)
         residual = problem.operator.forward(restored) - problem.measured
         relative = float(residual.norm() / problem.measured.norm().clamp_min(1e-12))
         report("done", 1.0)
         deviation = None
-        if want_deviation or variance is not None:
+        if "uncertainty" in options.outputs or variance is not None:
             deviation = self._deviation(restored, variance, problem)
         return Result(
             _image(restored * problem.scale, problem.affine, image),
@@ -238,6 +221,31 @@ class SuperResolver:
             relative,
             self._record(problem, sampling, relative, counts)
             | self._calibration_record(deviation is not None, problem.ratios),
+        )
+
+    def _sampling(self, options: Options, problem: _Problem) -> _Sampling:
+        """How the experts will run, with what this model leaves out."""
+        samples, strength, steps = (
+            options.num_samples, options.noise_strength, options.num_steps
+        )  # fmt: skip
+        planes, gates = options.planes, "gates" in options.outputs
+        if self.student is not None:
+            if gates or max(samples, steps or 1) > 1 or strength > 0:
+                problem.warnings.append(ONE_STEP_ONLY)
+            samples, strength, steps, planes = 1, 0.0, None, 1
+        if samples > 1 and strength == 0:
+            strength = 1.0
+        # Without noise the first estimate is final, whatever the number of steps.
+        noisy = strength > 0 or self._from_noise
+        return _Sampling(
+            steps or (DEFAULT_STEPS if noisy else 1),
+            strength,
+            options.random_seed,
+            samples,
+            options.batch_size,
+            gates,
+            planes,
+            options.consistency,
         )
 
     def gates(
@@ -252,7 +260,7 @@ class SuperResolver:
         """
         if self.moediff is None:
             raise ImageError("this model has no experts, and so no gates.")
-        problem = self._pose(image, target_zooms, None, None, acquisition)
+        problem = self._pose(image, target_zooms, Inputs(acquisition=acquisition))
         mean = self.run_mean(problem.start(), problem.told, lambda stage, fraction: None)
         with torch.inference_mode(), self._autocast():
             gates = gate_slices(self.moediff, mean, problem.condition)
@@ -262,11 +270,9 @@ class SuperResolver:
         self,
         image: nib.Nifti1Image,
         target_zooms: Sequence[float],
-        mask: nib.Nifti1Image | None,
-        bias_field: nib.Nifti1Image | None,
-        acquisition: Acquisition | None,
-        noise: float | None = None,
+        inputs: Inputs,
     ) -> _Problem:
+        mask, bias_field = inputs.mask, inputs.bias_field
         data = np.asarray(image.dataobj, dtype=np.float32)
         if data.ndim != 3 or min(data.shape) < 2:
             raise ImageError(f"a 3-D image is needed, this one has the shape {data.shape}.")
@@ -275,7 +281,7 @@ class SuperResolver:
         if not np.isfinite(data).all() or scale <= 0:
             raise ImageError("the image holds no positive finite intensities.")
         affine = np.asarray(image.affine)
-        acquisition = acquisition or Acquisition.uniform("kspace")
+        acquisition = inputs.acquisition or Acquisition.uniform("kspace")
         measured, affine, zooms, notes = _reduce_finer_axes(
             torch.from_numpy(data / scale).to(self.device), affine, target_zooms, acquisition
         )
@@ -285,11 +291,11 @@ class SuperResolver:
         operator = Operator.between(shape, fine, coarse_shape, zooms, acquisition, self.device)
         notes += range_warnings(zooms, fine, acquisition)
         # The estimate reads fine anatomy as noise, so it is not used where it is not needed.
-        if noise is None:
+        if inputs.noise is None:
             sigma = _noise(measured) if acquisition.erases_detail else 0.0
         else:  # averaging on the way to coarser voxels takes noise away
             averaged = [a / b for a, b in zip(voxel_sizes(image.affine), zooms, strict=True)]
-            sigma = noise / scale * float(np.sqrt(np.prod(averaged)))
+            sigma = inputs.noise / scale * float(np.sqrt(np.prod(averaged)))
         numbers = acquisition.condition(fine, zooms)
         shares = [coarse / small for coarse, small in zip(zooms, fine, strict=True)]
         extra = told_numbers(acquisition, shares, measured, sigma)

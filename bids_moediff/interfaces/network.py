@@ -11,6 +11,7 @@ import json
 import shlex
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ from nipype.interfaces.base import (
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError
+from bids_moediff.inference.request import (
+    ACQUISITION_KEYS,
+    ImageRequest,
+    ImageResult,
+    Request,
+    read_results,
+    write_results,
+)
+from bids_moediff.options import Options
 from bids_moediff.runtime.sink import write_json
 
 from .step import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpec
@@ -35,14 +45,6 @@ from .step import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpe
 ANY_EXIT_CODE = range(-64, 256)
 # Exit codes that concern the whole call, not one image.
 FATAL_EXIT_CODES = (2, 69, 78)
-ACQUISITION_KEYS = (
-    "MRAcquisitionType",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "AcquisitionMatrixPE",
-    "PartialFourier",
-    "PulseSequenceType",
-)
 
 
 class _DescribeInputSpec(ImageStepInputSpec):
@@ -50,16 +52,6 @@ class _DescribeInputSpec(ImageStepInputSpec):
     image = File(desc="conformed image")
     mask = File(desc="brain mask")
     bias_field = File(desc="bias field, if one was estimated")
-    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, mandatory=True)
-    acquired = traits.Either(
-        traits.Enum("auto", "header"),
-        traits.Tuple(traits.Float, traits.Float, traits.Float),
-        default="auto",
-        usedefault=True,
-        desc="acquired voxel size",
-    )
-    slice_profile = traits.Str("auto", usedefault=True)
-    slice_thickness = traits.Either(None, traits.Float, default=None, usedefault=True)
 
 
 class _DescribeOutputSpec(ImageStepOutputSpec):
@@ -74,22 +66,18 @@ class DescribePrepared(ImageStep):
 
     def _run_interface(self, runtime: Any) -> Any:
         source = AnatomicalImage.from_json(self.inputs.source)
-        entry: dict[str, Any] = {"key": source.key, "failure": self.inputs.failure}
+        entry: dict[str, Any] = {"failure": self.inputs.failure}
         if not self.inputs.failure:
             bias_field = self.inputs.bias_field
-            entry |= {
-                "image": self.inputs.image,
-                "mask": self.inputs.mask,
-                "bias_field": bias_field if isdefined(bias_field) else None,
-                "zooms": list(self.inputs.zooms),
-                "acquisition": None,
-                "acquired": self.inputs.acquired,
-                "slice_profile": self.inputs.slice_profile,
-                "slice_thickness": self.inputs.slice_thickness,
-                "metadata": {
-                    key: source.metadata[key] for key in ACQUISITION_KEYS if key in source.metadata
-                },
-            }
+            prepared = ImageRequest(
+                key=source.key,
+                image=self.inputs.image,
+                out_dir=source.key,
+                mask=self.inputs.mask,
+                bias_field=bias_field if isdefined(bias_field) else None,
+                metadata={k: source.metadata[k] for k in ACQUISITION_KEYS if k in source.metadata},
+            )
+            entry |= asdict(prepared)
         self._results["entry"] = str(write_json(entry, Path(runtime.cwd) / "entry.json"))
         self._results["failure"] = self.inputs.failure
         return runtime
@@ -97,18 +85,8 @@ class DescribePrepared(ImageStep):
 
 class _RequestInputSpec(BaseInterfaceInputSpec):
     entries = InputMultiObject(File(exists=True), mandatory=True, desc="from DescribePrepared")
-    model = traits.Str(mandatory=True, desc="name or folder of a model")
+    options = traits.Dict(mandatory=True, desc="what decides the result (Options.to_dict)")
     model_reason = traits.Str(usedefault=True, desc="why this model, for the record")
-    precision = traits.Str("auto", usedefault=True)
-    seed = traits.Int(0, usedefault=True)
-    num_steps = traits.Either(None, traits.Int, default=None, usedefault=True)
-    num_samples = traits.Int(1, usedefault=True)
-    noise_strength = traits.Float(0.0, usedefault=True)
-    planes = traits.Int(1, usedefault=True)
-    consistency = traits.Str("end", usedefault=True)
-    batch_size = traits.Either(None, traits.Int, default=None, usedefault=True)
-    want_gates = traits.Bool(False, usedefault=True)
-    want_deviation = traits.Bool(False, usedefault=True)
 
 
 class _RequestOutputSpec(TraitedSpec):
@@ -122,18 +100,17 @@ class WriteRequest(SimpleInterface):
     output_spec = _RequestOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        folder = Path(runtime.cwd)
         images = []
         for path in self.inputs.entries:
             entry = json.loads(Path(path).read_text(encoding="utf-8"))
             if not entry.pop("failure"):
-                images.append({**entry, "out_dir": entry["key"]})
-        options = (
-            "model model_reason precision seed num_steps num_samples noise_strength planes "
-            "consistency batch_size want_gates want_deviation"
-        ).split()
-        request = {name: getattr(self.inputs, name) for name in options}
-        path = write_json({**request, "images": images}, folder / "request.json")
+                images.append(ImageRequest(**entry))
+        request = Request(
+            options=Options.from_dict(self.inputs.options, "The workflow"),
+            images=tuple(images),
+            model_reason=self.inputs.model_reason,
+        )
+        path = request.write(Path(runtime.cwd) / "request.json")
         self._results["request"] = str(path)
         return runtime
 
@@ -165,37 +142,38 @@ class SuperResolve(CommandLine):
     def _run_interface(self, runtime: Any, correct_return_codes: Any = ANY_EXIT_CODE) -> Any:
         results = Path(runtime.cwd) / self.inputs.results
         results.unlink(missing_ok=True)
-        request = json.loads(Path(self.inputs.request).read_text(encoding="utf-8"))
-        keys = [entry["key"] for entry in request["images"]]
-        settled: dict[str, Any] = {}
+        keys = [image.key for image in Request.read(Path(self.inputs.request)).images]
+        settled: dict[str, ImageResult] = {}
         log = []
         while pending := [key for key in keys if key not in settled]:
             runtime = super()._run_interface(runtime, correct_return_codes=correct_return_codes)
             log.append(runtime.stderr)
             settled = _settle(results, pending, runtime, self.inputs.gigabytes)
-            write_json(settled, results)
-        failures = [item["message"] for item in settled.values() if item["status"] != "done"]
+            write_results(settled, results)
+        failures = [item.message for item in settled.values() if not item.done]
         if failures:
             (results.parent / FAILED_FILE).write_text("\n".join(failures), encoding="utf-8")
         runtime.returncode = 0
         runtime.stderr = "\n".join(log)
         if not keys:
-            write_json({}, results)
+            write_results({}, results)
         return runtime
 
     def _list_outputs(self) -> dict[str, Any]:
         return {"results": str(Path(self.inputs.results).absolute())}
 
 
-def _settle(results: Path, pending: list[str], runtime: Any, gigabytes: float) -> dict[str, Any]:
-    """Entries that need no further attempt; at least one more than before."""
-    items = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    settled = {key: item for key, item in items.items() if item["status"] != "running"}
+def _settle(
+    results: Path, pending: list[str], runtime: Any, gigabytes: float
+) -> dict[str, ImageResult]:
+    """Results that need no further attempt; at least one more than before."""
+    items = read_results(results)
+    settled = {key: item for key, item in items.items() if item.settled}
     if runtime.returncode in (0, 1) and all(key in settled for key in pending):
         return settled
     message = end_sentence(runtime.returncode, runtime.stderr or "", gigabytes)
-    failed = {"status": "failed", "message": message, "exit_code": runtime.returncode}
-    victims = [key for key, item in items.items() if item["status"] == "running"]
+    failed = ImageResult(status="failed", message=message, exit_code=runtime.returncode)
+    victims = [key for key, item in items.items() if not item.settled]
     if runtime.returncode in FATAL_EXIT_CODES or not victims:
         victims = [key for key in pending if key not in settled]
     return settled | dict.fromkeys(victims, failed)
@@ -239,15 +217,14 @@ class SelectResult(ImageStep):
 
     def _process(self, folder: Path) -> dict[str, Any]:
         results = Path(self.inputs.results)
-        item = json.loads(results.read_text(encoding="utf-8")).get(self.inputs.key)
-        if item is None or item["status"] != "done":
-            raise ImageError(item["message"] if item else "The image was not super-resolved.")
+        item = read_results(results).get(self.inputs.key)
+        if item is None or not item.done:
+            raise ImageError(item.message if item else "The image was not super-resolved.")
         names = {"image": "sr", "gates": "gates", "standard_deviation": "std"}
-        files = item["files"]
         outputs = {
-            field: str(results.parent / files[name])
+            field: str(results.parent / item.files[name])
             for field, name in names.items()
-            if name in files
+            if name in item.files
         }
-        outputs["result"] = str(write_json(item, folder / "result.json"))
+        outputs["result"] = str(write_json(item.to_dict(), folder / "result.json"))
         return outputs

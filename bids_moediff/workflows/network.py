@@ -2,6 +2,7 @@
 """All images of a participant through one network, in one child process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
@@ -75,20 +76,12 @@ def init_superres_wf(
 
 
 def _init_request_node(settings: Settings, model: str, model_reason: str) -> pe.Node:
-    interface = WriteRequest(
-        model=model,
-        model_reason=model_reason,
-        precision=settings.precision,
-        seed=settings.random_seed,
-        num_steps=1 if settings.sloppy else settings.num_steps,
-        num_samples=settings.num_samples,
-        noise_strength=settings.noise_strength,
-        planes=settings.planes,
-        consistency=settings.consistency,
-        batch_size=settings.batch_size,
-        want_gates="gates" in settings.outputs,
-        want_deviation="uncertainty" in settings.outputs,
-    )
+    options = settings.alone()
+    if settings.weights is None:
+        options = replace(options, model=model)
+    if settings.sloppy:
+        options = replace(options, num_steps=1)
+    interface = WriteRequest(options=options.to_dict(), model_reason=model_reason)
     return pe.Node(interface, name="write_request", run_without_submitting=True)
 
 

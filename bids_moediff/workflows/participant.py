@@ -297,10 +297,7 @@ def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: RunPlan)
     return estimate(
         shape,
         zooms,
-        settings.output_resolution,
-        device=plan.devices[0],
-        num_steps=settings.num_steps or 1,
-        num_samples=settings.num_samples,
-        planes=settings.planes,
+        settings,
         model=plan.model,
+        device=plan.devices[0],
     ).gigabytes

@@ -101,12 +101,7 @@ def _add_outputs(workflow: Workflow, settings: Settings) -> None:
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
     describe = pe.Node(
-        DescribePrepared(
-            zooms=settings.output_resolution,
-            acquired=settings.acquired_resolution,
-            slice_profile=settings.slice_profile,
-            slice_thickness=settings.slice_thickness,
-        ),
+        DescribePrepared(),
         name="describe",
         run_without_submitting=True,
     )

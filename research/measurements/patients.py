@@ -20,7 +20,8 @@ from scipy import ndimage
 
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.options import Options
 from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.preprocessing.measured_voxels import declared_acquisition, find_measured
@@ -130,10 +131,9 @@ def examine(
     stored = voxel_sizes(image.affine)
     target = zooms or tuple(min(size, 1.0) for size in stored)
     measured = find_measured(image, mask)
-    acquisition = declared_acquisition(measured, {}).acquisition
-    result = resolver.enhance(
-        measured.image, target, mask=measured.mask, acquisition=acquisition
-    ).image
+    inputs = Inputs(mask=measured.mask, acquisition=declared_acquisition(measured, {}).acquisition)
+    options = Options(output_resolution=(target[0], target[1], target[2]))
+    result = resolver.enhance(measured.image, options, inputs).image
     data = np.asarray(image.dataobj, dtype=np.float32)
     fine = voxel_sizes(result.affine)
     shape = (result.shape[0], result.shape[1], result.shape[2])

@@ -22,6 +22,7 @@ import torch
 from bids_moediff.families.cost import stage_macs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.model_folder import available, read_config
+from bids_moediff.options import Options
 from bids_moediff.runtime.platform import (
     allowed_processors,
     keep_freed_memory,
@@ -130,7 +131,7 @@ def measure(
         marks[stage] = time.perf_counter()
 
     used, begun = time.process_time(), time.perf_counter()
-    result = resolver.enhance(head, (ZOOM,) * 3, progress=note)
+    result = resolver.enhance(head, Options(output_resolution=(ZOOM,) * 3), progress=note)
     marks["done"] = time.perf_counter()
     used = time.process_time() - used
     names = ["consistency" if stage == "done" else stage for stage in marks]

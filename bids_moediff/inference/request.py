@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the app and its child process tell each other: one request, one result an image.
+
+Both sides read and write these classes, so a key is written once. Imports neither torch nor numpy.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bids_moediff.errors import UsageError, closest
+from bids_moediff.options import Options
+from bids_moediff.runtime.sink import write_json
+
+# Statements of a sidecar by which an image's acquisition is known.
+ACQUISITION_KEYS = (
+    "MRAcquisitionType",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "AcquisitionMatrixPE",
+    "PartialFourier",
+    "PulseSequenceType",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """One image for the network.
+
+    Parameters
+    ----------
+    key
+        Name of the image in progress and results.
+    image, mask, bias_field
+        NIfTI files on one grid; mask and bias field may be absent.
+    out_dir
+        Folder for what is made of it.
+    metadata
+        Statements of the sidecar (``ACQUISITION_KEYS``).
+    acquisition
+        How the image was sampled, as ``Acquisition.to_dict`` gives it; wins over the rest.
+    """
+
+    key: str
+    image: str
+    out_dir: str
+    mask: str | None = None
+    bias_field: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    acquisition: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All images of a participant, and what decides their results.
+
+    ``device`` may name several with commas, one of which is taken; ``model_reason`` says why this
+    model, for the record.
+    """
+
+    options: Options
+    images: tuple[ImageRequest, ...]
+    device: str = "auto"
+    model_reason: str = ""
+
+    def write(self, path: Path) -> Path:
+        """Write the request file."""
+        content = {
+            "options": self.options.to_dict(),
+            "device": self.device,
+            "model_reason": self.model_reason,
+            "images": [asdict(image) for image in self.images],
+        }
+        return write_json(content, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Request":
+        """Read a request file; what is absent gets its default.
+
+        Raises
+        ------
+        UsageError
+            for a file that cannot be read, an unknown key or a wrong value.
+        """
+        where = f"The request file {path.name}"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{where} cannot be read: {error}.") from error
+        if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+            raise UsageError(f"{where} has no list 'images'.")
+        _check_keys(content, cls, where)
+        images = []
+        for entry in content["images"]:
+            _check_keys(entry, ImageRequest, f"An image of {path.name}")
+            images.append(ImageRequest(**entry))
+        options = Options.from_dict(content.get("options", {}), where)
+        return cls(**{**content, "options": options, "images": tuple(images)})
+
+
+def _check_keys(content: Any, kind: type, where: str) -> None:
+    """UsageError for a missing or an unknown key."""
+    known = {item.name for item in fields(kind)}
+    if not isinstance(content, dict):
+        raise UsageError(f"{where} is not a table of keys and values.")
+    for key in content:
+        if key not in known:
+            raise UsageError(f"{where} has the unknown key {key!r}{closest(key, known)}.")
+    needed = ("key", "image", "out_dir") if kind is ImageRequest else ("images",)
+    if missing := [key for key in needed if key not in content]:
+        raise UsageError(f"{where} lacks {', '.join(missing)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """What became of one image.
+
+    Parameters
+    ----------
+    status
+        ``"running"``, ``"done"`` or ``"failed"``.
+    message
+        One sentence if it failed.
+    files
+        NIfTI files by the key of their product.
+    record
+        What ran, for the sidecar.
+    seconds, peak_memory_gb
+        Time of this image, and the most memory of the process so far.
+    exit_code
+        Of the process, where it ended on this image.
+    """
+
+    status: str
+    message: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    peak_memory_gb: float | None = None
+    exit_code: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known, as plain values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self.status == "done"
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further attempt is needed."""
+        return self.status in ("done", "failed")
+
+
+def read_results(path: Path) -> dict[str, ImageResult]:
+    """Return the results by image, empty where no file was written yet."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {key: ImageResult(**item) for key, item in content.items()}
+
+
+def write_results(results: Mapping[str, ImageResult], path: Path) -> Path:
+    """Write the results file, whole and atomically."""
+    return write_json({key: result.to_dict() for key, result in results.items()}, path)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the child process does: images through one network, each with its result.
+
+The results file is rewritten after every image. A key that it already holds as done or failed is
+not processed again, so a run that was killed half-way is continued by the same command; the key
+that was under way reads ``"running"``.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from bids_moediff.converters import to_device
+from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.families.choice import choose
+from bids_moediff.families.cost import estimate
+from bids_moediff.imaging.acquisition import Acquisition
+from bids_moediff.imaging.grid import voxel_sizes
+from bids_moediff.options import Options
+from bids_moediff.preprocessing.measured_voxels import (
+    Declared,
+    declared_acquisition,
+    find_measured,
+)
+from bids_moediff.runtime.device_lock import hold_device
+from bids_moediff.runtime.platform import peak_memory_gb
+from bids_moediff.runtime.sink import write_json, write_nifti
+
+from .request import ImageRequest, ImageResult, Request, read_results, write_results
+from .super_resolver import Inputs, Result, SuperResolver
+from .warnings import residual_warning
+
+TERMINATED = 128 + signal.SIGTERM
+STOP = threading.Event()
+
+
+def stop(_signal: int, _frame: Any) -> None:
+    """Signal handler: leave as soon as every ``finally`` has run."""
+    # Python drops an exception that is raised while it collects garbage; the flag outlives that.
+    STOP.set()
+    check_stop()
+
+
+def check_stop() -> None:
+    """Leave if the process was told to."""
+    if STOP.is_set():
+        raise SystemExit(TERMINATED)
+
+
+class ProgressLines:
+    """One JSON object a line: key, stage, fraction (0 to 1); at most one line per percent."""
+
+    def __init__(self, stream: TextIO, *, follow_parent: bool) -> None:
+        self._stream = stream
+        self._parent = os.getppid() if follow_parent else None
+        self._last: tuple[Any, ...] = ()
+
+    def __call__(self, key: str | None, stage: str, fraction: float) -> None:
+        """Say how far the image is; leaves if the process that asked for it is gone."""
+        check_stop()
+        if self._parent is not None and os.getppid() != self._parent:
+            raise SystemExit(TERMINATED)
+        if (line := (key, stage, int(100 * fraction))) != self._last:
+            self._last = line
+            text = json.dumps({"key": key, "stage": stage, "fraction": round(fraction, 4)})
+            print(text, file=self._stream, flush=True)
+
+
+def run_request(request: Request, results_file: Path, progress: ProgressLines) -> int:
+    """Process every image that is not settled: 0 if all are done, 1 if some failed."""
+    results = read_results(results_file)
+
+    def note(key: str, result: ImageResult) -> None:
+        results[key] = result
+        write_results(results, results_file)
+
+    todo = [i for i in request.images if i.key not in results or not results[i.key].settled]
+    if todo:
+        with held_device(request.device, progress) as device:
+            progress(None, "loading", 0.0)
+            loaded = load(request, device)
+            for image in todo:
+                note(image.key, ImageResult(status="running"))
+                note(image.key, _attempt(loaded, image, progress))
+    return 0 if all(result.done for result in results.values()) else 1
+
+
+def held_device(choice: str, progress: ProgressLines) -> AbstractContextManager[str]:
+    """Context that yields the device to run on; waits while every card asked for is in use."""
+    if choice == "auto":
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        devices = [to_device(device.strip()) for device in choice.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--device: {error}.") from error
+    if devices[0] == "cpu":
+        return nullcontext("cpu")
+    return hold_device(devices, on_wait=lambda: progress(None, "waiting for a device", 0.0))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network on its device, the options in force, and why this model was taken."""
+
+    resolver: SuperResolver
+    options: Options
+    model: str
+    model_reason: str
+
+
+def load(request: Request, device: str) -> Loaded:
+    """The model of the request; ``auto`` is settled now that the device is known."""
+    choice = choose(request.options, device)
+    resolver = SuperResolver.from_pretrained(
+        choice.model, device=device, precision=request.options.precision
+    )
+    return Loaded(resolver, request.options, choice.model, request.model_reason or choice.reason)
+
+
+def _attempt(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> ImageResult:
+    """Result of one image; nothing but a request to stop escapes."""
+    try:
+        return _process(loaded, image, progress)
+    except MoediffError as error:
+        return ImageResult(status="failed", message=str(error))
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return ImageResult(status="failed", message=memory_sentence(loaded, image))
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:300]
+        message = f"Super-resolution failed unexpectedly ({type(error).__name__}: {reason})."
+        return ImageResult(status="failed", message=message)
+
+
+def _process(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> ImageResult:
+    started = time.monotonic()
+    result = enhance_image(
+        loaded.resolver,
+        Scan(*(_open(path) for path in (image.image, image.mask, image.bias_field))),
+        image,
+        loaded.options,
+        partial(progress, image.key),
+    )
+    folder = Path(image.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    products = {"sr": result.image, "gates": result.gates, "std": result.standard_deviation}
+    files = {}
+    for name, product in products.items():
+        if product is not None:
+            files[name] = str(folder / f"{name}.nii")  # read once, soon: packing takes longer
+            write_nifti(product, Path(files[name]))
+    record = {**result.record, "ModelChoice": loaded.model_reason}
+    write_json(record, folder / "record.json")
+    progress(image.key, "done", 1.0)
+    return ImageResult(
+        status="done",
+        files=files,
+        record=record,
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory_gb=peak_memory_gb(),
+    )
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A conformed scan with what was prepared of it, on one grid."""
+
+    image: nib.Nifti1Image
+    mask: nib.Nifti1Image | None = None
+    bias_field: nib.Nifti1Image | None = None
+
+
+def _open(path: str | None) -> Any:
+    return nib.Nifti1Image.from_filename(path) if path else None
+
+
+def enhance_image(
+    resolver: SuperResolver,
+    scan: Scan,
+    told: ImageRequest,
+    options: Options,
+    progress: Callable[[str, float], None] | None = None,
+) -> Result:
+    """Super-resolve a scan from the voxels that were measured.
+
+    How they were sampled is told by ``told.acquisition`` or by the options and the sidecar's
+    statements in ``told.metadata``.
+    """
+    measured = find_measured(scan.image, scan.mask, scan.bias_field, options.acquired_resolution)
+    if told.acquisition:
+        sampling = Declared(Acquisition.from_dict(told.acquisition), "option")
+    else:
+        sampling = declared_acquisition(
+            measured, told.metadata, options.slice_profile, options.slice_thickness
+        )
+    inputs = Inputs(measured.mask, measured.bias_field, sampling.acquisition)
+    result = resolver.enhance(measured.image, options, inputs, progress)
+    data = np.asarray(measured.image.dataobj, dtype=np.float32)
+    inside = data > 0 if measured.mask is None else np.asarray(measured.mask.dataobj) > 0
+    if sentence := residual_warning(data, inside, result.residual):
+        result.record["Warnings"].append(sentence)
+    result.record.update(
+        InputVoxelSize=[round(size, 6) for size in voxel_sizes(scan.image.affine)],
+        AcquiredVoxelSize=[round(size, 6) for size in measured.zooms],
+        AcquiredVoxelSizeFrom=measured.source,
+        SamplingProfiles=sampling.acquisition.to_dict()["axes"],
+        SamplingProfilesFrom=sampling.source,
+    )
+    return result
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises RuntimeError on the processor, OutOfMemoryError on a card.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def memory_sentence(loaded: Loaded, image: ImageRequest) -> str:
+    """What an image that did not fit would have needed."""
+    header = nib.Nifti1Image.from_filename(image.image).header
+    needed = estimate(
+        tuple(int(n) for n in header.get_data_shape()[:3]),
+        tuple(float(z) for z in header.get_zooms()[:3]),
+        loaded.options,
+        model=loaded.model,
+        device=loaded.resolver.device.type,
+    )
+    return (
+        f"Super-resolution ran out of memory: the image needs about {needed.gigabytes:.1f} GB; "
+        "give it more memory, a smaller --batch-size or coarser output voxels."
+    )
+
+
+def with_typed(request: Request, typed: dict[str, Any], device: str | None) -> Request:
+    """The request with what was typed on the command line laid over it."""
+    options = replace(request.options, **typed)
+    return replace(request, options=options, device=device or request.device)
