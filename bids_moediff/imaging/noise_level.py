@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise of a scan, read where noise stands alone: in k-space's corner and in the air.
+
+Three readings, each with images where it fails:
+
+* **spectrum**: the part of the image at the highest frequencies of all axes at once, in flat
+  tissue (the idea of Coupé et al., Medical Image Analysis 14:483-493, 2010). Fails where the
+  readout left the corner empty, and reads high where anatomy reaches the corner;
+* **air**: noise is Rayleigh distributed there (Gudbjartsson and Patz, Magnetic Resonance in
+  Medicine 34:910-914, 1995). Fails where the air was set to zero, filtered, or is full of ghosts;
+* **tissue**: the local residual in flat tissue, which reads fine anatomy as noise.
+
+Two that agree check each other. Where they differ, the image tells which one to believe.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import comb
+
+import numpy as np
+from scipy import fft, ndimage, special
+
+from bids_moediff.imaging.acquisition import Axis, axis_matrix
+from bids_moediff.imaging.grid import steps_to
+from bids_moediff.imaging.masks import distance_to, head_mask_array
+from bids_moediff.imaging.noise import tissue_noise
+from bids_moediff.imaging.separable import along_axes
+from bids_moediff.imaging.spectrum import LEAST_FACTOR, acquired_resolution
+
+SIDE = 96  # voxels of the middle of the head that are looked at
+TAPS = 7  # of the high-pass filter along each axis: sine to the sixth power of the frequency
+SPREAD = 1.5  # voxels, of the window in which energies are averaged
+FLAT_SHARE = 0.15
+QUANTILE = 0.1  # of the energies of flat tissue: anatomy can only add to them
+CONTAMINATED = 1.2  # middle over low reading; white noise of one level has 1
+AGREEMENT = 1.25
+KEPT = 1 / 1.06  # of a band that ends early: where it ends is known to some hundredths
+THICK = 1.5  # axes with voxels larger than this many times the finest hold no corner
+EMPTY_CORNER = 0.2  # power beyond the ellipsoid over power before it
+FEWEST_VOXELS = 200
+# Rayleigh noise without its brightest hundredth: half its mean square over sigma squared, and its
+# mean over its deviation, with what may pass for it (ghosts and several coils leave the range).
+TRIMMED_POWER = 0.9535
+RAYLEIGH_SHAPE = (1.7, 2.3)
+AIR_REGION_VOXELS = 250
+
+
+@dataclass(frozen=True)
+class NoiseReading:
+    """Standard deviation of the noise of one image.
+
+    ``sigma`` and ``uncertainty`` (one standard deviation) in the image's units; ``source`` is
+    "spectrum and air", "spectrum", "air", "tissue" or "none" (nothing to read from: sigma 0).
+    """
+
+    sigma: float
+    source: str
+    uncertainty: float
+
+
+def read_noise(
+    data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray | None = None
+) -> NoiseReading:
+    """Noise of a scan.
+
+    Parameters
+    ----------
+    data
+        (x, y, z) magnitude image, any units.
+    zooms
+        Voxel sizes in mm.
+    head
+        (x, y, z) boolean head mask, found if it is not given. A brain mask serves as well, but
+        then the air is looked for outside it.
+
+    Returns
+    -------
+    NoiseReading
+        Of white noise in the units of ``data``. Of noise that the scanner filtered in k-space the
+        spectrum sees less than there is.
+    """
+    data = np.nan_to_num(np.asarray(data, dtype=np.float32))
+    if head is None:
+        head = head_mask_array(data, zooms)
+    if not head.any():
+        return NoiseReading(0.0, "none", 0.0)
+    spectrum, air = _corner_reading(data, zooms, head), _air_reading(data, zooms, head)
+    if spectrum is None and air is None:
+        sigma = tissue_noise(data, head)
+        return NoiseReading(sigma or 0.0, "tissue" if sigma else "none", 0.5 * (sigma or 0.0))
+    if spectrum is None:
+        assert air is not None
+        return NoiseReading(air, "air", 0.15 * air)
+    low, middle = spectrum
+    doubt = max(0.05 * low, min(middle - low, low))
+    if air is None:
+        return NoiseReading(low, "spectrum", doubt)
+    if max(air, low) <= AGREEMENT * min(air, low):
+        return NoiseReading(low, "spectrum and air", max(0.05 * low, abs(air - low)))
+    # Dark clean air may have been suppressed; then tissue shows noise and no anatomy.
+    if air < low and middle < CONTAMINATED * low:
+        return NoiseReading(low, "spectrum", max(doubt, 0.25 * low))
+    return NoiseReading(air, "air", max(0.1 * air, 0.5 * abs(air - low)))
+
+
+def rician_share(ratio: np.ndarray) -> np.ndarray:
+    """Variance of a magnitude over that of its complex noise, at a signal over noise ``ratio``.
+
+    Koay and Basser, Journal of Magnetic Resonance 179:317-322, 2006, equation 11: from 0.43 in
+    air to 1 in bright tissue.
+    """
+    ratio = np.minimum(ratio, 37.0)
+    half = ratio**2 / 4
+    bessel = (2 + ratio**2) * special.ive(0, half) + ratio**2 * special.ive(1, half)
+    return 2 + ratio**2 - np.pi / 8 * bessel**2
+
+
+def _corner_reading(
+    data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray
+) -> tuple[float, float] | None:
+    """Low and middle reading of the high-pass energies of flat tissue, None without tissue."""
+    part, inside = _middle(data, head)
+    part, inside, sizes, lost = _measured(part, inside, zooms)
+    axes = _corner_axes(part.shape, sizes)
+    smooth = ndimage.gaussian_filter(part, 1.5)
+    steep = np.sqrt(sum(np.square(step) for step in np.gradient(smooth)))
+    reach = [5 if size > 20 else 3 for size in part.shape]
+    inner = ndimage.minimum_filter(inside, size=reach) if inside.any() else inside
+    usable = inner & (smooth > 0.2 * np.percentile(part[inside], 90)) if inner.any() else inner
+    if usable.sum() < FEWEST_VOXELS:
+        return None
+    usable &= steep <= np.quantile(steep[usable], FLAT_SHARE)
+    energy = ndimage.gaussian_filter(np.square(_high_pass(part, axes)), SPREAD)[usable]
+    signal = np.square(smooth[usable])
+    expected = _white(axes, _empty(part, axes))
+    found = []
+    for quantile, of_white in zip((QUANTILE, 0.5), expected, strict=True):
+        sigma = float(np.sqrt(np.quantile(energy, quantile) / of_white))
+        for _ in range(4):  # dark tissue: the magnitude varies less than its noise
+            ratio = np.sqrt(np.maximum(signal - sigma**2, 0)) / max(sigma, 1e-12)
+            share = np.quantile(energy / rician_share(ratio), quantile)
+            sigma = float(np.sqrt(share / of_white))
+        found.append(sigma * lost)
+    return found[0], max(found)
+
+
+def _middle(data: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of the head and where it holds measured voxels."""
+    inside = head & (data != 0)
+    if not inside.any():
+        inside = head
+    box = []
+    for axis, size in enumerate(data.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        weight = inside.sum(axis=others)
+        centre = int((weight * np.arange(size)).sum() / weight.sum())
+        length = min(size, SIDE)
+        start = int(np.clip(centre - length // 2, 0, size - length))
+        box.append(slice(start, start + length))
+    return np.ascontiguousarray(data[tuple(box)]), inside[tuple(box)]
+
+
+def _measured(
+    part: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], float]:
+    """The block on the voxels that were measured, where the spectrum shows interpolation.
+
+    Also their sizes, and what the noise of the measured band is times that of the part kept.
+    """
+    matrices, masks, sizes, lost = [], [], [], 1.0
+    for axis, zoom, count in zip(
+        acquired_resolution(part, zooms, inside), zooms, part.shape, strict=True
+    ):
+        factor = axis.acquired / axis.voxel if axis.kind in ("zero-filled", "interpolated") else 1
+        kept = round(count / factor * KEPT)
+        if factor < LEAST_FACTOR or kept < 8:
+            kept = count
+        else:
+            lost *= count / factor / kept
+        size = zoom * count / kept
+        matrices.append(_float32(axis_matrix(count, zoom, kept, size, Axis("kspace"))))
+        masks.append(_float32(axis_matrix(count, zoom, kept, size, Axis("box"))))
+        sizes.append(size)
+    if all(matrix is None for matrix in matrices):
+        return part, inside, tuple(sizes), 1.0
+    share = along_axes(inside.astype(np.float32), masks)
+    reduced = np.ascontiguousarray(along_axes(part, matrices))
+    return reduced, share > 0.99, tuple(sizes), float(np.sqrt(lost))
+
+
+def _float32(matrix: np.ndarray | None) -> np.ndarray | None:
+    return None if matrix is None else matrix.astype(np.float32)
+
+
+def _corner_axes(shape: tuple[int, ...], zooms: tuple[float, ...]) -> tuple[int, ...]:
+    """Axes whose highest frequencies are looked at: slices far apart alias anatomy to there."""
+    fine = [
+        axis for axis in range(3) if zooms[axis] < THICK * min(zooms) and shape[axis] >= 2 * TAPS
+    ]
+    return tuple(fine) if len(fine) > 1 else (0, 1, 2)
+
+
+def _high_pass(data: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Binomial high-pass filter along ``axes``, scaled so that white noise keeps its variance."""
+    taps = np.array([(-1) ** k * comb(TAPS - 1, k) for k in range(TAPS)], dtype=np.float32)
+    taps /= np.sqrt(np.square(taps).sum())
+    for axis in axes:
+        data = ndimage.convolve1d(data, taps, axis=axis, mode="nearest")
+    return data
+
+
+def _radius(shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+    """Distance from the axis (or centre) of k-space over ``axes``, 1 at Nyquist; rfftn layout."""
+    total = np.zeros((1, 1, 1), dtype=np.float32)
+    for axis in axes:
+        count = shape[axis]
+        frequency = np.fft.rfftfreq(count) if axis == 2 else np.fft.fftfreq(count)
+        form = [1, 1, 1]
+        form[axis] = -1
+        total = total + np.square(2 * frequency).reshape(form)
+    return np.sqrt(total)
+
+
+def _empty(part: np.ndarray, axes: tuple[int, ...]) -> bool:
+    """Whether the readout filled an ellipsoid only: power falls off a cliff at its surface."""
+    power = np.square(np.abs(fft.rfftn(part)))
+    radius = np.broadcast_to(_radius(part.shape, axes), power.shape)
+    away = np.ones((1, 1, 1), dtype=bool)  # from the planes where the block's faces leak
+    for axis in axes:
+        single = _radius(part.shape, (axis,))
+        away = away & (single > 0.25) & (single < 0.95)
+    away = np.broadcast_to(away, power.shape)
+    before = power[away & (radius > 0.85) & (radius < 0.95)]
+    beyond = power[away & (radius > 1.05) & (radius < 1.15)]
+    if not len(before) or not len(beyond):
+        return False
+    return bool(np.median(beyond) < EMPTY_CORNER * np.median(before))
+
+
+@lru_cache(maxsize=16)
+def _white(axes: tuple[int, ...], ellipsoid: bool) -> tuple[float, float]:
+    """Low and middle quantile of the energies of white noise of variance 1."""
+    noise = np.random.default_rng(0).standard_normal((64, 64, 64), dtype=np.float32)
+    if ellipsoid:
+        spectrum = fft.rfftn(noise)
+        spectrum *= _radius(noise.shape, axes) <= 1
+        noise = fft.irfftn(spectrum, s=noise.shape)
+        noise /= noise.std()
+    energy = ndimage.gaussian_filter(np.square(_high_pass(noise, axes)), SPREAD)
+    low, middle = np.quantile(energy[8:-8, 8:-8, 8:-8], (QUANTILE, 0.5))
+    return float(low), float(middle)
+
+
+def _air_reading(
+    data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray
+) -> float | None:
+    """Rayleigh scale of the air, None where it was changed, or where its regions disagree."""
+    # Every other voxel of a fine grid: enough of them, and the distance is eight times cheaper.
+    steps = steps_to(zooms, 2.0)
+    part = tuple(slice(None, None, step) for step in steps)
+    coarse = data[part]
+    sampling = [zoom * step for zoom, step in zip(zooms, steps, strict=True)]
+    air = distance_to(head[part], sampling) > 10
+    regions = [_rayleigh(coarse[octant][air[octant]]) for octant in _octants(coarse.shape)]
+    known = [region for region in regions if region is not None]
+    if len(known) < 2:
+        return None
+    low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+    return float(middle) if high < 1.3 * low else None
+
+
+def _octants(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    halves = [(slice(0, size // 2), slice(size // 2, size)) for size in shape]
+    return [(x, y, z) for x in halves[0] for y in halves[1] for z in halves[2]]
+
+
+def _rayleigh(values: np.ndarray) -> float | None:
+    """Scale of Rayleigh noise, None where the values are too few or distributed otherwise."""
+    if len(values) < AIR_REGION_VOXELS or np.mean(values == 0) > 0.2:
+        return None
+    kept = values[values <= np.quantile(values, 0.99)].astype(np.float64)
+    deviation = kept.std()
+    if deviation <= 0 or not RAYLEIGH_SHAPE[0] < kept.mean() / deviation < RAYLEIGH_SHAPE[1]:
+        return None
+    return float(np.sqrt(np.mean(kept**2) / 2 / TRIMMED_POWER))

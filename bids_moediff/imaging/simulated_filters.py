@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters that scanners apply to k-space, and Rician noise, for scans that are simulated.
+
+The acquisition operator (:mod:`.acquisition`) is separable. A scanner's filter may not be: an
+elliptical readout and radial windows need the Fourier transform of the volume. The simulation
+lives here once, for tests, training and evaluation.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import fft
+
+# Fermi window: half of the amplitude at this radius, and its width; in units of Nyquist.
+FERMI_RADIUS, FERMI_WIDTH = 0.9, 0.05
+FILTERS = ("hard", "elliptical", "fermi", "half-hann", "hann", "tukey")
+TUKEY_SHARE = 0.5  # of the band is tapered
+
+
+def window(name: str, radius: np.ndarray) -> np.ndarray:
+    """Amplitude of a k-space filter at ``radius`` (any shape) in units of the Nyquist frequency.
+
+    Parameters
+    ----------
+    name
+        One of :data:`FILTERS`: "hard" passes everything, "elliptical" all within the radius 1,
+        "fermi" is 1/2 at 0.9, "half-hann" falls to 1/2 at the edge and "hann" to 0, "tukey"
+        is flat up to 0.5.
+    radius
+        Distance from the centre of k-space.
+
+    Raises
+    ------
+    ValueError
+        if there is no filter of this name.
+    """
+    inside = radius <= 1 + 1e-9
+    if name == "hard":
+        return np.ones_like(radius)
+    if name == "elliptical":
+        return inside.astype(radius.dtype)
+    if name == "fermi":
+        return 1 / (1 + np.exp((radius - FERMI_RADIUS) / FERMI_WIDTH))
+    if name in ("hann", "half-hann"):
+        hann = np.where(inside, 0.5 + 0.5 * np.cos(np.pi * radius), 0.0)
+        return hann if name == "hann" else np.where(inside, 0.5 + 0.5 * hann, 0.5)
+    if name == "tukey":
+        tapered = np.clip((radius - 1 + TUKEY_SHARE) / TUKEY_SHARE, 0, 1)
+        return 0.5 + 0.5 * np.cos(np.pi * tapered)
+    raise ValueError(f"unknown k-space filter {name!r}: choose from {FILTERS}")
+
+
+def kspace_radius(shape: Sequence[int]) -> np.ndarray:
+    """Distance from the centre of k-space, 1 at Nyquist on an axis; shape of ``rfftn``."""
+    axes = [np.fft.fftfreq(size) * 2 for size in shape[:-1]] + [np.fft.rfftfreq(shape[-1]) * 2]
+    first, second, third = (axis.astype(np.float32) ** 2 for axis in axes)
+    return np.sqrt(first[:, None, None] + second[None, :, None] + third[None, None, :])
+
+
+def filter_kspace(data: np.ndarray, name: str) -> np.ndarray:
+    """Radial k-space filter ``name`` on a band-limited volume (x, y, z); float32."""
+    if name == "hard":
+        return np.asarray(data, dtype=np.float32)
+    spectrum = fft.rfftn(np.asarray(data, dtype=np.float32))
+    spectrum *= window(name, kspace_radius(data.shape))
+    return fft.irfftn(spectrum, s=data.shape).astype(np.float32)
+
+
+def add_rician_noise(data: np.ndarray, sigma: float, seed: int | Sequence[int]) -> np.ndarray:
+    """Magnitude image of ``data`` with complex noise of standard deviation ``sigma``; float32."""
+    random = np.random.default_rng(seed)
+    real = data + sigma * random.standard_normal(data.shape, dtype=np.float32)
+    imaginary = sigma * random.standard_normal(data.shape, dtype=np.float32)
+    return np.hypot(real, imaginary).astype(np.float32)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise that is read from a scan, against what was put into it."""
+
+import numpy as np
+import pytest
+from scipy import fft, ndimage
+
+from bids_moediff.imaging.noise_level import read_noise, rician_share
+from bids_moediff.imaging.simulated_filters import (
+    FILTERS,
+    add_rician_noise,
+    filter_kspace,
+    kspace_radius,
+    window,
+)
+
+SHAPE = (104, 112, 96)
+ONES = (1.0, 1.0, 1.0)
+TOP = 600.0
+
+
+def head(detail: float = 0.0) -> np.ndarray:
+    """A noise-free head in air: fluid, wavy cortex, white matter, shading; partial volumes."""
+    x, y, z = (
+        axis / (0.42 * size)
+        for axis, size in zip(
+            np.meshgrid(*[np.arange(n) - n / 2 for n in SHAPE], indexing="ij"), SHAPE, strict=True
+        )
+    )
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    wave = 0.06 * np.sin(14 * np.arctan2(y, x)) * np.cos(11 * z)
+    data = np.where(radius < 0.95, 120.0, 0.0)
+    data[radius < 0.9] = 380.0
+    data[radius + wave < 0.76] = TOP
+    data[np.sqrt((x / 0.2) ** 2 + (y / 0.4) ** 2 + (z / 0.2) ** 2) < 1] = 120.0
+    data += detail * (radius < 0.9) * np.sin(0.8 * TOP * x * y)
+    return (ndimage.gaussian_filter(data, 0.6) * (1 + 0.15 * x)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clean() -> np.ndarray:
+    return head()
+
+
+@pytest.fixture(scope="module")
+def inside(clean: np.ndarray) -> np.ndarray:
+    return clean > 30
+
+
+@pytest.mark.parametrize("percent", [1.0, 8.0])
+@pytest.mark.parametrize("stripped", [False, True])
+def test_noise_that_was_added_is_read(clean, inside, percent, stripped):
+    sigma = percent / 100 * TOP
+    data = add_rician_noise(clean, sigma, 1) * (inside if stripped else 1)
+    reading = read_noise(data, ONES, inside)
+    assert reading.sigma == pytest.approx(sigma, rel=0.15)
+    assert reading.source == ("spectrum" if stripped else "spectrum and air")
+    assert abs(reading.sigma - sigma) < 4 * reading.uncertainty
+
+
+def test_no_noise_is_read_as_none(clean, inside):
+    assert read_noise(clean, ONES, inside).sigma < 0.003 * TOP
+
+
+def test_thick_slices_are_read_in_plane(clean, inside):
+    slices = clean[:, :, : 4 * (SHAPE[2] // 4)].reshape(*SHAPE[:2], -1, 4)[..., 1:3].mean(axis=3)
+    sigma = 0.03 * TOP
+    data = add_rician_noise(slices, sigma, 2)
+    reading = read_noise(data, (1.0, 1.0, 4.0), inside[:, :, 1::4])
+    assert reading.sigma == pytest.approx(sigma, rel=0.15)
+
+
+def test_flat_tissue_with_fine_anatomy_is_not_taken_for_noise(inside):
+    sigma = 0.01 * TOP
+    data = add_rician_noise(head(detail=25.0), sigma, 3) * inside
+    assert read_noise(data, ONES, inside).sigma == pytest.approx(sigma, rel=0.3)
+
+
+def test_zero_filling_empties_the_corner_but_not_the_reading(clean, inside):
+    sigma = 0.03 * TOP
+    data = add_rician_noise(clean, sigma, 4)
+    small = np.fft.fftshift(fft.fftn(data))
+    large = np.zeros([2 * n for n in SHAPE], dtype=complex)
+    large[tuple(slice(n // 2, n // 2 + n) for n in SHAPE)] = small
+    filled = np.abs(fft.ifftn(np.fft.ifftshift(large))).astype(np.float32) * 8
+    cut = tuple(slice(n - 60, n + 60) for n in SHAPE)
+    mask = np.repeat(np.repeat(np.repeat(inside, 2, 0), 2, 1), 2, 2)
+    reading = read_noise(filled[cut], (0.5, 0.5, 0.5), mask[cut])
+    assert reading.sigma == pytest.approx(sigma, rel=0.15)
+
+
+def test_an_elliptical_readout_is_recognised(clean, inside):
+    sigma = 0.03 * TOP
+    noisy = clean + sigma * np.random.default_rng(5).standard_normal(SHAPE, dtype=np.float32)
+    filled = filter_kspace(noisy, "elliptical")
+    share = np.mean(kspace_radius(SHAPE) <= 1)
+    reading = read_noise(np.where(inside, np.abs(filled), 0), ONES, inside)
+    assert reading.sigma == pytest.approx(sigma * np.sqrt(share), rel=0.2)
+
+
+def test_air_that_was_darkened_is_not_believed(clean, inside):
+    sigma = 0.03 * TOP
+    data = add_rician_noise(clean, sigma, 6)
+    data = np.where(ndimage.binary_dilation(inside, iterations=3), data, 0.3 * data)
+    reading = read_noise(data, ONES, inside)
+    assert reading.source == "spectrum"
+    assert reading.sigma == pytest.approx(sigma, rel=0.15)
+
+
+def test_noise_that_k_space_filtering_hid_is_read_in_the_air(clean, inside):
+    sigma = 0.03 * TOP
+    random = np.random.default_rng(7)
+    parts = [
+        filter_kspace(sigma * random.standard_normal(SHAPE, dtype=np.float32), "hann")
+        for _ in range(2)
+    ]
+    reading = read_noise(np.hypot(clean + parts[0], parts[1]), ONES, inside)
+    assert reading.source == "air"
+    assert reading.sigma == pytest.approx(parts[0].std(), rel=0.15)
+
+
+def test_an_image_without_head_has_no_noise_to_read():
+    reading = read_noise(np.zeros((20, 20, 20)), ONES)
+    assert (reading.sigma, reading.source) == (0.0, "none")
+
+
+def test_rician_share_has_its_limits():
+    assert rician_share(np.array([0.0]))[0] == pytest.approx(2 - np.pi / 2)
+    assert rician_share(np.array([30.0]))[0] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_passes_the_middle_of_k_space(name):
+    values = window(name, np.linspace(0, 1.7, 50))
+    assert values[0] == pytest.approx(1, abs=1e-6)
+    assert (np.diff(values) <= 1e-6).all()
+    constant = np.full((8, 9, 10), 3.0)
+    assert np.allclose(filter_kspace(constant, name), 3.0, atol=1e-4)
+
+
+def test_an_unknown_filter_is_refused():
+    with pytest.raises(ValueError, match="unknown k-space filter"):
+        window("welch", np.zeros(3))
