@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_moediff.execution.outcome import Outcome, exit_code, failed
+from bids_moediff.execution.outcome import Outcome, exit_code, failed, print_summary
 from generated import dataset
 
 COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
@@ -71,3 +71,20 @@ def test_stop_on_first_crash_stops_with_the_sentence(bad: Path, tmp_path: Path) 
 )
 def test_exit_code(outcomes: list[Outcome], code: int) -> None:
     assert exit_code(outcomes) == code
+
+
+def test_the_summary_says_what_to_look_at_and_what_comes_next(tmp_path, capsys):
+    (tmp_path / "sub-01.html").write_text("x")
+    outcomes = [
+        Outcome("01", "sub-01_T1w", "done", warnings=("Slices are thick.", "Noisy.")),
+        Outcome("02", "sub-02_T1w", "done", warnings=("Slices are thick.",)),
+        failed("03", "sub-03_T1w", "The file is truncated."),
+    ]
+    print_summary(outcomes, tmp_path, "bids_moediff /data /out group", skipped=2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 3 images done; 2 left out" in said
+    assert "sub-01_T1w (2 images): Slices are thick." in said
+    assert "Warning, sub-01_T1w: Noisy." in said
+    assert "The file is truncated." in said
+    assert str(tmp_path / "sub-01.html") in said
+    assert said.endswith("Next: bids_moediff /data /out group")

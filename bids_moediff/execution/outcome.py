@@ -30,6 +30,8 @@ class Outcome:
         What went wrong, in one sentence.
     exit_code
         That of the failure; 0 for an image that was done.
+    warnings
+        What a reader should know before using the image.
     """
 
     participant: str
@@ -37,6 +39,7 @@ class Outcome:
     status: str
     message: str = ""
     exit_code: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def failed(participant: str, image: str, message: str, exit_code: int = 1) -> Outcome:
@@ -60,7 +63,8 @@ def read_outcomes(
         if item is None:
             outcomes.append(failed(label, key, reason))
         elif item["status"] == "done":
-            outcomes.append(Outcome(label, key, "done"))
+            warnings = tuple(dict.fromkeys(item.get("warnings", ())))
+            outcomes.append(Outcome(label, key, "done", warnings=warnings))
         else:
             code = item.get("exit_code", ImageError.exit_code)
             outcomes.append(failed(label, key, item["message"], code if code in FATAL else 1))
@@ -100,8 +104,22 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
     return fatal[-1] if fatal else int(bool(codes))
 
 
-def print_table(outcomes: Sequence[Outcome]) -> None:
-    """Say on standard error how many images were done, and show which failed and why."""
+def print_summary(
+    outcomes: Sequence[Outcome], output_dir: Path, next_command: str, skipped: int = 0
+) -> None:
+    """Say on standard error what became of the run, and what comes next.
+
+    Parameters
+    ----------
+    outcomes
+        One for each image, and those of participants as a whole.
+    output_dir
+        Where the results are.
+    next_command
+        What to call now; empty if nothing is left to do.
+    skipped
+        Files of the participants that were left out, as notices said.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -109,9 +127,30 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
     bad = [outcome for outcome in outcomes if outcome.status == "failed"]
     images = [outcome for outcome in outcomes if outcome.image]
     done = sum(outcome.status == "done" for outcome in images)
-    console.print(f"{done} of {len(images)} images done.", highlight=False)
+    left_out = f"; {skipped} left out, see above" if skipped else ""
+    console.print(f"{done} of {len(images)} images done{left_out}.", highlight=False)
+    for words, names in _shared_warnings(images):
+        several = f" ({len(names)} images)" if len(names) > 1 else ""
+        console.print(f"Warning, {names[0]}{several}: {words}", highlight=False, markup=False)
     if bad:
         table = Table("participant", "image", "what went wrong", title="Failed")
         for outcome in bad:
             table.add_row(f"sub-{outcome.participant}", outcome.image, outcome.message)
         console.print(table)
+    labels = sorted({outcome.participant for outcome in outcomes})
+    reports = [path for label in labels if (path := output_dir / f"sub-{label}.html").is_file()]
+    console.soft_wrap = True  # paths and commands are copied
+    if reports:
+        more = f" and {len(reports) - 1} more beside it" if len(reports) > 1 else ""
+        console.print(f"Report: {reports[0]}{more}", highlight=False, markup=False)
+    if next_command:
+        console.print(f"Next: {next_command}", highlight=False, markup=False)
+
+
+def _shared_warnings(images: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
+    """Warnings with the images that have them, most frequent first."""
+    found: dict[str, list[str]] = {}
+    for outcome in images:
+        for words in outcome.warnings:
+            found.setdefault(words, []).append(outcome.image)
+    return sorted(found.items(), key=lambda entry: -len(entry[1]))

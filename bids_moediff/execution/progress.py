@@ -10,7 +10,8 @@ ten per cent.
 import json
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,40 @@ from bids_moediff.workflows.folder_names import WORKFLOW_NAME
 
 PATTERN = f"{WORKFLOW_NAME}/*/superres_wf/superres/stdout.nipype"
 SECONDS_BETWEEN_LOOKS = 0.5
+PREPARING = "preparing: brain mask, bias field, quality figures"
+# Part of an image's time at which each stage begins and ends (docs/speed.md; rounded).
+STAGES = {
+    "interpolate": (0.0, 0.03),
+    "student": (0.03, 0.98),
+    "mean": (0.03, 0.75),
+    "experts": (0.75, 0.98),
+    "done": (1.0, 1.0),
+}
+SOONEST = 0.05  # of an image: an estimate before this would be a guess
+
+
+def overall(stage: str, fraction: float) -> float:
+    """Return how much of an image is done (0 to 1), from its stage and the part of that."""
+    begin, end = STAGES.get(stage, (0.0, 0.0))
+    return begin + min(max(fraction, 0.0), 1.0) * (end - begin)
+
+
+class Clock:
+    """Time left for each image, from what has passed since its first line."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._first: dict[str, tuple[float, float]] = {}
+
+    def left(self, key: str, done: float) -> str:
+        """Return words such as ``about 1:20 left``; empty while it cannot be known."""
+        moment = self._now()
+        start, before = self._first.setdefault(key, (moment, done))
+        if done - before < SOONEST or done >= 1:
+            return ""
+        seconds = (moment - start) * (1 - done) / (done - before)
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"about {minutes}:{seconds:02d} left"
 
 
 class ProgressReader:
@@ -61,40 +96,70 @@ class PlainDisplay:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._tenths: dict[str, int] = {}
+        self._clock = Clock()
+
+    def prepare(self) -> None:
+        """Say what comes before the networks."""
+        print(PREPARING, file=self._stream, flush=True)
 
     def show(self, item: dict[str, Any]) -> None:
         """Print a line if the image has come ten per cent further."""
-        key, tenth = item["key"], int(10 * item["fraction"] + 1e-6)
+        key, done = item["key"], overall(item["stage"], item["fraction"])
+        left = self._clock.left(key, done)
+        tenth = int(10 * done + 1e-6)
         if tenth != self._tenths.get(key):
             self._tenths[key] = tenth
-            print(f"{key}: {item['stage']} {10 * tenth} %", file=self._stream, flush=True)
+            words = f"{key}: {10 * tenth} %{', ' if left else ''}{left}"
+            print(words, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
 class BarDisplay:
-    """One bar an image."""
+    """One bar an image, and one without an end for what comes before the networks."""
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        self._progress = Progress(console=Console(file=stream), transient=False)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._progress = Progress(*columns, console=Console(file=stream), transient=False)
         self._bars: dict[str, Any] = {}
+        self._preparing: Any = None
+        self._clock = Clock()
         self._progress.start()
+
+    def prepare(self) -> None:
+        """Show that something is under way before the networks."""
+        self._preparing = self._progress.add_task(PREPARING, total=None, left="")
 
     def show(self, item: dict[str, Any]) -> None:
         """Move the bar of the image."""
-        if item["key"] not in self._bars:
-            self._bars[item["key"]] = self._progress.add_task(item["key"], total=1.0)
-        text = f"{item['key']}: {item['stage']}"
-        bar = self._bars[item["key"]]
-        self._progress.update(bar, completed=item["fraction"], description=text)
+        if self._preparing is not None:
+            self._progress.remove_task(self._preparing)
+            self._preparing = None
+        key, done = item["key"], overall(item["stage"], item["fraction"])
+        if key not in self._bars:
+            self._bars[key] = self._progress.add_task(key, total=1.0, left="")
+        left = self._clock.left(key, done)
+        self._progress.update(self._bars[key], completed=done, left=left)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
+        if self._preparing is not None:
+            self._progress.remove_task(self._preparing)
         self._progress.stop()
+
+
+def open_display(stream: IO[str]) -> "BarDisplay | PlainDisplay":
+    """Bars on a terminal, plain lines elsewhere."""
+    return BarDisplay(stream) if stream.isatty() else PlainDisplay(stream)
 
 
 class ProgressWatcher:
@@ -107,8 +172,8 @@ class ProgressWatcher:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "ProgressWatcher":
-        on_terminal = self._stream.isatty()
-        self._display = BarDisplay(self._stream) if on_terminal else PlainDisplay(self._stream)
+        self._display = open_display(self._stream)
+        self._display.prepare()
         self._thread.start()
         return self
 

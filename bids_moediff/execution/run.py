@@ -6,6 +6,7 @@ libraries has to be set before they are loaded.
 """
 
 import os
+import shlex
 import sys
 import uuid
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ def run_participants(settings: Settings) -> int:
     from bids_moediff.bids.dataset import prepare_output
     from bids_moediff.workflows.participant import RunPlan
 
-    from .outcome import Outcome, exit_code, print_table
+    from .outcome import Outcome, exit_code, print_summary
 
     check_files(settings)
     prepare_output(settings)
@@ -77,15 +78,26 @@ def run_participants(settings: Settings) -> int:
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
     )
     outcomes: list[Outcome] = []
+    skipped = 0
     for start in range(0, len(labels), PARTICIPANTS_AT_ONCE):
-        outcomes += _run_batch(settings, labels[start:][:PARTICIPANTS_AT_ONCE], plan, limits)
+        batch = labels[start:][:PARTICIPANTS_AT_ONCE]
+        found, notices = _run_batch(settings, batch, plan, limits)
+        outcomes += found
+        skipped += notices
     if settings.boilerplate_only:
         return 0
-    print_table(outcomes)
     code = exit_code(outcomes)
+    print_summary(outcomes, settings.output_dir, _next_command(settings, code), skipped)
     if settings.stage == "all" and not settings.keep_workdir:
         remove_work(settings.work_folder, labels)
     return code
+
+
+def _next_command(settings: Settings, code: int) -> str:
+    """What to call after this run: the group level once every image is there."""
+    if code or settings.stage not in ("all", "report"):
+        return ""
+    return shlex.join(["bids_moediff", str(settings.bids_dir), str(settings.output_dir), "group"])
 
 
 def check_files(settings: Settings) -> None:
@@ -146,7 +158,8 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
 
 def _run_batch(
     settings: Settings, labels: Sequence[str], plan: "RunPlan", limits: Limits
-) -> "list[Outcome]":
+) -> "tuple[list[Outcome], int]":
+    """Outcomes of some participants, and the number of notices about files left out."""
     from bids_moediff.workflows.participant import init_bids_moediff_wf, run_file
 
     from .execute import configure_nipype, execute, run_logs, write_methods
@@ -156,6 +169,7 @@ def _run_batch(
     forget_failures(settings.work_folder, labels)
     outcomes: list[Outcome] = []
     participants: list[Participant] = []
+    notices = 0
     for label in labels:
         try:
             participant = discover_participant(settings, label)
@@ -164,16 +178,17 @@ def _run_batch(
             continue
         for notice in participant.notices:
             print(f"bids_moediff: {notice}", file=sys.stderr)
+        notices += len(participant.notices)
         if participant.images:  # filters may leave none
             participants.append(participant)
     with run_logs(settings, plan, participants):
         workflow = init_bids_moediff_wf(settings, participants, plan)
         write_methods(settings, workflow)
         if settings.boilerplate_only or not participants:
-            return outcomes
+            return outcomes, notices
         crash_folder = execute(settings, workflow, plan, limits)
     for participant in participants:
         keys = [image.key for image in participant.images]
         path = run_file(settings, plan, participant)
         outcomes += read_outcomes(participant.label, keys, path, crash_folder)
-    return outcomes
+    return outcomes, notices

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the terminal says while networks run: progress never goes back, the time left is right."""
+
+import io
+
+import pytest
+
+from bids_moediff.execution.progress import BarDisplay, Clock, PlainDisplay, overall
+
+MOEDIFF = [("interpolate", 0.0), ("interpolate", 1.0), ("mean", 0.5), ("mean", 1.0)]
+MOEDIFF += [("experts", 0.0), ("experts", 1.0), ("done", 1.0)]
+STUDENT = [("interpolate", 1.0), ("student", 0.0), ("student", 1.0), ("done", 1.0)]
+
+
+@pytest.mark.parametrize("stages", [MOEDIFF, STUDENT])
+def test_progress_never_goes_back_and_ends_at_one(stages):
+    parts = [overall(*stage) for stage in stages]
+    assert parts == sorted(parts)
+    assert parts[0] < 0.05
+    assert parts[-2] < 1
+    assert parts[-1] == 1
+
+
+def test_time_left_is_that_of_an_even_pace():
+    seconds = iter([0.0, 10.0, 25.0, 50.0, 100.0])
+    clock = Clock(lambda: next(seconds))
+    said = [clock.left("a", done) for done in (0.0, 0.1, 0.25, 0.5, 1.0)]
+    assert said == ["", "about 1:30 left", "about 1:15 left", "about 0:50 left", ""]
+
+
+def test_images_have_clocks_of_their_own():
+    seconds = iter([0.0, 60.0, 70.0])
+    clock = Clock(lambda: next(seconds))
+    assert clock.left("a", 0.0) == ""
+    assert clock.left("b", 0.0) == ""
+    assert clock.left("b", 0.5) == "about 0:10 left"
+
+
+def test_plain_lines_tell_of_the_preparation_and_of_every_tenth():
+    stream = io.StringIO()
+    display = PlainDisplay(stream)
+    display.prepare()
+    for step in range(101):
+        display.show({"key": "sub-01", "stage": "student", "fraction": step / 100})
+    display.show({"key": "sub-01", "stage": "done", "fraction": 1.0})
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("preparing")
+    assert [line.split()[1] for line in lines[1:]] == [str(10 * tenth) for tenth in range(11)]
+
+
+def test_bars_end_whatever_was_shown():
+    stream = io.StringIO()
+    display = BarDisplay(stream)
+    display.prepare()
+    display.close()
+    display = BarDisplay(stream)
+    display.prepare()
+    display.show({"key": "sub-01", "stage": "mean", "fraction": 0.5})
+    display.show({"key": "sub-01", "stage": "done", "fraction": 1.0})
+    display.close()
+    assert "sub-01" in stream.getvalue()
+    assert "100%" in stream.getvalue()
