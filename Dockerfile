@@ -36,7 +36,7 @@ COPY bids_moediff/__init__.py bids_moediff/__init__.py
 COPY bids_moediff/data/demo/LICENSE bids_moediff/data/demo/LICENSE
 # What nobody runs goes in the same layer: tests of libraries (numpy.testing imports some of its
 # own), headers and archives for linking, and all programs of torch but the one that it starts.
-RUN pip install -c constraints.txt . \
+RUN pip install -c constraints.txt '.[dicom]' \
     && packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && rm -rf "$packages/torch/include" "$packages/torch/test" \
     && find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete \

@@ -72,6 +72,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
         "bids_moediff-train",
         "bids_moediff-evaluate",
         "bids_moediff-degrade",
+        "bids_moediff-dicom",
     }
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in metadata

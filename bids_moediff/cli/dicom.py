@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-dicom IMAGE DICOM_OUT --source-dicom FOLDER``: a result as a DICOM series."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bids_moediff import __version__
+from bids_moediff.cli.common import run_command
+from bids_moediff.errors import UsageError
+
+PROGRAM = "bids_moediff-dicom"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the command; imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Write a super-resolved image as a derived MR series into the study of its "
+        "scan. Not for diagnosis.",
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="super-resolved NIfTI image")
+    parser.add_argument("output", type=Path, metavar="DICOM_OUT", help="folder to write")
+    parser.add_argument(
+        "--source-dicom", type=Path, required=True, metavar="FOLDER",
+        help="series that the image was made from; found by its field of view among others",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plane", choices=("source", "axial", "coronal", "sagittal"), default="source",
+        help="slices to cut the image into (default: those of the source)",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point; gives the exit code."""
+    return run_command(PROGRAM, _convert, argv)
+
+
+def _convert(words: list[str]) -> int:
+    options = build_parser().parse_args(words)
+    try:
+        from bids_moediff.dicom.derived import datasets
+        from bids_moediff.dicom.source import match_series, read_series
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{PROGRAM} needs {error.name}: install it with pip install 'bids_moediff[dicom]'."
+        ) from error
+    image = _image(options.image)
+    series = match_series(read_series(options.source_dicom), image.shape, image.affine)
+    written = _write(
+        list(datasets(image, series, _sidecar(options.image), options.plane)), options
+    )
+    print(f"{written} slices in {options.output}, beside series {series.name}. Not for diagnosis.")
+    return 0
+
+
+def _image(path: Path) -> Any:
+    """The image as it is; the grid is not touched."""
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+    except (OSError, ValueError, ImageFileError) as error:
+        raise UsageError(f"{path}: not a readable NIfTI image.") from error
+    if image.ndim != 3:
+        raise UsageError(f"{path.name} has {image.ndim} axes; give a 3-D image.")
+    return image
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """The record beside the image; empty where there is none."""
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    try:
+        record = json.loads(path.with_name(f"{stem}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write(slices: list[Any], options: argparse.Namespace) -> int:
+    """Write the slices; a folder that holds something else is left alone."""
+    import pydicom
+
+    from bids_moediff.runtime.sink import atomic
+
+    names = [f"IM{index:04d}.dcm" for index in range(1, len(slices) + 1)]
+    others = (
+        {path.name for path in options.output.iterdir()} - set(names)
+        if options.output.is_dir()
+        else set()
+    )
+    if others:
+        raise UsageError(
+            f"{options.output} has other files ({sorted(others)[0]}); name a new folder."
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, data in zip(names, slices, strict=True):
+        with atomic(options.output / name) as stream:
+            pydicom.dcmwrite(stream, data, enforce_file_format=True)
+    return len(slices)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

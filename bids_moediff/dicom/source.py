@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DICOM series an image was converted from: read, and matched by geometry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+
+from bids_moediff.errors import UsageError
+from bids_moediff.imaging.grid import voxel_sizes
+
+# MR Image Storage, Enhanced MR Image Storage
+MR_CLASSES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MILLIMETRES = 0.5  # by which the corners of two fields of view may differ
+
+
+@dataclass(frozen=True)
+class Series:
+    """One MR series.
+
+    Parameters
+    ----------
+    headers
+        Headers of its files, without pixels, ordered along the slice axis.
+    shape
+        Columns, rows and slices.
+    affine
+        Index (column, row, slice) to RAS mm.
+    """
+
+    headers: tuple[Dataset, ...]
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def first(self) -> Dataset:
+        """The header that stands for the series."""
+        return self.headers[0]
+
+    @property
+    def name(self) -> str:
+        """Number and description, for messages."""
+        return f"{self.first.get('SeriesNumber', '?')} {self.first.get('SeriesDescription', '')}"
+
+
+def read_series(folder: Path) -> list[Series]:
+    """MR series in ``folder`` and the folders below; those without a regular grid are left out.
+
+    Raises
+    ------
+    UsageError
+        if the folder is missing or has no MR series.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--source-dicom {folder}: not a folder.")
+    found: dict[str, list[Dataset]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+        except (pydicom.errors.InvalidDicomError, OSError, ValueError):
+            continue
+        if header.get("SOPClassUID") in MR_CLASSES:
+            found.setdefault(str(header.SeriesInstanceUID), []).append(header)
+    series = [item for headers in found.values() if (item := _series(headers)) is not None]
+    if not series:
+        raise UsageError(f"--source-dicom {folder}: no MR series with parallel slices there.")
+    return series
+
+
+def match_series(series: Sequence[Series], shape: Sequence[int], affine: np.ndarray) -> Series:
+    """The series whose field of view is that of an image (``affine`` to RAS mm).
+
+    Converters turn and flip axes, and a super-resolved image may reach out by less than one of
+    its voxels; its field of view is otherwise that of the scan.
+
+    Raises
+    ------
+    UsageError
+        if no series matches, or if series of several studies do.
+    """
+    matching = [item for item in series if _same_field(item, shape, affine)]
+    if not matching:
+        names = "; ".join(item.name for item in series[:5])
+        raise UsageError(
+            "No series of --source-dicom has the image's field of view, so it cannot be told whose"
+            f" image this is. Series there: {names}."
+        )
+    if len({str(item.first.get("StudyInstanceUID")) for item in matching}) > 1:
+        raise UsageError(
+            "Series of several studies match the image; give the folder of one study."
+        )
+    return min(matching, key=lambda item: int(item.first.get("SeriesNumber") or 0))
+
+
+def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> bool:
+    """Whether the corners of the image lie at those of the series, or less than a voxel beyond."""
+    to_index = np.linalg.inv(series.affine)
+    corners = np.array(list(product(*[(-0.5, count - 0.5) for count in shape])))
+    places = corners @ affine[:3, :3].T + affine[:3, 3]
+    index = places @ to_index[:3, :3].T + to_index[:3, 3]
+    low, high = index.min(0), index.max(0)
+    sizes = np.array(voxel_sizes(series.affine))
+    beyond_low = (-0.5 - low) * sizes
+    beyond_high = (high - (np.array(series.shape) - 0.5)) * sizes
+    # A turned box would have the same limits, and other corners.
+    at_limits = np.isclose(index, low, atol=0.1) | np.isclose(index, high, atol=0.1)
+    reach = max(voxel_sizes(affine)) + MILLIMETRES
+    beyond = np.concatenate([beyond_low, beyond_high])
+    return bool(at_limits.all() and (beyond > -MILLIMETRES).all() and (beyond < reach).all())
+
+
+def _series(headers: list[Dataset]) -> Series | None:
+    """A series from the headers of its files, or None where its slices form no regular grid."""
+    frames = [frame for header in headers for frame in _frames(header)]
+    if len(frames) < 2:
+        return None
+    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
+    orientation, spacing = frames[0][1], frames[0][2]
+    along_row, along_column = orientation[:3], orientation[3:]
+    normal = np.cross(along_row, along_column)
+    if any(not np.allclose(frame[1], orientation, atol=1e-4) for frame in frames):
+        return None
+    positions = np.array([frame[0] for frame in frames])
+    depths = positions @ normal
+    if len(headers) == len(frames):
+        headers = [headers[index] for index in np.argsort(depths)]
+    positions = positions[np.argsort(depths)]
+    steps = np.diff(np.sort(depths))
+    if steps.min() < 1e-3 or steps.max() - steps.min() > 0.05 * steps.mean():
+        return None
+    affine = np.eye(4)
+    affine[:3, 0] = along_row * spacing[1]
+    affine[:3, 1] = along_column * spacing[0]
+    affine[:3, 2] = (positions[-1] - positions[0]) / (len(frames) - 1)
+    affine[:3, 3] = positions[0]
+    return Series(tuple(headers), (columns, rows, len(frames)), LPS_TO_RAS @ affine)
+
+
+Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _frames(header: Dataset) -> list[Frame]:
+    """Position, orientation and pixel spacing (LPS mm) of every slice of a file."""
+    try:
+        if "PerFrameFunctionalGroupsSequence" not in header:
+            return [_geometry(header, header, header)]
+        shared = header.SharedFunctionalGroupsSequence[0]
+        return [
+            _geometry(
+                group.PlanePositionSequence[0],
+                _group("PlaneOrientationSequence", group, shared),
+                _group("PixelMeasuresSequence", group, shared),
+            )
+            for group in header.PerFrameFunctionalGroupsSequence
+        ]
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return []  # a localiser or a report: no slice in space
+
+
+def _geometry(position: Dataset, orientation: Dataset, measures: Dataset) -> Frame:
+    return (
+        np.array(position.ImagePositionPatient, dtype=float),
+        np.array(orientation.ImageOrientationPatient, dtype=float),
+        np.array(measures.PixelSpacing, dtype=float),
+    )
+
+
+def _group(name: str, frame: Dataset, shared: Dataset) -> Dataset:
+    """A functional group of a frame, or the one that all frames share."""
+    return (frame if name in frame else shared)[name].value[0]

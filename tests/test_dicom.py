@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A result as a DICOM series: geometry, values, identity, refusals. Needs pydicom and dcm2niix."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from bids_moediff.cli.dicom import main
+from bids_moediff.imaging.grid import output_grid
+
+pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install '.[dicom]'")
+
+STUDY = "1.2.3.4.5"
+SHAPE, SPACING = (28, 32, 10), (1.1, 1.0, 3.0)  # columns, rows, slices
+
+
+def write_source(folder: Path, study: str = STUDY, shift: float = 0.0) -> None:
+    """An oblique MR series of thick slices with private tags and a name in Latin-1."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    folder.mkdir(parents=True)
+    turn = Rotation.from_euler("xyz", (8, -5, 12), degrees=True).as_matrix()
+    random = np.random.default_rng(1)
+    for index in range(SHAPE[2]):
+        data = Dataset()
+        data.SpecificCharacterSet = "ISO_IR 100"
+        data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        data.SOPInstanceUID = f"{study}.9.{index + 1}"
+        data.StudyInstanceUID, data.SeriesInstanceUID = study, f"{study}.9"
+        data.FrameOfReferenceUID = f"{study}.8"
+        data.PatientName, data.PatientID, data.PatientSex = "Müller^Ä", "P1", "F"
+        data.PatientBirthDate, data.StudyDate, data.StudyTime = "19700101", "20200102", "101112"
+        data.Modality, data.SeriesNumber, data.SeriesDescription = "MR", 7, "t1_mprage"
+        data.Manufacturer, data.ScanningSequence, data.SequenceVariant = "ACME", "GR", "SP"
+        data.MRAcquisitionType, data.RepetitionTime, data.EchoTime = "2D", 2000, 3.2
+        data.InstanceNumber = index + 1
+        data.ImageType = ["ORIGINAL", "PRIMARY", "M"]
+        data.ImageOrientationPatient = [float(f"{x:.9f}") for x in (*turn[:, 0], *turn[:, 1])]
+        place = turn @ [-15, -16, -12 + SPACING[2] * index] + shift
+        data.ImagePositionPatient = [float(f"{x:.9f}") for x in place]
+        data.PixelSpacing = [SPACING[1], SPACING[0]]
+        data.SliceThickness = data.SpacingBetweenSlices = SPACING[2]
+        data.Rows, data.Columns, data.SamplesPerPixel = SHAPE[1], SHAPE[0], 1
+        data.PhotometricInterpretation, data.PixelRepresentation = "MONOCHROME2", 0
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+        block = data.private_block(0x0019, "ACME SECRET", create=True)
+        block.add_new(0x01, "LO", "secret-identifier")
+        pixels = random.integers(0, 3000, (SHAPE[1], SHAPE[0])).astype("<u2")
+        data.PixelData = pixels.tobytes()
+        data["PixelData"].VR = "OW"
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        pydicom.dcmwrite(folder / f"{index}.dcm", data, enforce_file_format=True)
+
+
+def to_nifti(folder: Path, out: Path) -> nib.Nifti1Image:
+    """The series in ``folder`` by dcm2niix."""
+    program = shutil.which("dcm2niix") or shutil.which(
+        "dcm2niix", path=Path(sys.executable).parent
+    )
+    if program is None:
+        pytest.skip("needs dcm2niix: pip install '.[test]'")
+    out.mkdir()
+    command = [program, "-b", "n", "-z", "n", "-f", "x", "-o", str(out), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (path,) = out.glob("*.nii")
+    return nib.Nifti1Image.from_filename(path)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory) -> Path:
+    """Source series, and an image on the output grid of its conversion."""
+    folder = tmp_path_factory.mktemp("dicom")
+    write_source(folder / "source")
+    scan = to_nifti(folder / "source", folder / "scan")
+    shape, affine = output_grid(scan.shape, scan.affine, (0.8, 0.7, 0.9))
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij"))
+    data = 1500 * grid[0] + 600 * grid[1] ** 2 - 300 * grid[2] - 20.3
+    nib.save(nib.Nifti1Image(data.astype(np.float32), affine), folder / "sr.nii.gz")
+    return folder
+
+
+def convert(case: Path, out: str, *more: str, image: str = "sr.nii.gz") -> int:
+    source = str(case / "source")
+    return main([str(case / image), str(case / out), "--source-dicom", source, *more])
+
+
+@pytest.mark.parametrize("plane", ["source", "axial", "coronal", "sagittal"])
+def test_there_and_back(case, plane, tmp_path):
+    assert convert(case, f"out-{plane}", "--plane", plane) == 0
+    back = nib.as_closest_canonical(to_nifti(case / f"out-{plane}", tmp_path / "back"))
+    image = nib.as_closest_canonical(nib.Nifti1Image.from_filename(case / "sr.nii.gz"))
+    assert back.shape == image.shape
+    corners = np.array([[0, 0, 0], np.array(image.shape) - 1])
+    for corner in corners:
+        np.testing.assert_allclose(
+            nib.affines.apply_affine(back.affine, corner),
+            nib.affines.apply_affine(image.affine, corner), atol=0.01,
+        )  # fmt: skip
+    np.testing.assert_allclose(back.get_fdata(), image.get_fdata(), atol=0.5 + 1e-3)
+
+
+def test_a_narrow_range_is_scaled(case, tmp_path):
+    image = nib.Nifti1Image.from_filename(case / "sr.nii.gz")
+    small = nib.Nifti1Image(image.get_fdata().astype(np.float32) / 1e4, image.affine)
+    nib.save(small, case / "small.nii.gz")
+    assert convert(case, "out-small", image="small.nii.gz") == 0
+    back = nib.as_closest_canonical(to_nifti(case / "out-small", tmp_path / "back"))
+    step = float(np.ptp(small.get_fdata())) / 65000
+    expected = nib.as_closest_canonical(small).get_fdata()
+    np.testing.assert_allclose(back.get_fdata(), expected, atol=0.6 * step)
+
+
+def test_identity_and_words(case):
+    assert convert(case, "out-identity") == 0
+    slices = [pydicom.dcmread(path) for path in sorted((case / "out-identity").iterdir())]
+    first = slices[0]
+    assert (str(first.PatientName), first.StudyInstanceUID) == ("Müller^Ä", STUDY)
+    assert list(first.ImageType)[:2] == ["DERIVED", "SECONDARY"]
+    assert "NOT FOR DIAGNOSIS" in first.SeriesDescription
+    assert "not measured" in first.DerivationDescription
+    assert len(first.SourceImageSequence) == SHAPE[2]
+    assert first.SeriesInstanceUID != f"{STUDY}.9"
+    assert len({item.SOPInstanceUID for item in slices}) == len(slices)
+    shared = ("SeriesInstanceUID", "WindowCenter", "WindowWidth", "FrameOfReferenceUID")
+    assert all(len({str(item.get(name)) for item in slices}) == 1 for name in shared)
+    for path in (case / "out-identity").iterdir():
+        assert b"secret-identifier" not in path.read_bytes()
+    assert not any(element.tag.is_private for element in first.iterall())
+
+
+def test_the_same_call_gives_the_same_files(case):
+    assert convert(case, "out-once") == 0
+    before = {path.name: path.read_bytes() for path in (case / "out-once").iterdir()}
+    assert convert(case, "out-once") == 0
+    assert before == {path.name: path.read_bytes() for path in (case / "out-once").iterdir()}
+    assert convert(case, "out-axial-again", "--plane", "coronal") == 0
+    other = pydicom.dcmread(case / "out-axial-again" / "IM0001.dcm")
+    first = pydicom.dcmread(case / "out-once" / "IM0001.dcm")
+    assert other.SeriesInstanceUID != first.SeriesInstanceUID
+
+
+@pytest.mark.parametrize(("name", "shift"), [("elsewhere", 2.0), ("elsewhere2", -40.0)])
+def test_another_field_of_view_is_refused(case, capsys, name, shift):
+    write_source(case / name, "1.2.3.77", shift)
+    words = [str(case / "sr.nii.gz"), str(case / "refused"), "--source-dicom", str(case / name)]
+    assert main(words) == 2
+    assert "field of view" in capsys.readouterr().err
+    assert not (case / "refused").exists()
+
+
+def test_two_studies_that_match_are_refused(case, capsys, tmp_path):
+    for index, study in enumerate(("1.2.3.4.5", "1.2.3.4.6")):
+        write_source(tmp_path / "both" / str(index), study)
+    words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom", str(tmp_path)]
+    assert main(words) == 2
+    assert "several studies" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_left_alone(case, capsys):
+    (case / "used").mkdir()
+    (case / "used" / "notes.txt").write_text("mine")
+    assert convert(case, "used") == 2
+    assert [path.name for path in (case / "used").iterdir()] == ["notes.txt"]
+    assert "notes.txt" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy: apt dicom3tools")
+def test_the_series_is_valid(case):
+    assert convert(case, "out-valid") == 0
+    command = ["dciodvfy", str(case / "out-valid" / "IM0003.dcm")]
+    report = subprocess.run(command, capture_output=True, text=True, check=False)
+    errors = [line for line in report.stderr.splitlines() if line.startswith("Error")]
+    assert errors == []
