@@ -111,6 +111,30 @@ def test_an_image_that_explains_the_data_is_returned_untouched():
     assert operator.project(truth, measured + 0.01, noise=0.02) is truth
 
 
+def test_a_filter_of_kspace_is_undone_as_if_it_had_not_been():
+    """Filtered along the axes and told so, a quiet scan gives what an unfiltered one does."""
+    truth = image((24, 24, 24))
+    hard, told = (
+        Operator.between(
+            (24, 24, 24), ONES, (12, 12, 12), (2.0, 2.0, 2.0),
+            Acquisition((Axis("kspace", filter=name),) * 3),
+        )
+        for name in ("hard", "half-hann")
+    )  # fmt: skip
+    filtered = told.forward(truth)
+    assert (filtered - hard.forward(truth)).norm() > 0.05 * filtered.norm()
+    restored = told.project(torch.zeros_like(truth), filtered)
+    torch.testing.assert_close(hard.forward(restored), hard.forward(truth), atol=1e-3, rtol=0)
+
+
+def test_a_filter_is_written_and_read():
+    made = Acquisition((Axis("kspace", filter="fermi"), Axis("kspace"), Axis("box", 0.5)))
+    assert Acquisition.from_dict(made.to_dict()) == made
+    assert "filter" not in made.to_dict()["axes"][1]
+    with pytest.raises(ValueError, match="no filter"):
+        Axis("box", filter="hann")
+
+
 def test_cubic_agrees_with_scipy():
     coarse = image((11, 12, 13))
     fine = interpolate(coarse, (2.0, 1.7, 1.3), (22, 20, 16), ONES)

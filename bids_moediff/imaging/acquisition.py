@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .grid import Shape, Triple
+from .simulated_filters import FILTERS, window
 
 PROFILES = ("none", "box", "gaussian", "kspace")
 FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
@@ -37,15 +38,20 @@ class Axis:
         (slice-selective pulse) or "kspace" (truncated Fourier encoding)
     fwhm : width of box or Gaussian in units of the acquired voxel; slice thickness over slice
         spacing, so below one for gaps
+    filter : of k-space, see :func:`.simulated_filters.window`; along one axis alone, so that
+        "elliptical", which only cuts corners, is "hard"
 
     """
 
     profile: str = "kspace"
     fwhm: float = 1.0
+    filter: str = "hard"
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"unknown profile {self.profile!r}: choose from {PROFILES}")
+        if self.filter not in FILTERS or (self.filter != "hard" and self.profile != "kspace"):
+            raise ValueError(f"a {self.profile} profile has no filter {self.filter!r}")
         if not 0 < self.fwhm < 10:
             raise ValueError(f"the profile width must lie between 0 and 10 voxels: {self.fwhm}")
 
@@ -107,12 +113,19 @@ class Acquisition:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Acquisition":
         """Inverse of :meth:`to_dict`."""
-        axes = [Axis(axis["profile"], float(axis["fwhm"])) for axis in record["axes"]]
+        axes = [
+            Axis(axis["profile"], float(axis["fwhm"]), axis.get("filter", "hard"))
+            for axis in record["axes"]
+        ]
         return cls((axes[0], axes[1], axes[2]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for sidecars and requests."""
-        return {"axes": [{"profile": axis.profile, "fwhm": axis.fwhm} for axis in self.axes]}
+        records: list[dict[str, Any]] = []
+        for axis in self.axes:
+            filtered = {} if axis.filter == "hard" else {"filter": axis.filter}
+            records.append({"profile": axis.profile, "fwhm": axis.fwhm} | filtered)
+        return {"axes": records}
 
     @property
     def has_slices(self) -> bool:
@@ -149,8 +162,10 @@ def _overlap(
     return np.clip(high - low, 0, None)
 
 
-def _truncated_fourier(n_fine: int, d_fine: float, n_coarse: int, d_coarse: float) -> np.ndarray:
-    """Band-limit to the coarse Nyquist frequency and sample at the coarse centres."""
+def _truncated_fourier(
+    n_fine: int, d_fine: float, n_coarse: int, d_coarse: float, name: str
+) -> np.ndarray:
+    """Filter, band-limit to the coarse Nyquist frequency and sample at the coarse centres."""
     field_of_view = n_fine * d_fine
     distance = (np.arange(n_coarse)[:, None] + 0.5) * d_coarse - (
         np.arange(n_fine)[None] + 0.5
@@ -158,8 +173,9 @@ def _truncated_fourier(n_fine: int, d_fine: float, n_coarse: int, d_coarse: floa
     nyquist = field_of_view / (2 * d_coarse)
     last = math.floor(nyquist + 1e-9)
     matrix = np.ones_like(distance)
+    passed = window(name, np.arange(last + 1) / nyquist)
     for harmonic in range(1, last + 1):
-        weight = 1.0 if harmonic < nyquist - 1e-9 else 0.5
+        weight = passed[harmonic] * (1.0 if harmonic < nyquist - 1e-9 else 0.5)
         matrix += 2 * weight * np.cos(2 * np.pi * harmonic * distance / field_of_view)
     return matrix / n_fine
 
@@ -177,7 +193,7 @@ def axis_matrix(
     if axis.profile == "none":
         raise ValueError("an axis with profile 'none' must have the same voxels on both grids")
     if axis.profile == "kspace":
-        matrix = _truncated_fourier(n_fine, d_fine, n_coarse, d_coarse)
+        matrix = _truncated_fourier(n_fine, d_fine, n_coarse, d_coarse, axis.filter)
     elif axis.profile == "box":
         matrix = _overlap(n_fine, d_fine, n_coarse, d_coarse, max(axis.fwhm * d_coarse, d_fine))
     else:

@@ -9,10 +9,12 @@ steeply its own spectrum falls: soft anatomy, or a filter nobody told, looks ali
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from .acquisition import Acquisition, Axis, _along
 from .consistency import cosines
+from .simulated_filters import window
 
 EXTRA_NUMBERS = 5
 # Noise, relative to the head's intensities, at which its number is one half.
@@ -30,6 +32,8 @@ def edge_loss(axis: Axis) -> float:
         return 1 - math.exp(-0.5 * (math.pi * deviation) ** 2)
     if axis.profile == "box":
         return 1 - math.sin(math.pi * axis.fwhm / 2) / (math.pi * axis.fwhm / 2)
+    if axis.profile == "kspace":
+        return 1 - float(window(axis.filter, np.ones(1))[0])
     return 0.0
 
 
