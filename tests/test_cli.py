@@ -269,6 +269,13 @@ def test_check_says_what_is_there(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_check_speaks_of_no_gpu_where_there_is_none():
+    done = run("--check", "--device", "cuda", environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 69, done.stdout
+    weights = [line for line in done.stdout.splitlines() if "weights:" in line]
+    assert len(weights) == 1 and "GPU" not in weights[0]
+
+
 GPU = Card("H200", 141.0, (9, 0))
 
 

@@ -276,6 +276,10 @@ def test_outputs_that_would_spoil_the_input(settings, tmp_path):
         check(work_dir=raw / "work")
     with pytest.raises(UsageError, match="is a file"):
         check(output_dir=_file(tmp_path) / "x")
+    with pytest.raises(UsageError, match="output folder /proc/x cannot be written"):
+        check(output_dir=Path("/proc/x"))
+    with pytest.raises(UsageError, match="working directory /proc/x/w cannot be written"):
+        check(work_dir=Path("/proc/x/w"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "raw"]
 
 

@@ -125,3 +125,12 @@ def test_demo_has_reports(demo_output: Path) -> None:
     assert "sub-01" in report.read_text(encoding="utf-8")
     assert list(demo_output.glob("group*.html"))
     assert list(demo_output.glob("group_*.tsv"))
+
+
+def test_memory_is_what_was_planned(demo_output: Path) -> None:
+    """The plan of the run, which --dry-run prints, against the peak that the network measured."""
+    (folder,) = (demo_output / "logs" / "sub-01").iterdir()
+    (item,) = json.loads((folder / "run.json").read_text())["images"]
+    needed = json.loads((folder / "plan.json").read_text())["needed_gb"][item["key"]]
+    app = 0.4  # GB, the processes beside the network
+    assert item["peak_memory_gb"] + app == pytest.approx(needed, abs=0.25)

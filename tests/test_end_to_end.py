@@ -239,9 +239,13 @@ def test_stages_in_turn_give_the_same_bytes(study: Study, linear: Run) -> None:
     network = run_app(study, output, *options, "--stage", "sr")
     assert network.code == 0
     assert not (output / "sub-01.html").exists()
-    shutil.rmtree(work)
-    report = run_app(study, output, *options, "--stage", "report")
+    shutil.rmtree(work / "bids_moediff_wf" / "sub_01_wf" / "superres_wf")
+    report = run_app(study, output, *options, "--stage", "report", "--device", "cpu")
     assert report.code == 0
+    assert not work.exists(), "the last stage cleans what the plain run cleans"
+    records = [json.loads(path.read_text()) for path in output.glob("logs/sub-01/*/run.json")]
+    devices = {record["stage"]: record["settings"]["device"] for record in records}
+    assert devices["report"] == devices["sr"] != "cpu", "of the job that did the work"
     page = (output / "sub-01.html").read_text()
     assert GOOD[1] in page
     assert "super-resolved to a voxel size of 3 mm" in page, "methods of the stages before"

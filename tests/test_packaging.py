@@ -23,12 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT_FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "constraints.txt")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Wheel built from a copy of the sources, without network."""
+def build_wheel(copy: Path) -> Path:
+    """Build a wheel from a copy of the sources, without network."""
     if int(version("setuptools").split(".")[0]) < 77:
         pytest.skip("needs setuptools >= 77: pip install -c constraints.txt -e .[test]")
-    copy = tmp_path_factory.mktemp("sources")
+    copy.mkdir(parents=True, exist_ok=True)
     for name in PROJECT_FILES:
         shutil.copy(ROOT / name, copy)
     ignore = shutil.ignore_patterns("__pycache__")
@@ -43,7 +42,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     (path,) = (copy / "dist").glob("*.whl")
-    return zipfile.ZipFile(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("sources")))
 
 
 def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped scripts on a real SLURM: one node on this machine, started by the tests."""
 
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 import local_slurm
 from conftest import ROOT
 from generated import dataset, untrained_model
+from test_packaging import build_wheel
 
 pytestmark = pytest.mark.skipif(
     bool(local_slurm.reason_to_skip()), reason=local_slurm.reason_to_skip()
 )
 SUBMIT = ROOT / "examples" / "slurm" / "submit.sh"
-APP = f"{shlex.quote(sys.executable)} -m bids_moediff.cli.app"
 PRINT = r"printf '%s\n'"  # instead of the app: a task prints its words
 LIGHT = "--cpus-per-task=1 --mem=200"
 AMPLE = "--cpus-per-task=1 --mem=4000"
@@ -29,12 +32,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a SLURM whose arrays have 99 tasks at most."""
     folder = tmp_path_factory.mktemp("slurm")
     with local_slurm.running(folder, ["MaxArraySize=100"]) as environment:
-        yield environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_model(tmp_path_factory.mktemp("model") / "model")
+        yield environment | {"OMP_NUM_THREADS": "1"}
 
 
 def submit(
@@ -44,7 +42,8 @@ def submit(
 
     `job` are the options of sbatch, by which jobs of the examples fit onto this machine.
     """
-    more |= {"CPU_OPTIONS": job, "GPU_OPTIONS": f"{job} --gpus=0"}
+    network = f"{job} {more.pop('NETWORK_MEMORY', '')} --gpus=0"
+    more |= {"CPU_OPTIONS": job, "GPU_OPTIONS": network}
     folders = [str(folder / name) for name in ("data", "out", "work")]
     run = subprocess.run(
         ["sh", str(SUBMIT), *folders, *options],
@@ -78,20 +77,88 @@ def test_more_participants_than_an_array_may_have_tasks(
     assert [local_slurm.exit_codes(slurm, job) for job in jobs] == [{"0:0"}] * 4
 
 
-def test_one_failure_beside_two_good_participants(
-    slurm: dict[str, str], tmp_path: Path, model: Path
-) -> None:
-    """The group page is made all the same and names who failed; the exit codes say it."""
-    dataset(tmp_path / "data", {f"sub-{label}_T1w": n for n, label in enumerate("abc")})
-    broken = tmp_path / "data" / "sub-b" / "anat" / "sub-b_T1w.nii.gz"
+@dataclass(frozen=True)
+class Submission:
+    """What is left of one call of submit.sh."""
+
+    codes: list[set[str]]  # exit code and signal of the four jobs
+    logs: str
+    page: str  # of participant a
+    group: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Build, check, submit with too little memory, submit the unfinished again."""
+
+    folder: Path
+    check: subprocess.CompletedProcess[str]
+    small: Submission
+    ample: Submission
+
+
+def build(folder: Path) -> str:
+    """Unpack a wheel of this checkout and return the call of its app, as a shell reads it."""
+    with ZipFile(build_wheel(folder / "sources")) as archive:
+        archive.extractall(folder / "installed")
+    where = shlex.quote(f"PYTHONPATH={folder / 'installed'}")
+    return f"env {where} {shlex.quote(sys.executable)} -m bids_moediff.cli.app"
+
+
+@pytest.fixture(scope="module")
+def walk(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    folder = tmp_path_factory.mktemp("walk") / "an administrator's study"
+    model = untrained_model(folder / "model")
+    app = build(folder / "the app")
+    check = subprocess.run(
+        ["sh", "-c", f"{app} --check --device cpu --mem 8 --weights \"$WEIGHTS\""],
+        env=slurm | {"WEIGHTS": str(model)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    dataset(folder / "data", {f"sub-{label}_T1w": n for n, label in enumerate("abc")})
+    broken = folder / "data" / "sub-b" / "anat" / "sub-b_T1w.nii.gz"
     broken.write_bytes(broken.read_bytes()[:1000])
-    options = (*EASY, "--weights", str(model))
-    jobs, logs = submit(slurm, tmp_path, AMPLE, *options, APP=APP, PER_TASK="3")
-    local_slurm.wait_for_jobs(slurm)
-    text = "".join(path.read_text() for path in logs.glob("*.log"))
-    assert [local_slurm.exit_codes(slurm, job) for job in jobs] == [{"1:0"}] * 4, text
-    out = tmp_path / "out"
-    assert "2 done, 1 failed, 0 missing" in text
+
+    def submission(memory: str, **more: str) -> Submission:
+        more |= {"APP": app, "PER_TASK": "3", "NETWORK_MEMORY": memory}
+        jobs, logs = submit(slurm, folder, AMPLE, *EASY, "--weights", str(model), **more)
+        local_slurm.wait_for_jobs(slurm)
+        return Submission(
+            [local_slurm.exit_codes(slurm, job) for job in jobs],
+            "".join(path.read_text() for path in sorted(logs.glob("*.log"))),
+            (folder / "out" / "sub-a.html").read_text(),
+            (folder / "out" / "group.html").read_text(),
+        )
+
+    small = submission("--mem=600M")
+    return Walk(folder, check, small, submission(AMPLE, ONLY_UNFINISHED="1"))
+
+
+def test_check_finds_the_weights(walk: Walk) -> None:
+    assert walk.check.returncode == 0, walk.check.stdout + walk.check.stderr
+    assert "untrained" in walk.check.stdout
+
+
+def test_a_job_under_a_memory_limit_gets_its_sentence(walk: Walk) -> None:
+    """Before it starts, in its log; after it was killed, on its page and on that of the group."""
+    assert walk.small.codes[1] == {"0:9"}, walk.small.logs
+    assert "this run may use 0.6 GB" in walk.small.logs
+    killed = re.compile(r"killed at 0\.6 GB; this image needs about 1\.\d GB")
+    assert killed.search(walk.small.page)
+    assert killed.search(walk.small.group)
+    assert walk.small.codes[3] == {"1:0"}
+
+
+def test_one_failure_beside_two_good_participants(walk: Walk) -> None:
+    """The group page is made all the same and names who failed; the exit codes say it."""
+    assert walk.ample.codes == [{"1:0"}] * 4, walk.ample.logs
+    assert "2 done, 1 failed, 0 missing" in walk.ample.logs
+    assert "sub-b" in walk.ample.group and "cut short" in walk.ample.group
+    assert "killed at" not in walk.ample.group + walk.ample.page
+    out = walk.folder / "out"
     assert len((out / "group_T1w.tsv").read_text().splitlines()) == 3
-    assert "sub-b" in (out / "group.html").read_text()
     assert len(list(out.glob("sub-?.html"))) == 3
+    assert (out / "logs" / "unfinished.txt").read_text() == "sub-b\n"
+
+
+def test_the_last_stage_cleans_up(walk: Walk) -> None:
+    assert not list((walk.folder / "work").rglob("*.nii*"))

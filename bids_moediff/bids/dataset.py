@@ -16,6 +16,7 @@ from bids_moediff import __version__
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.runtime.devices import container_kind
 from bids_moediff.runtime.sink import table_text, write_json, write_text
+from bids_moediff.runtime.temporary import require_writable
 from bids_moediff.settings import PREFIX, Settings
 
 NAME = "bids_moediff"
@@ -129,15 +130,8 @@ def check_output(settings: Settings) -> None:
         and (source == work or source in work.parents)
     ):
         raise UsageError(f"The work folder {settings.work_folder} lies inside the input.")
-    existing = next(folder for folder in (target, *target.parents) if folder.exists())
-    if not existing.is_dir():
-        raise UsageError(
-            f"The output folder {settings.output_dir} cannot be made: {existing} is a file."
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"The output folder {settings.output_dir} may not be written by this user."
-        )
+    require_writable(target, "The output folder")
+    require_writable(work, "The working directory")
     _refuse_foreign(target)
 
 

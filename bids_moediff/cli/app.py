@@ -71,7 +71,9 @@ def _check_order(given: Mapping[str, Any]) -> None:
 def _dispatch(settings: Settings) -> int:
     from bids_moediff.bids.dataset import check_input, check_output
     from bids_moediff.bids.query import load_filters
+    from bids_moediff.runtime.temporary import require_temporary_folder
 
+    require_temporary_folder()
     check_input(settings)
     check_output(settings)
     if settings.analysis_level == "group":

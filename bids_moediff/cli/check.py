@@ -6,10 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from bids_moediff.errors import DeviceError, MoediffError, WeightsError
+from bids_moediff.errors import DeviceError, MoediffError, UsageError, WeightsError
 from bids_moediff.families.choice import choose
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.resources import plan
+from bids_moediff.runtime.temporary import require_temporary_folder
 from bids_moediff.settings import Settings
 
 MINIMUM_GIGABYTES = 6.0  # a whole head from 1 mm to 0.7 mm
@@ -59,11 +60,15 @@ def findings(settings: Settings) -> Iterator[Finding]:
     enough = limits.memory_gb >= MINIMUM_GIGABYTES
     needed = f"; a whole head wants about {MINIMUM_GIGABYTES:.0f} GB"
     yield enough, "memory", f"{limits.memory_gb:.1f} GB{'' if enough else needed}", 1
+    try:
+        require_temporary_folder()
+    except UsageError as error:
+        yield False, "temporary folder", str(error), UsageError.exit_code
     yield from _devices(settings)
     try:
         device = devices.require_devices(settings.device)[0]
     except DeviceError:
-        device = settings.device  # said above
+        device = "cpu"  # said above
     try:
         yield True, "weights", require_weights(settings, device), 0
     except MoediffError as error:

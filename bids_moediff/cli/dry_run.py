@@ -98,7 +98,7 @@ def _plan_image(
         threads=threads,
     )
     return PlannedImage(
-        image.relative_path, shape, zooms, cost.shape, cost.gigabytes, cost.seconds
+        image.relative_path, shape, zooms, cost.shape, cost.job_gigabytes, cost.seconds
     )
 
 

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from bids_moediff.bids.discover import find_participants
+from bids_moediff.bids.past_runs import last_items, log_folder
 from bids_moediff.settings import Settings
 
 from .run import prepare_environment
@@ -45,13 +46,7 @@ def participant_state(output_dir: Path, label: str) -> dict[str, str]:
     An image counts with the last run that processed it, so a failure that a later run made good
     is forgotten.
     """
-    from bids_moediff.interfaces.files import read_json
-
-    last: dict[str, dict[str, str]] = {}
-    for path in sorted((output_dir / "logs" / f"sub-{label}").glob("*/run.json")):
-        record = read_json(path)
-        if record["stage"] in ("all", "sr"):
-            last |= {item["key"]: item for item in record["images"]}
+    last = last_items(log_folder(output_dir, label))
     if not last:
         found = any((output_dir / f"sub-{label}").rglob("*_desc-sr_*.nii.gz"))
         return {"status": "done" if found else "missing", "message": ""}

@@ -54,6 +54,8 @@ def run_participants(settings: Settings) -> int:
     MoediffError
         for what concerns the run as a whole.
     """
+    # Only the last stage of a run in stages may clean up; reports made anew may not.
+    cleans = settings.stage in ("all", "report") and not settings.reports_only
     if settings.reports_only:
         settings = replace(settings, stage="report")
     limits = plan_resources(settings.nprocs, settings.omp_nthreads, settings.mem)
@@ -88,7 +90,7 @@ def run_participants(settings: Settings) -> int:
         return 0
     code = exit_code(outcomes)
     print_summary(outcomes, settings.output_dir, _next_command(settings, code), skipped)
-    if settings.stage == "all" and not settings.keep_workdir:
+    if cleans and not settings.keep_workdir:
         remove_work(settings.work_folder, labels)
     return code
 
@@ -163,6 +165,7 @@ def _run_batch(
     from bids_moediff.workflows.participant import init_bids_moediff_wf, run_file
 
     from .execute import configure_nipype, execute, run_logs, write_methods
+    from .memory import plan_memory
     from .outcome import Outcome, failed, read_outcomes
 
     configure_nipype(settings, plan)
@@ -182,6 +185,8 @@ def _run_batch(
         if participant.images:  # filters may leave none
             participants.append(participant)
     with run_logs(settings, plan, participants):
+        if needs_network(settings):
+            plan_memory(settings, participants, plan, limits.memory_gb)
         workflow = init_bids_moediff_wf(settings, participants, plan)
         write_methods(settings, workflow)
         if settings.boilerplate_only or not participants:

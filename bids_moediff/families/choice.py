@@ -59,9 +59,7 @@ def choose(
     if "student" not in names:
         return ModelChoice("moediff", "chosen because no student model comes with this package")
     if device.startswith("cuda"):
-        return ModelChoice(
-            "moediff", "chosen because a GPU is there, where the full model is fast"
-        )
+        return ModelChoice("moediff", "chosen for the GPU, where the full model is fast")
     if not (has_bfloat16() if bfloat16 is None else bfloat16):
         reason = "chosen because the student saves little on a processor without bfloat16"
         return ModelChoice("moediff", reason)

@@ -12,18 +12,25 @@ from bids_moediff.runtime.resources import has_bfloat16
 
 # Measured with the shipped models (docs/speed.md), per voxel of the output.
 _BYTES_PER_VOXEL = 65.0
-_BASE_GIGABYTES = 1.0
+_BASE_GIGABYTES = 1.1
+# The app beside the network's process: 0.40 GB on the demo (docs/clusters.md, "Memory").
+_APP_GIGABYTES = 0.4
 # Loading the weights, interpolation, projection, writing.
 _BASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak memory in GB and seconds of super-resolution, and the output matrix."""
+    """Peak memory of the network's process in GB, its seconds, and the output matrix."""
 
     gigabytes: float
     seconds: float
     shape: tuple[int, int, int]
+
+    @property
+    def job_gigabytes(self) -> float:
+        """Peak memory of the whole job, which a batch system counts."""
+        return round(self.gigabytes + _APP_GIGABYTES, 2)
 
 
 def estimate(

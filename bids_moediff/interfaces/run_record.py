@@ -19,6 +19,7 @@ from nipype.interfaces.base import (
 from bids_moediff import __version__
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.bids.past_runs import last_items, last_record, log_folder
 from bids_moediff.runtime.sink import write_json
 
 from .files import read_json
@@ -113,15 +114,10 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
 
 def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
     """What the latest run that processed the image wrote about it."""
-    key = source.key
-    folder = output_dir / "logs" / f"sub-{source.entities['sub']}"
-    for path in sorted(folder.glob("*/run.json"), reverse=True):
-        record = read_json(path)
-        if record["stage"] in ("all", "sr"):
-            for item in record["images"]:
-                if item["key"] == key:
-                    return item
     item = _empty_item(source)
+    found = last_items(log_folder(output_dir, source.entities["sub"])).get(source.key)
+    if found is not None:
+        return item | found
     if "sr" in existing_products(output_dir, source, zooms):
         return {**item, "status": "done"}
     return {**item, "message": "The image was not super-resolved yet."}
@@ -147,6 +143,7 @@ class CollectRun(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         statuses = self.inputs.statuses if isdefined(self.inputs.statuses) else []
+        run_file = Path(self.inputs.run_file)
         record = {
             "participant": self.inputs.label,
             "stage": self.inputs.stage,
@@ -155,7 +152,10 @@ class CollectRun(SimpleInterface):
             "settings": self.inputs.settings,
             "images": [read_json(path) for path in statuses],
         }
-        self._results["run_file"] = str(write_json(record, Path(self.inputs.run_file)))
+        if self.inputs.stage == "report":  # of another job, on another device
+            worked = last_record(run_file.parents[1])
+            record |= {name: worked[name] for name in ("versions", "settings") if worked}
+        self._results["run_file"] = str(write_json(record, run_file))
         return runtime
 
 

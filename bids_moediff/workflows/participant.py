@@ -14,7 +14,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from bids_moediff import __version__
 from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
-from bids_moediff.families.cost import estimate
+from bids_moediff.families.cost import Estimate, estimate
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
@@ -234,7 +234,9 @@ def _add_network(
         model=plan.model,
         model_reason=plan.model_reason,
         devices=plan.devices,
-        gigabytes=max((network_gigabytes(image, settings, plan) for image in images), default=1.0),
+        gigabytes=max(
+            (network_cost(image, settings, plan).gigabytes for image in images), default=1.0
+        ),
         num_threads=plan.num_threads,
     )
     entries = _init_merge("entries", images)
@@ -291,8 +293,8 @@ def float32_gigabytes(image: AnatomicalImage) -> float:
     return 4e-9 * shape[0] * shape[1] * shape[2]
 
 
-def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> float:
-    """Estimated memory of the network process for this image."""
+def network_cost(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> Estimate:
+    """Estimated memory and time of the network for this image."""
     shape, zooms = _shape_and_zooms(image)
     return estimate(
         shape,
@@ -300,4 +302,4 @@ def network_gigabytes(image: AnatomicalImage, settings: Settings, plan: RunPlan)
         settings,
         model=plan.model,
         device=plan.devices[0],
-    ).gigabytes
+    )

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that a run needs against what it may use, said and noted before it starts."""
+
+import math
+import sys
+from collections.abc import Sequence
+
+from bids_moediff.bids.image import Participant
+from bids_moediff.bids.past_runs import write_plan
+from bids_moediff.settings import Settings
+from bids_moediff.workflows.participant import RunPlan, network_cost, run_file
+
+
+def plan_memory(
+    settings: Settings, participants: Sequence[Participant], plan: RunPlan, available_gb: float
+) -> None:
+    """Write the plan of each participant and warn where the memory is too small for an image.
+
+    Parameters
+    ----------
+    settings, participants, plan
+        Of the run.
+    available_gb
+        Memory that the run may use, GB.
+    """
+    most, largest = 0.0, ""
+    for participant in participants:
+        needed = {
+            image.key: network_cost(image, settings, plan).job_gigabytes
+            for image in participant.images
+        }
+        write_plan(run_file(settings, plan, participant).parent, available_gb, needed)
+        most, largest = max([(most, largest), *((gb, key) for key, gb in needed.items())])
+    if most > available_gb:
+        print(
+            f"bids_moediff: this run may use {available_gb:.1f} GB, but {largest} needs about "
+            f"{most:.1f} GB and will probably be killed; give it more memory (in SLURM "
+            f"--mem={math.ceil(most)}G).",
+            file=sys.stderr,
+        )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of an image after runs that ended, and after runs that were killed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bids_moediff.bids.past_runs import last_items, last_record, write_plan
+
+
+def ended(folder: Path, status: str, stage: str = "sr") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    item = {"key": "sub-1_T1w", "status": status, "message": "" if status == "done" else "bad"}
+    (folder / "run.json").write_text(json.dumps({"stage": stage, "images": [item]}))
+
+
+def planned(folder: Path, available: float) -> None:
+    folder.mkdir(parents=True)
+    write_plan(folder, available, {"sub-1_T1w": 1.5})
+
+
+def test_a_plan_without_a_record_was_stopped(tmp_path: Path) -> None:
+    planned(tmp_path / "1", 1.0)
+    item = last_items(tmp_path)["sub-1_T1w"]
+    assert item["status"] == "failed"
+    assert "killed at 1.0 GB; this image needs about 1.5 GB" in item["message"]
+    ended(tmp_path / "1", "done")
+    assert last_items(tmp_path)["sub-1_T1w"]["status"] == "done"
+
+
+def test_memory_is_not_blamed_where_it_was_enough(tmp_path: Path) -> None:
+    planned(tmp_path / "1", 4.0)
+    message = last_items(tmp_path)["sub-1_T1w"]["message"]
+    assert "GB" not in message and "cancelled" in message
+
+
+@pytest.mark.parametrize(("before", "after"), [("done", ""), ("failed", "killed at 1.0 GB")])
+def test_the_last_word_on_an_image(tmp_path: Path, before: str, after: str) -> None:
+    """Files of an image that was done are whole; a failure is told by the latest run."""
+    ended(tmp_path / "1", before)
+    planned(tmp_path / "2", 1.0)
+    ended(tmp_path / "3", "failed", stage="preproc")
+    assert after in last_items(tmp_path)["sub-1_T1w"]["message"]
+    assert (last_items(tmp_path)["sub-1_T1w"]["status"] == "done") == (before == "done")
+    assert last_record(tmp_path)["images"][0]["status"] == before
+
+
+def test_nothing_ran(tmp_path: Path) -> None:
+    assert last_items(tmp_path / "absent") == {}
+    assert last_record(tmp_path / "absent") == {}
