@@ -152,6 +152,11 @@ def to_resolution(value: Any) -> tuple[float, float, float]:
     return (sizes[0], sizes[1], sizes[2])
 
 
+def to_output(value: Any) -> str | tuple[float, float, float]:
+    """Return ``auto``, or voxel sizes as :func:`to_resolution` does."""
+    return "auto" if to_words(value) in (["auto"], ("auto",)) else to_resolution(value)
+
+
 def to_acquired(value: Any) -> str | tuple[float, float, float]:
     """Return ``auto``, ``header``, or voxel sizes as :func:`to_resolution` does."""
     words = to_words(value)

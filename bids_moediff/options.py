@@ -9,10 +9,10 @@ the sidecar are made from it.
 
 # ruff: noqa: RUF009 (option is dataclasses.field with a converter)
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bids_moediff.converters import (
     Convert,
@@ -21,9 +21,9 @@ from bids_moediff.converters import (
     to_acquired,
     to_millimetres,
     to_number,
+    to_output,
     to_path,
     to_planes,
-    to_resolution,
     whole,
 )
 from bids_moediff.errors import UsageError, closest
@@ -37,6 +37,8 @@ ANATOMICAL_SUFFIXES = (
 )  # fmt: skip
 
 MODELS = ("auto", "moediff", "student", "crfm", "nsmoe")
+
+FINEST_DEFAULT = 0.7  # mm: the voxel size of --output-resolution auto
 
 RESTORATION = "super-resolution"
 OUTPUTS = "stages and outputs"
@@ -85,10 +87,11 @@ def option(
 class Options:
     """What decides the result of one image on a given device."""
 
-    output_resolution: tuple[float, float, float] = option(
-        (0.7, 0.7, 0.7),
-        to_resolution,
-        "voxel size in mm: one number, or three in the input's axis order (default: 0.7)",
+    output_resolution: str | tuple[float, float, float] = option(
+        "auto",
+        to_output,
+        "voxel size in mm: auto (0.7, but no axis coarser than the input's voxels), one number, "
+        "or three in the input's axis order (default: auto)",
         group=RESTORATION,
         metavar="MM",
         many=True,
@@ -245,6 +248,25 @@ class Options:
         """Return the options that the sidecar holds, by its keys."""
         keys = {item.name: item.metadata["record"] for item in fields(Options)}
         return {key: getattr(self, name) for name, key in keys.items() if key}
+
+    def output_zooms(self, zooms: Sequence[float]) -> tuple[float, float, float]:
+        """Return the voxel size in mm that an image with voxels of ``zooms`` mm gets."""
+        if isinstance(self.output_resolution, tuple):
+            return self.output_resolution
+        # Headers hold 32-bit numbers: 0.7 reads as 0.699999988.
+        first, second, third = (min(FINEST_DEFAULT, round(float(z), 5)) for z in zooms)
+        return (first, second, third)
+
+    def for_image(self, zooms: Sequence[float]) -> Self:
+        """Return the options with the output voxel size of one image in place of ``auto``."""
+        return replace(self, output_resolution=self.output_zooms(zooms))
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Output voxel size in mm, once it is known (:meth:`for_image`)."""
+        if not isinstance(self.output_resolution, tuple):
+            raise ValueError("the output voxel size depends on the image: use for_image first")
+        return self.output_resolution
 
     @property
     def wants_expected_error(self) -> bool:

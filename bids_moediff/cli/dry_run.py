@@ -11,6 +11,7 @@ from bids_moediff.bids.discover import discover_participant, find_participants, 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.families.choice import choose
+from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import plan
 from bids_moediff.settings import Settings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Triple = tuple[int, int, int]
 Zooms = tuple[float, float, float]
 NON_TERMINAL_WIDTH = 140
+COARSER = "Output voxels are coarser than the input's on an axis, as asked for: it loses detail."
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,28 @@ def print_plan(settings: Settings) -> int:
             f"{len(good)} images, at most {peak:.1f} GB at a time, "
             f"about {minutes:.0f} min of super-resolution. Nothing was written."
         )
+    for words in _remarks(good, settings):
+        console.print(words, highlight=False, markup=False)
     failed = [row for row in rows if row.problem is not None]
     for row in failed:
         print(f"bids_moediff: {row.problem}", file=sys.stderr)
     return ImageError.exit_code if failed else 0
+
+
+def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
+    """What is unusual about the voxels asked for, one line for all images that it concerns."""
+    untouched, coarser = [], []
+    for row in rows:
+        zooms = row.zooms_in or (1.0, 1.0, 1.0)
+        target = settings.output_zooms(zooms)
+        if not gets_finer(zooms, target):
+            untouched.append(row.name)
+        if gets_finer(target, zooms):
+            coarser.append(row.name)
+    for names, words in ((untouched, NOT_RESTORED), (coarser, COARSER)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield f"{names[0]}{more}: {words}"
 
 
 def plan_images(settings: Settings, device: str, model: str) -> Iterator[PlannedImage]:
@@ -134,7 +154,6 @@ def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
     table.add_column("image", overflow="fold")
     for heading in ("matrix in", "voxel in (mm)", "matrix out", "voxel out (mm)", "GB", "min"):
         table.add_column(heading, justify="right")
-    zooms_out = " x ".join(f"{zoom:g}" for zoom in settings.output_resolution)
     for row in rows:
         if row.problem is not None or row.matrix_in is None or row.zooms_in is None:
             table.add_row(row.name, "cannot be read")
@@ -144,7 +163,7 @@ def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
             " x ".join(map(str, row.matrix_in)),
             " x ".join(f"{zoom:.4g}" for zoom in row.zooms_in),
             " x ".join(map(str, row.matrix_out or ())),
-            zooms_out,
+            " x ".join(f"{zoom:.4g}" for zoom in settings.output_zooms(row.zooms_in)),
             f"{row.gigabytes:.1f}",
             f"{row.seconds / 60:.1f}",
         )

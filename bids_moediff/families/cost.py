@@ -51,7 +51,7 @@ def estimate(
     """
     counts = [
         max(1, math.ceil(n * old / new - 1e-3))
-        for n, old, new in zip(shape_in, zooms_in, options.output_resolution, strict=True)
+        for n, old, new in zip(shape_in, zooms_in, options.output_zooms(zooms_in), strict=True)
     ]
     voxels = math.prod(counts)
     evaluations = (options.num_steps or 1) * options.num_samples * options.planes

@@ -19,6 +19,17 @@ Shape = tuple[int, int, int]
 COVER_TOLERANCE = 1e-3
 
 
+NOT_RESTORED = "Not restored: already as fine as asked for."
+
+
+def gets_finer(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Return True if voxels of ``after`` mm are smaller than those of ``before`` on any axis.
+
+    Differences of less than a thousandth are rounding of headers.
+    """
+    return any(old > new * 1.0007 for old, new in zip(before, after, strict=True))
+
+
 def voxel_sizes(affine: np.ndarray) -> Triple:
     """Voxel sizes in mm of a 4x4 affine, oblique ones included."""
     sizes = np.sqrt((np.asarray(affine, dtype=float)[:3, :3] ** 2).sum(axis=0))

@@ -7,7 +7,7 @@ onto the measured data.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from bids_moediff.imaging.told import told_numbers
 from bids_moediff.inference.warnings import ONE_STEP_ONLY
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.options import Options
+from bids_moediff.preprocessing.measured_voxels import Measured, declared_acquisition
 from bids_moediff.runtime.resources import has_bfloat16
 
 from .expected_error import Calibration, expected_error
@@ -75,9 +76,9 @@ class Result:
 class Inputs:
     """What comes with an image: mask, bias field and reference on its grid; how it was sampled.
 
-    Without an acquisition the image counts as Fourier-encoded on all axes. ``noise`` is the
-    standard deviation of the image's noise in its units: the result agrees with the image within
-    it, and exactly where it is None.
+    Without an acquisition the image is taken as the app takes one without a sidecar. ``noise`` is
+    the standard deviation of the image's noise in its units: the result agrees with the image
+    within it, and exactly where it is None.
     """
 
     mask: nib.Nifti1Image | None = None
@@ -130,6 +131,14 @@ class _Sampling:
     want_gates: bool
     planes: int
     consistency: str
+
+
+def assumed_acquisition(image: nib.Nifti1Image, options: Options) -> Acquisition:
+    """Return how an image without a sidecar is taken to be sampled: the options, or its voxels."""
+    as_stored = Measured(image, None, None, (False, False, False), "header")
+    return declared_acquisition(
+        as_stored, {}, options.slice_profile, options.slice_thickness
+    ).acquisition
 
 
 def open_device(device: str) -> torch.device:
@@ -185,7 +194,7 @@ class SuperResolver:
     ) -> Result:
         """Super-resolve one 3-D image.
 
-        The output has voxels of ``options.output_resolution`` mm and keeps the input's units,
+        The output has voxels of ``options.output_zooms`` mm and keeps the input's units,
         shading and field of view; A(output) equals the input. Same arguments, same bytes.
         ``options.consistency`` may also be "off", to see what agreement with the scan is worth.
 
@@ -200,7 +209,10 @@ class SuperResolver:
         if options.consistency not in CONSISTENCIES:
             raise ValueError(f"consistency is one of {CONSISTENCIES}, not {options.consistency!r}")
         report = progress or (lambda stage, fraction: None)
-        problem = self._pose(image, options.output_resolution, inputs)
+        if inputs.acquisition is None:
+            inputs = replace(inputs, acquisition=assumed_acquisition(image, options))
+        target = options.output_zooms(voxel_sizes(image.affine))
+        problem = self._pose(image, target, inputs)
         report("interpolate", 0.0)
         start = problem.start()
         report("interpolate", 1.0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bids_moediff.imaging.acquisition import Acquisition
+from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
 from bids_moediff.imaging.noise import tissue_noise
 
 # Per axis: input voxel over output voxel (1, an axis left alone, was trained as well), the most of
@@ -31,6 +32,8 @@ def range_warnings(
     acquisition
         How the scan was sampled.
     """
+    if not gets_finer(coarse, fine):
+        return [NOT_RESTORED]
     ratios = [c / f for c, f in zip(coarse, fine, strict=True)]
     said = []
     if max(ratios) > RATIOS[1] * _TOLERANCE:

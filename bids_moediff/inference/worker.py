@@ -199,6 +199,8 @@ def enhance_image(
     How they were sampled is told by ``told.acquisition`` or by the options and the sidecar's
     statements in ``told.metadata``.
     """
+    # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
+    options = options.for_image(voxel_sizes(scan.image.affine))
     measured = find_measured(scan.image, scan.mask, scan.bias_field, options.acquired_resolution)
     if told.acquisition:
         sampling = Declared(Acquisition.from_dict(told.acquisition), "option")

@@ -21,6 +21,7 @@ import nibabel as nib
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import figure_path, parse_name
 from bids_moediff.errors import ImageError
+from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.quality.figures import DESCRIPTIONS
 from bids_moediff.reports import captions, facts
@@ -49,6 +50,11 @@ class Section:
     added: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
     view: dict[str, Any] | None = None
+
+    @property
+    def badge(self) -> str:
+        """Status in words; an image that needed nothing says so."""
+        return "not restored" if NOT_RESTORED in self.warnings else self.status
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
 from bids_moediff.networks.model_folder import read_config
+from bids_moediff.options import FINEST_DEFAULT
 from bids_moediff.settings import Settings
 
 
@@ -100,7 +101,11 @@ def _init_network_node(devices: Sequence[str], gigabytes: float, num_threads: in
 
 def _methods(settings: Settings, model: str) -> str:
     zooms = settings.output_resolution
-    size = f"{zooms[0]:g}" if len(set(zooms)) == 1 else " x ".join(f"{z:g}" for z in zooms)
+    if isinstance(zooms, str):
+        size = f"{FINEST_DEFAULT:g} mm, or that of the input along axes where it is smaller"
+    else:
+        words = dict.fromkeys(zooms) if len(set(zooms)) == 1 else zooms
+        size = " x ".join(f"{zoom:g}" for zoom in words) + " mm"
     network = (
         "a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR\n"
         "[@moediffsr; @swin]"
@@ -113,8 +118,9 @@ def _methods(settings: Settings, model: str) -> str:
     text = f"""
 #### Super-resolution
 
-The images were super-resolved to a voxel size of {size} mm (isotropic where one number is given)
-with {network}, implemented in *PyTorch* [@pytorch] (model `{model.rsplit("/", 1)[-1]}`).
+The images were super-resolved to a voxel size of {size}
+(isotropic where one number is given) with {network},
+implemented in *PyTorch* [@pytorch] (model `{model.rsplit("/", 1)[-1]}`).
 The result was projected onto the set of images that agree with the measured one under the declared
 acquisition, so that averaging it over the acquired voxels gives the measured image back.
 """

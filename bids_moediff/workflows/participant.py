@@ -203,7 +203,8 @@ def _connect_processing(
             workflow.connect(prepare_wf, "outputnode.failure", status, "failure")
             continue
         products_wf = init_image_products_wf(
-            settings=settings, name=f"products_{node_name(image)}_wf"
+            settings=settings.for_image(_shape_and_zooms(image)[1]),
+            name=f"products_{node_name(image)}_wf",
         )
         products_wf.inputs.inputnode.source = image.to_json()
         products_wf.inputs.inputnode.key = image.key
@@ -254,7 +255,7 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> p
             source=image.to_json(),
             stage=settings.stage,
             output_dir=str(settings.output_dir),
-            zooms=settings.output_resolution,
+            zooms=settings.output_zooms(_shape_and_zooms(image)[1]),
             run_id=plan.run_id,
         ),
         name=f"status_{node_name(image)}",

@@ -68,9 +68,7 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
     select = pe.Node(SelectResult(), name="select", run_without_submitting=True)
     quality = pe.Node(ImageQuality(), name="quality", mem_gb=1.5)
     record = pe.Node(SidecarRecord(), name="record", run_without_submitting=True)
-    ds_superres_wf = init_ds_superres_wf(
-        output_dir=str(settings.output_dir), zooms=settings.output_resolution
-    )
+    ds_superres_wf = init_ds_superres_wf(output_dir=str(settings.output_dir), zooms=settings.zooms)
     workflow.connect([
         (inputnode, select, [("results", "results"), ("key", "key"), ("failure", "failure")]),
         (inputnode, quality, [
@@ -100,7 +98,7 @@ def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
         for name in ("inputnode", "select", "record", "ds_superres_wf", "outputnode")
     )
     mask = (chain, "outputnode.mask", "inputnode.mask")
-    folder, zooms = str(settings.output_dir), settings.output_resolution
+    folder, zooms = str(settings.output_dir), settings.zooms
     further = []
     if "gates" in settings.outputs:
         ds_wf = init_ds_gates_wf(output_dir=folder, zooms=zooms)
