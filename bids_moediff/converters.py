@@ -171,6 +171,19 @@ def to_acquired(value: Any) -> str | tuple[float, float, float]:
         ) from error
 
 
+def to_noise(value: Any) -> str | float:
+    """Return "auto", "none" or a standard deviation of the noise above 0."""
+    if isinstance(value, str) and value in ("auto", "none"):
+        return value
+    try:
+        number = to_number(value)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise ValueError(f"{value!r} is not auto, none or a number above 0")
+    return number
+
+
 def to_millimetres(value: Any) -> float:
     """Return a length in mm between 0.2 and 20."""
     number = to_number(value)

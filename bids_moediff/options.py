@@ -20,6 +20,7 @@ from bids_moediff.converters import (
     several_of,
     to_acquired,
     to_millimetres,
+    to_noise,
     to_number,
     to_output,
     to_path,
@@ -119,6 +120,14 @@ class Options:
         "slice thickness in mm where the sidecar does not say or is wrong",
         group=RESTORATION,
         metavar="MM",
+    )
+    noise: str | float = option(
+        "auto",
+        to_noise,
+        "standard deviation of the noise in the image's units: auto (read from the image), none, "
+        "or a number for all images of the run",
+        group=RESTORATION,
+        metavar="{auto,none,SIGMA}",
     )
     model: str = option(
         "auto",

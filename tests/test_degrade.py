@@ -52,7 +52,7 @@ def coarse(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Slices of 10 mm with a gap of 1 mm, noise, three participants of whom one is broken."""
     out = tmp_path_factory.mktemp("coarse") / "out"
     arguments = ["--resolution", 4, 4.5, 10, "--profile", "kspace", "kspace", "box"]
-    arguments += ["--gap", 1, "--noise", 25, "--random-seed", 4]
+    arguments += ["--gap", 1, "--add-noise", 25, "--random-seed", 4]
     run = run_script(PROGRAM, source, out, *arguments, cwd=out.parent)
     assert run.returncode == 1
     assert "sub-02/anat/sub-02_T1w.nii.gz" in run.stderr

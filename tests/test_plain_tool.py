@@ -38,14 +38,28 @@ def test_an_image_and_its_lesion(folder, capsys):
     np.testing.assert_allclose(carried.affine, image.affine)
     assert voxel_sizes(carried.affine) == (1, 1, 1)
     assert np.asarray(carried.dataobj).sum() == 8 * np.asarray(lesion.dataobj).sum()
-    assert json.loads((folder / "out.json").read_text())["Model"]
+    record = json.loads((folder / "out.json").read_text())
+    assert record["Model"]
+    assert record["NoiseSource"] in ("spectrum", "air", "spectrum and air", "tissue")
     assert "elsewhere.nii.gz is not on the grid" in capsys.readouterr().err
     assert not (folder / "out_elsewhere.nii.gz").exists()
 
 
+@pytest.mark.parametrize(("word", "sigma"), [("2.5", 2.5), ("none", 0.0)])
+def test_noise_that_is_known_is_not_read(folder, word, sigma):
+    words = [str(folder / "in.nii.gz"), str(folder / "told.nii.gz"), "--zooms", "1"]
+    assert main([*words, "--device", "cpu", "--model", "student", "--noise", word]) == 0
+    record = json.loads((folder / "told.json").read_text())
+    assert (record["EstimatedNoise"], record["NoiseSource"]) == (sigma, "option")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
-    [(["--device", "mps"], "Apple"), (["--carry", "a/x.nii", "b/x.nii"], "two maps")],
+    [
+        (["--noise", "loud"], "not auto, none or a number"),
+        (["--device", "mps"], "Apple"),
+        (["--carry", "a/x.nii", "b/x.nii"], "two maps"),
+    ],
 )
 def test_what_is_refused(folder, capsys, words, sentence):
     image, out = str(folder / "in.nii.gz"), str(folder / "refused.nii.gz")

@@ -62,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--thickness", type=float, metavar="MM", help="slice thickness")
     how.add_argument("--gap", type=float, metavar="MM", help="gap between slices")
-    how.add_argument("--noise", type=float, metavar="SNR", help="add Rician noise")
+    how.add_argument("--add-noise", type=float, metavar="SNR", help="add Rician noise")
+    add_old_spelling(how, "--noise", "add_noise", convert=float)
     how.add_argument(
         "--random-seed", type=int, default=0, metavar="N", help="of the noise (default 0)"
     )
@@ -118,8 +119,8 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--thickness must be a positive number of mm.")
     if options.gap is not None and not options.gap >= 0:
         raise UsageError("--gap must not be negative.")
-    if options.noise is not None and not options.noise > 0:
-        raise UsageError("--noise is a signal-to-noise ratio: a positive number.")
+    if options.add_noise is not None and not options.add_noise > 0:
+        raise UsageError("--add-noise is a signal-to-noise ratio: a positive number.")
     if options.random_seed < 0 or options.threads < 1:
         raise UsageError("--random-seed must be at least 0, --threads at least 1.")
     return {
@@ -128,7 +129,7 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
         "profiles": profiles,
         "thickness": options.thickness,
         "gap": options.gap,
-        "signal_to_noise": options.noise,
+        "signal_to_noise": options.add_noise,
         "seed": options.random_seed,
     }
 

@@ -21,8 +21,8 @@ from bids_moediff.settings import Settings
 
 PROGRAM = "bids_moediff-superres"
 RESTORATION = (
-    "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "random_seed",
-    "num_steps", "num_samples", "noise_strength", "planes", "consistency",
+    "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "noise",
+    "random_seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency",
 )  # fmt: skip
 MODEL = ("model", "weights", "precision", "batch_size")
 

@@ -37,6 +37,8 @@ AGREEMENT = 1.25
 KEPT = 1 / 1.06  # of a band that ends early: where it ends is known to some hundredths
 THICK = 1.5  # axes with voxels larger than this many times the finest hold no corner
 EMPTY_CORNER = 0.2  # power beyond the ellipsoid over power before it
+ELLIPSOID_BOUND = 1.6
+COLOURED, EMPTIED = 1.25, 2.5  # white noise has 1
 FEWEST_VOXELS = 200
 # Rayleigh noise without its brightest hundredth: half its mean square over sigma squared, and its
 # mean over its deviation, with what may pass for it (ghosts and several coils leave the range).
@@ -76,31 +78,33 @@ def read_noise(
     Returns
     -------
     NoiseReading
-        Of white noise in the units of ``data``. Of noise that the scanner filtered in k-space the
-        spectrum sees less than there is.
+        In the units of ``data``. Where a scanner filtered k-space and no air was kept, the
+        spectrum sees less noise than there is.
     """
     data = np.nan_to_num(np.asarray(data, dtype=np.float32))
     if head is None:
         head = head_mask_array(data, zooms)
     if not head.any():
         return NoiseReading(0.0, "none", 0.0)
-    spectrum, air = _corner_reading(data, zooms, head), _air_reading(data, zooms, head)
-    if spectrum is None and air is None:
+    found, air = _corner_reading(data, zooms, head), _air_reading(data, zooms, head)
+    if found is None and air is None:
         sigma = tissue_noise(data, head)
         return NoiseReading(sigma or 0.0, "tissue" if sigma else "none", 0.5 * (sigma or 0.0))
-    if spectrum is None:
+    if found is None:
         assert air is not None
         return NoiseReading(air, "air", 0.15 * air)
-    low, middle = spectrum
+    colour = _air_colour(data, head, found.axes) if found.white else 1.0
+    low, middle = found.low * colour, found.middle * colour
     doubt = max(0.05 * low, min(middle - low, low))
     if air is None:
         return NoiseReading(low, "spectrum", doubt)
     if max(air, low) <= AGREEMENT * min(air, low):
         return NoiseReading(low, "spectrum and air", max(0.05 * low, abs(air - low)))
-    # Dark clean air may have been suppressed; then tissue shows noise and no anatomy.
-    if air < low and middle < CONTAMINATED * low:
-        return NoiseReading(low, "spectrum", max(doubt, 0.25 * low))
-    return NoiseReading(air, "air", max(0.1 * air, 0.5 * abs(air - low)))
+    # Anatomy can only add to the spectrum; but air may be dark because it was suppressed, and
+    # then tissue shows noise of one level. A corner that a filter emptied tells nothing.
+    if (air < low and middle > CONTAMINATED * low) or (air > low and colour > EMPTIED):
+        return NoiseReading(air, "air", max(0.1 * air, 0.5 * abs(low - air)))
+    return NoiseReading(low, "spectrum", max(doubt, 0.25 * low))
 
 
 def rician_share(ratio: np.ndarray) -> np.ndarray:
@@ -115,10 +119,23 @@ def rician_share(ratio: np.ndarray) -> np.ndarray:
     return 2 + ratio**2 - np.pi / 8 * bessel**2
 
 
+@dataclass(frozen=True)
+class _Corner:
+    """Low and middle reading of the energies at high frequencies of ``axes`` in flat tissue.
+
+    ``white``: whether the whole of k-space was taken for filled, as white noise does.
+    """
+
+    low: float
+    middle: float
+    axes: tuple[int, ...]
+    white: bool
+
+
 def _corner_reading(
     data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray
-) -> tuple[float, float] | None:
-    """Low and middle reading of the high-pass energies of flat tissue, None without tissue."""
+) -> _Corner | None:
+    """Read flat tissue in the middle of the head; None without tissue."""
     part, inside = _middle(data, head)
     part, inside, sizes, lost = _measured(part, inside, zooms)
     axes = _corner_axes(part.shape, sizes)
@@ -132,7 +149,21 @@ def _corner_reading(
     usable &= steep <= np.quantile(steep[usable], FLAT_SHARE)
     energy = ndimage.gaussian_filter(np.square(_high_pass(part, axes)), SPREAD)[usable]
     signal = np.square(smooth[usable])
-    expected = _white(axes, _empty(part, axes))
+    low, middle = _levels(energy, signal, _white(axes, ellipsoid=False))
+    white = sizes == tuple(zooms)
+    if _empty(part, axes):
+        # An empty corner, or noise in it beside much anatomy? Flat tissue's residual is a bound.
+        bound = tissue_noise(part, inside)
+        found = _levels(energy, signal, _white(axes, ellipsoid=True))
+        if bound is not None and found[0] <= ELLIPSOID_BOUND * bound:
+            low, middle, white = *found, False
+    return _Corner(low * lost, max(low, middle) * lost, axes, white)
+
+
+def _levels(
+    energy: np.ndarray, signal: np.ndarray, expected: tuple[float, float]
+) -> tuple[float, float]:
+    """Low and middle reading: energies (n,) at squared signals (n,) over those of white noise."""
     found = []
     for quantile, of_white in zip((QUANTILE, 0.5), expected, strict=True):
         sigma = float(np.sqrt(np.quantile(energy, quantile) / of_white))
@@ -140,8 +171,8 @@ def _corner_reading(
             ratio = np.sqrt(np.maximum(signal - sigma**2, 0)) / max(sigma, 1e-12)
             share = np.quantile(energy / rician_share(ratio), quantile)
             sigma = float(np.sqrt(share / of_white))
-        found.append(sigma * lost)
-    return found[0], max(found)
+        found.append(sigma)
+    return found[0], found[1]
 
 
 def _middle(data: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,6 +298,44 @@ def _air_reading(
         return None
     low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
     return float(middle) if high < 1.3 * low else None
+
+
+def _air_colour(data: np.ndarray, head: np.ndarray, axes: tuple[int, ...]) -> float:
+    """Deviation of the air over what its high frequencies promise for white noise; at least 1.
+
+    A filter of k-space takes noise away from the corner; the air shows how much of it.
+    """
+    found = []
+    sides = [max(2 * TAPS, min(32, size // 4)) for size in data.shape]
+    corners = [
+        ((0, side), (size - side, size)) for side, size in zip(sides, data.shape, strict=True)
+    ]
+    for x in corners[0]:
+        for y in corners[1]:
+            for z in corners[2]:
+                block = (slice(*x), slice(*y), slice(*z))
+                if head[block].any() or np.mean(data[block] == 0) > 0.2:
+                    continue
+                found.append(_colour(data[block], axes))
+    if len(found) < 2:
+        return 1.0
+    colour = float(np.median(found)) / _white_colour(axes)
+    return colour if colour > COLOURED else 1.0
+
+
+def _colour(block: np.ndarray, axes: tuple[int, ...]) -> float:
+    """Local deviation over that at high frequencies, where the air is quietest."""
+    block = block.astype(np.float64)
+    total = ndimage.gaussian_filter(block**2, SPREAD) - ndimage.gaussian_filter(block, SPREAD) ** 2
+    corner = ndimage.gaussian_filter(np.square(_high_pass(block, axes)), SPREAD)
+    low = [np.quantile(energy[3:-3, 3:-3, 3:-3], 0.25) for energy in (total, corner)]
+    return float(np.sqrt(low[0] / max(low[1], 1e-12)))
+
+
+@lru_cache(maxsize=8)
+def _white_colour(axes: tuple[int, ...]) -> float:
+    """What :func:`_colour` gives for white noise."""
+    return _colour(np.random.default_rng(1).rayleigh(size=(48, 48, 48)), axes)
 
 
 def _octants(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:

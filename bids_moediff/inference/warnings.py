@@ -7,7 +7,6 @@ import numpy as np
 
 from bids_moediff.imaging.acquisition import Acquisition
 from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
-from bids_moediff.imaging.noise import tissue_noise
 
 # Per axis: input voxel over output voxel (1, an axis left alone, was trained as well), the most of
 # it on more than one axis, voxel sizes in mm, and slice thickness over slice spacing
@@ -83,15 +82,14 @@ def _width_warnings(ratios: Sequence[float], acquisition: Acquisition) -> list[s
     ]
 
 
-def residual_warning(data: np.ndarray, mask: np.ndarray, relative: float) -> str | None:
+def residual_warning(data: np.ndarray, noise: float, relative: float) -> str | None:
     """One sentence if a result, measured again, is further from the scan than its noise.
 
-    data, mask: the scan (x, y, z); relative: ||A x - y|| / ||y||. A relative residual below 0.001
-    is rounding, whatever the noise.
+    data: the scan (x, y, z); noise: its standard deviation, 0 if unknown; relative:
+    ||A x - y|| / ||y||. A relative residual below 0.001 is rounding, whatever the noise.
     """
-    noise = tissue_noise(data, mask)
     residual = relative * float(np.sqrt(np.mean(np.square(data, dtype=np.float64))))
-    if noise is None or relative < 1e-3 or residual < 1.1 * noise:
+    if noise <= 0 or relative < 1e-3 or residual < 1.1 * noise:
         return None
     return (
         f"Measured again, the result differs from the scan by {residual / noise:.1f} times the "

@@ -29,9 +29,11 @@ from bids_moediff.families.choice import choose
 from bids_moediff.families.cost import estimate
 from bids_moediff.imaging.acquisition import Acquisition
 from bids_moediff.imaging.grid import voxel_sizes
+from bids_moediff.imaging.noise_level import NoiseReading, read_noise
 from bids_moediff.options import Options
 from bids_moediff.preprocessing.measured_voxels import (
     Declared,
+    Measured,
     declared_acquisition,
     find_measured,
 )
@@ -208,11 +210,17 @@ def enhance_image(
         sampling = declared_acquisition(
             measured, told.metadata, options.slice_profile, options.slice_thickness
         )
-    inputs = Inputs(measured.mask, measured.bias_field, sampling.acquisition)
+    noise = _noise(measured, options.noise)
+    inputs = Inputs(
+        measured.mask,
+        measured.bias_field,
+        sampling.acquisition,
+        # Elsewhere the result agrees with the scan exactly.
+        noise.sigma if sampling.acquisition.erases_detail else None,
+    )
     result = resolver.enhance(measured.image, options, inputs, progress)
     data = np.asarray(measured.image.dataobj, dtype=np.float32)
-    inside = data > 0 if measured.mask is None else np.asarray(measured.mask.dataobj) > 0
-    if sentence := residual_warning(data, inside, result.residual):
+    if sentence := residual_warning(data, noise.sigma, result.residual):
         result.record["Warnings"].append(sentence)
     result.record.update(
         InputVoxelSize=[round(size, 6) for size in voxel_sizes(scan.image.affine)],
@@ -220,8 +228,23 @@ def enhance_image(
         AcquiredVoxelSizeFrom=measured.source,
         SamplingProfiles=sampling.acquisition.to_dict()["axes"],
         SamplingProfilesFrom=sampling.source,
+        EstimatedNoise=_rounded(noise.sigma),
+        NoiseSource=noise.source,
+        NoiseUncertainty=_rounded(noise.uncertainty),
     )
     return result
+
+
+def _noise(measured: Measured, wanted: str | float) -> NoiseReading:
+    """Noise of a scan: read from it, or as the option says."""
+    if wanted != "auto":
+        return NoiseReading(0.0 if wanted == "none" else float(wanted), "option", 0.0)
+    return read_noise(np.asarray(measured.image.dataobj, dtype=np.float32), measured.zooms)
+
+
+def _rounded(value: float) -> float:
+    """Four digits: images come in units from 1e-6 to 1e6."""
+    return float(f"{value:.4g}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
