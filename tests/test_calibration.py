@@ -56,7 +56,7 @@ def test_the_error_itself_is_the_ideal_deviation() -> None:
 def test_command(tmp_path: Path) -> None:
     nib.save(head((64, 72, 60), (2.4, 2.4, 2.6)), tmp_path / "h_T1w.nii.gz")
     untrained_model(tmp_path / "tiny")
-    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "tiny", "--precision", "fp32"]
+    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--num-samples", "2", "--block", "48"]
     run = run_script(
         "bids_moediff-evaluate", "calibration", *arguments, "--num-steps", "1", cwd=tmp_path
@@ -74,7 +74,7 @@ def test_command(tmp_path: Path) -> None:
 def test_the_factor_is_measured_and_then_fits(tmp_path: Path) -> None:
     nib.save(head((64, 72, 60), (2.4, 2.4, 2.6)), tmp_path / "h_T1w.nii.gz")
     untrained_model(tmp_path / "tiny")
-    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "tiny", "--precision", "fp32"]
+    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--block", "48"]
 
     def command(*more: str) -> subprocess.CompletedProcess[str]:

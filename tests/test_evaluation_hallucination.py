@@ -150,7 +150,7 @@ def test_size_classes_are_against_back_projection(trial: suite.Trial) -> None:
 def test_command(tmp_path: Path) -> None:
     nib.save(head(SHAPE, ZOOMS), tmp_path / "h_T1w.nii.gz")
     untrained_model(tmp_path / "tiny")
-    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "tiny", "--precision", "fp32"]
+    arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--repeats", "1"]
     run = run_script("bids_moediff-evaluate", "hallucination", *arguments, cwd=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -62,7 +62,9 @@ def resolver(calibration: dict[str, object]) -> SuperResolver:
     torch.manual_seed(0)
     mean = MeanNetwork(MeanConfig(8, 1)).eval()
     torch.nn.init.normal_(mean.tail.weight, std=0.05)
-    model = LoadedModel(MoEDiffModel(mean, None), {}, "a" * 64, "random", calibration)
+    model = LoadedModel(
+        MoEDiffModel(mean, None), {"family": "moediff"}, "a" * 64, "random", calibration
+    )
     return SuperResolver(model, torch.device("cpu"), "fp32")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zero filling is undone without loss, and nothing else is touched."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from bids_moediff.families.moediff.model import MoEDiffModel
+from bids_moediff.families.moediff.restorer import MoEDiffRestorer
+from bids_moediff.families.protocol import Problem, Progress
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.spectrum import AxisResolution, acquired_resolution
 from bids_moediff.inference.request import ImageRequest
@@ -163,7 +166,7 @@ def test_slices_of_unstated_thickness_are_three_quarters_of_their_distance():
 def test_a_zero_filled_scan_is_restored_from_what_was_measured():
     """Without a network: interpolation and projection, from stored and from true voxels."""
     coarse, fine = zero_filled()
-    model = LoadedModel(SimpleNamespace(), {}, "", "none")
+    model = LoadedModel(MoEDiffModel(None, None), {"family": "moediff"}, "", "none")
     resolver = SuperResolver(model, torch.device("cpu"), "fp32")
 
     def restored(image: nib.Nifti1Image, wanted: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -190,18 +193,19 @@ def test_a_zero_filled_scan_is_restored_from_what_was_measured():
 
 
 def test_a_result_that_does_not_explain_the_scan_is_told():
-    class Forgetful(SuperResolver):
-        """Leaves the projection out."""
+    class Forgetful(MoEDiffRestorer):
+        """Darkens what it is given."""
 
-        @staticmethod
-        def _finish(restored: torch.Tensor, *_: Any) -> torch.Tensor:
-            return 0.8 * restored
+        def run_mean(self, problem: Problem, progress: Progress) -> torch.Tensor:
+            return 0.8 * super().run_mean(problem, progress)
 
     coarse, _ = zero_filled()
-    model = LoadedModel(SimpleNamespace(), {}, "", "none")
-    for kind, expected in ((Forgetful, True), (SuperResolver, False)):
-        resolver = kind(model, torch.device("cpu"), "fp32")
+    model = LoadedModel(MoEDiffModel(None, None), {"family": "moediff"}, "", "none")
+    for restorer, expected in ((Forgetful, True), (MoEDiffRestorer, False)):
+        resolver = SuperResolver(model, torch.device("cpu"), "fp32")
+        resolver.restorer = restorer(model.network, resolver.device, "fp32")
         told = ImageRequest(key="a", image="", out_dir="")
         options = Options(output_resolution=(0.8, 0.8, 0.8), acquired_resolution="header")
+        options = replace(options, consistency="off")
         warnings = enhance_image(resolver, Scan(coarse), told, options).record["Warnings"]
         assert any("times the scan's noise" in words for words in warnings) is expected

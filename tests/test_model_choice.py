@@ -108,7 +108,7 @@ def test_counted_arithmetic_equals_torchs():
             network(torch.rand(1, 1, 32, 32, 32), torch.zeros(1, 6))
         counted = counter.get_total_flops() / 2 / 32**3
         # The condition's small dense layers do not grow with the volume.
-        (macs,) = stage_macs(config).values()
+        (macs,) = stage_macs(config, Options()).values()
         assert macs == pytest.approx(counted, rel=0.1)
         assert macs <= counted
 
@@ -135,7 +135,8 @@ def test_time_estimate_follows_the_model(tmp_path):
 def test_time_estimate_is_near_what_was_measured(model, bfloat16, voxels, measured):
     """The table of docs/speed.md: two threads, with and without bfloat16."""
     assert f"| {measured} |" in (ROOT / "docs" / "speed.md").read_text()
-    seconds = voxels * seconds_per_voxel(read_config(model), threads=2, bfloat16=bfloat16)
+    config, options = read_config(model), Options()
+    seconds = voxels * seconds_per_voxel(config, options, threads=2, bfloat16=bfloat16)
     assert seconds == pytest.approx(measured, rel=0.15)
 
 

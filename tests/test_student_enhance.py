@@ -5,15 +5,18 @@ Weights are random: the promises hold whatever the network does.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from bids_moediff.families.whole_volume import restore_volume
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import output_grid
-from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.inference.pose import Inputs, pose
+from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.inference.warnings import range_warnings
 from bids_moediff.options import Options
 from test_model_choice import student_folder
@@ -48,12 +51,9 @@ def test_any_voxel_size_in_any_plane(resolver, shape, zooms, target):
     assert result.residual < 1e-3
     assert not result.record["Warnings"]
     # The network did something: consistency alone gives another image.
-    calm = SuperResolver(resolver.model, resolver.device, "fp32")
-    calm.mean = None
-    change = (
-        np.asarray(calm.enhance(image, Options(output_resolution=target)).image.dataobj)
-        - result.image.dataobj
-    )
+    posed = pose(image, target, Inputs(), resolver.device)
+    calm = posed.finish(posed.start()).numpy() * posed.scale
+    change = calm - np.asarray(result.image.dataobj)
     assert np.abs(change).max() > 1.0
 
 
@@ -151,7 +151,9 @@ def test_warnings_of_the_range_reach_the_record(resolver):
 def test_the_network_leaves_air_far_from_the_head_alone(resolver):
     start = torch.zeros(48, 24, 26)
     start[:12] = torch.rand(12, 24, 26) + 0.2
-    condition = torch.tensor([1.0] * 3 + [1.2] * 3)
-    result = resolver.run_mean(start, condition, lambda stage, fraction: None)
+    told = torch.tensor([1.0] * 3 + [1.2] * 3)
+    problem = SimpleNamespace(told=told, within_head=True)
+    network, silent = resolver.restorer.network, lambda stage, fraction: None
+    result = restore_volume(network, start, problem, "fp32", silent, "student")
     assert torch.equal(result[30:], start[30:])
     assert not torch.isclose(result[:12], start[:12]).all()

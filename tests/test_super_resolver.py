@@ -18,7 +18,8 @@ from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
-from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.inference.pose import Inputs
+from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.options import Options
@@ -34,7 +35,9 @@ def resolver() -> SuperResolver:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     return SuperResolver(
-        LoadedModel(network, {"version": "test"}, "0" * 64, "random"), torch.device("cpu"), "fp32"
+        LoadedModel(network, {"family": "moediff", "version": "test"}, "0" * 64, "random"),
+        torch.device("cpu"),
+        "fp32",
     )
 
 

@@ -170,10 +170,11 @@ def _load(name: str, options: argparse.Namespace) -> "SuperResolver":
 
 def _gates(base: "SuperResolver", heads: "list[Block]", protocol: Any) -> list[str]:
     """Gate mass per tissue of the model on T1-weighted heads."""
+    from bids_moediff.evaluation.ablation import experts_of
     from bids_moediff.evaluation.ablation_page import gate_lines
     from bids_moediff.evaluation.tissue import gate_mass_of, verdict
 
-    experts = list(base.moediff.config.experts)  # type: ignore[union-attr]
+    experts = list(experts_of(base).config.experts)  # type: ignore[union-attr, arg-type]
     masses, left_out = {}, {}
     for head in heads:
         try:

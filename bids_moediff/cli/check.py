@@ -35,8 +35,9 @@ def require_weights(settings: Settings, device: str) -> str:
     """
     choice = choose(settings, device)
     command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
+    flag = "--model" if settings.weights is None else "--weights"
     answer = subprocess.run(
-        [*command, "--model", choice.model], capture_output=True, text=True, check=False
+        [*command, flag, choice.model], capture_output=True, text=True, check=False
     )
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -375,6 +375,7 @@ def run_hallucination(argv: list[str]) -> int:
     from bids_moediff.evaluation import hallucination
     from bids_moediff.evaluation.benchmark import BASELINES
 
+    seed = sampling_options(options).get("random_seed", 0)
     heads = load_heads(options)
     baselines = [method for method in BASELINES if method.name in ("cubic", "back-projection")]
     methods = [*baselines, *load_methods(options)]
@@ -390,7 +391,7 @@ def run_hallucination(argv: list[str]) -> int:
         try:
             loaded = head.load()
             lesions = hallucination.place_lesions(
-                loaded, repeats=options.repeats, seed=options.seed or 0
+                loaded, repeats=options.repeats, seed=seed
             )
             figures = options.output / "figures"
             hallucination.run(loaded, protocols, methods, lesions, tables, figures, report)

@@ -18,7 +18,9 @@ from torch import nn
 from bids_moediff.errors import UsageError
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.inference.super_resolver import Progress, SuperResolver
+from bids_moediff.families.moediff.restorer import MoEDiffRestorer
+from bids_moediff.families.protocol import Problem, Progress
+from bids_moediff.inference.super_resolver import SuperResolver
 
 from .benchmark import BASELINES, Method, Row, model_method
 
@@ -66,8 +68,8 @@ class Arm:
     method: Method | None
 
 
-class SharedMean(SuperResolver):
-    """A resolver that computes the mean of a start once, for all that have the same mean."""
+class SharedMean(MoEDiffRestorer):
+    """A restorer that computes the mean of a start once, for all that have the same mean."""
 
     kept: dict[str, tuple[torch.Tensor, torch.Tensor]]
     digest = ""
@@ -75,47 +77,64 @@ class SharedMean(SuperResolver):
     @classmethod
     def of(
         cls, resolver: SuperResolver, kept: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    ) -> "SharedMean":
+    ) -> "Own":
         """The same model; `kept` is shared by all resolvers that are compared."""
-        shared = cls(resolver.model, resolver.device, resolver.precision)
+        shared = cls(resolver.model.network, resolver.device, resolver.precision)
         shared.kept = kept
         if shared.mean is not None:
             digest = hashlib.sha256(shared.precision.encode())
             for value in shared.mean.state_dict().values():
                 digest.update(value.cpu().numpy().tobytes())
             shared.digest = digest.hexdigest()
-        return shared
+        return Own(resolver, shared)
 
-    def without(self, part: str) -> "SharedMean":
-        """A copy without its "mean" or its experts ("moediff")."""
-        other = copy.copy(self)
-        setattr(other, part, None)
-        return other
-
-    def with_experts(self, network: nn.Module) -> "SharedMean":
-        """A copy with other experts."""
-        other = copy.copy(self)
-        other.moediff = network
-        return other
-
-    def run_mean(
-        self, start: torch.Tensor, condition: torch.Tensor, report: Progress
-    ) -> torch.Tensor:
+    def run_mean(self, problem: Problem, progress: Progress) -> torch.Tensor:
         """The kept mean, if it is that of this start."""
         if self.mean is None:
-            return start
+            return problem.start()
+        start = problem.start()
         before = self.kept.get(self.digest)
         if before is None or not torch.equal(before[0], start):
-            before = (start, super().run_mean(start, condition, report))
+            before = (start, super().run_mean(problem, progress))
             self.kept[self.digest] = before
         return before[1].clone()
 
 
+@dataclass(frozen=True)
+class Own:
+    """A model and the restorer that shares its mean with others."""
+
+    resolver: SuperResolver
+    restorer: SharedMean
+
+    def method(self, name: str, **options: Any) -> Method:
+        """The model as a method of the benchmark."""
+        resolver = copy.copy(self.resolver)
+        resolver.restorer = self.restorer
+        return model_method(resolver, name, **options)
+
+    def without(self, part: str) -> "Own":
+        """A copy without its "mean" or its experts ("moediff")."""
+        return self.having(part, None)
+
+    def having(self, part: str, network: nn.Module | None) -> "Own":
+        """A copy with another "mean" or other experts ("moediff")."""
+        other = copy.copy(self.restorer)
+        setattr(other, part, network)
+        return Own(self.resolver, other)
+
+
+def experts_of(resolver: SuperResolver) -> nn.Module | None:
+    """The experts of a moediff model, or None."""
+    return getattr(resolver.model.network, "moediff", None)
+
+
 def check_variant(name: str, resolver: SuperResolver) -> None:
     """UsageError if a model is not what its name says, or has no experts."""
-    if not isinstance(resolver.moediff, MoEDiffSR):
+    experts = experts_of(resolver)
+    if not isinstance(experts, MoEDiffSR):
         raise UsageError(f"--models {name}: the model has no experts to compare.")
-    if name in VARIANTS and not VARIANTS[name].fits(resolver.moediff.config):
+    if name in VARIANTS and not VARIANTS[name].fits(experts.config):
         variant = VARIANTS[name]
         raise UsageError(
             f"--models {name}: the model is no such variant ({variant.question}: "
@@ -147,29 +166,28 @@ def make_arms(
     name = base.model.name
 
     def ours(**options: Any) -> Method:
-        return model_method(own, name, **options)
+        return own.method(name, **options)
 
     default = ours()
     noisy: dict[str, Any] = {"noise_strength": 1.0, "num_steps": NOISY_STEPS}
-    assert isinstance(own.moediff, MoEDiffSR)
-    config = own.moediff.config
+    experts = experts_of(base)
+    assert isinstance(experts, MoEDiffSR)
+    config = experts.config
     plain = [
         Arm(MIXTURE, "default: three experts on the mean", default),
-        Arm(
-            MIXTURE, "the mean alone", model_method(own.without("moediff"), f"{name}, mean alone")
-        ),
+        Arm(MIXTURE, "the mean alone", own.without("moediff").method(f"{name}, mean alone")),
         Arm(GATE, f"default: one for each {config.gate}", default),
         Arm(
             GATE,
             "equal weights everywhere",
-            model_method(own.with_experts(equal_gates(own.moediff)), f"{name}, equal gates"),
+            own.having("moediff", equal_gates(experts)).method(f"{name}, equal gates"),
         ),
         Arm(LATENT, f"default: {config.latent}", default),
         Arm(START, f"default: {config.start.replace('_', ' ')}", default),
         Arm(
             START,
             "interpolated input, trained on means",
-            model_method(own.without("mean"), f"{name}, without its mean"),
+            own.without("mean").method(f"{name}, without its mean"),
         ),
         *(
             Arm(STEPS, str(count), ours(noise_strength=1.0, num_steps=count))
@@ -199,19 +217,19 @@ def _unless_end(when: str) -> dict[str, str]:
     return {} if when == "end" else {"consistency": when}
 
 
-def _trained(others: Mapping[str, SharedMean]) -> list[Arm]:
+def _trained(others: Mapping[str, Own]) -> list[Arm]:
     """Rows of the models that have to be trained, and of those with names of their own."""
     arms = []
     for name, variant in VARIANTS.items():
         method = None
         if name in others:
-            check_variant(name, others[name])
+            check_variant(name, others[name].resolver)
             # Pure noise needs steps even for its most faithful output.
             options = {"num_steps": 8} if variant.setting.startswith("noise") else {}
-            method = model_method(others[name], name, **options)
+            method = others[name].method(name, **options)
         arms.append(Arm(variant.question, variant.setting, method))
     own = [name for name in others if name not in VARIANTS]
-    return arms + [Arm(OTHER, name, model_method(others[name], name)) for name in own]
+    return arms + [Arm(OTHER, name, others[name].method(name)) for name in own]
 
 
 def choose(arms: Sequence[Arm], words: Sequence[str] | None) -> list[Arm]:

@@ -23,7 +23,8 @@ from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import Triple, covering_shape, output_grid
 from bids_moediff.imaging.interpolation import back_projection, initial_estimate, interpolate
 from bids_moediff.imaging.protocols import Protocol
-from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.inference.pose import Inputs
+from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
 from bids_moediff.runtime.sink import table_text, write_text
 

@@ -16,7 +16,8 @@ import numpy as np
 from bids_moediff.imaging.metrics import intensity_range
 from bids_moediff.imaging.protocols import Protocol, parse_protocol
 from bids_moediff.inference import expected_error
-from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.inference.pose import Inputs
+from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
 
 from .benchmark import Task, make_task

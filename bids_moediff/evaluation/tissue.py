@@ -13,9 +13,11 @@ import numpy as np
 from scipy import fft, ndimage
 
 from bids_moediff.errors import ImageError
+from bids_moediff.families.moediff.restorer import MoEDiffRestorer
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.masks import largest_component
 from bids_moediff.imaging.protocols import Protocol
+from bids_moediff.inference.pose import Inputs, pose
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.preprocessing.bias_field import bias_field
 from bids_moediff.preprocessing.brain_mask import brain_mask
@@ -184,7 +186,11 @@ def gate_mass_of(
         block.truth, block.mask, block.zooms, block.affine, protocol.ratios(block.axes),
         protocol.profile,
     )  # fmt: skip
-    gates = resolver.gates(task.coarse_image, task.zooms, task.acquisition)
+    posed = pose(
+        task.coarse_image, task.zooms, Inputs(acquisition=task.acquisition), resolver.device
+    )
+    assert isinstance(resolver.restorer, MoEDiffRestorer)
+    gates = posed.image(resolver.restorer.gates(posed.problem()))
     # The corner of the block in voxels of the head; the task may cut off its end.
     corner = np.linalg.inv(whole.affine) @ block.affine[:, 3]
     cut = tuple(

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which model a run takes. Imports nothing heavy: the command line asks before torch is loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from bids_moediff.networks.model_folder import available
+from bids_moediff.errors import WeightsError
+from bids_moediff.families import family
+from bids_moediff.networks.model_folder import BRAIN_MASK, available, read_config
 from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
 
@@ -38,11 +42,18 @@ def choose(
         takes three quarters of the full model's time instead of half (docs/speed.md).
     shipped
         Names to choose from; the package's own by default.
+
+    Raises
+    ------
+    WeightsError
+        for a model that is asked for and cannot restore images.
     """
-    if options.weights is not None:
-        return ModelChoice(str(options.weights), "asked for")
-    if options.model != "auto":
-        return ModelChoice(options.model, "asked for")
+    asked_for = str(options.weights) if options.weights is not None else options.model
+    if asked_for != "auto":
+        # What cannot be read is refused where the weights are loaded, with the reason.
+        if config := read_config(asked_for):
+            check_restores(config, Path(asked_for).name)
+        return ModelChoice(asked_for, "asked for")
     asked = {
         "several samples": options.num_samples > 1,
         "texture (noise strength above 0)": options.noise_strength > 0,
@@ -64,3 +75,15 @@ def choose(
         reason = "chosen because the student saves little on a processor without bfloat16"
         return ModelChoice("moediff", reason)
     return ModelChoice("student", "chosen for the processor: about half of the full model's time")
+
+
+def check_restores(config: Mapping[str, Any], name: str) -> None:
+    """WeightsError if no engine runs models of this family."""
+    kind = config.get("family")
+    if kind in BRAIN_MASK:
+        raise WeightsError(f"{name} finds the brain; it does not restore images.")
+    if family(kind).restorer is None:
+        raise WeightsError(
+            f"{name} is a {kind} model: this version can train such models, not yet restore "
+            "images with them. Use --model moediff or --model student."
+        )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bids_moediff.errors import WeightsError
+from bids_moediff.families import family
 from bids_moediff.networks.model_folder import read_config
 from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
@@ -54,9 +56,8 @@ def estimate(
         for n, old, new in zip(shape_in, zooms_in, options.output_zooms(zooms_in), strict=True)
     ]
     voxels = math.prod(counts)
-    evaluations = (options.num_steps or 1) * options.num_samples * options.planes
     seconds = voxels * seconds_per_voxel(
-        read_config(model), evaluations, device=device, threads=threads, bfloat16=bfloat16
+        read_config(model), options, device=device, threads=threads, bfloat16=bfloat16
     )
     return Estimate(
         round(_BASE_GIGABYTES + voxels * _BYTES_PER_VOXEL / 1e9, 2),
@@ -65,63 +66,39 @@ def estimate(
     )
 
 
-# Multiply-accumulates per output voxel and step of the default experts, counted by torch.
-_EXPERT_MACS = 34_000.0
-# A network nobody has a count for is taken to cost as much as the first shipped mean.
-_UNKNOWN_MACS = 101_000.0
-# Billion multiply-accumulates a second of each network (docs/speed.md): of one thread of a
-# processor with and without bfloat16, and of a data-centre GPU (never measured).
-_RATES = {
-    "bf16": {"mean": 220.0, "experts": 63.0, "student": 185.0},
-    "fp32": {"mean": 60.0, "experts": 18.0, "student": 38.0},
-    "cuda": {"mean": 20_000.0, "experts": 20_000.0, "student": 20_000.0},
-}
+# A network nobody has a count for is taken to cost as much as the first shipped mean, at the
+# rates of the experts.
+UNKNOWN_MACS = 101_000.0
+UNKNOWN_RATES = {"bf16": 63.0, "fp32": 18.0, "cuda": 20_000.0}
 
 
-def stage_macs(config: Mapping[str, Any], steps: int = 1) -> dict[str, float]:
-    """Multiply-accumulates for one output voxel of each network: student, or mean and experts.
+def stage_macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
+    """Return multiply-accumulates for one output voxel, by part of the network.
 
-    `steps` counts evaluations of the experts: sampling steps times samples. Empty where the
-    configuration is none of these.
+    Empty where the family is unknown or the configuration makes no sense.
     """
-    stages = {}
     try:
-        if config.get("family") == "student":
-            section = config["student"]
-            shape = section["channels"], section["blocks"], section["ranks"]
-            stages["student"] = _student_macs(*shape)
-        if mean := config.get("mean"):
-            stages["mean"] = _mean_macs(mean["channels"], mean["blocks"])
-        if experts := config.get("moediff"):
-            stages["experts"] = _EXPERT_MACS * (experts.get("width", 32) / 32) ** 2 * steps
-    except (KeyError, TypeError, ValueError):
+        return family(config.get("family")).macs(config, options)
+    except (WeightsError, KeyError, TypeError, ValueError):
         return {}
-    return stages
 
 
 def seconds_per_voxel(
     config: Mapping[str, Any],
-    steps: int = 1,
+    options: Options,
     *,
     device: str = "cpu",
     threads: int = 1,
     bfloat16: bool | None = None,
 ) -> float:
-    """Time of all networks for one output voxel; `steps` as above, `bfloat16` as in `choose`."""
+    """Return the time of all networks for one output voxel; `bfloat16` as in `choose`."""
     gpu = device.startswith("cuda")
     fast = not gpu and (has_bfloat16() if bfloat16 is None else bfloat16)
-    rates = _RATES["cuda" if gpu else "bf16" if fast else "fp32"]
-    stages = stage_macs(config, steps) or {"experts": _UNKNOWN_MACS}
-    seconds = sum(macs / (1e9 * rates[name]) for name, macs in stages.items())
+    kind = "cuda" if gpu else "bf16" if fast else "fp32"
+    stages = stage_macs(config, options)
+    if stages:
+        rates = family(config["family"]).rates[kind]
+        seconds = sum(macs / (1e9 * rates[name]) for name, macs in stages.items())
+    else:
+        seconds = UNKNOWN_MACS / (1e9 * UNKNOWN_RATES[kind])
     return seconds if gpu else seconds / max(1, threads)
-
-
-def _mean_macs(channels: int, blocks: int) -> float:
-    """Convolutions of :class:`~bids_moediff.networks.mean.MeanNetwork`, folded by two."""
-    return 27 * (2 * blocks * channels**2 + 16 * channels) / 8
-
-
-def _student_macs(channels: int, blocks: int, ranks: list[int]) -> float:
-    """Convolutions of :class:`~bids_moediff.families.student.network.StudentNetwork`."""
-    cores = 27 * (ranks[0] * ranks[1] + ranks[2] * ranks[3])
-    return (27 * 16 * channels + blocks * (cores + channels * sum(ranks))) / 8

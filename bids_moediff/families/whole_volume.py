@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a 3-D network on a whole volume, in bounded memory, and on no more than the head's box."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from scipy import ndimage
 
-from bids_moediff.families.student.network import StudentNetwork
+from bids_moediff.families.protocol import Problem, Progress
 from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.imaging.grid import Shape
 from bids_moediff.networks.mean import (
     FOLD,
     OUTPUT_GAIN,
-    MeanNetwork,
     depth_to_space,
     normalise,
     space_to_depth,
 )
+from bids_moediff.networks.streaming import Chain
 
 # Voxels pushed at a time: enough to keep every core busy, little enough for the caches of a CPU.
 CPU_VOXELS = 500_000
@@ -24,8 +25,22 @@ CUDA_VOXELS = 16_000_000
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Streaming(Protocol):
+    """A network whose planes may be pushed through one after another."""
+
+    config: Any
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Return the weights."""
+        ...
+
+    def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
+        """Return everything between fold and unfold as a pipeline, for one condition."""
+        ...
+
+
 def apply_to_volume(
-    network: MeanNetwork | StudentNetwork,
+    network: Streaming,
     start: torch.Tensor,
     condition: torch.Tensor,
     progress: Callable[[float], None] | None = None,
@@ -68,6 +83,28 @@ def apply_to_volume(
     sizes = [start.shape[axis] for axis in order]
     cut = result[: sizes[0], : sizes[1], : sizes[2]]
     return cut.permute([order.index(axis) for axis in range(3)]).contiguous()
+
+
+def restore_volume(
+    network: Any,
+    start: torch.Tensor,
+    problem: Problem,
+    precision: str,
+    progress: Progress,
+    stage: str,
+) -> torch.Tensor:
+    """Return what a network makes of the start of a problem, away from the head left as it is."""
+
+    def run(volume: torch.Tensor) -> torch.Tensor:
+        return apply_to_volume(
+            network,
+            volume,
+            problem.told,
+            lambda fraction: progress(stage, fraction),
+            precision=precision,
+        )
+
+    return within_head_box(run, start) if problem.within_head else run(start)
 
 
 def pad_to_multiple(volume: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -95,9 +95,3 @@ def residual_warning(data: np.ndarray, noise: float, relative: float) -> str | N
         f"Measured again, the result differs from the scan by {residual / noise:.1f} times the "
         "scan's noise: it does not explain the scan, do not rely on it."
     )
-
-
-ONE_STEP_ONLY = (
-    "The student gives one estimate in one step: several samples, steps, texture and expert maps "
-    "were asked for and are left out; use --model moediff for them."
-)

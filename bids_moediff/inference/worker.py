@@ -41,8 +41,9 @@ from bids_moediff.runtime.device_lock import hold_device
 from bids_moediff.runtime.platform import peak_memory_gb
 from bids_moediff.runtime.sink import write_json, write_nifti
 
+from .pose import Inputs
 from .request import ImageRequest, ImageResult, Request, read_results, write_results
-from .super_resolver import Inputs, Result, SuperResolver
+from .super_resolver import Result, SuperResolver
 from .warnings import residual_warning
 
 TERMINATED = 128 + signal.SIGTERM

@@ -9,8 +9,8 @@ imported only to read or write weights: the command line asks for names and conf
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,47 +50,37 @@ class LoadedModel:
     calibration: dict[str, Any] = field(default_factory=dict)
 
 
-def dataclass_builder(module: str, config_name: str, network_name: str) -> Builder:
-    """Builder of a network from its module, imported when it is called."""
-
-    def build(values: Mapping[str, Any]) -> nn.Module:
-        namespace = importlib.import_module(f"bids_moediff.{module}")
-        config_class = getattr(namespace, config_name)
-        read = getattr(config_class, "from_dict", lambda keys: config_class(**keys))
-        return getattr(namespace, network_name)(read(values))
-
-    return build
+def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the part of config.json that holds a network's settings; ValueError without one."""
+    found = config.get(name)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"the section {name!r} is missing")
+    return found
 
 
-def single(family: str, builder: Builder) -> Builder:
-    """Builder that finds the network's settings in the section of its family's name."""
-
-    def build(config: Mapping[str, Any]) -> nn.Module:
-        if not isinstance(config.get(family), Mapping):
-            raise ValueError(f"the section {family!r} is missing")
-        return builder(config[family])
-
-    return build
-
-
-def _build_brain_mask(values: Mapping[str, Any]) -> nn.Module:
+def _build_brain_mask(config: Mapping[str, Any]) -> nn.Module:
     from bids_moediff.networks.brain_mask import BrainMaskNet
 
-    return BrainMaskNet(**values)
+    return BrainMaskNet(**section(config, "brainmask"))
 
 
 # The one network that is no family: that of the preprocessing.
-BRAIN_MASK: dict[str, Builder] = {"brainmask": single("brainmask", _build_brain_mask)}
+BRAIN_MASK: dict[str, Builder] = {"brainmask": _build_brain_mask}
+
+
+def build_brain_mask(config: Mapping[str, Any]) -> nn.Module:
+    """Return the network of the preprocessing; WeightsError for any other."""
+    return build(config, BRAIN_MASK)
 
 
 def resolve(name_or_dir: str | Path) -> Path:
-    """Folder of a shipped model's name or of a path; WeightsError says what there is instead."""
-    folder = Path(name_or_dir)
+    """Folder of a shipped model's name or of a path; WeightsError says what there is instead.
+
+    A path has a separator: a folder in the working directory never stands for a shipped name.
+    """
+    folder = _folder_of(name_or_dir)
     if (folder / CONFIG_NAME).is_file():
         return folder
-    known = MODELS_FOLDER / str(name_or_dir)
-    if len(folder.parts) == 1 and (known / CONFIG_NAME).is_file():
-        return known
     names = ", ".join(available()) or "none"
     raise WeightsError(
         f"no model {str(name_or_dir)!r}: not a folder with {CONFIG_NAME}, "
@@ -139,12 +129,12 @@ def save_model(
 
 def read_model(
     name_or_dir: str | Path,
-    builders: Mapping[str, Builder],
+    builder: Builder,
     device: str | torch.device = "cpu",
 ) -> LoadedModel:
     """Read a model folder (a path, or the name of a shipped one) in 32-bit evaluation mode.
 
-    `builders` make the network from config.json, by its "family".
+    `builder` makes the network from config.json.
 
     Raises WeightsError for a missing or unreadable file, a checksum that does not match, an
     unknown family, a wrong configuration, and weights of other names or shapes.
@@ -165,7 +155,7 @@ def read_model(
             f"{weights} does not match the checksum in {CONFIG_NAME} "
             f"(expected {config.get('sha256')}, found {digest})"
         )
-    network = build(config, builders)
+    network = builder(config)
     try:
         tensors = load(data)
         floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
@@ -198,10 +188,14 @@ def available() -> list[str]:
 
 def read_config(name_or_dir: str | Path) -> dict[str, Any]:
     """config.json of a shipped model's name or of a folder; empty where it cannot be read."""
-    for folder in (Path(name_or_dir), MODELS_FOLDER / str(name_or_dir)):
-        try:
-            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return config if isinstance(config, dict) else {}
-    return {}
+    try:
+        text = (_folder_of(name_or_dir) / CONFIG_NAME).read_text(encoding="utf-8")
+        config = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _folder_of(name_or_dir: str | Path) -> Path:
+    is_path = os.sep in str(name_or_dir)
+    return Path(name_or_dir) if is_path else MODELS_FOLDER / str(name_or_dir)

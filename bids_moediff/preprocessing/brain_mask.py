@@ -148,9 +148,9 @@ def _stripped_brain(
 def _load(model: str) -> tuple[Any, float, dict[str, Any]]:
     """The network, the voxel size of its working grid in mm, and ``{"model", "sha256",
     "threshold"}``: the logit above which brain begins."""
-    from bids_moediff.networks.model_folder import BRAIN_MASK, read_model
+    from bids_moediff.networks.model_folder import build_brain_mask, read_model
 
-    loaded = read_model(model, BRAIN_MASK)
+    loaded = read_model(model, build_brain_mask)
     threshold = float(loaded.config.get("threshold", 0.0))
     record = {"model": loaded.name, "sha256": loaded.sha256, "threshold": threshold}
     return loaded.network, float(loaded.config.get("zoom", 4.0)), record

@@ -8,6 +8,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.families import family
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
 from bids_moediff.networks.model_folder import read_config
 from bids_moediff.options import FINEST_DEFAULT
@@ -106,15 +107,8 @@ def _methods(settings: Settings, model: str) -> str:
     else:
         words = dict.fromkeys(zooms) if len(set(zooms)) == 1 else zooms
         size = " x ".join(f"{zoom:g}" for zoom in words) + " mm"
-    network = (
-        "a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR\n"
-        "[@moediffsr; @swin]"
-    )
-    if read_config(model).get("family") == "student":
-        network = (
-            "a convolutional network that restores the volume in one step, distilled from a\n"
-            "mixture of three diffusion experts after MoEDiff-SR [@moediffsr]"
-        )
+    config = read_config(model)
+    network = family(config["family"]).network_words(config)
     text = f"""
 #### Super-resolution
 

@@ -20,7 +20,7 @@ import torch
 from scipy import ndimage
 
 from bids_moediff.evaluation.ablation import SharedMean
-from bids_moediff.evaluation.benchmark import Method, Task, consistent, make_task, model_method
+from bids_moediff.evaluation.benchmark import Method, Task, consistent, make_task
 from bids_moediff.evaluation.truth import Block
 from bids_moediff.imaging.metrics import intensity_range, psnr
 from bids_moediff.imaging.protocols import parse_protocol
@@ -197,8 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
-    resolver = SharedMean.of(SuperResolver.from_pretrained(options.model), {}).without("moediff")
-    method = model_method(resolver)
+    mean = SharedMean.of(SuperResolver.from_pretrained(options.model), {}).without("moediff")
+    method = mean.method("")
     rows = []
     for protocol in map(parse_protocol, options.protocols):
 

@@ -20,7 +20,8 @@ from scipy import ndimage
 
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
-from bids_moediff.inference.super_resolver import Inputs, SuperResolver
+from bids_moediff.inference.pose import Inputs
+from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
 from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.preprocessing.conform import conform

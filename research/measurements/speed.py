@@ -138,7 +138,7 @@ def measure(
     moments = [begun, *marks.values()]
     seconds = dict(zip(names, np.diff(moments).tolist(), strict=True))
     voxels = int(np.prod(result.image.shape))
-    work = stage_macs(read_config(model))
+    work = stage_macs(read_config(model), Options())
     fractions = {
         stage: work[stage] * voxels / (peak * seconds[stage]) for stage in work if stage in seconds
     }

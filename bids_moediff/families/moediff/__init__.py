@@ -1,2 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """MoEDiff-SR: tokens, gate, three diffusion experts, latents and the sampler."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bids_moediff.families.protocol import Family, Restorer
+from bids_moediff.options import Options
+
+# Multiply-accumulates per output voxel and step of the default experts, counted by torch.
+EXPERT_MACS, EXPERT_WIDTH = 34_000.0, 32
+# As drawn where config.json names none (docs/science.md).
+EXPERTS = ("smooth", "cortex", "junction")
+
+
+def _build(config: Mapping[str, Any]) -> Any:
+    from .model import build_moediff
+
+    return build_moediff(config)
+
+
+def _restorer(network: Any, device: Any, precision: str) -> Restorer:
+    from .restorer import MoEDiffRestorer
+
+    return MoEDiffRestorer(network, device, precision)
+
+
+def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
+    parts = {}
+    if mean := config.get("mean"):
+        channels, blocks = mean["channels"], mean["blocks"]
+        # Convolutions of networks.mean.MeanNetwork, folded by two.
+        parts["mean"] = 27 * (2 * blocks * channels**2 + 16 * channels) / 8
+    if experts := config.get("moediff"):
+        evaluations = (options.num_steps or 1) * options.num_samples * options.planes
+        width = experts.get("width", EXPERT_WIDTH)
+        parts["experts"] = EXPERT_MACS * (width / EXPERT_WIDTH) ** 2 * evaluations
+    return parts
+
+
+def _experts(config: Mapping[str, Any]) -> Sequence[str]:
+    section = config.get("moediff")
+    return tuple(section.get("experts", EXPERTS)) if section else ()
+
+
+FAMILY = Family(
+    name="moediff",
+    build=_build,
+    restorer=_restorer,
+    macs=_macs,
+    # docs/speed.md; a GPU was never measured.
+    rates={
+        "bf16": {"mean": 220.0, "experts": 63.0},
+        "fp32": {"mean": 60.0, "experts": 18.0},
+        "cuda": {"mean": 20_000.0, "experts": 20_000.0},
+    },
+    network_words=lambda config: (
+        "a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR\n"
+        "[@moediffsr; @swin]"
+    ),
+    card="MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a gate that "
+    "looks at multi-scale patch tokens.",
+    experts=_experts,
+)

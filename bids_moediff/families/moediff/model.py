@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from bids_moediff.networks.model_folder import Builder, dataclass_builder
+from bids_moediff.networks.model_folder import Builder
 
 
 class MoEDiffModel(nn.Module):
@@ -25,16 +25,29 @@ class MoEDiffModel(nn.Module):
         self.autoencoder = autoencoder
 
 
+def _build_mean(values: Mapping[str, Any]) -> nn.Module:
+    from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+
+    return MeanNetwork(MeanConfig.from_dict(values))
+
+
+def _build_experts(values: Mapping[str, Any]) -> nn.Module:
+    from .config import MoEDiffConfig
+    from .network import MoEDiffSR
+
+    return MoEDiffSR(MoEDiffConfig.from_dict(values))
+
+
 def _build_autoencoder(values: Mapping[str, Any]) -> nn.Module:
-    from bids_moediff.families.moediff.config import MoEDiffConfig
-    from bids_moediff.families.moediff.latents import build_autoencoder
+    from .config import MoEDiffConfig
+    from .latents import build_autoencoder
 
     return build_autoencoder(MoEDiffConfig.from_dict(values))
 
 
 PARTS: dict[str, Builder] = {
-    "mean": dataclass_builder("networks.mean", "MeanConfig", "MeanNetwork"),
-    "moediff": dataclass_builder("families.moediff.network", "MoEDiffConfig", "MoEDiffSR"),
+    "mean": _build_mean,
+    "moediff": _build_experts,
     "autoencoder": _build_autoencoder,
 }
 

@@ -1,2 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """The distilled student: one network, one step, any voxel ratio."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bids_moediff.families.protocol import Family, Restorer
+from bids_moediff.options import Options
+
+
+def _build(config: Mapping[str, Any]) -> Any:
+    from bids_moediff.networks.model_folder import section
+
+    from .network import StudentConfig, StudentNetwork
+
+    return StudentNetwork(StudentConfig.from_dict(section(config, "student")))
+
+
+def _restorer(network: Any, device: Any, precision: str) -> Restorer:
+    from .restorer import StudentRestorer
+
+    return StudentRestorer(network, device, precision)
+
+
+def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
+    """Convolutions of :class:`~.network.StudentNetwork`."""
+    shape = config["student"]
+    channels, ranks = shape["channels"], shape["ranks"]
+    cores = 27 * (ranks[0] * ranks[1] + ranks[2] * ranks[3])
+    blocks = shape["blocks"] * (cores + channels * sum(ranks))
+    return {"student": (27 * 16 * channels + blocks) / 8}
+
+
+FAMILY = Family(
+    name="student",
+    build=_build,
+    restorer=_restorer,
+    macs=_macs,
+    # docs/speed.md; a GPU was never measured.
+    rates={
+        "bf16": {"student": 185.0},
+        "fp32": {"student": 38.0},
+        "cuda": {"student": 20_000.0},
+    },
+    network_words=lambda config: (
+        "a convolutional network that restores the volume in one step, distilled from a\n"
+        "mixture of three diffusion experts after MoEDiff-SR [@moediffsr]"
+    ),
+    card="One 3-D network, distilled from MoEDiff-SR, that restores any voxel size in one step.",
+)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regression mean, then the mixture of diffusion experts on slices."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bids_moediff.families.protocol import (
+    NOTHING_TO_GAIN,
+    Problem,
+    Progress,
+    Restored,
+    Settled,
+)
+from bids_moediff.families.whole_volume import restore_volume
+from bids_moediff.imaging.axes import orientations
+from bids_moediff.networks.precision import autocast
+from bids_moediff.options import Options
+
+from .model import MoEDiffModel
+from .slices import gate_slices, restore_planes
+
+DEFAULT_STEPS = 4
+
+
+class MoEDiffRestorer:
+    """A composite of mean and experts, either of which may be absent."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+        assert isinstance(network, MoEDiffModel)
+        self.mean, self.moediff = network.mean, network.moediff
+        self.device, self.precision = device, precision
+
+    def settle(self, options: Options, problem: Problem) -> Settled:
+        """Fill in steps and planes; several samples differ by their noise alone."""
+        strength = options.noise_strength
+        if options.num_samples > 1 and strength == 0:
+            strength = 1.0
+        # Without noise the first estimate is final, whatever the number of steps.
+        noisy = strength > 0 or self._from_noise
+        steps = options.num_steps or (DEFAULT_STEPS if noisy else 1)
+        planes = len(orientations(problem.condition, options.planes))
+        return Settled(replace(options, noise_strength=strength, num_steps=steps, planes=planes))
+
+    def restore(
+        self, problem: Problem, options: Options, progress: Progress
+    ) -> Iterator[Restored]:
+        """Yield the samples; the mean is computed once."""
+        mean = self.run_mean(problem, progress)
+        for sample in range(options.num_samples):
+            seed = options.random_seed + sample
+
+            def report(fraction: float, done: int = sample) -> None:
+                progress("experts", (done + fraction) / options.num_samples)
+
+            yield self._run_experts(mean, problem, replace(options, random_seed=seed), report)
+
+    def run_mean(self, problem: Problem, progress: Progress) -> Tensor:
+        """Return the regression mean (X, Y, Z), or the start without one."""
+        start = problem.start()
+        if self.mean is None or problem.nothing_to_gain:
+            return start
+        return restore_volume(self.mean, start, problem, self.precision, progress, "mean")
+
+    def gates(self, problem: Problem) -> Tensor:
+        """Return the gates (X, Y, Z, experts) of one plane, no expert being run."""
+        mean = self.run_mean(problem, lambda stage, fraction: None)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            return gate_slices(self.moediff, mean, problem.condition)  # type: ignore[arg-type]
+
+    def _run_experts(
+        self, mean: Tensor, problem: Problem, options: Options, report: Callable[[float], None]
+    ) -> Restored:
+        want_gates = "gates" in options.outputs
+        if self.moediff is None or (problem.nothing_to_gain and not want_gates):
+            return Restored(mean)
+
+        def correct(image: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                return problem.agree(image.float())
+
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            image, gates, counts = restore_planes(
+                self.moediff,  # type: ignore[arg-type]
+                mean,
+                problem.condition,
+                planes=options.planes,
+                correct=correct if options.consistency == "each-step" else None,
+                num_steps=options.num_steps or 1,
+                noise_strength=options.noise_strength,
+                seed=options.random_seed,
+                batch_size=options.batch_size,
+                want_gates=want_gates,
+                progress=report,
+            )
+        return Restored(image, {} if gates is None else {"gates": gates}, counts)
+
+    @property
+    def _from_noise(self) -> bool:
+        return self.moediff is not None and bool(self.moediff.config.predicts_noise)  # type: ignore[union-attr]
+
+    def sampler(self, problem: Problem, options: Options) -> str:
+        """Return what the experts did."""
+        if problem.nothing_to_gain:
+            return NOTHING_TO_GAIN
+        if self.moediff is None:
+            return "none"
+        if self._from_noise:
+            return "deterministic diffusion from noise"
+        start = "interpolated input" if self.mean is None else "regression mean"
+        return f"deterministic residual shift from the {start}"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model family is, to everybody who does not know which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bids_moediff.options import Options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from bids_moediff.imaging.acquisition import Acquisition
+
+Progress = Callable[[str, float], None]
+# Why no network ran, where no axis gets finer.
+NOTHING_TO_GAIN = "none: no axis gets finer"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One image to restore, intensities scaled to about [0, 1] in the head.
+
+    Parameters
+    ----------
+    measured
+        (x, y, z) on the acquired grid.
+    start
+        Gives cubic interpolation (X, Y, Z) on the output grid that agrees with the measurement,
+        shading left out: where networks start. Made anew at each call, so that nobody holds it.
+    condition
+        (6,): log2 of the voxel ratio and width of the slice profile, for each axis.
+    told
+        ``condition`` and what else last layers may be told (:mod:`bids_moediff.imaging.told`).
+    acquisition, ratios, noise
+        How the image was sampled; acquired over output voxel size by axis; standard deviation of
+        the noise on the scaled intensities.
+    agree
+        Makes a volume (X, Y, Z) agree with the measurement, shading left out.
+    reference
+        Another contrast on the output grid, if there is one.
+    within_head
+        Whether networks may leave out air far from the head; training runs them everywhere.
+    """
+
+    measured: Tensor
+    start: Callable[[], Tensor]
+    condition: Tensor
+    told: Tensor
+    acquisition: Acquisition
+    ratios: tuple[float, ...]
+    noise: float
+    agree: Callable[[Tensor], Tensor]
+    reference: Tensor | None = None
+    within_head: bool = True
+
+    @property
+    def nothing_to_gain(self) -> bool:
+        """Whether no axis gets finer, so that the networks have nothing to do."""
+        return bool((self.condition[:3].abs() < 1e-3).all())
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Options as a model will follow them, and one sentence on what it leaves out, if anything."""
+
+    options: Options
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """One sample on the output grid, before it is made to agree with the measurement.
+
+    ``maps`` are further outputs by the key of their product, ``counts`` how many evaluations of
+    experts ran and were skipped.
+    """
+
+    image: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, int] | None = None
+
+
+class Restorer(Protocol):
+    """A network on its device, ready to restore."""
+
+    def settle(self, options: Options, problem: Problem) -> Settled:
+        """Return the options as they will be followed."""
+        ...
+
+    def restore(
+        self, problem: Problem, options: Options, progress: Progress
+    ) -> Iterator[Restored]:
+        """Yield ``options.num_samples`` samples, sample k drawn with ``random_seed`` + k."""
+        ...
+
+    def sampler(self, problem: Problem, options: Options) -> str:
+        """Return the name of what ran, for the sidecar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: all that the rest of the package asks of it.
+
+    Parameters
+    ----------
+    name
+        As config.json says it under ``"family"``.
+    build
+        Network with fresh weights, from a whole config.json.
+    restorer
+        Makes a :class:`Restorer` of a network, a device and a precision; None for a family that
+        no engine runs yet.
+    macs
+        Multiply-accumulates for one output voxel, by part of the network, under some options.
+    rates
+        Billion multiply-accumulates a second of each part: of one thread of a processor with
+        bfloat16 (``"bf16"``) and without (``"fp32"``), and of a GPU (``"cuda"``).
+    network_words
+        What the network is, for the methods text: "with …".
+    card
+        What the family is, for MODEL_CARD.md.
+    experts
+        Names of the experts in the order of their maps, from config.json.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    restorer: Callable[[nn.Module, torch.device, str], Restorer] | None
+    macs: Callable[[Mapping[str, Any], Options], Mapping[str, float]]
+    rates: Mapping[str, Mapping[str, float]]
+    network_words: Callable[[Mapping[str, Any]], str]
+    card: str
+    experts: Callable[[Mapping[str, Any]], Sequence[str]] = lambda config: ()

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass of the student."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from bids_moediff.families.protocol import (
+    NOTHING_TO_GAIN,
+    Problem,
+    Progress,
+    Restored,
+    Settled,
+)
+from bids_moediff.families.whole_volume import restore_volume
+from bids_moediff.options import Options
+
+from .network import StudentNetwork
+
+ONE_STEP_ONLY = (
+    "The student gives one estimate in one step: several samples, steps, texture and expert maps "
+    "were asked for and are left out; use --model moediff for them."
+)
+
+
+class StudentRestorer:
+    """The student on its device."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+        assert isinstance(network, StudentNetwork)
+        self.network, self.device, self.precision = network, device, precision
+
+    def settle(self, options: Options, problem: Problem) -> Settled:
+        """One sample, one step, no texture."""
+        asked = (
+            "gates" in options.outputs
+            or max(options.num_samples, options.num_steps or 1) > 1
+            or options.noise_strength > 0
+        )
+        plain = replace(options, num_samples=1, num_steps=1, noise_strength=0.0, planes=1)
+        return Settled(plain, ONE_STEP_ONLY if asked else "")
+
+    def restore(
+        self, problem: Problem, options: Options, progress: Progress
+    ) -> Iterator[Restored]:
+        """Yield the one estimate."""
+        start = problem.start()
+        if not problem.nothing_to_gain:
+            start = restore_volume(
+                self.network, start, problem, self.precision, progress, "student"
+            )
+        yield Restored(start)
+
+    def sampler(self, problem: Problem, options: Options) -> str:
+        """Return what ran."""
+        if problem.nothing_to_gain:
+            return NOTHING_TO_GAIN
+        return "one step of the distilled network"
