@@ -12,11 +12,11 @@ def test_the_kernel_that_made_the_targets_is_found_for_every_condition() -> None
     plain, slope = (torch.randn(2, 3, 3, 3, 3, generator=generator) for _ in range(2))
     bias = torch.tensor([0.3, -0.2])
     inside = functional.pad(torch.ones(8, 8, 8), (3,) * 6)  # features fade out at the border
-    moments = ConditionedMoments(3, 2, 1)
+    moments = ConditionedMoments(3, 2, 2)
     for told in (0.0, 0.5, 1.0):
         features = torch.randn(3, 14, 14, 14, generator=generator) * inside
         wanted = functional.conv3d(features[None], plain + told * slope, bias, padding=1)[0]
-        moments.add(*lag_moments(features, wanted, torch.ones(14, 14, 14)), [told])
+        moments.add(*lag_moments(features, wanted, torch.ones(14, 14, 14)), [1.0, told])
     found = moments.solve(1e-7)
     kernel = found[:, :-1].transpose(1, 2).reshape(2, 2, 3, 3, 3, 3)
     torch.testing.assert_close(kernel[0], plain, atol=2e-3, rtol=0)
@@ -31,8 +31,8 @@ def test_places_count_by_their_weight() -> None:
     weight = torch.ones(24, 12, 12)
     weight[12:] = 0.0
     wanted = torch.where(weight > 0, 2.0, -5.0)[None] * features
-    moments = ConditionedMoments(1, 1, 0)
-    moments.add(*lag_moments(features, wanted, weight), [])
+    moments = ConditionedMoments(1, 1, 1)
+    moments.add(*lag_moments(features, wanted, weight), [1.0])
     kernel = moments.solve(1e-6)[0, :-1, 0].reshape(3, 3, 3)
     assert abs(float(kernel[1, 1, 1]) - 2.0) < 0.05
     kernel[1, 1, 1] = 0.0

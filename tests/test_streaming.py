@@ -38,7 +38,7 @@ def networks() -> dict[str, torch.nn.Module]:
             StudentNetwork(StudentConfig(8, 2, (6, 5, 4, 3), conditioned_tail=True))
         ),
         "mean, told more": lively(
-            MeanNetwork(MeanConfig(8, 2, conditioned_tail=True, extra_numbers=5))
+            MeanNetwork(MeanConfig(8, 2, conditioned_tail=True, extra_numbers=4))
         ),
     }
 
@@ -70,8 +70,8 @@ def test_further_numbers_reach_the_last_layer_alone_and_count_as_zero_untold():
     network = networks()["mean, told more"]
     start = torch.rand(16, 18, 20)
     condition = torch.tensor([1.0, 1.0, 1.0, 1.2, 1.2, 1.2])
-    told = torch.cat([condition, torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0])])
-    untold = torch.cat([condition, torch.zeros(5)])
+    told = torch.cat([condition, torch.tensor([0.5, 0.0, 0.0, 0.0])])
+    untold = torch.cat([condition, torch.zeros(4)])
     plain = apply_to_volume(network, start, condition)
     assert torch.equal(apply_to_volume(network, start, untold), plain)
     difference = apply_to_volume(network, start, told) - plain

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the last layers are told about a scan beyond voxel ratios and profile widths.
 
-Five numbers, all of the order of one: how noisy the scan is (and its square), how much of the
-finest detail along its coarsest axis the profile took away (and that times the noise), and how
-steeply its own spectrum falls: soft anatomy, or a filter nobody told, looks alike there.
+Four numbers, all of the order of one: how noisy the scan is, how much of the finest detail along
+its coarsest axis the profile took away, the product of both, and how steeply its own spectrum
+falls there. Soft anatomy and a filter nobody told make it fall steeply; slices thinner than told,
+whose finest detail is folded back, make it flat.
 """
 
 import math
@@ -16,13 +17,14 @@ from .acquisition import Acquisition, Axis, _along
 from .consistency import cosines
 from .simulated_filters import window
 
-EXTRA_NUMBERS = 5
+EXTRA_NUMBERS = 4
 # Noise, relative to the head's intensities, at which its number is one half.
 MIDDLE_NOISE = 0.02
 # Shares of the measured band between which the fall of the spectrum is read.
 INNER, OUTER = (0.2, 0.4), (0.7, 1.0)
-# Logarithms of that fall that count as 0 and as 1.
-SHARP, SOFT = 0.6, 2.6
+# Logarithms of that fall that count as 0 (sharp heads, k-space with a hard edge) and as 1.
+SHARP, SOFT = 1.3, 2.6
+LIMITS = (-0.6, 1.2)
 
 
 def edge_loss(axis: Axis) -> float:
@@ -38,7 +40,7 @@ def edge_loss(axis: Axis) -> float:
 
 
 def softness(measured: torch.Tensor, ratios: Sequence[float], noise: float) -> float:
-    """Fall of the spectrum along the coarsest axes, noise taken off: 0 sharp, 1 soft.
+    """Fall of the spectrum along the coarsest axes, noise taken off: 0 sharp, 1 soft, -0.6 folded.
 
     measured: (X, Y, Z); noise: its standard deviation, in the same units.
     """
@@ -57,7 +59,7 @@ def softness(measured: torch.Tensor, ratios: Sequence[float], noise: float) -> f
         inner = max(inner, 1e-12)
         falls.append(math.log10(inner / max(outer, 0.1 * noise**2, 1e-4 * inner)))
     fall = sum(falls) / len(falls)
-    return min(max((fall - SHARP) / (SOFT - SHARP), 0.0), 1.0)
+    return min(max((fall - SHARP) / (SOFT - SHARP), LIMITS[0]), LIMITS[1])
 
 
 def _share(line: torch.Tensor, band: tuple[float, float]) -> torch.Tensor:
@@ -84,4 +86,4 @@ def told_numbers(
     axis = max(range(3), key=lambda number: (round(ratios[number], 3), number))
     share = noise / (noise + MIDDLE_NOISE)
     loss = edge_loss(acquisition.axes[axis])
-    return (share, share**2, loss, share * loss, softness(measured, ratios, noise))
+    return (share, loss, share * loss, softness(measured, ratios, noise))

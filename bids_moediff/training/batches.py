@@ -51,8 +51,9 @@ def patches(
             cut.append(slice(corner, corner + size))
         if float(volume["weight"][tuple(cut)].float().mean()) < 0.45:
             return None
-        images = {k: v[tuple(cut)].float() for k, v in volume.items() if k != "condition"}
-        return images | {"condition": volume["condition"].to(volume["target"].device)}
+        device = volume["target"].device
+        images = {k: v[tuple(cut)].float() for k, v in volume.items() if v.ndim == 3}
+        return images | {k: v.to(device) for k, v in volume.items() if v.ndim < 3}
 
     items = _collect(draw, count)
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}

@@ -32,6 +32,8 @@ SECTIONS["student"] = ("student", "student")
 SECTIONS["lesions"] = SECTIONS["mean"]
 SECTIONS["student-lesions"] = SECTIONS["student"]
 SECTIONS["student-tail"] = SECTIONS["student"]
+SECTIONS["student-told-tail"] = SECTIONS["student"]
+SECTIONS["mean-told-tail"] = SECTIONS["mean"]
 
 
 def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:

@@ -88,26 +88,26 @@ def full_cross(cross: Tensor) -> Tensor:
 
 
 class ConditionedMoments:
-    """Moments of features that count once as they are and once times each number told."""
+    """Moments of features that count once times each of `count` numbers of the patch."""
 
-    def __init__(self, channels: int, outputs: int, numbers: int) -> None:
-        self.count = numbers + 1
+    def __init__(self, channels: int, outputs: int, count: int) -> None:
+        self.count = count
         self.pairs = [(i, j) for i in range(self.count) for j in range(i + 1)]
         self.gram = torch.zeros(len(self.pairs), len(LAGS), channels + 1, channels + 1)
         self.cross = torch.zeros(self.count, len(TAPS), channels + 1, outputs)
 
-    def add(self, gram: Tensor, cross: Tensor, told: Sequence[float]) -> None:
-        """Moments of a patch (:func:`lag_moments`) of an acquisition with these numbers."""
-        factors = [1.0, *told]
+    def add(self, gram: Tensor, cross: Tensor, factors: Sequence[float]) -> None:
+        """Moments of a patch (:func:`lag_moments`) whose features count times these numbers."""
         for number, (first, second) in enumerate(self.pairs):
             self.gram[number].add_(gram, alpha=factors[first] * factors[second])
         for number, factor in enumerate(factors):
             self.cross[number].add_(cross, alpha=factor)
 
     def solve(self, ridge: float) -> Tensor:
-        """Coefficients (numbers + 1, 27 C + 1, outputs).
+        """Coefficients (count, 27 C + 1, outputs).
 
-        `ridge` is relative to the mean square of the features.
+        `ridge` is relative to the mean square of the features times the number that makes it
+        largest.
         """
         size = 27 * (self.gram.shape[-1] - 1) + 1
         whole = torch.empty(self.count * size, self.count * size)
@@ -115,7 +115,7 @@ class ConditionedMoments:
         for number, (first, second) in enumerate(self.pairs):
             whole[places[first], places[second]] = full_gram(self.gram[number])
         diagonal = whole.diagonal()
-        diagonal.add_(ridge * diagonal[: size - 1].mean())
+        diagonal.add_(ridge * max(float(diagonal[place][:-1].mean()) for place in places))
         lower = torch.linalg.cholesky(whole, out=whole)  # reads the lower half only
         right = torch.cat([full_cross(part) for part in self.cross])
         return torch.cholesky_solve(right, lower).unflatten(0, (self.count, size))

@@ -36,6 +36,7 @@ from .recipe import (
     MeanRecipe,
     Recipe,
     StudentRecipe,
+    StudentToldTailRecipe,
     TailRecipe,
     check_same,
 )
@@ -76,6 +77,10 @@ def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
         from bids_moediff.families.student.training.last_layer import TailStage
 
         return TailStage(recipe, device, init)
+    if isinstance(recipe, StudentToldTailRecipe):
+        from bids_moediff.families.student.training.told_tail import ToldTailStage
+
+        return ToldTailStage(recipe, device, init)
     model = load_init(init)
     if isinstance(recipe, MeanRecipe):
         return MeanStage(recipe, device, model)

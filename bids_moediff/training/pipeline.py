@@ -105,7 +105,7 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
     model = folder / "model"
     if _is_main():
         stages = [recipe.stage for recipe in recipes]
-        if stages[-1] in ("experts", "gate", "lesions") and "mean" not in stages:
+        if stages[-1] in ("experts", "gate", "lesions", "mean-told-tail") and "mean" not in stages:
             parts += [_resolved(path) for path in options.init]
         digest = export(parts, model)
         print(f"{model}: weights with SHA-256 {digest}")

@@ -120,6 +120,11 @@ class Recipe:
         """Whether volumes need the maps that guide the gate."""
         return False
 
+    @property
+    def uncertain(self) -> bool:
+        """Whether scans are drawn as they come, and known in part (:mod:`.uncertain`)."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for the state and the model card."""
         values = asdict(self)
@@ -335,11 +340,48 @@ class TailRecipe(Recipe):
         return self.patch
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudentToldTailRecipe(Recipe):
+    """What the last layer makes of the numbers of :mod:`bids_moediff.imaging.told`; no steps.
+
+    Fitted to the teacher's output without noise on ``fitted_patches`` patches, whose outer
+    ``border`` voxels are left out and whose next ``fade`` fade in. ``ridge`` is relative to the
+    mean square of the features.
+    """
+
+    stage: ClassVar[str] = "student-told-tail"
+    least_steps: ClassVar[int] = 0
+
+    patch: int = 64
+    border: int = 6
+    fade: int = 14
+    epsilon: float = 0.02
+    fitted_patches: int = 400
+    ridge: float = 1e-2
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+    @property
+    def uncertain(self) -> bool:
+        """Scans are drawn as they come."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanToldTailRecipe(StudentToldTailRecipe):
+    """The same for the regression mean of a moediff model, which is its own teacher."""
+
+    stage: ClassVar[str] = "mean-told-tail"
+
+
 STAGES: dict[str, type[Recipe]] = {
     kind.stage: kind
     for kind in (
         MeanRecipe, ExpertsRecipe, GateRecipe, StudentRecipe, AutoencoderRecipe, LesionsRecipe,
-        StudentLesionsRecipe, TailRecipe,
+        StudentLesionsRecipe, TailRecipe, StudentToldTailRecipe, MeanToldTailRecipe,
     )
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from .pack import BRIGHT, TrainingHead, head_weights
 from .recipe import Recipe
 from .sharpness import PROFILES, Grid, draw_grid, to_larger_voxels
 from .tensor_filters import box_mean, dilate, erode
+from .uncertain import draw_uncertain, measure
 
 # A degraded volume loses up to a coarse voxel of each side.
 SPARE = 6
@@ -132,6 +133,27 @@ def _simulate(
     return Simulated(image * field, weight, volume, field.log(), nonlinearity)
 
 
+def _measured(
+    image: torch.Tensor, recipe: Recipe, rng: np.random.Generator, seed: int, spared: bool
+) -> tuple[Degraded | None, Volume]:
+    """`start`, `target` and `condition` of a scan of `image`, and what recipes ask for besides."""
+    if recipe.uncertain:
+        scan = measure(image, draw_uncertain(rng, spare_first=spared), seed)
+        volume = {"start": scan.start, "target": scan.truth, "clear_start": scan.clear_start}
+        volume["condition"] = torch.tensor(scan.condition)
+        volume["clear_condition"] = torch.tensor(scan.clear_condition)
+        volume["by_truth"] = torch.tensor(scan.by_truth)
+        return None, volume
+    if recipe.acquisition:
+        plan = fixed(recipe.acquisition, spare_first=spared)
+    else:
+        plan = draw(rng, recipe.noise_share, spare_first=spared)
+    generator = torch.Generator(image.device).manual_seed(seed)
+    degraded = degrade(image, plan, generator)
+    volume = {"start": degraded.start, "target": degraded.truth}
+    return degraded, volume | {"condition": torch.tensor(degraded.condition)}
+
+
 def make_volume(
     head: TrainingHead,
     recipe: Recipe,
@@ -152,6 +174,7 @@ def make_volume(
     arrays, factors = _arrange(head, grid, rng, recipe)
     volume = torch.from_numpy(arrays[0]).to(device)
     degraded: Degraded | None = None
+    clear: Volume = {}
     if head.kind == "pair":
         made = Simulated(volume.float() / BRIGHT, image_weight(volume), volume)
         target, start = made.image, torch.from_numpy(arrays[1]).to(device).float() / BRIGHT
@@ -160,18 +183,12 @@ def make_volume(
         made = _simulate(head, volume, recipe, rng, seed)
         if grid.changes:
             made = made.coarsened(factors, PROFILES[int(rng.random() < 0.3)])
-        generator = torch.Generator(device).manual_seed(seed + 1)
-        spared = grid.spared is not None
-        if recipe.acquisition:
-            plan = fixed(recipe.acquisition, spare_first=spared)
-        else:
-            plan = draw(rng, recipe.noise_share, spare_first=spared)
-        degraded = degrade(made.image, plan, generator)
-        start, target = degraded.start, degraded.truth
-        condition = torch.tensor(degraded.condition)
+        degraded, images = _measured(made.image, recipe, rng, seed + 1, grid.spared is not None)
+        start, target, condition = (images.pop(key) for key in ("start", "target", "condition"))
+        clear = images
     cut = tuple(slice(0, size) for size in target.shape)
     result = {"start": start, "target": target, "weight": made.weight[cut]}
-    result["condition"] = condition
+    result |= clear | {"condition": condition}
     if tissue:
         codes = torch.zeros_like(made.image, dtype=torch.uint8)
         if head.kind == "labels":
@@ -182,7 +199,7 @@ def make_volume(
         result["maps"] = result["maps"][(slice(None), *cut)]
     if finish is not None:
         result = finish(result, degraded)
-    keep = ("condition", "tissue", "given")
+    keep = ("condition", "clear_condition", "by_truth", "tissue", "given")
     return {k: v.contiguous() if k in keep else v.half().contiguous() for k, v in result.items()}
 
 
@@ -218,9 +235,7 @@ class Source:
     def _make(self, index: int) -> Volume:
         rng = np.random.default_rng([self.recipe.seed, self.rank, index])
         head = self.heads[int(rng.choice(len(self.heads), p=self._probability))]
-        return make_volume(
-            head, self.recipe, rng, self.device, self.finish, tissue=self.tissue
-        )
+        return make_volume(head, self.recipe, rng, self.device, self.finish, tissue=self.tissue)
 
 
 class Window:
@@ -248,13 +263,9 @@ class Window:
         for index in wanted:
             if index not in self._made:
                 self._made[index] = self._pool.submit(self._source, index)
-        bar = tqdm(
-            self._indices(step), "volumes", disable=self._quiet or not fresh, leave=False
-        )
+        bar = tqdm(self._indices(step), "volumes", disable=self._quiet or not fresh, leave=False)
         return [self._made[index].result() for index in bar]
 
     def close(self) -> None:
         """Stop making volumes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-

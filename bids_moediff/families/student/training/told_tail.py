@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a last layer makes of noise, filters and softness, by least squares.
+
+The features stay, and so does what the layer does where nothing is told: a scan without noise and
+with a hard k-space edge is restored as before. To that comes a part for each number of
+:mod:`bids_moediff.imaging.told`, fitted to what the teacher would have put out without noise
+(:mod:`bids_moediff.training.uncertain`).
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from bids_moediff.errors import UsageError
+from bids_moediff.families.student.network import StudentNetwork
+from bids_moediff.families.whole_volume import apply_to_volume
+from bids_moediff.imaging.simulation import Degraded
+from bids_moediff.imaging.told import EXTRA_NUMBERS
+from bids_moediff.networks.last_layer import ACQUISITION_NUMBERS, within_training
+from bids_moediff.networks.mean import FOLD, OUTPUT_GAIN, MeanNetwork, space_to_depth
+from bids_moediff.training.batches import patches
+from bids_moediff.training.lag_moments import ConditionedMoments, lag_moments
+from bids_moediff.training.recipe import StudentToldTailRecipe
+from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, autocast, charbonnier
+from bids_moediff.training.validation import Case, gains
+from bids_moediff.training.volumes import Volume
+
+from .finished import Finished, check_patch, finished_networks, init_paths
+
+
+def with_told_tail(network: Finished) -> Finished:
+    """The same network with a last layer that the further numbers may change, and do not yet."""
+    config: Any = network.config
+    made = type(network)(replace(config, conditioned_tail=True, extra_numbers=EXTRA_NUMBERS))
+    state = made.state_dict()
+    for name in ("tail_terms.weight", "tail_terms.bias"):
+        state[name].zero_()
+    for name, value in network.state_dict().items():
+        state[name][: len(value)] = value
+    made.load_state_dict(state)
+    return made
+
+
+def fading(side: int, border: int, fade: int) -> Tensor:
+    """Weights (side, side, side) that rise from 0 after `border` places over `fade` places."""
+    place = torch.arange(side) + 0.5 - border
+    depth = torch.minimum(place, side - 2 * border - place).clamp(0, fade)
+    line = torch.sin(depth * (torch.pi / 2 / fade)).square()
+    return line[:, None, None] * line[None, :, None] * line[None, None, :]
+
+
+def _weight(batch: Batch, window: Tensor) -> Tensor:
+    """Weights (B, x, y, z) of folded places: in the head, relative to interpolation's error."""
+    weight, error = batch["weight"], (batch["start"] - batch["target"]).abs()
+    mean = (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1)
+    folded = functional.avg_pool3d(weight[:, None], FOLD)
+    for _ in range(2):  # a sharp edge would look like anatomy to the moments
+        padded = functional.pad(folded, (1,) * 6, mode="replicate")
+        folded = torch.minimum(functional.avg_pool3d(padded, 3, 1), folded)
+    easy = (EASIEST / (mean + EASIEST)).square()[:, None, None, None]
+    return folded[:, 0] * window.to(folded) * easy
+
+
+def wanted_of(teacher: MeanNetwork, batch: Batch) -> Tensor:
+    """What the network should put out (B, 1, X, Y, Z)."""
+    wanted = teacher(batch["clear_start"][:, None], within_training(batch["clear_condition"]))
+    by_truth = batch["by_truth"][:, None, None, None, None]
+    return torch.where(by_truth, batch["target"][:, None], wanted)
+
+
+@torch.no_grad()
+def fit_told_tail(
+    teacher: MeanNetwork,
+    network: Finished,
+    batches: Iterable[Batch],
+    recipe: StudentToldTailRecipe,
+) -> None:
+    """Set the parts of `network`'s last layer that belong to the further numbers.
+
+    `batches` are patches of uncertain scans; of the recipe, the border, the fade and the ridge
+    count.
+    """
+    terms, outputs = network.tail_terms, network.tail.out_channels
+    assert terms is not None and terms.bias is not None
+    moments = ConditionedMoments(network.tail.in_channels, outputs, EXTRA_NUMBERS)
+    border = recipe.border // FOLD
+    window = fading(recipe.patch // FOLD, border, recipe.fade // FOLD)
+    inner = (..., *(slice(border, -border or None),) * 3)
+    for batch in batches:
+        start, condition = batch["start"][:, None], batch["condition"]
+        output, features = network.with_features(start, condition)
+        missing = space_to_depth(wanted_of(teacher, batch) - output) / OUTPUT_GAIN
+        parts = [part[inner] for part in (features[-1].float(), missing, _weight(batch, window))]
+        for one, lacking, weight, told in zip(*parts, condition, strict=True):
+            gram, cross = lag_moments(one, lacking, weight)
+            moments.add(gram.cpu(), cross.cpu(), told[ACQUISITION_NUMBERS:].tolist())
+    change = moments.solve(recipe.ridge).to(terms.weight)
+    own = slice(ACQUISITION_NUMBERS * outputs, None)
+    terms.weight[own] += change[:, :-1].transpose(1, 2).reshape(terms.weight[own].shape)
+    terms.bias[own] += change[:, -1].flatten()
+
+
+class ToldTailStage:
+    """A finished student or mean, fitted before the first step; there are no steps."""
+
+    tissue = False
+
+    def __init__(self, recipe: StudentToldTailRecipe, device: torch.device, init: Init):
+        student = recipe.stage.startswith("student")
+        network, teacher = finished_networks(init_paths(init), student=student)
+        if network is None or teacher is None:
+            raise UsageError(
+                "The last layer is fitted to a teacher: --init STUDENT MODEL, or --init MODEL for "
+                "that of the mean (a finished student, a moediff model with a mean)."
+            )
+        self.recipe, self.device = recipe, device
+        self.network = with_told_tail(network).float().to(device).eval()
+        self.teacher = teacher.float().to(device).eval().requires_grad_(False)
+        check_patch(recipe.patch, self.network)
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings for the section of config.json."""
+        return self.network.config.to_dict()
+
+    def begin(self, batches: Iterator[Batch]) -> None:
+        """The fit."""
+        count = -(-self.recipe.fitted_patches // self.recipe.batch)
+        chosen = tqdm(itertools.islice(batches, count), "patches", count, leave=False)
+        fit_told_tail(self.teacher, self.network, chosen, self.recipe)
+
+    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
+        """Nothing to add."""
+        return volume
+
+    def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
+        """Cubes."""
+        return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Charbonnier distance to what is wanted."""
+        recipe = self.recipe
+        with torch.no_grad():
+            wanted = wanted_of(self.teacher, batch)[:, 0]
+        output = self.network(batch["start"][:, None], batch["condition"])[:, 0]
+        loss = charbonnier(output, wanted, batch["weight"], recipe.epsilon, recipe.border)
+        return loss, {"loss": float(loss.detach())}
+
+    def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
+        """Gains over cubic and over the consistent interpolation, where nothing is told."""
+        assert isinstance(network, MeanNetwork | StudentNetwork)
+
+        def restore(start: Tensor, condition: Tensor) -> Tensor:
+            with autocast(self.device, self.recipe):
+                return apply_to_volume(network, start, condition)
+
+        return gains(cases, restore)
+
+    def memory(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Nothing to restore."""

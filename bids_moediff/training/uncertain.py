@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans as they come: filtered, with gaps, noisy, and of an acquisition that is known in part.
+
+For the last layers, which learn what of a network's correction to believe. Each draw is measured
+twice: as the scanner gave it and the engine would be told, for the features; and without noise or
+filter and rightly told, for the teacher. Since the second measurement holds all that the first
+does, the mean of the teacher's output given the first is the mean of the truth given the first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.imaging.consistency import consistent_start
+from bids_moediff.imaging.grid import Shape, Triple, covering_shape
+from bids_moediff.imaging.interpolation import interpolate
+from bids_moediff.imaging.simulated_filters import FILTERS, add_rician_noise, filter_kspace
+from bids_moediff.imaging.simulation import ONES
+from bids_moediff.imaging.told import told_numbers
+
+from .tensor_filters import gaussian
+
+# How often each filter of FILTERS is drawn.
+FILTER_SHARES = (0.4, 0.12, 0.14, 0.16, 0.12, 0.06)
+# The filter that an estimate takes for another one, if it errs.
+MISTAKEN = {"fermi": "hard", "tukey": "half-hann", "half-hann": "fermi", "hann": "tukey"}
+NOISE = (0.005, 0.06)  # of the head's intensities
+NOISE_SPREAD = 0.08  # of its estimate, as a logarithm
+NOISE_UNKNOWN = 0.06  # share of noisy scans of which it is not known
+UNKNOWN_WIDTH = 0.75
+SOFT_SHARE, SOFT = 0.12, (0.6, 1.1)
+THIN = 0.65  # slices that the teacher was not trained for
+
+
+@dataclass(frozen=True)
+class UncertainPlan:
+    """One acquisition and what is known of it.
+
+    `ramp` is the part of the slices' width over which their flanks rise (trapezoids); noise and
+    `told_noise` are fractions of the range; `blur` (standard deviation in voxels) makes the head
+    itself soft.
+    """
+
+    ratios: Triple
+    true: Acquisition
+    told: Acquisition
+    filter: str = "hard"
+    ramp: float = 0.0
+    noise: float = 0.0
+    told_noise: float = 0.0
+    blur: float = 0.0
+
+    @property
+    def beyond_teacher(self) -> bool:
+        """Whether the teacher knows no better than the truth: soft heads, thin slices."""
+        thin = min(axis.effective_fwhm for axis in self.true.axes)
+        return self.blur > 0 or thin < THIN
+
+
+def _ratios(rng: np.random.Generator) -> tuple[str, list[float]]:
+    choice, which = rng.random(), rng.random()
+    if choice < 0.46:
+        common = 2.0 if which < 0.5 else 1.5 if which < 0.72 else _between(rng, 1.25, 3)
+        return "isotropic", [common] * 3
+    if choice < 0.93:
+        usual = ((0.35, 4.0), (0.5, 2.0), (0.58, 3.0), (0.66, 6.0))
+        thick = next((ratio for share, ratio in usual if which < share), 0.0)
+        return "slices", [1.0, 1.0, thick or _between(rng, 1.25, 8)]
+    plane = _between(rng, 1.2, 2)
+    return "both", sorted([plane, plane, _between(rng, 2, 6)])
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _slices(rng: np.random.Generator) -> tuple[Axis, float]:
+    """True slice profile, and the ramp of a trapezoid."""
+    width = float(rng.uniform(0.25, 1.2) if rng.random() < 0.6 else rng.choice([0.5, 0.75, 1, 1]))
+    kind = rng.random()
+    if kind < 0.35:
+        return Axis("box", width), 0.0
+    if kind < 0.7:
+        return Axis("gaussian", width), 0.0
+    return Axis("box", width), float(rng.uniform(0.1, 0.6))
+
+
+def _told_slices(rng: np.random.Generator, true: Axis) -> Axis:
+    """Stated as a box of its width, unknown, or estimated rightly."""
+    choice = rng.random()
+    if choice < 0.45:
+        return Axis("box", max(true.fwhm, 0.2))
+    return Axis("box", UNKNOWN_WIDTH) if choice < 0.75 else true
+
+
+def _told_filter(rng: np.random.Generator, true: str) -> str:
+    """Estimated rightly, taken for a similar one, or not looked for."""
+    if true in ("hard", "elliptical"):
+        return "hard"
+    choice = rng.random()
+    return MISTAKEN[true] if choice < 0.35 else "hard" if choice < 0.5 else true
+
+
+def draw_uncertain(rng: np.random.Generator, *, spare_first: bool = False) -> UncertainPlan:
+    """A random plan; with `spare_first` the first axis keeps its voxels."""
+    kind, ratios = _ratios(rng)
+    if spare_first:
+        ratios[0] = 1.0
+    filtered = str(rng.choice(FILTERS, p=FILTER_SHARES)) if kind != "slices" else "hard"
+    known = Axis("kspace", filter=_told_filter(rng, filtered))
+    plain, ramp = Axis("kspace"), 0.0
+    true, told = [plain] * 3, [known] * 3
+    if kind != "isotropic":
+        true[2], ramp = _slices(rng)
+        told[2] = _told_slices(rng, true[2])
+    noise = _between(rng, *NOISE) if rng.random() < 0.7 else 0.0
+    estimate = noise * float(np.exp(rng.normal(0, NOISE_SPREAD)))
+    if rng.random() < NOISE_UNKNOWN:
+        estimate = 0.0
+    blur = float(rng.uniform(*SOFT)) if rng.random() < SOFT_SHARE else 0.0
+    return UncertainPlan(
+        (ratios[0], ratios[1], ratios[2]),
+        Acquisition((true[0], true[1], true[2])),
+        Acquisition((told[0], told[1], told[2])),
+        filtered, ramp, noise, estimate, blur,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Uncertain:
+    """A fine volume as it was measured; all images (X, Y, Z) on the grid that is covered.
+
+    `start` and `condition` (6 numbers and those of :mod:`bids_moediff.imaging.told`) are what a
+    network gets; `clear_start` and `clear_condition` (6) what the teacher gets; `by_truth` says
+    that the truth is to be learnt instead of its output.
+    """
+
+    start: torch.Tensor
+    condition: tuple[float, ...]
+    truth: torch.Tensor
+    clear_start: torch.Tensor
+    clear_condition: tuple[float, ...]
+    by_truth: bool
+
+
+def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
+    """Measure (X, Y, Z) as planned."""
+    ratios = plan.ratios
+    if plan.blur > 0:
+        fine = gaussian(fine, plan.blur)
+    counts = [int(size / ratio + 1e-6) for size, ratio in zip(fine.shape, ratios, strict=True)]
+    coarse: Shape = (counts[0], counts[1], counts[2])
+    shape = covering_shape(coarse, ratios, ONES)
+    truth = fine[: shape[0], : shape[1], : shape[2]]
+
+    def between(acquisition: Acquisition) -> Operator:
+        return Operator.between(shape, ONES, coarse, ratios, acquisition, fine.device)
+
+    def start(operator: Operator, scan: torch.Tensor, noise: float) -> torch.Tensor:
+        return consistent_start(operator, interpolate(scan, ratios, shape, ONES), scan, noise)
+
+    true = between(plan.true)
+    clear = true.forward(truth)
+    scan = clear
+    if plan.ramp > 0:  # a trapezoid is a mean of boxes
+        slices = plan.true.axes[2]
+        widths = [max(0.1, slices.fwhm * (1 + step * plan.ramp)) for step in (-0.5, 0.0, 0.5)]
+        stacks = [
+            between(Acquisition((*plan.true.axes[:2], Axis("box", width)))).forward(truth)
+            for width in widths
+        ]
+        scan = torch.stack(stacks).mean(0)
+    array = filter_kspace(scan.cpu().numpy(), plan.filter)
+    if plan.noise > 0:
+        array = add_rician_noise(array, plan.noise, seed)
+    scan = torch.from_numpy(array).to(fine.device)
+    extra = told_numbers(plan.told, ratios, scan, plan.told_noise)
+    return Uncertain(
+        start(between(plan.told), scan, plan.told_noise),
+        plan.told.condition(ONES, ratios) + extra,
+        truth,
+        start(true, clear, 0.0),
+        plan.true.condition(ONES, ratios),
+        plan.beyond_teacher,
+    )
