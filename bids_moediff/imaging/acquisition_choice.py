@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which acquisition to tell the networks, by what it costs where another one is true.
+
+What was read from the scan (:mod:`.acquisition_estimate`) leaves several acquisitions open. The
+one told is the one of least expected regret over them, not the likeliest; one that would lose
+against interpolation under an acquisition that is still open is not told at all. Means and
+spreads of the readings, and the gains, were measured (docs/acquisition.md).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from bids_moediff.imaging.acquisition import Acquisition, Axis
+from bids_moediff.imaging.acquisition_estimate import KspaceFigures, read_kspace, read_slices
+
+# Slices: reading of read_slices by true profile, and its spread over heads (a head whose own
+# sharpness differs between the axes moves all of them alike).
+SLICES: dict[Axis, float] = {
+    Axis("gaussian", 1.0): -0.38,
+    Axis("gaussian", 0.75): 0.02,
+    Axis("gaussian", 0.5): 0.28,
+    Axis("box", 1.0): 0.10,
+    Axis("box", 0.75): 0.21,
+    Axis("box", 0.5): 0.38,
+}
+SLICE_SPREAD = 0.15
+STATED_SPREAD = 0.15  # of the true width around the stated one, in slice distances
+# Gain over cubic interpolation in dB at x4 by true profile, for each profile told.
+TOLD_SLICES = (
+    Axis("gaussian", 1.0), Axis("gaussian", 0.8), Axis("gaussian", 0.6), Axis("gaussian", 0.4),
+    Axis("box", 1.0), Axis("box", 0.75), Axis("box", 0.5),
+)  # fmt: skip
+SLICE_GAINS: dict[Axis, Sequence[float]] = {
+    Axis("gaussian", 1.0): (2.06, 2.09, 1.61, 1.07, 1.90, 1.63, 1.08),
+    Axis("gaussian", 0.75): (0.26, 1.49, 1.65, 1.30, 1.71, 1.68, 1.31),
+    Axis("gaussian", 0.5): (-1.72, 0.19, 1.07, 1.15, 0.74, 1.10, 1.20),
+    Axis("box", 1.0): (-0.30, 1.17, 1.52, 1.27, 1.54, 1.57, 1.30),
+    Axis("box", 0.75): (-1.18, 0.62, 1.32, 1.26, 1.12, 1.36, 1.30),
+    Axis("box", 0.5): (-2.69, -0.68, 0.46, 0.81, -0.03, 0.49, 0.88),
+}
+# K-space: fall along the axes and towards the corner, by filter.
+KSPACE: dict[str, tuple[float, float]] = {
+    "hard": (-0.98, -0.62),
+    "box": (-1.04, -0.62),
+    "elliptical": (-1.45, -1.50),
+    "fermi": (-2.15, -1.55),
+    "half-hann": (-1.32, -0.68),
+    "gaussian": (-1.50, -0.97),
+    "hann": (-2.15, -0.15),
+    "hann, no noise": (-4.0, -1.6),
+}
+HEADS = (0.10, 0.085)  # spread over heads, which moves both figures together
+FIGURE_SPREAD = {"elliptical": 0.2, "fermi": 0.25, "hann": 0.25, "hann, no noise": 0.5}
+USUAL_SPREAD = 0.05
+LOWEST = (-4.0, -1.6)  # below, only the noise's own uncertainty is read
+STRANGE = 20.0  # squared distance in spreads at which no filter explains a scan
+# Gain over cubic interpolation in dB at x2 isotropic. Wider Gaussians gain more where they are
+# true, but cost more than 2 dB on soft anatomy, which looks alike.
+TOLD_KSPACE = (Axis("kspace"), Axis("box", 1.0), Axis("gaussian", 0.6), Axis("gaussian", 0.7))
+KSPACE_GAINS: dict[str, Sequence[float]] = {
+    "hard": (1.22, -0.18, -0.73, -1.5),
+    "box": (0.69, 1.49, 1.27, 0.7),
+    "elliptical": (0.36, -0.12, -0.36, -0.8),
+    "fermi": (0.76, 0.67, 0.54, 0.3),
+    "half-hann": (0.61, 1.29, 1.35, 1.53),
+    "gaussian": (0.72, 1.67, 1.78, 2.0),
+    "hann": (0.03, 0.34, 0.35, 0.41),
+    "hann, no noise": (0.03, 0.34, 0.35, 0.41),
+}
+READABLE_VOXELS = (1.25, 3.2)  # mm; the figures were measured on such voxels
+OPEN = 0.1  # an acquisition of at least this weight is still open
+WORTHWHILE = 0.1  # dB of expected regret for which what was declared is given up
+KEPT_WEIGHT = 0.01
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The acquisition to tell, and how likely each true one is; no weights if nothing was read."""
+
+    acquisition: Acquisition
+    weights: Mapping[str, float]
+
+
+def choose_acquisition(
+    declared: Acquisition,
+    data: np.ndarray,
+    zooms: tuple[float, float, float],
+    head: np.ndarray,
+    sigma: float,
+    stated_width: float | None = None,
+) -> Choice:
+    """Acquisition to tell the networks, from what is declared and what the scan shows.
+
+    Parameters
+    ----------
+    declared
+        What is assumed without looking.
+    data
+        (x, y, z) on the voxels that were measured.
+    zooms
+        Voxel sizes in mm.
+    head
+        (x, y, z) boolean, where to look.
+    sigma
+        Standard deviation of the noise.
+    stated_width
+        Slice thickness over slice distance, if a sidecar states it.
+    """
+    if declared.has_slices:
+        reading = read_slices(data, zooms, head, sigma)
+        if reading is None:
+            return Choice(declared, {})
+        weights = slice_weights(reading, stated_width)
+        axis = int(np.argmax(zooms))
+        axes = list(declared.axes)
+        axes[axis] = least_regret(weights, SLICE_GAINS, TOLD_SLICES, axes[axis])
+        named = {f"{true.profile} {true.fwhm:g}": weight for true, weight in weights.items()}
+        return Choice(Acquisition((axes[0], axes[1], axes[2])), _kept(named))
+    low, high = READABLE_VOXELS
+    if max(zooms) > 1.5 * min(zooms) or not low <= np.prod(zooms) ** (1 / 3) <= high:
+        return Choice(declared, {})
+    figures = read_kspace(data, zooms, head, sigma)
+    weights_by_filter = {} if figures is None else filter_weights(figures)
+    if not weights_by_filter:
+        return Choice(declared, {})
+    told = least_regret(weights_by_filter, KSPACE_GAINS, TOLD_KSPACE, Axis("kspace"))
+    return Choice(Acquisition((told, told, told)), _kept(weights_by_filter))
+
+
+def slice_weights(reading: float, stated_width: float | None = None) -> dict[Axis, float]:
+    """Weights, which sum to one, of the profiles that may have given a ``reading``."""
+    weights = {}
+    for true, mean in SLICES.items():
+        weights[true] = _tailed((reading - mean) / SLICE_SPREAD)
+        if stated_width is not None:
+            away = true.fwhm - min(max(stated_width, 0.5), 1.0)
+            weights[true] *= float(np.exp(-0.5 * (away / STATED_SPREAD) ** 2))
+    total = sum(weights.values())
+    return {true: weight / total for true, weight in weights.items()}
+
+
+def filter_weights(figures: KspaceFigures) -> dict[str, float]:
+    """Weights, which sum to one, of the filters; empty where none explains the figures."""
+    read = np.maximum((figures.fall, figures.corner), LOWEST)
+    logs = {}
+    for name, mean in KSPACE.items():
+        spread = FIGURE_SPREAD.get(name, USUAL_SPREAD)
+        covariance = np.outer(HEADS, HEADS) + spread**2 * np.eye(2)
+        away = read - mean
+        distance = float(away @ np.linalg.solve(covariance, away))
+        logs[name] = -0.5 * distance - 0.5 * float(np.log(np.linalg.det(covariance)))
+        logs[name] = logs[name] if distance < STRANGE else -np.inf
+    largest = max(logs.values())
+    if not np.isfinite(largest):
+        return {}
+    weights = {name: float(np.exp(log - largest)) for name, log in logs.items()}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def _tailed(distance: float) -> float:
+    """Density of Student's distribution with five degrees of freedom, without its constant."""
+    return float((1 + distance**2 / 5) ** -3)
+
+
+def least_regret(
+    weights: Mapping[Key, float],
+    gains: Mapping[Key, Sequence[float]],
+    told: Sequence[Axis],
+    usual: Axis,
+) -> Axis:
+    """What to tell; ``usual`` where nothing else is clearly better, or all might do harm."""
+    table = np.array([gains[true] for true in weights])
+    weight = np.array(list(weights.values()))
+    safe = ~(table[weight >= OPEN] < 0).any(axis=0)
+    if not safe.any():
+        return usual
+    regret = np.where(safe, weight @ (table.max(axis=1, keepdims=True) - table), np.inf)
+    best = int(np.argmin(regret))
+    alike = [
+        abs(axis.fwhm - usual.fwhm) if axis.profile == usual.profile else np.inf for axis in told
+    ]
+    nearest = int(np.argmin(alike))
+    return usual if regret[nearest] - regret[best] < WORTHWHILE else told[best]
+
+
+def _kept(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(weight, 3) for name, weight in weights.items() if weight >= KEPT_WEIGHT}

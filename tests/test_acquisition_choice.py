@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Acquisitions read from simulated scans, and what the networks are told about them."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_moediff.imaging.acquisition import Acquisition, Axis, axis_matrix
+from bids_moediff.imaging.acquisition_choice import (
+    KSPACE,
+    OPEN,
+    SLICE_GAINS,
+    SLICES,
+    TOLD_SLICES,
+    choose_acquisition,
+    filter_weights,
+    least_regret,
+    slice_weights,
+)
+from bids_moediff.imaging.acquisition_estimate import KspaceFigures, read_kspace, read_slices
+from bids_moediff.imaging.separable import along_axes
+from bids_moediff.imaging.simulated_filters import add_rician_noise, filter_kspace
+
+SIDE = 128
+SIGMA = 0.01
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> np.ndarray:
+    """Isotropic texture of edges on many scales, about [0, 1]: power falls as anatomy's does."""
+    random = np.random.default_rng(0)
+    total = np.zeros((SIDE,) * 3, dtype=np.float32)
+    for scale in (1.0, 2.0, 4.0, 8.0):
+        noise = random.standard_normal((SIDE,) * 3).astype(np.float32)
+        total += (ndimage.gaussian_filter(noise, scale, mode="wrap") > 0) * scale
+    return ndimage.gaussian_filter(total / 15, 0.6, mode="wrap")
+
+
+@pytest.fixture(scope="module")
+def everywhere() -> np.ndarray:
+    return np.ones((SIDE,) * 3, dtype=bool)
+
+
+def slices(anatomy: np.ndarray, profile: Axis, noise: float = SIGMA) -> np.ndarray:
+    matrix = axis_matrix(SIDE, 1.0, SIDE // 4, 4.0, profile)
+    assert matrix is not None
+    coarse = along_axes(anatomy, [None, None, matrix.astype(np.float32)])
+    return add_rician_noise(coarse, noise, 1)
+
+
+def test_wider_slices_read_lower(anatomy, everywhere):
+    where = everywhere[:, :, ::4]
+    readings = [
+        read_slices(slices(anatomy, Axis("gaussian", width)), (1, 1, 4), where, SIGMA)
+        for width in (1.2, 1.0, 0.75, 0.5)
+    ]
+    assert readings == sorted(readings)
+    assert readings[2] - readings[1] > 0.2
+    # A box of the distance acts like a Gaussian of three quarters of it.
+    box = read_slices(slices(anatomy, Axis("box", 1.0)), (1, 1, 4), where, SIGMA)
+    assert box == pytest.approx(readings[2], abs=0.15)
+
+
+def test_noise_hardly_moves_the_reading_of_slices(anatomy, everywhere):
+    where, profile = everywhere[:, :, ::4], Axis("gaussian", 0.75)
+    quiet, loud = (
+        read_slices(slices(anatomy, profile, noise), (1, 1, 4), where, noise)
+        for noise in (1e-4, 0.03)
+    )
+    assert loud == pytest.approx(quiet, abs=0.05)
+
+
+def test_slices_that_are_few_or_thin_are_not_read(anatomy, everywhere):
+    assert read_slices(anatomy, (1, 1, 1.2), everywhere, SIGMA) is None
+    few = slices(anatomy, Axis("box"))[:, :, :12]
+    assert read_slices(few, (1, 1, 4), everywhere[:, :, :12], SIGMA) is None
+
+
+def test_filters_of_k_space_order_the_figures(anatomy, everywhere):
+    found = {
+        name: read_kspace(
+            add_rician_noise(filter_kspace(anatomy, name), SIGMA / 10, 2),
+            (2, 2, 2),
+            everywhere,
+            SIGMA / 10,
+        )
+        for name in ("hard", "elliptical", "half-hann")
+    }
+    assert found["half-hann"].fall < found["hard"].fall - 0.2
+    assert found["half-hann"].corner == pytest.approx(found["hard"].corner, abs=0.2)
+    assert found["elliptical"].corner < found["hard"].corner - 0.5
+
+
+@pytest.mark.parametrize("true", list(SLICES))
+def test_the_reading_of_a_profile_speaks_for_it(true):
+    weights = slice_weights(SLICES[true], true.fwhm)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert max(weights, key=lambda profile: weights[profile]).fwhm == true.fwhm
+
+
+@pytest.mark.parametrize("name", list(KSPACE))
+def test_the_figures_of_a_filter_speak_for_it(name):
+    weights = filter_weights(KspaceFigures(*KSPACE[name]))
+    assert max(weights, key=lambda each: weights[each]) == name
+
+
+def test_figures_that_no_filter_explains_say_nothing():
+    assert filter_weights(KspaceFigures(0.5, 0.5)) == {}
+
+
+def told(data, zooms, where, stated=None):
+    thickness = None if stated is None else stated * max(zooms)
+    slices_declared = max(zooms) > 1.9 * min(zooms)
+    declared = (
+        Acquisition.of_slices(zooms, thickness=thickness)
+        if slices_declared
+        else Acquisition.uniform("kspace")
+    )
+    return choose_acquisition(declared, data, zooms, where, SIGMA, stated)
+
+
+def test_overlapping_slices_are_told_from_others(anatomy, everywhere):
+    where = everywhere[:, :, ::4]
+    wide = told(slices(anatomy, Axis("gaussian", 1.15)), (1, 1, 4), where)
+    usual = told(slices(anatomy, Axis("box", 0.75)), (1, 1, 4), where)
+    assert wide.acquisition.axes[2] == Axis("gaussian", 0.8)
+    assert usual.acquisition.axes[2] == Axis("box", 0.75)
+    assert wide.weights["gaussian 1"] > 0.8
+
+
+def test_a_stated_thickness_is_kept_unless_the_scan_speaks_against_it(anatomy, everywhere):
+    where = everywhere[:, :, ::4]
+    same = told(slices(anatomy, Axis("box", 0.9)), (1, 1, 4), where, stated=0.9)
+    assert same.acquisition.axes[2] == Axis("box", 0.9)
+    assert same.acquisition.axes[0] == Axis("kspace")
+
+
+@pytest.mark.parametrize("reading", np.linspace(-0.8, 0.8, 17))
+def test_no_choice_loses_under_a_profile_that_is_still_open(reading):
+    weights = slice_weights(float(reading))
+    chosen = TOLD_SLICES.index(least_regret(weights, SLICE_GAINS, TOLD_SLICES, Axis("box", 0.75)))
+    assert all(
+        SLICE_GAINS[true][chosen] >= 0 for true, weight in weights.items() if weight >= OPEN
+    )
+
+
+def test_fine_voxels_are_taken_as_declared(anatomy, everywhere):
+    choice = told(anatomy, (1.0, 1.0, 1.0), everywhere)
+    assert choice.acquisition == Acquisition.uniform("kspace")
+    assert choice.weights == {}
