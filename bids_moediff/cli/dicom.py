@@ -3,7 +3,9 @@
 
 import argparse
 import json
+import shutil
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +54,8 @@ def _convert(words: list[str]) -> int:
         ) from error
     image = _image(options.image)
     series = match_series(read_series(options.source_dicom), image.shape, image.affine)
-    written = _write(
-        list(datasets(image, series, _sidecar(options.image), options.plane)), options
-    )
+    slices = list(datasets(image, series, _sidecar(options.image), options.plane))
+    written = _write(slices, options.output)
     print(f"{written} slices in {options.output}, beside series {series.name}. Not for diagnosis.")
     return 0
 
@@ -83,26 +84,24 @@ def _sidecar(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _write(slices: list[Any], options: argparse.Namespace) -> int:
-    """Write the slices; a folder that holds something else is left alone."""
+def _write(slices: list[Any], folder: Path) -> int:
+    """Write the slices, all or none; a folder that holds something else is left alone."""
     import pydicom
 
-    from bids_moediff.runtime.sink import atomic
-
     names = [f"IM{index:04d}.dcm" for index in range(1, len(slices) + 1)]
-    others = (
-        {path.name for path in options.output.iterdir()} - set(names)
-        if options.output.is_dir()
-        else set()
-    )
-    if others:
-        raise UsageError(
-            f"{options.output} has other files ({sorted(others)[0]}); name a new folder."
-        )
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name, data in zip(names, slices, strict=True):
-        with atomic(options.output / name) as stream:
-            pydicom.dcmwrite(stream, data, enforce_file_format=True)
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := sorted(there - set(names)):
+        raise UsageError(f"{folder} has other files ({others[0]}); name a new folder.")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.mkdir(parents=True)
+        for name, data in zip(names, slices, strict=True):
+            pydicom.dcmwrite(temporary / name, data, enforce_file_format=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return len(slices)
 
 

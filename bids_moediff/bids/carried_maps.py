@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks and label maps of other apps that belong to an image: found, and named on its new grid."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.names import build_name, parse_name, resolution_label
+from bids_moediff.bids.sidecar import resolution_text, source_uri
+from bids_moediff.errors import ImageError, UsageError
+
+MAP_SUFFIXES = ("mask", "dseg", "probseg")
+# What a map may have beside the entities of its image.
+MAP_ENTITIES = frozenset({"space", "seg", "label", "desc"})
+# Brain masks on the output grid are made anew, and experts' maps are this app's own.
+OWN = ({"desc": "brain"}, {"seg": "moegate"})
+# What a sidecar says of the labels themselves; the rest holds for the old grid.
+KEPT_KEYS = ("Description", "Type", "LabelMap", "Manual", "Atlas")
+
+
+def check_carried(folder: Path) -> None:
+    """Fail before anything is computed if the folder of ``--carry`` does not exist.
+
+    Raises
+    ------
+    UsageError
+        If the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--carry {folder}: the folder does not exist.")
+
+
+def find_maps(image: AnatomicalImage, folder: Path) -> tuple[Path, ...]:
+    """Return the masks and label maps in ``folder`` that belong to an image by their names.
+
+    A map belongs to the image whose entities it has. Entities may be left out where the session
+    has one image of this contrast that fits. Maps of any contrast but T1w bear ``space`` with the
+    contrast, as in this app's outputs. Maps with another ``space`` or with ``res`` are not meant.
+
+    Parameters
+    ----------
+    image
+        The source. The files beside it say which images there are.
+    folder
+        Root of the derivatives.
+    """
+    anat = folder / f"sub-{image.entities['sub']}"
+    if "ses" in image.entities:
+        anat /= f"ses-{image.entities['ses']}"
+    found = []
+    for path in sorted(anat.glob("anat/*.nii*")):
+        parsed = _parse(path)
+        if parsed is None or parsed[1] not in MAP_SUFFIXES:
+            continue
+        entities = parsed[0]
+        if any(own.items() <= entities.items() for own in OWN):
+            continue
+        if _belongs(entities, image):
+            found.append(path)
+    return tuple(found)
+
+
+def _belongs(entities: Mapping[str, str], image: AnatomicalImage) -> bool:
+    if entities.get("space", "T1w") != image.suffix:
+        return False
+    of_image = {key: value for key, value in entities.items() if key not in MAP_ENTITIES}
+    own = dict(image.entities)
+    if of_image == own:
+        return True
+    if not of_image.items() <= own.items():
+        return False
+    beside = (_parse(path) for path in image.path.parent.glob(f"*_{image.suffix}.nii*"))
+    return sum(of_image.items() <= other[0].items() for other in beside if other) == 1
+
+
+def _parse(path: Path) -> tuple[dict[str, str], str] | None:
+    """Entities and suffix of a file name; None if it is not a BIDS name."""
+    try:
+        entities, suffix, _ = parse_name(path.name)
+    except ImageError:
+        return None
+    return entities, suffix
+
+
+def carried_path(path: Path, zooms: tuple[float, float, float]) -> PurePosixPath:
+    """Return where a carried map goes, relative to the output folder: its name with ``res-``."""
+    entities, suffix, _ = parse_name(path.name)
+    name = build_name({**entities, "res": resolution_label(zooms)}, suffix, ".nii.gz")
+    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+    return PurePosixPath(f"sub-{entities['sub']}", *session, "anat", name)
+
+
+def carried_sidecar(
+    image: AnatomicalImage, path: Path, zooms: tuple[float, float, float], how: str
+) -> dict[str, Any]:
+    """Return the sidecar of a carried map.
+
+    Parameters
+    ----------
+    image
+        The source image.
+    path
+        The map as it was found.
+    zooms
+        Output voxel size in mm.
+    how
+        What was kept on the way.
+    """
+    try:
+        earlier = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    kept = {key: earlier[key] for key in KEPT_KEYS if key in earlier}
+    content = {"Sources": [source_uri(image)], "Resolution": resolution_text(zooms)}
+    if "space" in parse_name(path.name)[0]:
+        content["SpatialReference"] = source_uri(image)
+    if parse_name(path.name)[1] == "mask":
+        kept.setdefault("Type", "ROI")
+    return {**content, **kept, "CarriedFrom": path.name, "CarriedBy": how}
+
+
+def label_table(path: Path, folder: Path) -> Path | None:
+    """Return the table of labels of a map: beside it, or in a folder above (inheritance)."""
+    own = _beside(path, ".tsv")
+    if own.is_file():
+        return own
+    entities, suffix, _ = parse_name(path.name)
+    for above in (parent for parent in path.parents if folder in (parent, *parent.parents)):
+        for table in sorted(above.glob(f"*{suffix}.tsv")):
+            words = [part.partition("-")[::2] for part in table.stem.split("_")[:-1]]
+            if dict(words).items() <= entities.items():
+                return table
+    return None
+
+
+def _beside(path: Path, extension: str) -> Path:
+    return path.with_name(path.name.split(".")[0] + extension)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks and label maps of other apps: which lie on the image's grid, and onto the output grid."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from nipype.interfaces.base import File, traits
+
+from bids_moediff.bids.carried_maps import carried_path, carried_sidecar, label_table
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import ImageError
+from bids_moediff.imaging.label_maps import carry_image, read_map
+from bids_moediff.runtime.sink import write_bytes, write_json, write_nifti
+
+from .files import load_image
+from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+
+LABELS = "Each connected region keeps its volume; borders follow interpolated signed distances."
+FRACTIONS = "The average over each acquired voxel is kept; borders are sharp."
+
+
+def maps_on_grid(maps: Sequence[str], image: nib.Nifti1Image) -> tuple[list[str], list[str]]:
+    """Return the maps on the grid of ``image``, and one sentence for each of the others."""
+    fitting, remarks = [], []
+    for path in maps:
+        try:
+            read_map(Path(path), image.shape, image.affine)
+        except ImageError as error:
+            remarks.append(f"{error}: it was not carried to the output grid.")
+        else:
+            fitting.append(path)
+    return fitting, remarks
+
+
+class _CarryInputSpec(ImageStepInputSpec):
+    source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
+    maps = traits.List(traits.Str, desc="maps on the grid of the source")
+    folder = traits.Str(mandatory=True, desc="root of the derivatives that hold the maps")
+    sr = File(desc="image on the output grid")
+    output_dir = traits.Str(mandatory=True, desc="root of the derivatives to write")
+    output_resolution = traits.Tuple(traits.Float, traits.Float, traits.Float)
+
+
+class _CarryOutputSpec(ImageStepOutputSpec):
+    paths = traits.List(traits.Str, desc="what was written, relative to the output folder")
+
+
+class CarryMaps(ImageStep):
+    """Write maps of other apps on the output grid, each with its sidecar and table of labels."""
+
+    input_spec = _CarryInputSpec
+    output_spec = _CarryOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        source = AnatomicalImage.from_json(self.inputs.source)
+        target = load_image(self.inputs.sr)
+        paths = []
+        for name in self.inputs.maps:
+            path, zooms = Path(name), self.inputs.output_resolution
+            carried = carry_image(nib.Nifti1Image.from_filename(path), target.shape, target.affine)
+            place = Path(self.inputs.output_dir) / carried_path(path, zooms)
+            how = FRACTIONS if carried.get_data_dtype().kind == "f" else LABELS
+            self._write(carried, place, carried_sidecar(source, path, zooms, how), path)
+            paths.append(carried_path(path, zooms).as_posix())
+        return {"paths": paths}
+
+    def _write(
+        self, carried: nib.Nifti1Image, place: Path, sidecar: dict[str, Any], path: Path
+    ) -> None:
+        stem = place.name.removesuffix(".nii.gz")
+
+        def write_beside() -> None:
+            if table := label_table(path, Path(self.inputs.folder)):
+                write_bytes(table.read_bytes(), place.with_name(f"{stem}.tsv"))
+            write_json(sidecar, place.with_name(f"{stem}.json"))
+
+        write_nifti(carried, place, write_beside)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps of other apps: which belong to an image, their names, sidecars and tables."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.bids.carried_maps import carried_path, check_carried, find_maps
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import UsageError
+from bids_moediff.imaging.grid import output_grid
+from bids_moediff.interfaces.carried_maps import CarryMaps, maps_on_grid
+
+ZOOMS = (1.0, 1.0, 1.0)
+
+
+def image(folder: Path, name: str = "sub-01_T1w.nii.gz", **entities: str) -> AnatomicalImage:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    suffix = name.split(".")[0].rsplit("_", 1)[1]
+    return AnatomicalImage(path, f"sub-01/anat/{name}", {"sub": "01", **entities}, suffix, {})
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / "sub-01" / "anat" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def names(maps: tuple[Path, ...]) -> list[str]:
+    return [path.name for path in maps]
+
+
+def test_the_maps_of_an_image_and_of_no_other(tmp_path):
+    maps = touch(
+        tmp_path / "maps",
+        "sub-01_desc-lesion_mask.nii.gz",
+        "sub-01_label-GM_probseg.nii.gz",
+        "sub-01_desc-aseg_dseg.nii",
+        "sub-01_space-FLAIR_desc-lesion_mask.nii.gz",
+        "sub-01_space-MNI152NLin6Asym_label-GM_probseg.nii.gz",
+        "sub-01_res-2_desc-lesion_mask.nii.gz",
+        "sub-01_desc-brain_mask.nii.gz",
+        "sub-01_seg-moegate_probseg.nii.gz",
+        "sub-01_desc-preproc_T1w.nii.gz",
+        "notes_mask.nii.gz",
+    )
+    own = ["sub-01_desc-aseg_dseg.nii", "sub-01_desc-lesion_mask.nii.gz"]
+    own.append("sub-01_label-GM_probseg.nii.gz")
+    assert names(find_maps(image(tmp_path / "raw"), maps)) == own
+    flair = image(tmp_path / "raw", "sub-01_FLAIR.nii.gz")
+    assert names(find_maps(flair, maps)) == ["sub-01_space-FLAIR_desc-lesion_mask.nii.gz"]
+
+
+def test_entities_may_be_left_out_where_one_image_fits(tmp_path):
+    maps = touch(tmp_path / "maps", "sub-01_desc-lesion_mask.nii.gz")
+    first = image(tmp_path / "raw", "sub-01_run-1_T1w.nii.gz", run="1")
+    assert names(find_maps(first, maps)) == ["sub-01_desc-lesion_mask.nii.gz"]
+    image(tmp_path / "raw", "sub-01_run-2_T1w.nii.gz", run="2")
+    assert find_maps(first, maps) == ()
+    touch(tmp_path / "maps", "sub-01_run-1_desc-lesion_mask.nii.gz")
+    assert names(find_maps(first, maps)) == ["sub-01_run-1_desc-lesion_mask.nii.gz"]
+
+
+def test_names_get_the_resolution():
+    path = Path("sub-01_ses-b_label-GM_desc-x_probseg.nii")
+    assert carried_path(path, (0.7, 0.7, 1.0)).as_posix() == (
+        "sub-01/ses-b/anat/sub-01_ses-b_res-0p7x0p7x1mm_label-GM_desc-x_probseg.nii.gz"
+    )
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UsageError, match="--carry"):
+        check_carried(tmp_path / "missing")
+
+
+@pytest.fixture
+def derivatives(tmp_path) -> Path:
+    """A segmentation with its table at the root, a lesion, and a map on another grid."""
+    folder = tmp_path / "maps"
+    anat = folder / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    labels = np.zeros((10, 10, 10), np.int16)
+    labels[2:8, 2:8, 2:8] = 17
+    nib.save(nib.Nifti1Image(labels, affine), anat / "sub-01_desc-aseg_dseg.nii.gz")
+    lesion = nib.Nifti1Image((labels[:9] > 0).astype(np.uint8), affine)
+    nib.save(lesion, anat / "sub-01_desc-lesion_mask.nii.gz")
+    fractions = nib.Nifti1Image(labels.astype(np.float32) / 34, affine)
+    nib.save(fractions, anat / "sub-01_label-GM_probseg.nii.gz")
+    (folder / "desc-aseg_dseg.tsv").write_text("index\tname\n17\thippocampus\n")
+    (folder / "desc-other_dseg.tsv").write_text("index\tname\n1\tnothing\n")
+    (anat / "sub-01_desc-aseg_dseg.json").write_text('{"LabelMap": {"x": 17}, "Secret": "/a/b"}')
+    return folder
+
+
+def test_maps_are_written_with_their_words(derivatives, tmp_path):
+    source = image(tmp_path / "raw")
+    scan = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    maps, remarks = maps_on_grid([str(path) for path in find_maps(source, derivatives)], scan)
+    assert len(maps) == 2
+    assert len(remarks) == 1
+    assert "sub-01_desc-lesion_mask.nii.gz is not on the grid" in remarks[0]
+    shape, affine = output_grid(scan.shape, scan.affine, ZOOMS)
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), affine), tmp_path / "sr.nii")
+    step = CarryMaps(
+        source=source.to_json(), maps=maps, folder=str(derivatives), sr=str(tmp_path / "sr.nii"),
+        output_dir=str(tmp_path / "out"), output_resolution=ZOOMS,
+    )  # fmt: skip
+    written = step.run(cwd=str(tmp_path)).outputs
+    assert written.failure == ""
+    assert len(written.paths) == 2
+    stem = tmp_path / "out" / "sub-01" / "anat" / "sub-01_res-1mm_desc-aseg_dseg"
+    carried = nib.Nifti1Image.from_filename(f"{stem}.nii.gz")
+    assert np.count_nonzero(np.asarray(carried.dataobj) == 17) == 6**3 * 8
+    sidecar = json.loads(Path(f"{stem}.json").read_text())
+    assert sidecar["LabelMap"] == {"x": 17}
+    assert sidecar["Resolution"] == "1 mm isotropic"
+    assert "Secret" not in sidecar
+    assert Path(f"{stem}.tsv").read_text().endswith("17\thippocampus\n")
+    probability = stem.with_name("sub-01_res-1mm_label-GM_probseg.nii.gz")
+    assert np.asarray(nib.Nifti1Image.from_filename(probability).dataobj).sum() == pytest.approx(
+        0.5 * 6**3 * 8, rel=0.01
+    )
