@@ -73,14 +73,10 @@ def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
         from .lesions import LesionsStage
 
         return LesionsStage(recipe, device, init)
-    if isinstance(recipe, TailRecipe):
-        from bids_moediff.families.student.training.last_layer import TailStage
+    if isinstance(recipe, TailRecipe | StudentToldTailRecipe):
+        from bids_moediff.families.student.training.last_layer import last_layer_stage
 
-        return TailStage(recipe, device, init)
-    if isinstance(recipe, StudentToldTailRecipe):
-        from bids_moediff.families.student.training.told_tail import ToldTailStage
-
-        return ToldTailStage(recipe, device, init)
+        return last_layer_stage(recipe, device, init)
     model = load_init(init)
     if isinstance(recipe, MeanRecipe):
         return MeanStage(recipe, device, model)

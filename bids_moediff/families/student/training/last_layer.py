@@ -24,14 +24,15 @@ from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import OUTPUT_GAIN, MeanNetwork, space_to_depth
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import TailRecipe
-from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, charbonnier
+from bids_moediff.training.recipe import StudentToldTailRecipe, TailRecipe
+from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, Stage, charbonnier
 from bids_moediff.training.validation import Case
 from bids_moediff.training.volumes import Volume
 
 from .factorise import around
 from .finished import check_patch, finished_networks, init_paths
 from .student import student_gains
+from .told_tail import ToldTailStage
 
 
 class Moments:
@@ -200,3 +201,12 @@ class TailStage:
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def last_layer_stage(
+    recipe: TailRecipe | StudentToldTailRecipe, device: torch.device, init: Init
+) -> Stage:
+    """The stage of a recipe that fits a last layer."""
+    if isinstance(recipe, StudentToldTailRecipe):
+        return ToldTailStage(recipe, device, init)
+    return TailStage(recipe, device, init)
