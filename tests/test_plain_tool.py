@@ -2,12 +2,16 @@
 """``bids_moediff-superres IN OUT``: one image, its record, and the maps carried along."""
 
 import json
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_moediff import super_resolve
 from bids_moediff.cli.superres import main
+from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import voxel_sizes
 
 
@@ -67,3 +71,67 @@ def test_what_is_refused(folder, capsys, words, sentence):
     assert main([image, out, "--zooms", "1", *words]) == 2
     assert sentence in capsys.readouterr().err
     assert not (folder / "refused.nii.gz").exists()
+
+
+def test_no_option_is_needed_and_people_see_progress(folder, capsys):
+    (folder / "in.json").write_text('{"SliceThickness": 1.9, "MRAcquisitionType": "2D"}')
+    assert main([str(folder / "in.nii.gz"), str(folder / "plain.nii.gz")]) == 0
+    record = json.loads((folder / "plain.json").read_text())
+    assert record["OutputVoxelSize"] == [0.7, 0.7, 0.7]
+    assert record["SamplingProfilesFrom"] == "stated", "the sidecar beside the image is read"
+    said = capsys.readouterr().err
+    assert "in.nii.gz: 100 %" in said
+    assert "{" not in said
+    assert str(folder / "plain.nii.gz") in said
+
+
+def test_programs_get_lines_of_json(folder, capsys):
+    words = [str(folder / "in.nii.gz"), str(folder / "json.nii.gz"), "--json-progress"]
+    assert main([*words, "--output-resolution", "1.5"]) == 0
+    lines = [json.loads(x) for x in capsys.readouterr().err.splitlines() if x.startswith("{")]
+    assert lines[-1]["fraction"] == 1
+    assert {"key", "stage", "fraction"} == set(lines[0])
+
+
+def test_python_gives_what_the_tool_writes(folder):
+    image = nib.load(folder / "in.nii.gz")
+    metadata = {"SliceThickness": 1.9, "MRAcquisitionType": "2D"}
+    (folder / "in.json").write_text(json.dumps(metadata))
+    options = {"output_resolution": 1.4, "device": "cpu", "model": "student"}
+    restored = super_resolve(image, metadata=metadata, **options)
+    words = ["--output-resolution", "1.4", "--device", "cpu", "--model", "student"]
+    assert main([str(folder / "in.nii.gz"), str(folder / "tool.nii.gz"), *words]) == 0
+    written = nib.load(folder / "tool.nii.gz")
+    np.testing.assert_array_equal(np.asarray(restored.dataobj), np.asarray(written.dataobj))
+    np.testing.assert_allclose(restored.affine, written.affine)
+    assert restored.get_data_dtype() == np.float32
+
+
+def test_wrong_options_of_python_name_the_closest():
+    image = nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4))
+    with pytest.raises(UsageError, match="random_seed"):
+        super_resolve(image, random_sed=3)
+    with pytest.raises(UsageError, match=r"write 0\.7"):
+        super_resolve(image, "0.7mm")
+
+
+def test_importing_the_package_stays_cheap():
+    code = "import bids_moediff, sys; assert 'SuperResolver' in dir(bids_moediff);"
+    code += "assert not {'torch', 'numpy', 'nibabel'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "sentence"),
+    [
+        ("out.nii", "in.nii.gz", "The input comes first"),
+        ("in.nii.gz", "in.nii.gz", "another output"),
+        (".", "x.nii.gz", "bids_moediff"),
+        ("in.nii.gz", "none/x.nii.gz", "does not exist"),
+    ],
+)
+def test_places_that_cannot_be_meant(folder, capsys, source, output, sentence):
+    before = (folder / "in.nii.gz").read_bytes()
+    assert main([str(folder / source), str(folder / output)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert (folder / "in.nii.gz").read_bytes() == before

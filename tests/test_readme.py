@@ -5,8 +5,11 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 
@@ -16,12 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+
+
 def readme_commands() -> list[str]:
     """Lines of the README's shell blocks."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
-    unknown = {language for language, _ in blocks} - {"bash"}
+    unknown = {language for language, _ in BLOCKS} - {"bash", "python"}
     assert not unknown, f"blocks that no test reads: {unknown}"
-    return [line for _, block in blocks for line in block.splitlines() if line.strip()]
+    shell = [block for language, block in BLOCKS if language == "bash"]
+    return [line for block in shell for line in block.splitlines() if line.strip()]
 
 
 COMMANDS = readme_commands()
@@ -39,6 +45,7 @@ def _workflow_commands() -> set[str]:
 def test_no_command_goes_uncovered() -> None:
     """A new kind of command in the README must be given a test below."""
     known = {"make", "bids_moediff", "python3", "venv/bin/pip", "docker", "apptainer"}
+    known.add("bids_moediff-superres")
     assert len(COMMANDS) >= 10
     assert [line for line in COMMANDS if line.split()[0] not in known] == []
 
@@ -103,6 +110,44 @@ def test_the_image_test_runs_it(command: str) -> None:
     )
     assert listed.returncode == 0, listed.stderr
     assert command in listed.stdout.splitlines()
+
+
+@pytest.fixture
+def small_head(tmp_path: Path) -> Path:
+    """A folder with in.nii.gz: a block of 40 mm of the demo image."""
+    source = nib.load(DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    nib.save(source.slicer[70:110, 70:105, 40:58], tmp_path / "in.nii.gz")
+    return tmp_path
+
+
+def _check_restored(folder: Path) -> None:
+    before, after = (nib.load(folder / f"{name}.nii.gz") for name in ("in", "out"))
+    sizes = [nib.affines.voxel_sizes(image.affine) for image in (before, after)]
+    assert np.allclose(sizes[1], 0.7)
+    assert (np.array(sizes[0]) > 0.7).all()
+
+
+def test_one_file_as_it_is_written(small_head: Path) -> None:
+    (command,) = [line for line in COMMANDS if line.startswith("bids_moediff-superres")]
+    name, *arguments = shlex.split(command)
+    run = run_script(name, *arguments, cwd=small_head)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (small_head / "out.json").is_file()
+    _check_restored(small_head)
+
+
+def test_python_as_it_is_written(small_head: Path) -> None:
+    (block,) = [block for language, block in BLOCKS if language == "python"]
+    run = subprocess.run(
+        [sys.executable, "-c", block], cwd=small_head, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    _check_restored(small_head)
+
+
+def test_the_first_page_is_short() -> None:
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    assert len(prose.split()) < 500
 
 
 def test_links_to_files_of_the_repository() -> None:

@@ -7,9 +7,10 @@ plain tool.
 """
 
 import argparse
+import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="MAP",
         help="masks, label maps or fractions on the grid of IN, written beside OUT on its grid",
+    )
+    one.add_argument(
+        "--json-progress",
+        action="store_true",
+        help="progress as lines of JSON on standard error, for programs",
     )
     add_options(one, RESTORATION)
     add_old_spelling(one, "--zooms", "output_resolution", nargs="+")
@@ -119,40 +125,89 @@ def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
-    from functools import partial
-
+    source, output = namespace.input, namespace.output
+    _check_places(source, output)
     from bids_moediff.imaging.label_maps import carry_image
-    from bids_moediff.inference import worker
-    from bids_moediff.inference.request import ImageRequest, Request
+    from bids_moediff.inference.simple import restore
+    from bids_moediff.inference.worker import Scan
     from bids_moediff.preprocessing.conform import conform
     from bids_moediff.runtime.sink import write_json, write_nifti
 
-    source, output = namespace.input, namespace.output
+    image, remarks = conform(source)
+    mask = conform(namespace.mask)[0] if namespace.mask else None
+    maps = _maps_to_carry(namespace, image)
+    progress, close = _progress(namespace.json_progress)
+    try:
+        result = restore(
+            Scan(image, mask),
+            Options(**typed),
+            metadata=_sidecar(source),
+            device=namespace.device or "auto",
+            progress=progress,
+            key=source.name,
+        )
+    finally:
+        close()
+    write_nifti(result.image, output)
+    write_json(result.record, output.with_name(f"{_stem(output)}.json"))
+    for path, carried in maps.items():
+        write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)
+    for words in (*remarks, *result.record["Warnings"]):
+        print(f"Warning: {words}", file=sys.stderr)
+    size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
+    print(f"{output}: {size} mm, by {result.record['Model']}", file=sys.stderr)
+    return 0
+
+
+def _check_places(source: Path | None, output: Path | None) -> None:
+    """UsageError where a file is missing or the output would replace the input."""
     if not source or not output:
         raise UsageError("Give IN.nii.gz and OUT.nii.gz, or --request and --results.")
     if not str(output).endswith((".nii", ".nii.gz")):
         raise UsageError(f"{output.name} does not end in .nii or .nii.gz.")
-    progress = worker.ProgressLines(sys.stderr, follow_parent=False)
-    image = conform(source)[0]
-    mask = conform(namespace.mask)[0] if namespace.mask else None
-    maps = _maps_to_carry(namespace, image)
-    device = namespace.device or "auto"
-    request = Request(options=Options(**typed), images=(), device=device)
-    with worker.held_device(device, progress) as place:
-        loaded = worker.load(request, place)
-        result = worker.enhance_image(
-            loaded.resolver,
-            worker.Scan(image, mask),
-            ImageRequest(key=source.name, image=str(source), out_dir=""),
-            request.options,
-            partial(progress, source.name),
+    if source.is_dir():
+        raise UsageError(
+            f"{source} is a folder. For a BIDS data set: bids_moediff {source} OUT participant."
         )
-    write_nifti(result.image, output)
-    record = {**result.record, "ModelChoice": loaded.model_reason}
-    write_json(record, output.with_name(f"{_stem(output)}.json"))
-    for path, carried in maps.items():
-        write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)
-    return 0
+    if not source.exists() and output.exists():
+        raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")
+    if source.exists() and output.exists() and source.samefile(output):
+        raise UsageError(f"{output} is the input; give another output.")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"The folder {output.absolute().parent} does not exist.")
+
+
+def _sidecar(source: Path) -> dict[str, Any]:
+    """Content of the BIDS sidecar beside an image; empty without one."""
+    path = source.with_name(f"{_stem(source)}.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The sidecar {path.name} cannot be read: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _progress(
+    as_json: bool,
+) -> tuple[Callable[[str | None, str, float], None], Callable[[], None]]:
+    """What to call as the network goes on, and at the end: bars, or lines for programs."""
+    if as_json:
+        from bids_moediff.inference.worker import ProgressLines
+
+        return ProgressLines(sys.stderr, follow_parent=False), lambda: None
+    from bids_moediff.execution.progress import open_display
+    from bids_moediff.inference.worker import check_stop
+
+    display = open_display(sys.stderr)
+
+    def show(key: str | None, stage: str, fraction: float) -> None:
+        check_stop()
+        if key is not None:
+            display.show({"key": key, "stage": stage, "fraction": fraction})
+
+    return show, display.close
 
 
 def _maps_to_carry(namespace: argparse.Namespace, image: Any) -> dict[Path, Any]:

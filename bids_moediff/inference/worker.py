@@ -102,7 +102,9 @@ def run_request(request: Request, results_file: Path, progress: ProgressLines) -
     return 0 if all(result.done for result in results.values()) else 1
 
 
-def held_device(choice: str, progress: ProgressLines) -> AbstractContextManager[str]:
+def held_device(
+    choice: str, progress: Callable[[str | None, str, float], None]
+) -> AbstractContextManager[str]:
     """Context that yields the device to run on; waits while every card asked for is in use."""
     if choice == "auto":
         choice = "cuda" if torch.cuda.is_available() else "cpu"
