@@ -4,6 +4,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bids_moediff.bids.dataset import DESCRIPTIONS
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import PRODUCTS, derivative_path
 from bids_moediff.cli.parser import build_parser
-from bids_moediff.options import ANATOMICAL_SUFFIXES, MODELS
+from bids_moediff.options import ANATOMICAL_SUFFIXES, MODELS, Options
 
 DOCS = Path(__file__).parents[1] / "docs"
 USAGE = (DOCS / "usage.md").read_text(encoding="utf-8")
@@ -67,6 +68,7 @@ def test_every_key_of_a_sidecar_is_documented():
     source = (DOCS.parent / "bids_moediff/inference/super_resolver.py").read_text(encoding="utf-8")
     record = source.split("def _record(")[1].split("\n    def ")[0]
     keys = re.findall(r'^\s+"([A-Z]\w+)":', record, re.M)
+    keys += [item.metadata["record"] for item in fields(Options) if item.metadata["record"]]
     assert len(keys) > 10
     for key in keys:
         assert f"`{key}`" in OUTPUTS, key
