@@ -139,7 +139,7 @@ def to_template(
     shape, affine = output_grid(reference.shape, reference.affine, zooms)
     blank = nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
     resampled = SimpleITK.Resample(
-        _to_itk(image), _to_itk(blank), transform, SimpleITK.sitkBSpline, 0.0
+        to_itk(image), to_itk(blank), transform, SimpleITK.sitkBSpline, 0.0
     )
     data = SimpleITK.GetArrayFromImage(resampled).T.astype(np.float32)
     result = nib.Nifti1Image(np.ascontiguousarray(data), affine)
@@ -153,7 +153,7 @@ def _positive(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine)
 
 
-def _to_itk(image: nib.Nifti1Image) -> SimpleITK.Image:
+def to_itk(image: nib.Nifti1Image) -> SimpleITK.Image:
     """SimpleITK image of the same voxels in the same place."""
     result = SimpleITK.GetImageFromArray(np.asarray(image.dataobj, dtype=np.float32).T)
     affine = _TO_LPS @ image.affine
@@ -176,7 +176,7 @@ def _brain(image: nib.Nifti1Image, mask: nib.Nifti1Image, zoom: float) -> Simple
     step = np.maximum(1, np.round(zoom / zooms)).astype(int)
     affine = image.affine @ np.diag([*step, 1.0])
     sampled = smooth[:: step[0], :: step[1], :: step[2]]
-    return _to_itk(nib.Nifti1Image(sampled.astype(np.float32), affine))
+    return to_itk(nib.Nifti1Image(sampled.astype(np.float32), affine))
 
 
 def _method(optimizer_scales: bool = True) -> Any:

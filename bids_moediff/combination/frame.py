@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grid of the result: axes of the first scan, field of view of all."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
+
+from .resampling import Grid, nearest_axes
+
+
+def scan_zooms(affine: np.ndarray, frame: np.ndarray, zooms: Sequence[float]) -> Triple:
+    """Voxel sizes `zooms` (mm) of the frame's axes in the order of a scan's own axes."""
+    axes, _ = nearest_axes(np.linalg.inv(affine)[:3, :3] @ frame[:3, :3])
+    return tuple(float(zooms[axes.index(axis)]) for axis in range(3))  # type: ignore[return-value]
+
+
+def frame_zooms(affines: Sequence[np.ndarray], zooms: Sequence[float]) -> Triple:
+    """Voxel sizes in the axis order of the first scan: as asked for, finer where a scan is."""
+    finest = list(zooms)
+    for affine in affines:
+        axes, _ = nearest_axes(np.linalg.inv(affine)[:3, :3] @ affines[0][:3, :3])
+        own = voxel_sizes(affine)
+        finest = [min(size, own[axes[axis]]) for axis, size in enumerate(finest)]
+    return (float(finest[0]), float(finest[1]), float(finest[2]))
+
+
+def union_grid(grids: Sequence[Grid], moves: Sequence[np.ndarray], zooms: Triple) -> Grid:
+    """Smallest grid that holds every scan, in voxels counted from the first scan's outer corner.
+
+    Parameters
+    ----------
+    grids
+        Grids as acquired; the first gives the axes.
+    moves
+        4x4 matrices from world coordinates of the first scan to those of each.
+    zooms
+        Voxel sizes (mm) in the first scan's axis order.
+    """
+    shape, affine = output_grid(grids[0].shape, grids[0].affine, zooms)
+    low, high = np.zeros(3), np.array(shape, dtype=float)
+    for grid, move in zip(grids, moves, strict=True):
+        corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape])).reshape(3, -1)
+        to_frame = np.linalg.inv(affine) @ np.linalg.inv(move) @ grid.affine
+        inside = to_frame[:3, :3] @ corners + to_frame[:3, 3:] + 0.5
+        low = np.minimum(low, np.floor(inside.min(axis=1) + 1e-3))
+        high = np.maximum(high, np.ceil(inside.max(axis=1) - 1e-3))
+    moved = affine.copy()
+    moved[:3, 3] = affine[:3, :3] @ low + affine[:3, 3]
+    counts = (high - low).astype(int)
+    return Grid((int(counts[0]), int(counts[1]), int(counts[2])), moved)
+
+
+def coverage(frame: Grid, grid: Grid, move: np.ndarray) -> np.ndarray:
+    """Which voxels of the frame lie inside a scan's field of view, boolean (X, Y, Z)."""
+    to_scan = np.linalg.inv(grid.affine) @ move @ frame.affine
+    index = np.ogrid[tuple(slice(0, n) for n in frame.shape)]
+    inside = np.ones(frame.shape, dtype=bool)
+    for row, count in zip(to_scan[:3], grid.shape, strict=True):
+        place = sum(row[axis] * index[axis] for axis in range(3)) + row[3]
+        inside &= (place >= -0.5 - 1e-3) & (place <= count - 0.5 + 1e-3)
+    return inside

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one scan says of the volume that all scans share: its own linear map and noise."""
+
+from dataclasses import dataclass
+
+import torch
+
+from bids_moediff.imaging.acquisition import Operator
+
+from .resampling import Resampler
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One scan as equations: measured = shading * A(move(volume)) + noise.
+
+    Parameters
+    ----------
+    measured : (x, y, z) voxels of the scan, on the common scale
+    resampler : from the common grid to the scan's fine grid
+    operator : from the scan's fine grid to its voxels
+    sigma : standard deviation of the noise on the common scale
+    shading : smooth factor at the scan's voxels, next to the first scan
+    weights : confidence (0 to 1) in each voxel, of a shape that broadcasts to the scan's
+
+    """
+
+    measured: torch.Tensor
+    resampler: Resampler
+    operator: Operator
+    sigma: float
+    shading: torch.Tensor
+    weights: torch.Tensor
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """The scan that `volume` would have given."""
+        return self.shading * self.operator.forward(self.resampler.forward(volume))
+
+    def adjoint(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Adjoint of :meth:`forward`."""
+        return self.resampler.adjoint(self.operator.adjoint(self.shading * coarse))
+
+    @property
+    def precision(self) -> torch.Tensor:
+        """Inverse variance of each voxel."""
+        return self.weights / self.sigma**2
+
+    def residual(self, volume: torch.Tensor) -> torch.Tensor:
+        """Measured minus expected of `volume`."""
+        return self.measured - self.forward(volume)
+
+    def misfit(self, residual: torch.Tensor) -> float:
+        """Root mean square of a residual over the noise, by the weights of its voxels."""
+        weights = self.weights.expand_as(residual)
+        squares = float((weights * residual * residual).sum(dtype=torch.float64))
+        return (squares / max(float(weights.sum(dtype=torch.float64)), 1.0)) ** 0.5 / self.sigma

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans of one subject and contrast in, one volume out.
+
+The walk: register the images that were restored one by one, bring them to a common grid, take
+their weighted mean, and estimate around it the volume that explains the voxels of every scan.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bids_moediff.errors import ImageError
+from bids_moediff.imaging.grid import Triple, voxel_sizes
+from bids_moediff.imaging.masks import head_mask_array
+
+from .alignment import SAME_HEAD, Alignment, align
+from .estimate import Estimate, joint_estimate
+from .frame import union_grid
+from .view import Scan, Setting, View, mean_of, noise_of, weigh_slices
+
+SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
+WIDEST = 0.25  # of the range: no voxel may be further from the mean
+LOUDEST = 4.0  # times the noise of the quietest scan: louder ones add next to nothing
+COUNTED = 0.5  # a slice of less weight is not counted
+LEAST_SHARE = 0.25  # of an equal share of the weights: a scan below it is named in the warnings
+REWEIGHED = 1.05  # times its noise: a scan with a larger residual is weighed down once
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ScanFigures:
+    """What became of one scan.
+
+    ``move``: 4x4 matrix from world coordinates of the result to those of the scan; ``moved``:
+    mean shift of the head in mm; ``agreement``: correlation with the scan that it fits best;
+    ``brightness``: next to the first scan; ``noise``: in units of the first scan; ``weight``:
+    share of all weights; ``misfit``: residual of the scan against the result, over its noise;
+    ``dark``: slices that count less than half.
+    """
+
+    name: str
+    kept: bool
+    reason: str
+    move: np.ndarray
+    moved: float
+    agreement: float
+    brightness: float = 1.0
+    noise: float = 0.0
+    weight: float = 0.0
+    misfit: float = 0.0
+    dark: list[int] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Plain types, for a sidecar."""
+        return {
+            "Scan": self.name,
+            "Used": self.kept,
+            "Reason": self.reason,
+            "RigidTransform": np.round(self.move, 6).tolist(),
+            "MeanDisplacement": round(self.moved, 3),
+            "Agreement": round(self.agreement, 4),
+            "Brightness": round(self.brightness, 4),
+            "EstimatedNoise": round(self.noise, 6),
+            "Weight": round(self.weight, 4),
+            "ResidualOverNoise": round(self.misfit, 4),
+            "SlicesWeighedDown": self.dark,
+        }
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One volume from several scans.
+
+    ``image``: float32, in units of the first scan that was used; ``count``: uint8, scans that
+    speak at each voxel; ``scans``: what became of each; ``steps``: of the estimate.
+    """
+
+    image: nib.Nifti1Image
+    count: nib.Nifti1Image
+    scans: list[ScanFigures]
+    steps: int
+    warnings: list[str]
+
+
+def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None = None) -> Combined:
+    """One volume on the axes of the first scan, with voxels of `zooms` mm, from several scans.
+
+    Parameters
+    ----------
+    scans
+        At least two, of one subject and contrast, none with voxels finer than `zooms` along the
+        nearest axis.
+    zooms
+        Voxel size (mm) in the axis order of the first scan.
+    progress
+        Called with a stage and the share of it that is done.
+
+    Raises
+    ------
+    ImageError
+        If the scans cannot be registered or brought to one grid.
+    """
+    if len(scans) < 2:
+        raise ValueError("at least two scans are needed")
+    report = progress or (lambda stage, fraction: None)
+    report("register", 0.0)
+    alignment = align([scan.single for scan in scans])
+    report("register", 1.0)
+    alignment, reasons = _leave_out(scans, alignment)
+    used = [scans[index] for index in alignment.kept]
+    moves = [alignment.moves[index] for index in alignment.kept]
+    setting = Setting(union_grid([scan.grid for scan in used], moves, zooms), _range(used[0]))
+    views = _bring_together(setting, used, moves, report)
+    estimate, views = _estimate(views, lambda share: report("estimate", share))
+    figures = _figures(scans, alignment, reasons, views, estimate, setting.scale)
+    counted = np.stack([view.trust.numpy() >= COUNTED for view in views])
+    count = np.asarray(counted.sum(axis=0), dtype=np.uint8)
+    volume = np.where(count > 0, (estimate.volume * setting.scale).numpy(), np.float32(0))
+    return Combined(
+        _image(volume, setting.frame.affine, used[0].image),
+        _image(count, setting.frame.affine, used[0].image),
+        figures,
+        estimate.steps,
+        _warnings(figures),
+    )
+
+
+def _range(scan: Scan) -> float:
+    """99.5th percentile of the head: one, on the common scale."""
+    data = np.asarray(scan.image.dataobj, dtype=np.float32)
+    inside = data[head_mask_array(data, voxel_sizes(scan.image.affine))]
+    value = float(np.percentile(inside, 99.5)) if inside.size else 0.0
+    if not value > 0:
+        raise ImageError(f"{scan.name} shows no head: it cannot be combined.")
+    return value
+
+
+def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, dict[int, str]]:
+    """Leave out scans far noisier than the quietest, too; with the reason for each left out."""
+    noise = {index: noise_of(scans[index]) for index in alignment.kept}
+    limit = LOUDEST * min(noise.values())
+    kept = [index for index in alignment.kept if noise[index] <= limit or limit == 0]
+    reasons = {
+        index: f"agrees too little with the other scans (correlation {value:.2f}, at least "
+        f"{SAME_HEAD} is needed)"
+        for index, value in enumerate(alignment.agreement)
+        if index not in alignment.kept
+    }
+    for index in alignment.kept:
+        if index not in kept:
+            factor = noise[index] / min(noise.values())
+            reasons[index] = f"is {factor:.1f} times as noisy as the quietest scan"
+    if kept[0] != alignment.kept[0]:
+        back = np.linalg.inv(alignment.moves[kept[0]])
+        alignment = replace(alignment, moves=[move @ back for move in alignment.moves])
+    return replace(alignment, kept=kept), reasons
+
+
+def _bring_together(
+    setting: Setting, scans: Sequence[Scan], moves: Sequence[np.ndarray], report: Progress
+) -> list[View]:
+    """Every scan on the common grid; once more where slices turn out to be bad."""
+    views: list[View] = []
+    for scan, move in zip(scans, moves, strict=True):
+        views.append(setting.view(scan, move, views[0] if views else None))
+        report("bring together", len(views) / len(scans))
+    if len(views) == 1:
+        return views
+    weights = [
+        weigh_slices(view, [other for other in views if other is not view]) for view in views
+    ]
+    if all(found.min() == 1 for found in weights):
+        return views
+    again: list[View] = []
+    for scan, move, found in zip(scans, moves, weights, strict=True):
+        again.append(setting.view(scan, move, again[0] if again else None, found))
+    return again
+
+
+def _estimate(views: list[View], progress: Callable[[float], None]) -> tuple[Estimate, list[View]]:
+    """The joint estimate; once more where a scan differs by more than its noise."""
+    start, variance = mean_of(views)
+    spread = (SPREAD * variance.sqrt_()).clamp_max_(WIDEST)
+    estimate = joint_estimate(
+        start, spread, [view.observation for view in views], progress=progress
+    )
+    if max(estimate.misfits) <= REWEIGHED:
+        return estimate, views
+    views = [
+        replace(view, observation=replace(view.observation, sigma=view.observation.sigma * factor))
+        for view, factor in zip(views, [max(1.0, m) for m in estimate.misfits], strict=True)
+    ]
+    estimate = joint_estimate(
+        start, spread, [view.observation for view in views], progress=progress
+    )
+    return estimate, views
+
+
+def _figures(
+    scans: Sequence[Scan],
+    alignment: Alignment,
+    reasons: Mapping[int, str],
+    views: Sequence[View],
+    estimate: Estimate,
+    scale: float,
+) -> list[ScanFigures]:
+    """What became of each scan, those left out included."""
+    by_name = dict(zip(alignment.kept, zip(views, estimate.misfits, strict=True), strict=True))
+    powers = [float(view.observation.precision.mean()) for view in views]
+    figures = []
+    for index, scan in enumerate(scans):
+        move, agreement = alignment.moves[index], alignment.agreement[index]
+        moved = _displacement(scans[alignment.kept[0]], move)
+        if index not in by_name:
+            figures.append(ScanFigures(scan.name, False, reasons[index], move, moved, agreement))
+            continue
+        view, misfit = by_name[index]
+        figures.append(
+            ScanFigures(
+                scan.name,
+                True,
+                "",
+                move,
+                moved,
+                agreement,
+                view.brightness,
+                view.observation.sigma * scale,
+                float(view.observation.precision.mean()) / sum(powers),
+                misfit,
+                np.flatnonzero(view.slices < COUNTED).tolist()
+                if view.scan.axis is not None
+                else [],
+            )
+        )
+    return figures
+
+
+def _displacement(first: Scan, move: np.ndarray) -> float:
+    """Mean length (mm) by which `move` shifts the voxels of the first scan's head."""
+    data = np.asarray(first.single.dataobj, dtype=np.float32)[::4, ::4, ::4]
+    points = np.argwhere(data > 0.1 * np.percentile(data, 99.5)) * 4
+    world = first.single.affine[:3, :3] @ points.T + first.single.affine[:3, 3:]
+    shift = move[:3, :3] @ world + move[:3, 3:] - world
+    return float(np.linalg.norm(shift, axis=0).mean()) if points.size else 0.0
+
+
+def _warnings(figures: Sequence[ScanFigures]) -> list[str]:
+    """One sentence for each scan that was left out or counts for little."""
+    used = [item for item in figures if item.kept]
+    found = [f"{item.name} was left out: it {item.reason}." for item in figures if not item.kept]
+    found += [
+        f"{item.name} counts for little ({100 * item.weight:.0f} % of the weights): it is noisier "
+        "than the others or does not fit them."
+        for item in used
+        if item.weight < LEAST_SHARE / len(used)
+    ]
+    found += [
+        f"{item.name}: slices {', '.join(map(str, item.dark))} do not fit the other scans and "
+        "were weighed down."
+        for item in used
+        if item.dark
+    ]
+    return found
+
+
+def _image(data: np.ndarray, affine: np.ndarray, source: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Image on the common grid with the coordinate codes of the first scan."""
+    image = nib.Nifti1Image(data, affine)
+    code = int(source.header["sform_code"]) or int(source.header["qform_code"]) or 1
+    image.set_sform(affine, code)
+    image.set_qform(affine, int(source.header["qform_code"]) or code)
+    image.header.set_xyzt_units("mm", "sec")
+    return image

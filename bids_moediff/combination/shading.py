@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale and smooth shading of one scan next to another: a polynomial of second degree.
+
+The mean ratio of what was measured to what was expected, region by region. Not a regression: noise
+in the expected values would draw its slope towards zero.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+DEGREE = 2
+STRONGEST = 3.0  # times weaker or stronger than its mean: more is a misfit, not shading
+DARKEST = 0.1  # of the common range: darker voxels say nothing of the shading
+MOST_VOXELS = 200_000
+
+
+def polynomial(shape: Sequence[int], degree: int = DEGREE) -> np.ndarray:
+    """Monomials up to `degree` on a grid, (terms, x, y, z); coordinates run from -1 to 1."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij", sparse=True)
+    terms = [
+        axes[0] ** i * axes[1] ** j * axes[2] ** k
+        for i in range(degree + 1)
+        for j in range(degree + 1 - i)
+        for k in range(degree + 1 - i - j)
+    ]
+    return np.stack([np.broadcast_to(term, shape) for term in terms]).astype(np.float32)
+
+
+def fit_shading(
+    measured: np.ndarray, expected: np.ndarray, weights: np.ndarray, degree: int = DEGREE
+) -> np.ndarray:
+    """Coefficients of the polynomial p with measured = p * expected on average in every region.
+
+    Solves sum w t (measured - p expected) = 0 for every term t of the polynomial. A scan that
+    overlaps too little gets a constant.
+
+    Parameters
+    ----------
+    measured, expected
+        (x, y, z) in the same units.
+    weights
+        Confidence in each voxel, (x, y, z); 0 leaves it out.
+    """
+    step = max(1, int(np.ceil((measured.size / MOST_VOXELS) ** (1 / 3))))
+    part = (slice(None, None, step),) * 3
+    used = (weights[part] > 0) & (expected[part] > DARKEST)
+    count = len(polynomial((2, 2, 2), degree))
+    constant = np.zeros(count)
+    constant[0] = 1.0
+    if used.sum() < 20 * count:
+        return constant
+    terms = polynomial(measured.shape, degree)[(slice(None), *part)][:, used].astype(np.float64)
+    weighted = terms * weights[part][used]
+    y, e = measured[part][used].astype(np.float64), expected[part][used].astype(np.float64)
+    constant[0] = float((weighted[0] @ y) / (weighted[0] @ e))
+    system = (weighted * e) @ terms.T
+    # A little towards the constant: regions that hold no voxel are not extrapolated wildly.
+    ridge = 1e-3 * system[0, 0] * np.eye(count)
+    ridge[0, 0] = 0.0
+    found = np.linalg.solve(system + ridge, weighted @ y + ridge @ constant)
+    return found
+
+
+def shading_map(
+    coefficients: np.ndarray, shape: Sequence[int], degree: int = DEGREE
+) -> np.ndarray:
+    """Values of the polynomial on a grid over the same field of view, float32."""
+    values = np.tensordot(coefficients, polynomial(shape, degree), axes=1)
+    middle = float(coefficients[0])
+    return np.clip(values, middle / STRONGEST, middle * STRONGEST).astype(np.float32)

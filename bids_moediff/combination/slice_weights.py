@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Confidence in each slice of a stack: single slices can be dark, or moved while being read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from bids_moediff.imaging.acquisition import Acquisition
+
+LIMIT = 2.0  # times the misfit of the scan's middle slice: from here on a slice counts less
+POWER = 4  # a slice at twice the limit keeps 1/16 of its weight
+FEWEST_VOXELS = 50
+LEAST_SHARE = 0.3  # of the middle slice's voxels in the head: the outermost say little
+# Voxels in plane, standard deviation: other stacks do not know the fine detail of a slice, but its
+# brightness and place.
+SMOOTHING = 2.0
+
+
+def slice_axis(acquisition: Acquisition) -> int | None:
+    """The axis along which a scan was cut into slices; None for a 3-D scan."""
+    for axis, sampling in enumerate(acquisition.axes):
+        if sampling.profile in ("gaussian", "box"):
+            return axis
+    return None
+
+
+def slice_weights(
+    residual: np.ndarray, expected: np.ndarray, inside: np.ndarray, axis: int, sigma: float
+) -> np.ndarray:
+    """Weight (0 to 1) of each slice along `axis`.
+
+    Parameters
+    ----------
+    residual
+        (x, y, z) measured minus what the other scans let expect.
+    expected
+        The latter.
+    inside
+        Boolean, voxels of the head that the other scans saw.
+    axis
+        Across slices.
+    sigma
+        Noise, in the same units.
+    """
+    across = tuple(k for k in range(3) if k != axis)
+    widths = [0.0 if k == axis else SMOOTHING for k in range(3)]
+    residual = ndimage.gaussian_filter(np.where(inside, residual, 0), widths)
+    expected = ndimage.gaussian_filter(np.where(inside, expected, 0), widths)
+    sigma = sigma / (2 * np.sqrt(np.pi) * SMOOTHING)
+    count = np.maximum(inside.sum(axis=across), 1)
+    squares = np.where(inside, residual**2, 0).sum(axis=across) / count
+    signal = np.where(inside, expected**2, 0).sum(axis=across) / count
+    filled = np.median(count[count > 1]) if (count > 1).any() else 0
+    usable = count >= max(FEWEST_VOXELS, LEAST_SHARE * filled)
+    weights = np.ones(residual.shape[axis])
+    if usable.sum() < 3:
+        return weights
+    share = np.median(np.maximum(squares[usable] - sigma**2, 0) / np.maximum(signal[usable], 1e-9))
+    ratio = np.sqrt(squares / (sigma**2 + share * signal + 1e-12))
+    weights[usable] = np.minimum(1, (LIMIT / np.maximum(ratio[usable], 1e-6)) ** POWER)
+    return weights
+
+
+def along(weights: np.ndarray, axis: int | None, ndim: int = 3) -> np.ndarray:
+    """Slice weights in a shape that broadcasts to the scan."""
+    sizes = [1] * ndim
+    if axis is not None:
+        sizes[axis] = len(weights)
+    return weights.reshape(sizes).astype(np.float32)
+
+
+def weights_on_frame(
+    weights: np.ndarray, axis: int, to_scan: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """Slice weights at the voxels of the common grid, interpolated linearly, float32.
+
+    `to_scan` is the 4x4 map from voxels of the common grid to voxels of the scan.
+    """
+    index = np.ogrid[tuple(slice(0, n) for n in shape)]
+    row = to_scan[axis]
+    place = sum(row[k] * index[k] for k in range(3)) + row[3]
+    return np.interp(place, np.arange(len(weights)), weights).astype(np.float32)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One scan next to the others: on the common grid, on the common scale, with its confidence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+
+from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.grid import voxel_sizes
+from bids_moediff.imaging.noise_level import read_noise
+
+from .frame import coverage
+from .observation import Observation
+from .resampling import Grid, Resampler
+from .shading import fit_shading, shading_map
+from .slice_weights import along, slice_axis, slice_weights, weights_on_frame
+
+UNKNOWN_ERROR = 0.08  # of the range, where there is no map of the expected error
+LEAST_NOISE = 0.005  # of the range
+LEAST_TRUST = 1e-3  # outside every field of view the volume continues what lies inside
+SEEN = 0.9  # share of a voxel that another scan has to cover
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan, as acquired and as restored alone.
+
+    Parameters
+    ----------
+    name : how figures and warnings call it
+    image : 3-D, the voxels that were measured
+    acquisition : how they were sampled
+    single : the restored image: outer corner and axes of `image`, the common voxel size
+    error : expected error of `single` on its grid, or None
+    noise : standard deviation of the noise in units of `image`; estimated if None
+
+    """
+
+    name: str
+    image: nib.Nifti1Image
+    acquisition: Acquisition
+    single: nib.Nifti1Image
+    error: nib.Nifti1Image | None = None
+    noise: float | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the voxels that were measured."""
+        return grid_of(self.image)
+
+    @property
+    def axis(self) -> int | None:
+        """Across slices, None for a 3-D scan."""
+        return slice_axis(self.acquisition)
+
+
+@dataclass(frozen=True)
+class View:
+    """A scan as the estimate needs it; volumes are on the common grid and scale.
+
+    ``restored``: the restored image, its shading undone; ``variance``: of its error; ``trust``:
+    confidence (0 to 1), 0 outside the field of view; ``slices``: confidence in each slice;
+    ``brightness``: mean of the shading.
+    """
+
+    scan: Scan
+    observation: Observation
+    restored: torch.Tensor
+    variance: torch.Tensor
+    trust: torch.Tensor
+    slices: np.ndarray
+    brightness: float
+
+
+def grid_of(image: nib.Nifti1Image) -> Grid:
+    """Grid of an image."""
+    first, second, third = (int(n) for n in image.shape)
+    return Grid((first, second, third), np.asarray(image.affine, dtype=float))
+
+
+def noise_of(scan: Scan) -> float:
+    """Noise in units of the scan: as stated, else read from it."""
+    if scan.noise is not None:
+        return scan.noise
+    data = np.asarray(scan.image.dataobj, dtype=np.float32)
+    return read_noise(data, voxel_sizes(scan.image.affine)).sigma
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all scans of a group share: the grid of the result and the scale of intensities."""
+
+    frame: Grid
+    scale: float
+
+    def view(
+        self, scan: Scan, move: np.ndarray, first: View | None, slices: np.ndarray | None = None
+    ) -> View:
+        """One scan, moved by `move` (world coordinates of the result to its own).
+
+        Its shading is that next to `first` (None: it is the first); `slices` are the weights of
+        its slices (None: all one).
+        """
+        if slices is None:
+            slices = np.ones(scan.image.shape[scan.axis or 0])
+        fine, measured = grid_of(scan.single), self._tensor(scan.image)
+        one = torch.ones(1, 1, 1)
+        operator = Operator.between(
+            fine.shape, voxel_sizes(fine.affine),
+            scan.grid.shape, voxel_sizes(scan.grid.affine), scan.acquisition,
+        )  # fmt: skip
+        observation = Observation(
+            measured,
+            Resampler(self.frame, fine, np.linalg.inv(move)),
+            operator,
+            max(noise_of(scan) / self.scale, LEAST_NOISE),
+            one,
+            torch.from_numpy(along(slices, scan.axis)) if scan.axis is not None else one,
+        )
+        return self._shaded(scan, move, observation, first, slices)
+
+    def _shaded(
+        self,
+        scan: Scan,
+        move: np.ndarray,
+        observation: Observation,
+        first: View | None,
+        slices: np.ndarray,
+    ) -> View:
+        """The view, with the scan's shading fitted to the first one."""
+        restored, brightness, shading = self._tensor(scan.single), 1.0, observation.shading
+        if first is not None:
+            seen = observation.forward(first.trust) > SEEN
+            coefficients = fit_shading(
+                observation.measured.numpy(),
+                observation.forward(first.restored).numpy(),
+                (seen * observation.weights).numpy(),
+            )
+            shading = torch.from_numpy(shading_map(coefficients, observation.measured.shape))
+            restored = restored / torch.from_numpy(shading_map(coefficients, restored.shape))
+            brightness = float(shading.mean())
+        to_frame = Resampler(grid_of(scan.single), self.frame, move)
+        if scan.error is None:
+            error = torch.full(self.frame.shape, UNKNOWN_ERROR)
+        else:
+            error = to_frame.forward(self._tensor(scan.error)).clamp_min(LEAST_NOISE)
+        return View(
+            scan,
+            Observation(
+                observation.measured,
+                observation.resampler,
+                observation.operator,
+                observation.sigma,
+                shading,
+                observation.weights,
+            ),
+            to_frame.forward(restored),
+            error.square_().add_((observation.sigma / brightness) ** 2),
+            self._trust(scan, move, slices),
+            slices,
+            brightness,
+        )
+
+    def _tensor(self, image: nib.Nifti1Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32) / self.scale)
+
+    def _trust(self, scan: Scan, move: np.ndarray, slices: np.ndarray) -> torch.Tensor:
+        """Field of view times the weight of the slices, on the frame."""
+        trust = coverage(self.frame, scan.grid, move).astype(np.float32)
+        if scan.axis is not None and slices.min() < 1:
+            to_scan = np.linalg.inv(scan.grid.affine) @ move @ self.frame.affine
+            # The restored neighbours of a bad slice took from it.
+            around = ndimage.minimum_filter1d(slices, 3)
+            trust *= weights_on_frame(around, scan.axis, to_scan, trust.shape)
+        return torch.from_numpy(trust)
+
+
+def mean_of(views: Sequence[View]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of the restored images by trust over variance, and the variance of that mean."""
+    total, weights = torch.zeros_like(views[0].restored), torch.zeros_like(views[0].restored)
+    for view in views:
+        weight = view.trust.clamp_min(LEAST_TRUST) / view.variance
+        total.addcmul_(weight, view.restored)
+        weights.add_(weight)
+    return total / weights, 1 / weights
+
+
+def weigh_slices(view: View, others: Sequence[View]) -> np.ndarray:
+    """Confidence in each slice of a scan, by what the other scans let expect there."""
+    if view.scan.axis is None:
+        return view.slices
+    expected = view.observation.forward(mean_of(others)[0])
+    trust = torch.stack([other.trust for other in others]).amax(dim=0)
+    inside = (view.observation.forward(trust) > SEEN * view.observation.shading) & (
+        expected > UNKNOWN_ERROR
+    )
+    return slice_weights(
+        (view.observation.measured - expected).numpy(),
+        expected.numpy(),
+        inside.numpy(),
+        view.scan.axis,
+        view.observation.sigma,
+    )

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several scans of one head: moves, exact adjoints, the joint estimate, scans that misfit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from bids_moediff.combination.alignment import align
+from bids_moediff.combination.estimate import joint_estimate
+from bids_moediff.combination.frame import coverage, frame_zooms, scan_zooms, union_grid
+from bids_moediff.combination.observation import Observation
+from bids_moediff.combination.registration import register
+from bids_moediff.combination.resampling import Grid, Resampler, decompose
+from bids_moediff.combination.scans import Combined, combine
+from bids_moediff.combination.shading import fit_shading, shading_map
+from bids_moediff.combination.slice_weights import slice_weights
+from bids_moediff.combination.view import Scan
+from bids_moediff.errors import ImageError
+from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.grid import output_grid, voxel_sizes
+from bids_moediff.imaging.interpolation import initial_estimate
+
+STACKS = Path(__file__).parent / "data" / "three_stacks"
+ZOOMS = (2.4, 2.4, 2.4)
+
+
+def turn(degrees: list[float], shift: list[float]) -> np.ndarray:
+    move = np.eye(4)
+    move[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    move[:3, 3] = shift
+    return move
+
+
+def blobs(grid: Grid, affine: np.ndarray | None = None) -> torch.Tensor:
+    """Three smooth bumps at fixed places in the world."""
+    affine = grid.affine if affine is None else affine
+    world = affine[:3, :3] @ np.indices(grid.shape).reshape(3, -1) + affine[:3, 3:]
+    total = np.zeros(world.shape[1])
+    for centre, width, height in [
+        ((5, 3, -2), 9, 1),
+        ((-12, 8, 6), 6, 0.7),
+        ((3, -14, 9), 5, 0.5),
+    ]:
+        distance = ((world - np.array(centre)[:, None]) ** 2).sum(axis=0)
+        total += height * np.exp(-distance / 2 / width**2)
+    return torch.from_numpy(total.reshape(grid.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "degrees", [[0, 0, 0], [3, 0, 0], [0, -4, 0], [1e-7, 2, 0], [2, 1, -3], [20, -15, 10]]
+)
+def test_four_shears_make_a_rotation(degrees: list[float]) -> None:
+    zooms = np.diag([0.8, 1.2, 1.0])
+    matrix = np.linalg.inv(zooms) @ turn(degrees, [0, 0, 0])[:3, :3] @ zooms
+    product = np.eye(3)
+    for axis, row in decompose(matrix):
+        assert row[axis] == 0
+        product = product @ (np.eye(3) + np.outer(np.eye(3)[axis], row))
+    assert np.allclose(product, matrix, atol=1e-6)
+
+
+def permuted_grids() -> tuple[Grid, Grid]:
+    first = np.diag([1.0, 1.3, 1.2, 1.0])
+    first[:3, 3] = [-35, -40, -38]
+    second = np.zeros((4, 4))
+    second[0, 2], second[1, 0], second[2, 1], second[3, 3] = -1, 1.3, 1.2, 1
+    second[:3, 3] = [30, -36, -36]
+    return Grid((70, 62, 64), first), Grid((56, 60, 61), second)
+
+
+def test_moved_volumes_lie_where_they_belong() -> None:
+    source, target = permuted_grids()
+    move = turn([7, -5, 9], [1.3, -2.1, 0.7])
+    found = Resampler(source, target, move).forward(blobs(source))
+    assert torch.allclose(found, blobs(target, move @ target.affine), atol=1e-3)
+
+
+def test_the_adjoint_is_exact() -> None:
+    source, target = permuted_grids()
+    resampler = Resampler(source, target, turn([2, -1, 3], [1.3, -2.1, 0.7]))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(source.shape, generator=generator)
+    y = torch.randn(target.shape, generator=generator)
+    first = float((resampler.forward(x).double() * y).sum())
+    second = float((x.double() * resampler.adjoint(y)).sum())
+    assert first == pytest.approx(second, abs=1e-5 * float(x.norm() * y.norm()))
+
+
+def test_other_voxel_sizes_are_no_rotation() -> None:
+    source, target = permuted_grids()
+    with pytest.raises(ImageError):
+        Resampler(source, Grid(target.shape, target.affine @ np.diag([2, 1, 1, 1])))
+
+
+def test_the_frame_holds_every_scan() -> None:
+    first = Grid((10, 12, 4), np.diag([1.0, 1.0, 3.0, 1.0]))
+    second = Grid((12, 4, 12), np.diag([1.0, 3.0, 1.0, 1.0]))
+    moves = [np.eye(4), turn([0, 0, 5], [-3, 0, 0])]
+    frame = union_grid([first, second], moves, (1.0, 1.0, 1.0))
+    assert np.allclose((np.linalg.inv(output_grid(first.shape, first.affine, (1, 1, 1))[1])
+                        @ frame.affine)[:3, 3] % 1, 0)  # fmt: skip
+    for grid, move in zip([first, second], moves, strict=True):
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape])).reshape(3, -1)
+        world = np.linalg.inv(move) @ grid.affine @ np.vstack([corners, np.ones(8)])
+        place = (np.linalg.inv(frame.affine) @ world)[:3]
+        assert (place > -0.5).all() and (np.array(frame.shape) - 0.5 > place.T).all()
+        assert 0 < coverage(frame, grid, move).sum() < np.prod(frame.shape)
+
+
+def test_voxel_sizes_follow_the_axes() -> None:
+    sagittal = np.array([[0, 0, 4.0, 0], [0.6, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])
+    axial = np.diag([0.9, 0.9, 5.0, 1.0])
+    assert scan_zooms(sagittal, axial, (0.9, 0.6, 1.0)) == (0.6, 1.0, 0.9)
+    assert frame_zooms([axial, sagittal], (0.7, 0.7, 0.7)) == pytest.approx((0.7, 0.6, 0.7))
+
+
+def test_the_estimate_solves_its_equations() -> None:
+    grid = Grid((12, 10, 8), np.eye(4))
+    generator = torch.Generator().manual_seed(0)
+    scans = []
+    for axis in range(2):
+        shape = [12, 10, 8]
+        shape[axis] //= 2
+        zooms = [1.0, 1.0, 1.0]
+        zooms[axis] = 2.0
+        operator = Operator.between(
+            grid.shape, (1, 1, 1), tuple(shape), tuple(zooms), Acquisition.uniform("box")
+        )
+        move = turn([0, 0, 2.0 * axis], [0.3 * axis, 0, 0])
+        scans.append(
+            Observation(
+                torch.randn(shape, generator=generator), Resampler(grid, grid, move), operator,
+                0.3, torch.full((1, 1, 1), 1.1), torch.ones(1, 1, 1),
+            )
+        )  # fmt: skip
+    start, spread = torch.zeros(grid.shape), torch.full(grid.shape, 0.5)
+    found = joint_estimate(start, spread, scans, steps=40).volume
+    gradient = found / spread**2
+    size = 0.0
+    for scan in scans:
+        part = scan.adjoint(scan.precision * scan.residual(found))
+        gradient, size = gradient - part, size + float(part.norm())
+    assert float(gradient.norm()) < 0.05 * size
+
+
+def test_shading_is_a_mean_ratio() -> None:
+    random = np.random.default_rng(0)
+    truth = 0.3 + 0.5 * random.random((20, 24, 16))
+    x = np.linspace(-1, 1, 20)[:, None, None]
+    shaded = truth * (1.2 + 0.2 * x - 0.1 * x**2)
+    # Noise in the expected values must not draw the ratio down.
+    expected = truth + random.normal(0, 0.1, truth.shape)
+    found = shading_map(fit_shading(shaded, expected, np.ones(truth.shape)), truth.shape)
+    assert abs((found / (1.2 + 0.2 * x - 0.1 * x**2)).mean() - 1) < 0.01
+    assert np.abs(found / (1.2 + 0.2 * x - 0.1 * x**2) - 1).max() < 0.06
+
+
+def test_a_dark_slice_counts_little() -> None:
+    random = np.random.default_rng(0)
+    expected = 0.3 + 0.5 * random.random((30, 30, 12))
+    residual = random.normal(0, 0.05, expected.shape)
+    residual[:, :, 5] -= 0.5 * expected[:, :, 5]
+    weights = slice_weights(residual, expected, np.ones(expected.shape, bool), 2, 0.03)
+    assert weights[5] < 0.3 and np.delete(weights, 5).min() == 1
+
+
+def three_stacks() -> list[Scan]:
+    """Stacks of tests/data/three_stacks, each interpolated so that it agrees with itself."""
+    scans = []
+    for name in ("axial", "coronal", "sagittal"):
+        path = STACKS / f"bids/sub-01/anat/sub-01_acq-{name}_T1w.nii.gz"
+        image = nib.Nifti1Image.from_filename(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)
+        image = nib.Nifti1Image(data, image.affine)
+        metadata = json.loads(path.with_name(path.name.replace("nii.gz", "json")).read_text())
+        zooms = voxel_sizes(image.affine)
+        scans.append(restored(name, image, Acquisition.from_metadata(metadata, zooms)))
+    return scans
+
+
+def restored(name: str, image: nib.Nifti1Image, acquisition: Acquisition) -> Scan:
+    """A scan with its consistent interpolation in place of a network's result."""
+    data, zooms = np.asarray(image.dataobj, dtype=np.float32), voxel_sizes(image.affine)
+    shape, affine = output_grid(data.shape, image.affine, ZOOMS)
+    operator = Operator.between(shape, ZOOMS, data.shape, zooms, acquisition)
+    single = initial_estimate(torch.from_numpy(data), operator, zooms, ZOOMS)
+    return Scan(name, image, acquisition, nib.Nifti1Image(single.numpy(), affine))
+
+
+def changed(scan: Scan, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Scan:
+    """The scan with other voxels."""
+    data = change(np.array(scan.image.dataobj, dtype=np.float32)).astype(np.float32)
+    return restored(name, nib.Nifti1Image(data, scan.image.affine), scan.acquisition)
+
+
+def mirrored(data: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(data[:, ::-1, ::-1])
+
+
+@pytest.fixture(scope="module")
+def stacks() -> list[Scan]:
+    return three_stacks()
+
+
+@pytest.fixture(scope="module")
+def combined(stacks: list[Scan]) -> Combined:
+    return combine(stacks, ZOOMS)
+
+
+@pytest.fixture(scope="module")
+def without_third(stacks: list[Scan]) -> Combined:
+    return combine(stacks[:2], ZOOMS)
+
+
+def error(image: nib.Nifti1Image) -> float:
+    """Root mean square error in the head against the truth."""
+    truth = nib.Nifti1Image.from_filename(STACKS / "truth.nii.gz")
+    data = np.asarray(truth.dataobj, dtype=np.float32)
+    offset = np.round(np.linalg.inv(image.affine) @ truth.affine[:, 3])[:3].astype(int)
+    sizes = [min(n, m - o) for n, m, o in zip(data.shape, image.shape, offset, strict=True)]
+    data = data[tuple(slice(0, n) for n in sizes)]
+    part = tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))
+    difference = np.asarray(image.dataobj)[part] - data
+    return float(np.sqrt((difference[data > 100] ** 2).mean()))
+
+
+def test_registration_finds_the_move(stacks: list[Scan]) -> None:
+    true = json.loads((STACKS / "moves.json").read_text())
+    points = np.array([[60, 0, 0, 1], [0, 70, 0, 1], [0, 0, 60, 1], [0, 0, 0, 1.0]]).T
+    for scan in stacks[1:]:
+        found = register(stacks[0].single, scan.single)
+        distance = np.linalg.norm(((found - np.array(true[scan.name])) @ points)[:3], axis=0)
+        assert distance.mean() < 0.1 * ZOOMS[0]
+
+
+def test_three_stacks_are_worth_more_than_one(stacks: list[Scan], combined: Combined) -> None:
+    assert error(combined.image) < 0.7 * error(stacks[0].single)
+    assert voxel_sizes(combined.image.affine) == pytest.approx(ZOOMS)
+    # Each scan is given back within its noise.
+    assert all(item.kept and item.misfit < 1.1 for item in combined.scans)
+    assert int(np.asarray(combined.count.dataobj).max()) == 3
+    assert not combined.warnings
+
+
+def test_the_same_input_gives_the_same_bytes(stacks: list[Scan], without_third: Combined) -> None:
+    again = combine(stacks[:2], ZOOMS)
+    assert np.array_equal(np.asarray(again.image.dataobj), np.asarray(without_third.image.dataobj))
+
+
+def test_a_stranger_is_left_out(stacks: list[Scan], without_third: Combined) -> None:
+    result = combine([*stacks[:2], changed(stacks[2], "stranger", mirrored)], ZOOMS)
+    assert [item.kept for item in result.scans] == [True, True, False]
+    assert "stranger" in result.warnings[0]
+    data = np.asarray(result.image.dataobj)
+    assert np.array_equal(data, np.asarray(without_third.image.dataobj))
+
+
+def test_a_stranger_at_the_head_of_the_list_gives_way(stacks: list[Scan]) -> None:
+    images = [changed(stacks[0], "stranger", mirrored).single, stacks[1].single, stacks[2].single]
+    found = align(images)
+    assert found.kept == [1, 2] and np.allclose(found.moves[1], np.eye(4))
+
+
+def test_a_noisy_scan_counts_little(stacks: list[Scan], without_third: Combined) -> None:
+    random = np.random.default_rng(0)
+
+    def shout(data: np.ndarray) -> np.ndarray:
+        return np.hypot(
+            data + random.normal(0, 140, data.shape), random.normal(0, 140, data.shape)
+        )
+
+    result = combine([*stacks[:2], changed(stacks[2], "loud", shout)], ZOOMS)
+    assert error(result.image) < 1.005 * error(without_third.image)
+    assert "loud" in result.warnings[0]
+
+
+def test_brightness_is_adjusted(stacks: list[Scan], combined: Combined) -> None:
+    bright = changed(stacks[2], "bright", lambda data: 1.5 * data)
+    result = combine([*stacks[:2], bright], ZOOMS)
+    assert result.scans[2].brightness == pytest.approx(1.5, rel=0.02)
+    assert error(result.image) < 1.02 * error(combined.image)
+
+
+def test_dark_slices_are_found(stacks: list[Scan], without_third: Combined) -> None:
+    def darken(data: np.ndarray) -> np.ndarray:
+        data[11:13] *= 0.3
+        return data
+
+    result = combine([*stacks[:2], changed(stacks[2], "torn", darken)], ZOOMS)
+    assert result.scans[2].dark == [11, 12]
+    assert not result.scans[0].dark and not result.scans[1].dark
+    assert error(result.image) < error(without_third.image)
