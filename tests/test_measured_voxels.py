@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.restorer import MoEDiffRestorer
@@ -20,7 +21,9 @@ from bids_moediff.inference.worker import Scan, enhance_image
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.options import Options
 from bids_moediff.preprocessing.measured_voxels import (
+    Measured,
     declared_acquisition,
+    estimated_acquisition,
     find_measured,
     measured_zooms,
     undo_interpolation,
@@ -161,6 +164,25 @@ def test_slices_of_unstated_thickness_are_three_quarters_of_their_distance():
     assert (flat.acquisition.axes[axis], flat.source) == (Axis("box", 0.75), "assumed")
     named = declared_acquisition(header, {"MRAcquisitionType": "2D"}, "gaussian")
     assert named.acquisition.axes[axis] == Axis("gaussian", 1.0)
+
+
+@pytest.mark.parametrize("changed", [(True, False, False), (False, False, True)])
+def test_slices_are_read_where_only_the_plane_was_interpolated(changed):
+    """In plane scanners zero-fill as a rule; slices wider than stated are seen all the same."""
+    random = np.random.default_rng(0)
+    fine = ndimage.gaussian_filter(random.standard_normal((96, 96, 96)), 1, mode="wrap") > 0
+    matrix = axis_matrix(96, 1.0, 24, 4.0, Axis("gaussian", 1.3))
+    data = np.moveaxis(np.tensordot(matrix, fine.astype(float), axes=(1, 2)), 0, 2)
+    image = nib.Nifti1Image(data.astype(np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    scan = Measured(image, None, None, changed, "spectrum")
+    stated = {"MRAcquisitionType": "2D", "SliceThickness": 4.0}
+    declared = declared_acquisition(scan, stated)
+    found, weights = estimated_acquisition(declared, scan, stated, 1e-4)
+    if changed[2]:
+        assert (found, weights) == (declared, {})
+    else:
+        assert (found.source, found.acquisition.axes[2].profile) == ("estimated", "gaussian")
+        assert weights["gaussian 1"] > 0.8
 
 
 def test_a_zero_filled_scan_is_restored_from_what_was_measured():

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,6 @@ from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.families.choice import choose
 from bids_moediff.families.cost import estimate
 from bids_moediff.imaging.acquisition import Acquisition
-from bids_moediff.imaging.acquisition_choice import choose_acquisition
 from bids_moediff.imaging.grid import voxel_sizes
 from bids_moediff.imaging.noise_level import NoiseReading, read_noise
 from bids_moediff.options import Options
@@ -36,6 +35,7 @@ from bids_moediff.preprocessing.measured_voxels import (
     Declared,
     Measured,
     declared_acquisition,
+    estimated_acquisition,
     find_measured,
 )
 from bids_moediff.runtime.device_lock import hold_device
@@ -216,8 +216,8 @@ def enhance_image(
         )
     noise = _noise(measured, options.noise)
     weights: dict[str, float] = {}
-    if sampling.source != "option" and not any(measured.changed):
-        sampling, weights = _estimated(sampling, measured, told.metadata, noise.sigma)
+    if sampling.source != "option":
+        sampling, weights = estimated_acquisition(sampling, measured, told.metadata, noise.sigma)
     inputs = Inputs(
         measured.mask,
         measured.bias_field,
@@ -241,21 +241,6 @@ def enhance_image(
         NoiseUncertainty=_rounded(noise.uncertainty),
     )
     return result
-
-
-def _estimated(
-    declared: Declared, measured: Measured, metadata: Mapping[str, Any], sigma: float
-) -> tuple[Declared, dict[str, float]]:
-    """What the scan itself says about its acquisition, and how likely each one is."""
-    data = np.asarray(measured.image.dataobj, dtype=np.float32)
-    where = data > 0 if measured.mask is None else np.asarray(measured.mask.dataobj) > 0
-    stated = None
-    if declared.source == "stated":
-        stated = float(metadata["SliceThickness"]) / max(measured.zooms)
-    choice = choose_acquisition(declared.acquisition, data, measured.zooms, where, sigma, stated)
-    same = choice.acquisition == declared.acquisition
-    found = declared if same else Declared(choice.acquisition, "estimated")
-    return found, dict(choice.weights)
 
 
 def _noise(measured: Measured, wanted: str | float) -> NoiseReading:

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_moediff.imaging.acquisition import Acquisition, Axis, axis_matrix
+from bids_moediff.imaging.acquisition_choice import choose_acquisition
 from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.separable import along_axes
@@ -157,8 +158,8 @@ def find_measured(
 class Declared:
     """How a scan is taken to have been sampled, and from where that is known.
 
-    ``source`` is "option" (the command line), "stated" (a slice thickness in the sidecar) or
-    "assumed" (nothing is stated).
+    ``source`` is "option" (the command line), "stated" (a slice thickness in the sidecar),
+    "estimated" (the image speaks against the rest) or "assumed" (nothing is stated).
     """
 
     acquisition: Acquisition
@@ -188,3 +189,27 @@ def declared_acquisition(
         acquisition = Acquisition((axes[0], axes[1], axes[2]))
     stated = acquisition.has_slices and bool(metadata.get("SliceThickness"))
     return Declared(acquisition, "stated" if stated else "assumed")
+
+
+def estimated_acquisition(
+    declared: Declared, measured: Measured, metadata: Mapping[str, Any], sigma: float
+) -> tuple[Declared, dict[str, float]]:
+    """What the scan itself says about its sampling, and how likely each acquisition is.
+
+    ``sigma`` is the standard deviation of its noise. What is declared stays unless the scan
+    clearly speaks for another one; so it does where interpolation was undone along the axes that
+    would be read, since a cut-off is known to some hundredths only.
+    """
+    slices = int(np.argmax(measured.zooms))
+    sliced = declared.acquisition.has_slices
+    if measured.changed[slices] if sliced else any(measured.changed):
+        return declared, {}
+    data = np.asarray(measured.image.dataobj, dtype=np.float32)
+    where = data > 0 if measured.mask is None else np.asarray(measured.mask.dataobj) > 0
+    stated = None
+    if declared.source == "stated":
+        stated = float(metadata["SliceThickness"]) / measured.zooms[slices]
+    choice = choose_acquisition(declared.acquisition, data, measured.zooms, where, sigma, stated)
+    if choice.acquisition == declared.acquisition:
+        return declared, dict(choice.weights)
+    return Declared(choice.acquisition, "estimated"), dict(choice.weights)
