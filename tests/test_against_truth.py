@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(folders: Path) -> list[dict[str, str]]:
-    arguments = ["out", "eval", "--reference", "truth", "--reference-session", "ses-hr"]
+    arguments = ["derivatives", "out", "eval", "--truth", "truth", "--truth-session", "ses-hr"]
     run = run_script(PROGRAM, *arguments, "--input", "coarse", cwd=folders)
     assert run.returncode == 1  # sub-02 has no reference
     assert "sub-02" in run.stderr
@@ -142,7 +142,7 @@ def test_scale_and_offset_are_fitted(folders: Path) -> None:
     image = nib.load(folders / "truth/sub-00/ses-hr/anat/sub-00_ses-hr_T1w.nii.gz")
     data = np.asarray(image.dataobj, np.float32) * 3 + 50
     nib.save(nib.Nifti1Image(data, image.affine), target / "sub-00_ses-hr_desc-sr_T1w.nii.gz")
-    arguments = ["scaled", "fitted", "--reference", "truth", "--fit-intensities"]
+    arguments = ["derivatives", "scaled", "fitted", "--truth", "truth", "--fit-intensities"]
     run = run_script(PROGRAM, *arguments, cwd=folders)
     assert run.returncode == 0, run.stderr
     with (folders / "fitted" / "evaluation.tsv").open(newline="") as stream:
@@ -155,10 +155,10 @@ def test_scale_and_offset_are_fitted(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["none", "eval", "--reference", "truth"], 2, "none does not exist"),
-        (["truth", "eval", "--reference", "truth"], 66, "no super-resolved image"),
-        (["out", "eval", "--reference", "none"], 2, "does not exist"),
-        (["out", "eval", "--reference", "truth", "--participant-label", "9"], 66, "sub-9"),
+        (["derivatives", "none", "eval", "--truth", "truth"], 2, "none does not exist"),
+        (["derivatives", "truth", "eval", "--truth", "truth"], 66, "no super-resolved image"),
+        (["derivatives", "out", "eval", "--truth", "none"], 2, "does not exist"),
+        (["derivatives", "out", "eval", "--truth", "truth", "--participant-label", "9"], 66, "sub-9"),
     ],
 )
 def test_mistakes(folders: Path, arguments: list[str], code: int, sentence: str) -> None:

@@ -406,7 +406,12 @@ def test_bad_data_are_told_before_the_first_step(
     [
         (["experts"], 2, "need a trained one"),
         (["student"], 2, "needs its teacher"),
-        (["experts-kl", "--set", "network.start=noise"], 2, "needs a trained autoencoder"),
+        (
+            ["experts", "--set", "network.start=noise", "network.latent=kl",
+             "network.latent_channels=8"],
+            2,
+            "needs a trained autoencoder",
+        ),
         (["mean", "--set", "label_share=1"], 2, "label maps alone"),
         (["mean", "--device", "cuda:99"], 69, "--device cuda:99"),
         (["mean", "--device", "gpu"], 2, "cuda or cuda:N, not gpu"),
@@ -490,7 +495,7 @@ def test_labels_move_with_the_displacement() -> None:
 
 
 def test_guidance_is_given_where_it_is_known() -> None:
-    recipe = tiny("experts-guided")
+    recipe = tiny("experts", guidance="[bias, nonlinearity]")
     for head_index, given in ((0, [True, False]), (3, [True, True])):
         rng = np.random.default_rng(5)
         volume = make_volume(heads()[head_index], recipe, rng, CPU, tissue=True)

@@ -14,10 +14,9 @@ from bids_moediff.families.load import build_network, load_model
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.families.moediff.training.gate import GateStage, balanced
+from bids_moediff.families.moediff.training.gate import GateRecipe, GateStage, balanced
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import save_model
-from bids_moediff.training.recipe import GateRecipe
 from bids_moediff.training.volumes import make_volume
 from training_data import heads, pack, tiny
 

@@ -9,32 +9,34 @@ import yaml
 
 from bids_moediff.cli.train import main
 from bids_moediff.errors import UsageError
+from bids_moediff.families.moediff.training.experts import ExpertsRecipe
+from bids_moediff.families.moediff.training.mean import MeanRecipe
 from bids_moediff.training import loop
 from bids_moediff.training.loop import learning_rate, supported
 from bids_moediff.training.recipe import (
-    RECIPES,
-    STAGES,
-    ExpertsRecipe,
-    MeanRecipe,
     check_same,
     load_recipes,
     recipe_names,
 )
+from training_data import CATALOGUE
+
+FILES = CATALOGUE.recipe_files()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", CATALOGUE.stages)
 def test_recipes_state_every_setting(stage: str) -> None:
-    values = yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())
+    values = yaml.safe_load(FILES[stage].read_text())
     if "base" in values:
         base = values.pop("base")
-        values = yaml.safe_load((RECIPES / f"{base}.yaml").read_text()) | values
-    names = {field.name for field in dataclasses.fields(STAGES[stage])}
+        values = yaml.safe_load(FILES[base].read_text()) | values
+    names = {field.name for field in dataclasses.fields(CATALOGUE.stages[stage].recipe)}
     assert set(values) - {"stage", "smoke"} == names
 
 
 def test_every_recipe_loads_and_the_trial_is_shorter() -> None:
-    for name in recipe_names():
-        for whole, trial in zip(load_recipes(name), load_recipes(name, smoke=True), strict=True):
+    for name in recipe_names(CATALOGUE):
+        recipes = [load_recipes(name, CATALOGUE, smoke=smoke) for smoke in (False, True)]
+        for whole, trial in zip(*recipes, strict=True):
             if trial.stage.endswith("-tail"):
                 assert whole.steps == 0 and trial.fitted_patches < whole.fitted_patches  # type: ignore[attr-defined]
                 continue
@@ -43,7 +45,7 @@ def test_every_recipe_loads_and_the_trial_is_shorter() -> None:
 
 def test_changes_reach_the_stage_they_name() -> None:
     mean, experts = load_recipes(
-        "moediff", ["experts.batch=3", "network.width=16", "decay=5e-1"], steps=7
+        "moediff", CATALOGUE, ["experts.batch=3", "network.width=16", "decay=5e-1"], steps=7
     )
     assert isinstance(mean, MeanRecipe) and isinstance(experts, ExpertsRecipe)
     assert (mean.batch, experts.batch) == (8, 3)
@@ -54,7 +56,7 @@ def test_changes_reach_the_stage_they_name() -> None:
 def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("base: experts\nnetwork: {width: 48}\nlearning_rate: 1e-4\n")
-    recipe = load_recipes(str(path))[0]
+    recipe = load_recipes(str(path), CATALOGUE)[0]
     assert isinstance(recipe, ExpertsRecipe)
     assert recipe.network["width"] == 48 and recipe.learning_rate == 1e-4
     assert recipe.network["diffusion_steps"] == [500, 2000, 1000]
@@ -66,8 +68,8 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         ("base: mean\nlerning_rate: 1\n", r"lerning_rate \(did you mean learning_rate\?\)"),
         (
             "stage: maen\n",
-            "stage must be one of mean, experts, gate, student, autoencoder, lesions, "
-            "student-lesions, student-tail, student-told-tail, mean-told-tail, not maen",
+            "stage must be one of mean, experts, gate, mean-told-tail, student, student-tail, "
+            "student-told-tail, not maen",
         ),
         ("base: mean\nbatch: many\n", "batch cannot be 'many'"),
         ("base: mean\nbatch: 0\n", "batch must be at least 1"),
@@ -82,7 +84,7 @@ def test_wrong_recipes_are_told(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=words):
-        load_recipes(str(path))
+        load_recipes(str(path), CATALOGUE)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_wrong_options_are_told(
 
 def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-recipes"]) == 0
-    assert capsys.readouterr().out.split() == recipe_names()
+    assert capsys.readouterr().out.split() == recipe_names(CATALOGUE)
     assert main(["--recipe", "moediff", "--random-seed", "5", "--print-recipe"]) == 0
     printed = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [part["stage"] for part in printed] == ["mean", "experts"]
@@ -116,7 +118,7 @@ def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_rate_warms_up_and_falls_to_its_share() -> None:
-    recipe = load_recipes("mean", ["steps=1000", "warm_up=100", "learning_rate=1"])[0]
+    recipe = load_recipes("mean", CATALOGUE, ["steps=1000", "warm_up=100", "learning_rate=1"])[0]
     rates = [learning_rate(step, recipe) for step in range(1001)]
     assert rates[0] == pytest.approx(0.01) and rates[99] == pytest.approx(1.0)
     assert rates[550] == pytest.approx(0.505) and rates[1000] == pytest.approx(0.01)
@@ -134,13 +136,13 @@ def test_the_rate_warms_up_and_falls_to_its_share() -> None:
 )
 def test_bfloat16_is_not_imitated(monkeypatch, capsys, device, there, asked, taken):
     monkeypatch.setattr(loop, "has_bfloat16", lambda: there)
-    (recipe,) = load_recipes("mean", [f"precision={asked}"])
+    (recipe,) = load_recipes("mean", CATALOGUE, [f"precision={asked}"])
     assert supported(recipe, device).precision == taken
     assert ("32 bits" in capsys.readouterr().err) == (asked != taken)
 
 
 def test_a_run_may_go_on_in_the_arithmetic_of_another_machine(tmp_path):
-    (recipe,) = load_recipes("mean", ["precision=fp32"])
+    (recipe,) = load_recipes("mean", CATALOGUE, ["precision=fp32"])
     check_same(recipe, recipe.to_dict() | {"precision": "bf16"}, tmp_path)
     with pytest.raises(UsageError, match="seed"):
         check_same(recipe, recipe.to_dict() | {"seed": 99}, tmp_path)

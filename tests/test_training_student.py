@@ -15,6 +15,7 @@ from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.families.student.training.student import (
+    StudentRecipe,
     StudentStage,
     apply_student,
     distillation_target,
@@ -27,7 +28,6 @@ from bids_moediff.families.student.training.student import (
 from bids_moediff.families.whole_volume import apply_to_volume
 from bids_moediff.imaging.simulation import degrade, draw
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
-from bids_moediff.training.recipe import StudentRecipe
 from bids_moediff.training.volumes import make_volume
 from training_data import heads, tiny
 

@@ -10,7 +10,7 @@ import torch
 
 from bids_moediff.cli.train import main
 from bids_moediff.families.load import load_model
-from bids_moediff.families.student.training.told_tail import (
+from bids_moediff.families.told_tail import (
     fading,
     fit_told_tail,
     with_told_tail,

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from bids_moediff.families.catalogue import catalogue
+from bids_moediff.training.catalogue import Catalogue
+from bids_moediff.training.loop import Job, Trainer
 from bids_moediff.training.pack import TrainingHead, make_image, make_labels, save_pack
 from bids_moediff.training.recipe import Recipe, load_recipes
+from bids_moediff.training.stage import Init
 from generated import head
 
 SHAPE, ZOOMS = (56, 60, 54), (3.0, 3.0, 3.2)
@@ -44,7 +48,24 @@ def pack(folder: Path) -> Path:
     return path
 
 
-def tiny(name: str, **settings: Any) -> Recipe:
+CATALOGUE = catalogue()
+
+
+def tiny(name: str, stages: Catalogue = CATALOGUE, **settings: Any) -> Recipe:
     """Trial size of a recipe with one stage, in full precision."""
     changes = [f"{key}={value}" for key, value in settings.items()]
-    return load_recipes(name, ["precision=fp32", *changes], smoke=True)[0]
+    return load_recipes(name, stages, ["precision=fp32", *changes], smoke=True)[0]
+
+
+def trainer(
+    recipe: Recipe, data: Path, folder: Path, init: Init = None, stages: Catalogue = CATALOGUE
+) -> Trainer:
+    """A training on the processor, about to run."""
+    return Trainer(Job(recipe, stages, data, folder, "cpu", init))
+
+
+def train(
+    recipe: Recipe, data: Path, folder: Path, init: Init = None, stages: Catalogue = CATALOGUE
+) -> dict[str, Any]:
+    """Train, or go on with what is there; the record."""
+    return trainer(recipe, data, folder, init, stages).run()

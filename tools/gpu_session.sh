@@ -23,7 +23,7 @@ mkdir -p "$runs"
 train() {
   local recipe=$1
   shift
-  "$python" -m bids_moediff.cli.train --recipe "$recipe" --pack "$pack" --output "$runs/$recipe" \
+  "$python" -m research.train --recipe "$recipe" --pack "$pack" --output "$runs/$recipe" \
     --minutes "$minutes" "${options[@]}" "$@" >"$runs/$recipe.log" 2>&1
 }
 

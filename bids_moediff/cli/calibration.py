@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.cli import evaluate
+from bids_moediff.cli import evaluation as evaluate
 from bids_moediff.cli.common import ProgressBar
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 

@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-evaluate``: how good is a result, a model, and does it invent anything?
-
-* ``bids_moediff-evaluate DERIVATIVES OUT --reference BIDS_DIR``: results against true images;
-* ``bids_moediff-evaluate benchmark …``: a model on high-resolution heads that are made coarse;
-* ``bids_moediff-evaluate hallucination …``: lesions put into heads: kept, faded or multiplied?
-* ``bids_moediff-evaluate calibration …``: is it wrong where it says it is uncertain?
-* ``bids_moediff-evaluate ablations …``: what each part of a model is worth.
-"""
+"""``bids_moediff-evaluate``: how good is a result, a model, and does it invent anything?"""
 
 import argparse
 import sys
@@ -15,22 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import ProgressBar, run_command, set_threads
-from bids_moediff.cli.parser import add_old_spelling, add_options, given
-from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError
-from bids_moediff.options import Options
+from bids_moediff.cli.common import ProgressBar, run_command
+from bids_moediff.cli.evaluation import (
+    PROGRAM,
+    add_block,
+    add_heads,
+    add_model,
+    check_threads,
+    load_heads,
+    load_methods,
+    result_line,
+    sampling_options,
+    write_table,
+)
+from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError, closest
 
 if TYPE_CHECKING:
     from bids_moediff.bids.image import AnatomicalImage
-    from bids_moediff.evaluation.benchmark import Method
-    from bids_moediff.evaluation.truth import TruthHead
-    from bids_moediff.inference.super_resolver import SuperResolver
 
-PROGRAM = "bids_moediff-evaluate"
-SAMPLING = (
-    "random_seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency",
-    "batch_size",
-)  # fmt: skip
+COMMANDS = {
+    "derivatives": "results against true images of the same participants",
+    "benchmark": "a model on high-resolution heads that are made coarse",
+    "hallucination": "lesions put into heads: kept, faded or multiplied?",
+    "calibration": "is a result wrong where it says it is uncertain?",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,44 +40,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    from bids_moediff.cli.calibration import run_calibration
+
     commands = {
+        "derivatives": run_derivatives,
         "benchmark": run_benchmark,
         "hallucination": run_hallucination,
-        "ablations": _run_ablations,
-        "calibration": _run_calibration,
+        "calibration": run_calibration,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
-    return run_derivatives(argv)
+    _parser().parse_known_args(argv)
+    raise UsageError(
+        f"{argv[0] if argv else 'Nothing'} is not an evaluation: {', '.join(commands)}"
+        f"{closest(argv[0], commands) if argv else ''}."
+    )
 
 
-def _run_ablations(argv: list[str]) -> int:
-    from bids_moediff.cli.ablations import run_ablations
-
-    return run_ablations(argv)
-
-
-def _run_calibration(argv: list[str]) -> int:
-    from bids_moediff.cli.calibration import run_calibration
-
-    return run_calibration(argv)
+def _parser() -> argparse.ArgumentParser:
+    """Parser of the command alone; each evaluation parses its own rest."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} EVALUATION …",
+        description="How good is a result, a model, and does it invent anything?",
+        epilog="\n".join(["evaluations:", *lines, "", f"{PROGRAM} EVALUATION --help tells more."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
 
 
 def derivatives_parser() -> argparse.ArgumentParser:
-    """Parser of the command without a sub-command."""
+    """Parser of ``derivatives``."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM,
+        prog=f"{PROGRAM} derivatives",
         description="Compare super-resolved images with true images of the same participants.",
-        epilog=f"Also: {PROGRAM} (benchmark|hallucination|calibration|ablations) --help.",
         allow_abbrev=False,
     )
     parser.add_argument("derivatives", type=Path, help="output folder of bids_moediff")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for table and page")
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="BIDS_DIR", help="data set of true images"
+        "--truth", type=Path, required=True, metavar="BIDS_DIR", help="data set of true images"
     )
     parser.add_argument(
-        "--reference-session", metavar="LABEL", help="session of the true images (default: same)"
+        "--truth-session", metavar="LABEL", help="session of the true images (default: same)"
     )
     parser.add_argument(
         "--input", type=Path, metavar="BIDS_DIR", help="the coarse scans: gains over interpolation"
@@ -85,7 +96,7 @@ def derivatives_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fit-intensities",
         action="store_true",
-        help="fit scale and offset to the reference first (another scan, other units)",
+        help="fit scale and offset to the truth first (another scan, other units)",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -108,9 +119,9 @@ def run_derivatives(argv: list[str]) -> int:
         raise NothingToProcessError(
             f"There is no super-resolved image (desc-sr){which} in {options.derivatives}."
         )
-    references = _Images(options.reference)
+    references = _Images(options.truth)
     sources = _Images(options.input) if options.input else None
-    session = options.reference_session
+    session = options.truth_session
     session = session.removeprefix("ses-") if session else None
     rows, problems, pictures = [], [], {}
     progress = ProgressBar(len(results), "image")
@@ -173,92 +184,6 @@ def _write_derivatives(
     print(f"{folder / 'evaluation.tsv'}, {folder / 'evaluation.html'}")
 
 
-def add_heads(parser: argparse.ArgumentParser) -> None:
-    """Options that name heads with a truth."""
-    heads = parser.add_argument_group("heads (high-resolution images that serve as truth)")
-    heads.add_argument("--heads", type=Path, nargs="+", metavar="FILE", default=[])
-    heads.add_argument(
-        "--other-site",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        default=[],
-        help="more heads, of a site that trained nothing; summarised on their own",
-    )
-    heads.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with manifest.tsv (file, split, source)"
-    )
-    heads.add_argument("--split", default="val", help="split of the manifest (default val)")
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options that name models and how they run."""
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", nargs="+", default=[], metavar="NAME", help="names or folders of models"
-    )
-    model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
-    model.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    add_options(model, SAMPLING)
-    add_old_spelling(model, "--seed", "random_seed")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-
-
-def add_block(parser: argparse.ArgumentParser) -> None:
-    """Option that restricts heads to their middle."""
-    parser.add_argument(
-        "--block", type=int, metavar="N", help="only the middle of each head, N voxels wide"
-    )
-
-
-def load_heads(options: argparse.Namespace) -> "list[TruthHead]":
-    """Heads that the options name, or the middle of them."""
-    from bids_moediff.evaluation.truth import Block, heads_of_files, heads_of_manifest
-
-    heads = heads_of_files(options.heads, options.other_site)
-    if options.data is not None:
-        heads += heads_of_manifest(options.data, options.split)
-    if not heads:
-        raise UsageError("Name heads: --heads FILE… or --data DIR --split val.")
-    side = getattr(options, "block", None)
-    if side is not None and side < 48:
-        raise UsageError("--block must be at least 48.")
-    return heads if side is None else [Block(head.path, head.group, side) for head in heads]
-
-
-def load_methods(options: argparse.Namespace) -> "list[Method]":
-    """Models that the options name, each loaded once."""
-    from bids_moediff.evaluation.benchmark import model_method
-
-    typed = sampling_options(options)
-    models = [load_model(name, options) for name in dict.fromkeys(options.model)]
-    return [model_method(model, "", **typed) for model in models]
-
-
-def sampling_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """Options of :class:`Options` that were typed."""
-    words = given(namespace, SAMPLING)
-    off = words.pop("consistency") if words.get("consistency") == "off" else None
-    options = Options.from_dict(words, "--")
-    typed = {name: getattr(options, name) for name in words}
-    # What agreement with the scan is worth is measured here alone; the app always insists on it.
-    return typed | ({} if off is None else {"consistency": off})
-
-
-def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":
-    """A model on the device of the options."""
-    from bids_moediff.inference.super_resolver import SuperResolver
-
-    return SuperResolver.from_pretrained(name, options.device, options.precision)
-
-
-def check_threads(options: argparse.Namespace) -> None:
-    """Refuse a senseless number of threads, then set it."""
-    if options.threads < 1:
-        raise UsageError("--threads must be at least 1.")
-    set_threads(options.threads)
-
-
 def benchmark_parser() -> argparse.ArgumentParser:
     """Parser of ``benchmark``."""
     parser = argparse.ArgumentParser(
@@ -317,14 +242,6 @@ def run_benchmark(argv: list[str]) -> int:
         raise MoediffError("Not one head could be evaluated.")
     _write_summary(done, notes, folder)
     return 1 if problems else 0
-
-
-def result_line(row: dict[str, Any]) -> str:
-    """One row of a benchmark in a line of the progress."""
-    return (
-        f"{row['head']}  {row['protocol']}  {row['method']}  {row['psnr']:.2f} dB"
-        f"  {row['seconds']:.1f} s"
-    )
 
 
 def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Path) -> None:
@@ -411,17 +328,6 @@ def _write_lesions(tables: Any, folder: Path) -> None:
 
     write_table(tables.lesions, suite.LESION_COLUMNS, folder / "lesions.tsv")
     write_table(tables.heads, suite.HEAD_COLUMNS, folder / "heads.tsv")
-
-
-def write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
-    """Rows with six digits; figures that are missing or no numbers become n/a."""
-    from bids_moediff.runtime.sink import table_text, write_text
-
-    plain = [
-        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v == v}
-        for row in rows
-    ]
-    write_text(table_text(plain, [*columns]), path)
 
 
 def _write_lesion_page(tables: Any, folder: Path) -> None:

@@ -5,10 +5,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_moediff import __version__
 from bids_moediff.cli.parser import add_old_spelling
 from bids_moediff.errors import MoediffError, UsageError, closest
+
+if TYPE_CHECKING:
+    from bids_moediff.training.catalogue import Catalogue
 
 INTERRUPTED = 130
 EPILOG = """\
@@ -117,16 +121,18 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(argv: list[str]) -> int:
+def _export(argv: list[str], catalogue: "Catalogue") -> int:
     options = export_parser().parse_args(argv)
     from bids_moediff.training.export import export
 
-    digest = export(options.runs, options.model, pack=options.pack, machine=options.hardware)
+    digest = export(
+        options.runs, options.model, catalogue, pack=options.pack, machine=options.hardware
+    )
     print(f"{options.model}: weights with SHA-256 {digest}")
     return 0
 
 
-def _train(argv: list[str]) -> int:
+def _train(argv: list[str], catalogue: "Catalogue") -> int:
     parser = train_parser()
     options, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -135,7 +141,7 @@ def _train(argv: list[str]) -> int:
     if options.list_recipes:
         from bids_moediff.training.recipe import recipe_names
 
-        print("\n".join(recipe_names()))
+        print("\n".join(recipe_names(catalogue)))
         return 0
     if options.pack_only is not None:
         from bids_moediff.training.pipeline import write_pack
@@ -149,7 +155,9 @@ def _train(argv: list[str]) -> int:
     changes = list(options.set)
     if options.random_seed is not None:
         changes.append(f"seed={options.random_seed}")
-    recipes = load_recipes(options.recipe, changes, smoke=options.smoke, steps=options.steps)
+    recipes = load_recipes(
+        options.recipe, catalogue, changes, smoke=options.smoke, steps=options.steps
+    )
     if options.print_recipe:
         import yaml
 
@@ -160,18 +168,23 @@ def _train(argv: list[str]) -> int:
         raise UsageError("Name the folder of the run with --output.")
     from bids_moediff.training.pipeline import run_recipes
 
-    run_recipes(recipes, options)
+    run_recipes(recipes, options, catalogue)
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (see :mod:`bids_moediff.errors`)."""
+def main(argv: Sequence[str] | None = None, catalogue: "Catalogue | None" = None) -> int:
+    """Run the command; returns the exit code (see :mod:`bids_moediff.errors`).
+
+    ``catalogue`` is what can be trained; that of the package's families by default.
+    """
+    from bids_moediff.families.catalogue import catalogue as own_catalogue
     from bids_moediff.runtime.platform import keep_freed_memory
 
     words = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
     try:
-        return _export(words[1:]) if words[:1] == ["export"] else _train(words)
+        stages = catalogue or own_catalogue()
+        return _export(words[1:], stages) if words[:1] == ["export"] else _train(words, stages)
     except MoediffError as error:
         print(f"bids_moediff-train: {error}", file=sys.stderr)
         return error.exit_code

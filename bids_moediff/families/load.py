@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any model by its name or folder, whatever its family."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bids_moediff.families import family
-from bids_moediff.networks.model_folder import BRAIN_MASK, LoadedModel, build, read_model
+from bids_moediff.errors import UsageError
+from bids_moediff.families import OWN, family
+from bids_moediff.networks.composite import Composite
+from bids_moediff.networks.model_folder import (
+    BRAIN_MASK,
+    CONFIG_NAME,
+    LoadedModel,
+    build,
+    read_model,
+)
+from bids_moediff.training.run_folder import read_run
 
 from .choice import check_restores
 from .protocol import Restorer
@@ -45,3 +54,51 @@ def make_restorer(model: LoadedModel, device: torch.device, precision: str) -> R
     make = family(model.config["family"]).restorer
     assert make is not None
     return make(model.network, device, precision)
+
+
+Parts = Mapping[str, nn.Module]
+
+
+def init_parts(init: Path | Sequence[Path] | Composite | None) -> dict[str, nn.Module]:
+    """Return the networks that a training begins with, by the section of their settings.
+
+    ``init`` names models (by name or folder) and runs of stages that others begin with, or is a
+    model; of two of a kind the later one counts.
+    """
+    if isinstance(init, Composite):
+        return dict(init.named_children())
+    paths = [init] if isinstance(init, Path) else list(init or ())
+    return {name: part for path in paths for name, part in _parts_of(path).items()}
+
+
+def _parts_of(path: Path) -> dict[str, nn.Module]:
+    if path.is_dir() and not (path / CONFIG_NAME).is_file():
+        run = read_run(path)
+        if not run.begins_others:
+            raise UsageError(
+                f"{path} is a run of {run.stage}; --init takes models, and runs of a mean or of "
+                "an autoencoder."
+            )
+        network = family(run.family).build({"family": run.family, run.section: run.network})
+        parts = _sections(network, run.section)
+        parts[run.section].load_state_dict(run.weights)
+        return parts
+    model = load_model(path)
+    return _sections(model.network, str(model.config["family"]))
+
+
+def _sections(network: nn.Module, name: str) -> dict[str, nn.Module]:
+    """Parts of a composite; a network that is none is its own part."""
+    if isinstance(network, Composite):
+        return dict(network.named_children())
+    return {name: network}
+
+
+def compose(parts: Parts, device: torch.device, precision: str) -> Restorer | None:
+    """Return what restores with these parts, or None where no family is made of them."""
+    for name in OWN:
+        kind = family(name)
+        if kind.compose is not None and kind.restorer is not None:
+            network = kind.compose(parts).to(device).eval().requires_grad_(False)
+            return kind.restorer(network, device, precision)
+    return None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bids_moediff.imaging.acquisition import Acquisition
+    from bids_moediff.training.catalogue import StageEntry
 
 Progress = Callable[[str, float], None]
 # Why no network ran, where no axis gets finer.
@@ -61,6 +62,21 @@ class Problem:
     def nothing_to_gain(self) -> bool:
         """Whether no axis gets finer, so that the networks have nothing to do."""
         return bool((self.condition[:3].abs() < 1e-3).all())
+
+
+def training_problem(start: Tensor, condition: Tensor) -> Problem:
+    """Return a teacher's problem: a start whose measurement nobody looks at, air included."""
+    return Problem(
+        measured=start,
+        start=lambda: start,
+        condition=condition,
+        told=condition,
+        acquisition=None,  # type: ignore[arg-type]
+        ratios=(),
+        noise=0.0,
+        agree=lambda volume: volume,
+        within_head=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,10 @@ class Family:
         What the family is, for MODEL_CARD.md.
     experts
         Names of the experts in the order of their maps, from config.json.
+    stages
+        What of it can be trained, in the order in which the stages build on one another.
+    compose
+        Puts a model together from parts by their sections, for a family of several networks.
     """
 
     name: str
@@ -136,3 +156,5 @@ class Family:
     network_words: Callable[[Mapping[str, Any]], str]
     card: str
     experts: Callable[[Mapping[str, Any]], Sequence[str]] = lambda config: ()
+    stages: Callable[[], Sequence[StageEntry]] = tuple
+    compose: Callable[[Mapping[str, nn.Module]], nn.Module] | None = None

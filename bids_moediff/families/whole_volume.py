@@ -107,6 +107,23 @@ def restore_volume(
     return within_head_box(run, start) if problem.within_head else run(start)
 
 
+def run_padded(
+    network: Streaming, start: torch.Tensor, condition: torch.Tensor, side: int
+) -> torch.Tensor:
+    """Return the output of a volume, padded to cubes of `side`: one size runs fastest on a GPU."""
+    output = apply_to_volume(network, pad_to_side(start, side), condition)
+    return output[tuple(slice(0, size) for size in start.shape)]
+
+
+def pad_to_side(start: torch.Tensor, side: int) -> torch.Tensor:
+    """Return (X, Y, Z) with the last planes repeated until each side has `side` voxels.
+
+    An edge to air where the volume was cut would be felt as far as the network sees.
+    """
+    padding = [amount for size in reversed(start.shape) for amount in (0, max(0, side - size))]
+    return torch.nn.functional.pad(start[None, None], padding, mode="replicate")[0, 0]
+
+
 def pad_to_multiple(volume: torch.Tensor, multiple: int) -> torch.Tensor:
     """Repeat the last planes of (X, Y, Z) until each side is a multiple of `multiple`."""
     padding: list[int] = []

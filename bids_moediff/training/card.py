@@ -9,12 +9,6 @@ from torch import nn
 if TYPE_CHECKING:
     from .run_folder import Run
 
-DESCRIPTIONS = {
-    "moediff": "MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a "
-    "gate that looks at multi-scale patch tokens.",
-    "student": "One 3-D network, distilled from MoEDiff-SR, that restores any voxel size in one "
-    "step.",
-}
 LIMITS = """\
 Research use. Trained on adult heads (and one child's) at 1.5 and 3 T with voxels of about 1 mm;
 contrasts other than T1w, T2w and FLAIR come from synthetic heads. Voxel ratios from 1.25 to 6 (on
@@ -67,10 +61,12 @@ def _stage(run: "Run") -> list[str]:
     return lines
 
 
-def model_card(config: Mapping[str, Any], network: nn.Module, runs: Sequence["Run"]) -> str:
-    """Markdown of the card; `curve.png` stands beside it."""
+def model_card(
+    config: Mapping[str, Any], network: nn.Module, runs: Sequence["Run"], text: str
+) -> str:
+    """Markdown of the card, with the family's `text`; `curve.png` stands beside it."""
     family = str(config["family"])
-    lines = [f"# {family}, version {config['version']}", "", DESCRIPTIONS[family], ""]
+    lines = [f"# {family}, version {config['version']}", "", text, ""]
     lines += [f"{parameters(network) / 1e6:.2f} million weights, stored as 16-bit floats."]
     lines += ["The moving average of the weights is what is stored.", ""]
     for run in runs:

@@ -11,74 +11,80 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bids_moediff import __version__
 from bids_moediff.errors import UsageError
-from bids_moediff.families.load import build_network, load_model
-from bids_moediff.networks.model_folder import CONFIG_NAME, save_model
+from bids_moediff.networks.composite import Composite
+from bids_moediff.networks.model_folder import CONFIG_NAME, read_model, save_model
 from bids_moediff.runtime.sink import atomic, write_json
 from bids_moediff.training.run_folder import Run, read_run
 
 from .card import model_card
+from .catalogue import Catalogue
 from .state import part
 
-# Which section of config.json a stage fills, and the family it belongs to.
-SECTIONS = {"mean": ("moediff", "mean"), "experts": ("moediff", "moediff")}
-# The gate is taught in the whole mixture, which takes the place of the experts' run.
-SECTIONS["gate"] = ("moediff", "moediff")
-SECTIONS["autoencoder"] = ("moediff", "autoencoder")
-SECTIONS["student"] = ("student", "student")
-# Taught to a finished network, in whose place they come.
-SECTIONS["lesions"] = SECTIONS["mean"]
-SECTIONS["student-lesions"] = SECTIONS["student"]
-SECTIONS["student-tail"] = SECTIONS["student"]
-SECTIONS["student-told-tail"] = SECTIONS["student"]
-SECTIONS["mean-told-tail"] = SECTIONS["mean"]
 
-
-def _parts(folder: Path, replaced: Sequence[str]) -> list[Run]:
-    """Stages of a finished moediff model, without those that are replaced."""
-    model = load_model(folder)
+def _parts(folder: Path, replaced: Sequence[Run], catalogue: Catalogue) -> list[Run]:
+    """Stages of a finished model, without those that are replaced."""
+    model = read_model(folder, catalogue.build)
     runs = []
-    # A gate comes on top of the experts, whose history is kept.
-    taken = {SECTIONS[stage] for stage in replaced if stage != "gate"}
-    for stage, (family, section) in SECTIONS.items():
-        there = model.config.get("family") == family and section in model.config
-        if (family, section) in taken or not there:
+    # What comes on top of another stage keeps that stage's history.
+    taken = {
+        (run.family, run.section) for run in replaced if not catalogue.stages[run.stage].on_top
+    }
+    for stage, entry in catalogue.stages.items():
+        place = (entry.family, entry.section)
+        there = model.config.get("family") == entry.family and entry.section in model.config
+        if place in taken or not there:
             continue
-        taken.add((family, section))
-        weights = part(model.network.state_dict(), f"{section}.")
+        taken.add(place)
+        weights = model.network.state_dict()
+        if isinstance(model.network, Composite):
+            weights = part(weights, f"{entry.section}.")
         origin = {"taken from": f"{model.name}, SHA-256 {model.sha256}"}
         record = {"step": 0, "seconds": 0.0, "recipe": origin}
-        runs.append(Run(stage, model.config[section], weights, record, []))
+        settings = model.config[entry.section]
+        runs.append(Run(stage, *place, False, settings, weights, record, []))
     return runs
 
 
-def _compose(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Sections of config.json and the state of the whole network."""
+def _compose(runs: Sequence[Run]) -> dict[str, Any]:
+    """config.json of the whole network."""
     stages = [run.stage for run in runs]
-    families = {SECTIONS[stage][0] for stage in stages}
+    families = {run.family for run in runs}
     if len(families) != 1 or len(set(stages)) != len(stages):
         raise UsageError(
             f"Runs of the stages {', '.join(stages)} do not make one model: give one run of mean, "
             "of experts, of gate, or of several of these; or one run of student."
         )
-    config: dict[str, Any] = {"family": families.pop(), "version": __version__}
+    return {
+        "family": families.pop(),
+        "version": __version__,
+        **{run.section: run.network for run in runs},
+    }
+
+
+def _load(network: nn.Module, runs: Sequence[Run]) -> None:
+    """Put the weights of the runs into the whole network."""
     state: dict[str, torch.Tensor] = {}
     for run in runs:
-        section = SECTIONS[run.stage][1]
-        config[section] = run.network
-        prefix = f"{section}." if config["family"] == "moediff" else ""
+        prefix = f"{run.section}." if isinstance(network, Composite) else ""
         state |= {prefix + name: value for name, value in run.weights.items()}
-    return config, state
-
-
-def _has_experts(runs: Sequence[Run]) -> bool:
-    return any(run.stage in ("experts", "gate") for run in runs)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"The weights do not fit the recorded network: {reason}") from error
 
 
 def export(
-    folders: Sequence[Path], model_dir: Path, *, pack: Path | None = None, machine: str = ""
+    folders: Sequence[Path],
+    model_dir: Path,
+    catalogue: Catalogue,
+    *,
+    pack: Path | None = None,
+    machine: str = "",
 ) -> str:
     """Write a model folder from training runs and return the SHA-256 of its weights.
 
@@ -88,6 +94,8 @@ def export(
         Run folders, one for each stage; of a model folder the stages that are not trained anew.
     model_dir
         Gets config.json, model.safetensors, MODEL_CARD.md, curve.json and curve.png.
+    catalogue
+        The stages that there are.
     pack
         Training pack, for runs that did not record its hash.
     machine
@@ -98,21 +106,17 @@ def export(
     UsageError
         for a folder without a run, and for stages that do not go together.
     """
-    order = list(SECTIONS)
+    order = list(catalogue.stages)
     models = [folder for folder in folders if (folder / CONFIG_NAME).is_file()]
     runs = [read_run(folder) for folder in folders if folder not in models]
     for folder in models:
-        runs += _parts(folder, [run.stage for run in runs])
+        runs += _parts(folder, runs, catalogue)
     runs.sort(key=lambda run: order.index(run.stage))
-    # Experts hold the autoencoder that they were trained with.
-    composed = [run for run in runs if run.stage != "autoencoder"] if _has_experts(runs) else runs
-    config, state = _compose(composed)
-    network = build_network(config)
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"The weights do not fit the recorded network: {reason}") from error
+    sections = {run.section for run in runs}
+    composed = [r for r in runs if catalogue.stages[r.stage].held_by not in sections]
+    config = _compose(composed)
+    network = catalogue.build(config)
+    _load(network, composed)
     digest = hashlib.sha256(pack.read_bytes()).hexdigest() if pack else ""
     for run in runs:
         run.record.setdefault("hardware", machine or "not recorded")
@@ -120,7 +124,8 @@ def export(
     curves = {run.stage: run.curve for run in runs}
     write_json(curves, model_dir / "curve.json")
     draw_curves(curves, model_dir / "curve.png")
-    return save_model(network, config, model_dir, model_card(config, network, runs))
+    card = model_card(config, network, runs, catalogue.card_text(config["family"]))
+    return save_model(network, config, model_dir, card)
 
 
 def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:

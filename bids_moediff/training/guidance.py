@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GUIDANCE = ("bias", "nonlinearity")
+
 
 def displacement(shape: tuple[int, ...], rng: np.random.Generator, reach: float) -> Tensor:
     """Displacement (3, X, Y, Z) in voxels by odd polynomials of order 3 and 5, at most `reach`.

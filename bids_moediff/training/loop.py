@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,11 @@ from bids_moediff.imaging.protocols import ACQUISITIONS
 from bids_moediff.runtime.resources import has_bfloat16
 from bids_moediff.runtime.sink import write_text
 
+from .catalogue import Catalogue
 from .pack import check_heads, load_pack, sha256
-from .recipe import (
-    AutoencoderRecipe,
-    ExpertsRecipe,
-    GateRecipe,
-    LesionsRecipe,
-    MeanRecipe,
-    Recipe,
-    StudentRecipe,
-    StudentToldTailRecipe,
-    TailRecipe,
-    check_same,
-)
+from .recipe import Recipe, check_same
 from .run_folder import hardware, read_curve
-from .stage import ExpertsStage, Gains, Init, MeanStage, Stage, load_init
+from .stage import Gains, Init, Stage
 from .state import WeightAverage, load_state, save_best, save_state
 from .validation import Case, make_cases
 from .volumes import Source, Window
@@ -65,35 +56,6 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     progress = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return recipe.learning_rate * (recipe.final_share + (1 - recipe.final_share) * cosine)
-
-
-def make_stage(recipe: Recipe, device: torch.device, init: Init) -> Stage:
-    """Stage of a recipe, on a device; for `init` see :func:`.stages.load_init`."""
-    if isinstance(recipe, LesionsRecipe):
-        from .lesions import LesionsStage
-
-        return LesionsStage(recipe, device, init)
-    if isinstance(recipe, TailRecipe | StudentToldTailRecipe):
-        from bids_moediff.families.student.training.last_layer import last_layer_stage
-
-        return last_layer_stage(recipe, device, init)
-    model = load_init(init)
-    if isinstance(recipe, MeanRecipe):
-        return MeanStage(recipe, device, model)
-    if isinstance(recipe, ExpertsRecipe):
-        return ExpertsStage(recipe, device, model)
-    if isinstance(recipe, GateRecipe):
-        from bids_moediff.families.moediff.training.gate import GateStage
-
-        return GateStage(recipe, device, model)
-    if isinstance(recipe, AutoencoderRecipe):
-        from .autoencoder import AutoencoderStage
-
-        return AutoencoderStage(recipe, device, model)
-    from bids_moediff.families.student.training.student import StudentStage
-
-    assert isinstance(recipe, StudentRecipe)
-    return StudentStage(recipe, device, model)
 
 
 class Objective(nn.Module):
@@ -155,19 +117,40 @@ class Budget:
         return step + max(1, int((1 - VALIDATION_SHARE) * (self._end - now) / seconds))
 
 
+@dataclass(frozen=True)
+class Job:
+    """One training: a recipe of a catalogue, its data, its folder.
+
+    Parameters
+    ----------
+    recipe, catalogue
+        What to train.
+    pack, folder
+        Training data, and where the run lives.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    init
+        What to begin with (:func:`bids_moediff.families.load.init_parts`).
+    minutes
+        As many steps as fit into this time replace those of the recipe.
+    """
+
+    recipe: Recipe
+    catalogue: Catalogue
+    pack: Path
+    folder: Path
+    device: str = "auto"
+    init: Init = None
+    minutes: float | None = None
+
+
 class Trainer:
     """One stage in one folder: state.safetensors, curve.jsonl, tensorboard/."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        pack: Path,
-        folder: Path,
-        device: str,
-        init: Init,
-        minutes: float | None = None,
-    ) -> None:
-        recipe = supported(recipe, device)
+    def __init__(self, job: Job) -> None:
+        recipe, pack, folder = supported(job.recipe, job.device), job.pack, job.folder
+        device, minutes = job.device, job.minutes
+        self.entry = job.catalogue.stages[recipe.stage]
         self.recipe, self.folder = recipe, folder
         self.budget = None if minutes is None else Budget(minutes)
         heads = check_heads(load_pack(pack), recipe.keep_out)
@@ -178,7 +161,7 @@ class Trainer:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)
-        self.stage = make_stage(recipe, self.device, init)
+        self.stage = self.entry.make(recipe, self.device, job.init)
         self.parameters = [p for p in self.stage.network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters, 1e-3, (recipe.betas[0], recipe.betas[1]),
@@ -210,6 +193,9 @@ class Trainer:
         names = [head.name for head in heads if head.name not in validation]
         fixed = {
             "stage": self.recipe.stage,
+            "family": self.entry.family,
+            "section": self.entry.section,
+            "begins_others": self.entry.begins_others,
             "recipe": self.recipe.to_dict(),
             "network": self.stage.network_settings(),
             "hardware": f"{self.accelerator.num_processes} x {hardware()}"
@@ -495,17 +481,6 @@ def summary(row: dict[str, Any]) -> str:
     return f"step {row['step']}: loss {row['loss']:.5f}; dB over cubic: {gained}"
 
 
-def train(
-    recipe: Recipe,
-    pack: Path,
-    folder: Path,
-    *,
-    device: str = "auto",
-    init: Init = None,
-    minutes: float | None = None,
-) -> dict[str, Any]:
-    """Train a recipe in a folder, or go on with what is there; returns the record.
-
-    With `minutes`, as many steps as fit into the time replace those of the recipe.
-    """
-    return Trainer(recipe, pack, folder, device, init, minutes).run()
+def train(job: Job) -> dict[str, Any]:
+    """Train in the job's folder, or go on with what is there; returns the record."""
+    return Trainer(job).run()

@@ -11,6 +11,7 @@ import torch
 from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.networks.model_folder import CONFIG_NAME
 
+from .catalogue import Catalogue
 from .export import export
 from .pack import TrainingHead, check_heads, head_weights, save_pack, select_heads
 from .recipe import Recipe
@@ -77,7 +78,7 @@ def _training_pack(options: Namespace, recipes: Sequence[Recipe]) -> Path:
     return path
 
 
-def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
+def run_recipes(recipes: Sequence[Recipe], options: Namespace, catalogue: Catalogue) -> Path:
     """Train every stage in turn, or go on with it, and write RUN_DIR/model; returns that folder.
 
     Raises
@@ -85,7 +86,7 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
     MoediffError
         one of its kinds, with the sentence to print.
     """
-    from .loop import check_device, make_stage, train
+    from .loop import Job, check_device, train
 
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
@@ -93,21 +94,22 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace) -> Path:
     check_device(options.device)
     init: list[Path] = list(options.init)
     # What is wrong with recipe or --init is told before the data are packed.
-    make_stage(recipes[0], torch.device("cpu"), init)
+    catalogue.make(recipes[0], torch.device("cpu"), init)
     pack = _training_pack(options, recipes)
     parts: list[Path] = []
     for recipe in recipes:
         place = folder / recipe.stage if len(recipes) > 1 else folder
-        train(recipe, pack, place, device=options.device, init=init, minutes=options.minutes)
+        train(Job(recipe, catalogue, pack, place, options.device, init, options.minutes))
         parts.append(place)
-        if recipe.stage in ("mean", "autoencoder"):
+        if catalogue.stages[recipe.stage].begins_others:
             init.append(place)
     model = folder / "model"
     if _is_main():
-        stages = [recipe.stage for recipe in recipes]
-        if stages[-1] in ("experts", "gate", "lesions", "mean-told-tail") and "mean" not in stages:
+        entries = [catalogue.stages[recipe.stage] for recipe in recipes]
+        sections = {entry.section for entry in entries[:-1]}
+        if entries[-1].completes and not sections:
             parts += [_resolved(path) for path in options.init]
-        digest = export(parts, model)
+        digest = export(parts, model, catalogue)
         print(f"{model}: weights with SHA-256 {digest}")
     return model
 

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: everything that decides the outcome of a training besides the data, in YAML files.
 
-A file of ``recipes/`` (or the user's own) names a stage and its settings. ``base`` takes over
+A file of a recipe folder (or the user's own) names a stage and its settings. ``base`` takes over
 another recipe, ``smoke`` holds the sizes of a trial run of a minute, ``stages`` chains recipes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.imaging.protocols import ACQUISITIONS
 
-RECIPES = Path(__file__).with_name("recipes")
+if TYPE_CHECKING:
+    from .catalogue import Catalogue
+
 # What may change when a run goes on: nothing that the weights so far depend on, but for the
 # arithmetic of another machine.
 FREE = ("steps", "evaluate_every", "save_every", "patience", "workers", "precision")
 PRECISIONS = ("bf16", "fp32")
-GUIDANCE = ("bias", "nonlinearity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,272 +132,24 @@ class Recipe:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeanRecipe(Recipe):
-    """The regression mean: residual blocks, patch side, Charbonnier loss without a border.
-
-    With ``relative`` every patch counts by the inverse of the error that interpolation makes
-    there, so that easy and hard acquisitions gain as many decibels.
-    """
-
-    stage: ClassVar[str] = "mean"
-
-    channels: int = 48
-    blocks: int = 6
-    patch: int = 48
-    border: int = 4
-    epsilon: float = 0.02
-    relative: bool = False
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
-
-
-def _check_crop(crop: int) -> None:
+def check_crop(crop: int) -> None:
+    """ValueError for slices that the mixture cannot take."""
     if crop % 64:
         raise ValueError(f"crop must be a multiple of 64, not {crop}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpertsRecipe(Recipe):
-    """The mixture of experts on slices, on top of a frozen mean.
-
-    ``network`` are settings of MoEDiffConfig, ``losses`` of LossWeights; ``single`` replaces the
-    mixture by one expert of as many weights; the gate is uniform for ``uniform_share`` of the
-    steps; ``crop`` is the side of the slices. ``guidance`` names the maps that the gate sees
-    while it trains (bias, nonlinearity), absent in ``guidance_dropout`` of the slices.
-    """
-
-    stage: ClassVar[str] = "experts"
-
-    network: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, Any] = field(default_factory=dict)
-    single: bool = False
-    crop: int = 128
-    uniform_share: float = 0.2
-    guidance: tuple[str, ...] = ()
-    guidance_dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        unknown = sorted(set(self.guidance) - set(GUIDANCE))
-        if unknown:
-            raise ValueError(f"guidance is of {', '.join(GUIDANCE)}, not {unknown[0]}")
-        _check_crop(self.crop)
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.crop
-
-    @property
-    def maps(self) -> bool:
-        """Whether volumes need the maps that guide the gate."""
-        return bool(self.guidance)
+def recipe_names(catalogue: "Catalogue") -> list[str]:
+    """Names of the recipes in the folders of a catalogue."""
+    return sorted(catalogue.recipe_files())
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateRecipe(Recipe):
-    """Tokens and gate of a trained mixture, taught by tissue masks on slices of `crop` voxels."""
-
-    stage: ClassVar[str] = "gate"
-
-    crop: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_crop(self.crop)
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.crop
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentRecipe(Recipe):
-    """Distillation: one network learns the teacher's output, ever less blurred, and the truth.
-
-    ``network`` are settings of StudentConfig. The teacher's output is the mean of
-    ``teacher_samples`` samples of ``teacher_noise`` (1 and 0: its default output). The target is
-    blurred by ``ladder_sigma`` voxels at first and not at all after ``ladder_rungs`` rungs; for
-    the last ``truth_share`` of the steps it is ``truth_weight`` truth and the rest teacher.
-    Without a teacher (``distil: false``) it is the truth throughout. ``epsilon`` is the error at
-    which the Charbonnier loss turns from squares to absolutes; ``feature_weight`` is relative to
-    the fidelity term. ``fitted_patches`` patches squeeze the teacher into the student before the
-    first step.
-    """
-
-    stage: ClassVar[str] = "student"
-
-    network: dict[str, Any] = field(default_factory=dict)
-    distil: bool = True
-    patch: int = 64
-    border: int = 8
-    epsilon: float = 0.02
-    teacher_samples: int = 1
-    teacher_noise: float = 0.0
-    ladder_rungs: int = 10
-    ladder_sigma: float = 2.0
-    truth_share: float = 0.4
-    truth_weight: float = 0.5
-    fitted_patches: int = 96
-    feature_weight: float = 0.1
-    consistency_weight: float = 0.1
-    sobel_weight: float = 0.05
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderRecipe(Recipe):
-    """A learned latent for the experts, on slices of `crop` voxels.
-
-    ``network`` are those settings of MoEDiffConfig that concern the latent. The loss is the L1
-    error of reconstructed slices, the Sobel error, the error of a change that goes through the
-    latent, and the prior (Kullback-Leibler divergence, or codebook and commitment), each with its
-    weight.
-    """
-
-    stage: ClassVar[str] = "autoencoder"
-
-    network: dict[str, Any] = field(default_factory=dict)
-    crop: int = 128
-    sobel_weight: float = 0.5
-    residual_weight: float = 1.0
-    prior_weight: float = 1e-4
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.crop
-
-
-@dataclass(frozen=True, kw_only=True)
-class LesionsRecipe(Recipe):
-    """Lesions for a finished mean, on patches (:mod:`.lesions`).
-
-    ``diameters`` (voxels) and ``contrasts`` (of the range) are the smallest and largest of the
-    blobs; ``spacing`` is the least distance of their centres, ``tries`` how many places of a
-    volume are tried. ``epsilon`` is the error at which the loss turns from squares to absolutes.
-    """
-
-    stage: ClassVar[str] = "lesions"
-
-    patch: int = 40
-    border: int = 6
-    epsilon: float = 0.02
-    diameters: tuple[float, ...] = (1.5, 8.0)
-    contrasts: tuple[float, ...] = (0.05, 0.4)
-    spacing: float = 12.0
-    tries: int = 4000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("diameters", "contrasts"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise ValueError(f"{name} must be two positive numbers in ascending order")
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentLesionsRecipe(LesionsRecipe):
-    """The same for a finished student; its teacher, if given, says what it should put out."""
-
-    stage: ClassVar[str] = "student-lesions"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TailRecipe(Recipe):
-    """The last layer of a finished student, fitted to its teacher (:mod:`.tail`); no steps.
-
-    ``places`` folded voxels of each of ``fitted_patches`` patches are looked at; ``ridge`` is
-    relative to the mean square of the features.
-    """
-
-    stage: ClassVar[str] = "student-tail"
-    least_steps: ClassVar[int] = 0
-
-    patch: int = 56
-    border: int = 10
-    epsilon: float = 0.02
-    fitted_patches: int = 260
-    places: int = 2500
-    ridge: float = 1e-2
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentToldTailRecipe(Recipe):
-    """What the last layer makes of the numbers of :mod:`bids_moediff.imaging.told`; no steps.
-
-    Fitted to the teacher's output without noise on ``fitted_patches`` patches, whose outer
-    ``border`` voxels are left out and whose next ``fade`` fade in. ``ridge`` is relative to the
-    mean square of the features.
-    """
-
-    stage: ClassVar[str] = "student-told-tail"
-    least_steps: ClassVar[int] = 0
-
-    patch: int = 64
-    border: int = 6
-    fade: int = 14
-    epsilon: float = 0.02
-    fitted_patches: int = 400
-    ridge: float = 1e-2
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
-
-    @property
-    def uncertain(self) -> bool:
-        """Scans are drawn as they come."""
-        return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanToldTailRecipe(StudentToldTailRecipe):
-    """The same for the regression mean of a moediff model, which is its own teacher."""
-
-    stage: ClassVar[str] = "mean-told-tail"
-
-
-STAGES: dict[str, type[Recipe]] = {
-    kind.stage: kind
-    for kind in (
-        MeanRecipe, ExpertsRecipe, GateRecipe, StudentRecipe, AutoencoderRecipe, LesionsRecipe,
-        StudentLesionsRecipe, TailRecipe, StudentToldTailRecipe, MeanToldTailRecipe,
-    )
-}  # fmt: skip
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, catalogue: "Catalogue") -> dict[str, Any]:
     own = Path(name)
-    path = own if own.suffix in (".yaml", ".yml") else RECIPES / f"{name}.yaml"
+    path = own if own.suffix in (".yaml", ".yml") else catalogue.recipe_files().get(name, own)
     if not path.is_file():
-        known = ", ".join(recipe_names())
-        raise UsageError(f"There is no recipe {name}{closest(name, recipe_names())}; {known}.")
+        names = recipe_names(catalogue)
+        known = ", ".join(names)
+        raise UsageError(f"There is no recipe {name}{closest(name, names)}; {known}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -408,7 +161,7 @@ def _read(name: str) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    return _merge(_read(str(base)), values)
+    return _merge(_read(str(base), catalogue), values)
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -421,15 +174,21 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_recipes(
-    name: str, changes: Sequence[str] = (), *, smoke: bool = False, steps: int | None = None
+    name: str,
+    catalogue: "Catalogue",
+    changes: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+    steps: int | None = None,
 ) -> list[Recipe]:
     """Recipes of a run in their order; `changes` are ``key=value``, or ``stage.key=value``.
 
     UsageError for an unknown recipe, an unknown key (with the closest one) and a wrong value.
     """
-    values = _read(name)
+    values = _read(name, catalogue)
     chain = values.get("stages")
-    parts = [_read(str(stage)) for stage in chain] if isinstance(chain, list) else [values]
+    names = chain if isinstance(chain, list) else []
+    parts = [_read(str(stage), catalogue) for stage in names] or [values]
     if chain is not None:
         parts = [_merge(part, values.get(str(part.get("stage")), {})) for part in parts]
         stages = [str(part.get("stage")) for part in parts]
@@ -438,8 +197,8 @@ def load_recipes(
     edits = [_parse_change(change) for change in changes]
     edits += [(["steps"], steps)] if steps is not None else []
     for path, value in edits:
-        _apply(tried, path, value)
-    return [build_recipe(part) for part in tried]
+        _apply(tried, path, value, catalogue)
+    return [build_recipe(part, catalogue) for part in tried]
 
 
 def _trial(values: Mapping[str, Any], smoke: bool) -> dict[str, Any]:
@@ -458,14 +217,16 @@ def _parse_change(change: str) -> tuple[list[str], Any]:
         raise UsageError(f"The value of --set {change!r} cannot be read.") from error
 
 
-def _apply(parts: list[dict[str, Any]], path: list[str], value: Any) -> None:
+def _apply(
+    parts: list[dict[str, Any]], path: list[str], value: Any, catalogue: "Catalogue"
+) -> None:
     """Change a setting in every stage that has it, or in the one that is named first."""
     stages = [str(part.get("stage")) for part in parts]
     chosen = parts
     if path[0] in stages and len(path) > 1:
         chosen, path = [parts[stages.index(path[0])]], path[1:]
-    known = [names for part in chosen for names in _keys(part)]
-    fitting = [part for part in chosen if path[0] in _keys(part)]
+    known = [names for part in chosen for names in _keys(part, catalogue)]
+    fitting = [part for part in chosen if path[0] in _keys(part, catalogue)]
     if not fitting:
         raise UsageError(f"No recipe has the setting {path[0]}{closest(path[0], known)}.")
     nested = value
@@ -475,9 +236,9 @@ def _apply(parts: list[dict[str, Any]], path: list[str], value: Any) -> None:
         part.update(_merge(part, {path[0]: nested}))
 
 
-def _keys(values: Mapping[str, Any]) -> list[str]:
-    kind = STAGES.get(str(values.get("stage")))
-    return [item.name for item in fields(kind)] if kind else []
+def _keys(values: Mapping[str, Any], catalogue: "Catalogue") -> list[str]:
+    entry = catalogue.stages.get(str(values.get("stage")))
+    return [item.name for item in fields(entry.recipe)] if entry else []
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -486,14 +247,14 @@ def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str]) -> None:
             raise UsageError(f"The recipe has the unknown setting {key}{closest(key, known)}.")
 
 
-def build_recipe(values: Mapping[str, Any]) -> Recipe:
+def build_recipe(values: Mapping[str, Any], catalogue: "Catalogue") -> Recipe:
     """Recipe from plain values; UsageError names what is wrong with them."""
     stage = str(values.get("stage"))
-    if stage not in STAGES:
-        known = ", ".join(STAGES)
+    if stage not in catalogue.stages:
+        known = ", ".join(catalogue.stages)
         raise UsageError(f"The recipe's stage must be one of {known}, not {stage}.")
-    kind = STAGES[stage]
-    _refuse_unknown(values, ["stage", *_keys(values)])
+    kind = catalogue.stages[stage].recipe
+    _refuse_unknown(values, ["stage", *_keys(values, catalogue)])
     hints = get_type_hints(kind)
     given = {}
     for key, value in values.items():
@@ -535,18 +296,3 @@ def check_same(recipe: Recipe, recorded: Mapping[str, Any], folder: Path) -> Non
             f"{folder} holds a run with {key} {recorded[key]}, not {value}: give it another "
             "folder, or the same recipe."
         )
-
-
-__all__ = [
-    "ExpertsRecipe",
-    "GateRecipe",
-    "LesionsRecipe",
-    "MeanRecipe",
-    "Recipe",
-    "StudentLesionsRecipe",
-    "StudentRecipe",
-    "build_recipe",
-    "check_same",
-    "load_recipes",
-    "recipe_names",
-]

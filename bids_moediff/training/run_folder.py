@@ -2,7 +2,6 @@
 """What a training leaves in its folder: record, curve and averaged weights."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,35 +9,26 @@ from typing import Any
 import torch
 
 from bids_moediff.errors import UsageError
-from bids_moediff.families.moediff.config import MoEDiffConfig
-from bids_moediff.networks.mean import MeanConfig
 from bids_moediff.runtime.platform import allowed_processors, processor_name
 from bids_moediff.training.state import BEST_NAME, STATE_NAME, part, read_state
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished or stopped training: stage, network settings, averaged weights, record."""
+    """One finished or stopped training.
+
+    Its stage, the family and the section of config.json that it fills, whether later stages may
+    begin with it, network settings, averaged weights, record and curve.
+    """
 
     stage: str
+    family: str
+    section: str
+    begins_others: bool
     network: dict[str, Any]
     weights: dict[str, torch.Tensor]
     record: dict[str, Any]
     curve: list[dict[str, Any]]
-
-
-def _network(record: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Settings of the network; early runs wrote them into the recipe only."""
-    if "network" in record:
-        return dict(record["network"])
-    recipe = record["recipe"]
-    if stage == "mean":
-        return MeanConfig(recipe["channels"], recipe["blocks"]).to_dict()
-    return MoEDiffConfig(
-        width=recipe["width"],
-        experts=tuple(recipe["experts"]),
-        diffusion_steps=tuple(recipe["diffusion_steps"]),
-    ).to_dict()
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
@@ -65,8 +55,15 @@ def read_run(folder: Path) -> Run:
         raise UsageError(f"{folder} is no training run: it holds no {STATE_NAME}.")
     tensors, record = read_state(path)
     weights = part(tensors, "average.")
-    stage = record.get("stage") or ("mean" if "channels" in record["recipe"] else "experts")
-    return Run(stage, _network(record, stage), weights, record, read_curve(folder))
+    try:
+        names = [str(record[name]) for name in ("stage", "family", "section")]
+        network = dict(record["network"])
+    except KeyError as error:
+        raise UsageError(
+            f"{folder} is a run of an early version, which this one cannot read."
+        ) from error
+    begins = bool(record.get("begins_others"))
+    return Run(names[0], names[1], names[2], begins, network, weights, record, read_curve(folder))
 
 
 def hardware() -> str:

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_moediff.evaluation.ablation import SharedMean
 from bids_moediff.evaluation.benchmark import Method, Task, consistent, make_task
 from bids_moediff.evaluation.truth import Block
 from bids_moediff.imaging.metrics import intensity_range, psnr
 from bids_moediff.imaging.protocols import parse_protocol
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.runtime.sink import write_text
+from research.ablations.arms import SharedMean
 
 REACH = 2  # voxels to either side that a linear filter sees
 NEAR = 1  # and that the trees see, with blurs of these widths besides

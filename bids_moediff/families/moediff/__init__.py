@@ -2,10 +2,13 @@
 """MoEDiff-SR: tokens, gate, three diffusion experts, latents and the sampler."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bids_moediff.families.protocol import Family, Restorer
 from bids_moediff.options import Options
+
+if TYPE_CHECKING:
+    from bids_moediff.training.catalogue import StageEntry
 
 # Multiply-accumulates per output voxel and step of the default experts, counted by torch.
 EXPERT_MACS, EXPERT_WIDTH = 34_000.0, 32
@@ -43,6 +46,29 @@ def _experts(config: Mapping[str, Any]) -> Sequence[str]:
     return tuple(section.get("experts", EXPERTS)) if section else ()
 
 
+def _stages() -> "Sequence[StageEntry]":
+    from bids_moediff.families.told_tail import MeanToldTailRecipe, ToldTailStage
+    from bids_moediff.training.catalogue import StageEntry
+
+    from .training.experts import ExpertsRecipe, ExpertsStage
+    from .training.gate import GateRecipe, GateStage
+    from .training.mean import MeanRecipe, MeanStage
+
+    return (
+        StageEntry(MeanRecipe, MeanStage, "moediff", "mean", begins_others=True),
+        StageEntry(ExpertsRecipe, ExpertsStage, "moediff", "moediff", completes=True),
+        # The gate is taught in the whole mixture, which takes the place of the experts' run.
+        StageEntry(GateRecipe, GateStage, "moediff", "moediff", completes=True, on_top=True),
+        StageEntry(MeanToldTailRecipe, ToldTailStage, "moediff", "mean", completes=True),
+    )
+
+
+def _compose(parts: Mapping[str, Any]) -> Any:
+    from .model import MoEDiffModel
+
+    return MoEDiffModel(parts.get("mean"), parts.get("moediff"), parts.get("autoencoder"))
+
+
 FAMILY = Family(
     name="moediff",
     build=_build,
@@ -61,4 +87,6 @@ FAMILY = Family(
     card="MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a gate that "
     "looks at multi-scale patch tokens.",
     experts=_experts,
+    stages=_stages,
+    compose=_compose,
 )

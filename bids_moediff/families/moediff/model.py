@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from bids_moediff.networks.composite import Composite
 from bids_moediff.networks.model_folder import Builder
 
 
-class MoEDiffModel(nn.Module):
+class MoEDiffModel(Composite):
     """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts), and on its way there a learned
     ``autoencoder``; any may be None."""
 

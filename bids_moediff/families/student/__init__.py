@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The distilled student: one network, one step, any voxel ratio."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bids_moediff.families.protocol import Family, Restorer
 from bids_moediff.options import Options
+
+if TYPE_CHECKING:
+    from bids_moediff.training.catalogue import StageEntry
 
 
 def _build(config: Mapping[str, Any]) -> Any:
@@ -31,6 +34,20 @@ def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
     return {"student": (27 * 16 * channels + blocks) / 8}
 
 
+def _stages() -> "Sequence[StageEntry]":
+    from bids_moediff.families.told_tail import StudentToldTailRecipe, ToldTailStage
+    from bids_moediff.training.catalogue import StageEntry
+
+    from .training.last_layer import TailRecipe, TailStage
+    from .training.student import StudentRecipe, StudentStage
+
+    return (
+        StageEntry(StudentRecipe, StudentStage, "student", "student"),
+        StageEntry(TailRecipe, TailStage, "student", "student"),
+        StageEntry(StudentToldTailRecipe, ToldTailStage, "student", "student"),
+    )
+
+
 FAMILY = Family(
     name="student",
     build=_build,
@@ -47,4 +64,5 @@ FAMILY = Family(
         "mixture of three diffusion experts after MoEDiff-SR [@moediffsr]"
     ),
     card="One 3-D network, distilled from MoEDiff-SR, that restores any voxel size in one step.",
+    stages=_stages,
 )

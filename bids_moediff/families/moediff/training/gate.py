@@ -7,22 +7,43 @@ so a gate that is right for every blend is right for it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bids_moediff.errors import UsageError
-from bids_moediff.families.moediff.model import MoEDiffModel
+from bids_moediff.families.load import init_parts
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.training.batches import slices
-from bids_moediff.training.recipe import GateRecipe
-from bids_moediff.training.stage import Batch, Gains, MixtureStage
+from bids_moediff.training.recipe import Recipe, check_crop
+from bids_moediff.training.stage import Batch, Gains, Init
 from bids_moediff.training.validation import Case
 from bids_moediff.training.volumes import Volume
 
+from .experts import MixtureStage
 from .losses import tissue_gating
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRecipe(Recipe):
+    """Tokens and gate of a trained mixture, taught by tissue masks on slices of `crop` voxels."""
+
+    stage: ClassVar[str] = "gate"
+
+    crop: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_crop(self.crop)
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.crop
 
 
 def balanced(tissue: Tensor) -> Tensor:
@@ -36,13 +57,12 @@ class GateStage(MixtureStage):
 
     recipe: GateRecipe
 
-    def __init__(
-        self, recipe: GateRecipe, device: torch.device, init: MoEDiffModel | None
-    ) -> None:
-        network = None if init is None else init.moediff
+    def __init__(self, recipe: GateRecipe, device: torch.device, init: Init) -> None:
+        parts = init_parts(init)
+        network = parts.get("moediff")
         if not isinstance(network, MoEDiffSR) or len(network.experts) < 2:
             raise UsageError("The gate is that of a trained mixture of experts: --init MODEL.")
-        super().__init__(recipe, device, network, init)
+        super().__init__(recipe, device, network, parts)
         self.network.requires_grad_(False)
         self.network.tokens.requires_grad_(True)
         self.network.gating.requires_grad_(True)

@@ -8,10 +8,11 @@ up once for each image. Targets are the teacher's: the truth's noise would need 
 patches (docs/experiments.md).
 """
 
+import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,19 +21,17 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import init_parts
 from bids_moediff.families.student.network import StudentNetwork
-from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import OUTPUT_GAIN, MeanNetwork, space_to_depth
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import StudentToldTailRecipe, TailRecipe
+from bids_moediff.training.recipe import Recipe
 from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, Stage, charbonnier
 from bids_moediff.training.validation import Case
 from bids_moediff.training.volumes import Volume
 
 from .factorise import around
-from .finished import check_patch, finished_networks, init_paths
 from .student import student_gains
-from .told_tail import ToldTailStage
 
 
 class Moments:
@@ -143,14 +142,39 @@ def with_conditioned_tail(student: StudentNetwork) -> StudentNetwork:
     return made
 
 
-class TailStage:
+@dataclass(frozen=True, kw_only=True)
+class TailRecipe(Recipe):
+    """The last layer of a finished student, fitted to its teacher (:mod:`.tail`); no steps.
+
+    ``places`` folded voxels of each of ``fitted_patches`` patches are looked at; ``ridge`` is
+    relative to the mean square of the features.
+    """
+
+    stage: ClassVar[str] = "student-tail"
+    least_steps: ClassVar[int] = 0
+
+    patch: int = 56
+    border: int = 10
+    epsilon: float = 0.02
+    fitted_patches: int = 260
+    places: int = 2500
+    ridge: float = 1e-2
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+
+class TailStage(Stage):
     """A finished student whose last layer is fitted before the first step; there are no steps."""
 
-    tissue = False
+    network: StudentNetwork
 
     def __init__(self, recipe: TailRecipe, device: torch.device, init: Init):
-        student, teacher = finished_networks(init_paths(init), student=True)
-        if not isinstance(student, StudentNetwork) or teacher is None:
+        parts = init_parts(init)
+        student, teacher = parts.get("student"), copy.deepcopy(parts.get("mean"))
+        if not isinstance(student, StudentNetwork) or not isinstance(teacher, MeanNetwork):
             raise UsageError(
                 "The last layer is fitted to a teacher: --init STUDENT MODEL (a finished student "
                 "and a moediff model with a mean)."
@@ -158,11 +182,9 @@ class TailStage:
         self.recipe, self.device = recipe, device
         self.network = with_conditioned_tail(student).float().to(device).eval()
         self.teacher = teacher.float().to(device).eval().requires_grad_(False)
-        check_patch(recipe.patch, self.network)
-
-    def network_settings(self) -> dict[str, Any]:
-        """Settings for the section of config.json."""
-        return self.network.config.to_dict()
+        multiple = self.network.config.multiple
+        if recipe.patch % multiple:
+            raise UsageError(f"patch must be a multiple of {multiple}.")
 
     def begin(self, batches: Iterator[Batch]) -> None:
         """The fit."""
@@ -173,10 +195,6 @@ class TailStage:
             self.teacher, self.network, chosen,
             places=recipe.places, border=recipe.border, ridge=recipe.ridge, seed=recipe.seed,
         )  # fmt: skip
-
-    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """Nothing to add."""
-        return volume
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
         """Cubes."""
@@ -194,19 +212,3 @@ class TailStage:
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
         """Gains over cubic and over the consistent interpolation."""
         return student_gains(network, cases, self.device, self.recipe)
-
-    def memory(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-def last_layer_stage(
-    recipe: TailRecipe | StudentToldTailRecipe, device: torch.device, init: Init
-) -> Stage:
-    """The stage of a recipe that fits a last layer."""
-    if isinstance(recipe, StudentToldTailRecipe):
-        return ToldTailStage(recipe, device, init)
-    return TailStage(recipe, device, init)

@@ -7,32 +7,34 @@ the recipe stores volumes). Targets climb a ladder of blurs; the features at thr
 guided by the teacher's; output and start must agree where the scanner measured.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bids_moediff.errors import UsageError
-from bids_moediff.families.moediff.model import MoEDiffModel
-from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.families.moediff.slices import restore_slices
+from bids_moediff.families.load import compose, init_parts
+from bids_moediff.families.protocol import Restorer, training_problem
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
-from bids_moediff.families.whole_volume import pad_to_multiple
+from bids_moediff.families.whole_volume import pad_to_multiple, pad_to_side
 from bids_moediff.imaging.acquisition import FWHM_TO_SIGMA
 from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import MeanNetwork
+from bids_moediff.options import Options
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import Recipe, StudentRecipe
+from bids_moediff.training.recipe import Recipe
 from bids_moediff.training.stage import (
     Batch,
     Gains,
+    Init,
+    Stage,
     autocast,
     charbonnier,
     relative_weight,
-    run_mean,
 )
 from bids_moediff.training.tensor_filters import convolve, gaussian
 from bids_moediff.training.validation import Case, gains
@@ -42,6 +44,44 @@ from .factorise import factorise
 
 CONDITION_AXES = 3
 BLUR_REACH = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRecipe(Recipe):
+    """Distillation: one network learns the teacher's output, ever less blurred, and the truth.
+
+    ``network`` are settings of StudentConfig. The teacher's output is the mean of
+    ``teacher_samples`` samples of ``teacher_noise`` (1 and 0: its default output). The target is
+    blurred by ``ladder_sigma`` voxels at first and not at all after ``ladder_rungs`` rungs; for
+    the last ``truth_share`` of the steps it is ``truth_weight`` truth and the rest teacher.
+    Without a teacher (``distil: false``) it is the truth throughout. ``epsilon`` is the error at
+    which the Charbonnier loss turns from squares to absolutes; ``feature_weight`` is relative to
+    the fidelity term. ``fitted_patches`` patches squeeze the teacher into the student before the
+    first step.
+    """
+
+    stage: ClassVar[str] = "student"
+
+    network: dict[str, Any] = field(default_factory=dict)
+    distil: bool = True
+    patch: int = 64
+    border: int = 8
+    epsilon: float = 0.02
+    teacher_samples: int = 1
+    teacher_noise: float = 0.0
+    ladder_rungs: int = 10
+    ladder_sigma: float = 2.0
+    truth_share: float = 0.4
+    truth_weight: float = 0.5
+    fitted_patches: int = 96
+    feature_weight: float = 0.1
+    consistency_weight: float = 0.1
+    sobel_weight: float = 0.05
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
 
 
 def ladder_sigma(progress: float, recipe: StudentRecipe) -> float:
@@ -121,23 +161,26 @@ def guided_depths(blocks: int) -> list[int]:
     return sorted({max(1, round(blocks * share / 3)) - 1 for share in (1, 2, 3)})
 
 
-class StudentStage:
+class StudentStage(Stage):
     """The student network on patches of volumes that hold the teacher's output."""
 
-    tissue = False
+    network: StudentNetwork
 
-    def __init__(self, recipe: StudentRecipe, device: torch.device, init: MoEDiffModel | None):
+    def __init__(self, recipe: StudentRecipe, device: torch.device, init: Init):
         self.recipe, self.device = recipe, device
         settings = dict(recipe.network)
-        if recipe.distil and (init is None or not isinstance(init.mean, MeanNetwork)):
+        parts = init_parts(init)
+        mean = parts.get("mean")
+        if recipe.distil and not isinstance(mean, MeanNetwork):
             raise UsageError(
                 "The student needs its teacher: --init MODEL (a moediff model with a mean)."
             )
-        self.teacher: MoEDiffModel | None = None
-        if recipe.distil and init is not None and isinstance(init.mean, MeanNetwork):
-            self.teacher = init.to(device).eval().requires_grad_(False)
-            shape = init.mean.config
-            settings |= {"channels": shape.channels, "blocks": shape.blocks}
+        self.teacher: Restorer | None = None
+        self.teacher_mean: MeanNetwork | None = None
+        if recipe.distil and isinstance(mean, MeanNetwork):
+            self.teacher = compose(parts, device, recipe.precision)
+            self.teacher_mean = mean
+            settings |= {"channels": mean.config.channels, "blocks": mean.config.blocks}
         try:
             config = StudentConfig.from_dict(settings)
         except (TypeError, ValueError) as error:
@@ -146,40 +189,35 @@ class StudentStage:
             raise UsageError(f"patch must be a multiple of {config.multiple}.")
         self.network = StudentNetwork(config).to(device)
 
-    def network_settings(self) -> dict[str, Any]:
-        """Settings for the section of config.json."""
-        return self.network.config.to_dict()
-
     def begin(self, batches: Iterator[Batch]) -> None:
         """Squeeze the teacher's mean into the student, layer by layer."""
-        if self.teacher is None:
+        if self.teacher_mean is None:
             return
         count = -(-self.recipe.fitted_patches // self.recipe.batch)
         fitted = [batch for batch, _ in zip(batches, range(count), strict=False)]
         with autocast(self.device, self.recipe):
-            factorise(self.teacher.mean, self.network, fitted, seed=self.recipe.seed)  # type: ignore[arg-type]
+            factorise(self.teacher_mean, self.network, fitted, seed=self.recipe.seed)
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
         """Add the teacher's output, made consistent with the measurement."""
         if self.teacher is None:
             return volume
         start, condition = volume["start"].float(), volume["condition"].to(self.device)
-        with torch.inference_mode(), autocast(self.device, self.recipe):
-            mean, experts = self.teacher.mean, self.teacher.moediff
-            if isinstance(mean, MeanNetwork):
-                side = self.recipe.block if self.device.type == "cuda" else 0
-                start = run_mean(mean, start, condition, side)
-            samples = [start]
-            if isinstance(experts, MoEDiffSR):
-                noise = self.recipe.teacher_noise
-                samples = [
-                    restore_slices(
-                        experts, start, condition,
-                        num_steps=4 if noise else 1, noise_strength=noise, seed=seed,
-                    )[0]
-                    for seed in range(self.recipe.teacher_samples)
-                ]  # fmt: skip
-        output = torch.stack(samples).mean(0)
+        # One size runs fastest on a GPU.
+        side = self.recipe.block if self.device.type == "cuda" else 0
+        padded = pad_to_side(start, side)
+        noise = self.recipe.teacher_noise
+        options = Options(
+            num_steps=4 if noise else 1,
+            noise_strength=noise,
+            num_samples=self.recipe.teacher_samples,
+        )
+        problem = training_problem(padded, condition)
+        samples = [
+            sample.image.clone()
+            for sample in self.teacher.restore(problem, options, lambda stage, fraction: None)
+        ]
+        output = torch.stack(samples).mean(0)[tuple(slice(0, size) for size in start.shape)]
         if degraded is not None:
             output = degraded.operator.project(output, degraded.measured, degraded.noise)
         return volume | {"teacher": output}
@@ -208,9 +246,9 @@ class StudentStage:
         loss = fidelity + recipe.sobel_weight * sobel + recipe.consistency_weight * seen
         logs = {"fidelity": float(fidelity.detach()), "sobel": float(sobel.detach())}
         logs["consistency"] = float(seen.detach())
-        if self.teacher is not None and recipe.feature_weight > 0:
+        if self.teacher_mean is not None and recipe.feature_weight > 0:
             with torch.no_grad():
-                _, wanted = self.teacher.mean.with_features(batch["start"][:, None], condition)  # type: ignore[operator, union-attr]
+                _, wanted = self.teacher_mean.with_features(batch["start"][:, None], condition)
             depths = guided_depths(len(features))
             guided = feature_distance([features[d] for d in depths], [wanted[d] for d in depths])
             loss = loss + recipe.feature_weight * fidelity.detach() * guided
@@ -220,13 +258,6 @@ class StudentStage:
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
         """Gains over cubic and over the consistent interpolation."""
         return student_gains(network, cases, self.device, self.recipe)
-
-    def memory(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def student_gains(

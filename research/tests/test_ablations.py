@@ -2,6 +2,9 @@
 """The ablation command on generated heads and untrained models."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +13,16 @@ import pytest
 import torch
 
 from bids_moediff.errors import UsageError
-from bids_moediff.evaluation.ablation import (
+from bids_moediff.evaluation.benchmark import Method
+from bids_moediff.evaluation.truth import RIM, Block, TruthHead
+from bids_moediff.families.load import build_network
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.networks.mean import MeanConfig
+from bids_moediff.networks.model_folder import save_model
+from conftest import ROOT
+from generated import head
+from research.ablations.arms import (
     QUESTIONS,
     VARIANTS,
     Arm,
@@ -18,19 +30,10 @@ from bids_moediff.evaluation.ablation import (
     equal_gates,
     summarise,
 )
-from bids_moediff.evaluation.ablation_page import findings, gate_lines, page
-from bids_moediff.evaluation.benchmark import Method
-from bids_moediff.evaluation.tissue import HeadMass, Verdict
-from bids_moediff.evaluation.truth import RIM, Block, TruthHead
-from bids_moediff.families.load import build_network
-from bids_moediff.families.moediff.config import MoEDiffConfig
-from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.networks.mean import MeanConfig
-from bids_moediff.networks.model_folder import save_model
-from conftest import run_script
-from generated import head
+from research.ablations.page import findings, gate_lines, page
+from research.ablations.tissue import HeadMass, Verdict
+from training_data import pack
 
-PROGRAM = "bids_moediff-evaluate"
 TINY = {"width": 4, "embed_dim": 8, "heads": 2, "context_slices": 3, "kappa": 0.5}
 
 
@@ -58,6 +61,14 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [path]
 
 
+def run_command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "research.ablations.command", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
@@ -75,10 +86,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(heads: list[Path], models: Path) -> Path:
     base, moediff, single = models, models / "tiny", models / "one"
-    arguments = ["ablations", base / "out", "--heads", *heads, "--model", moediff]
+    arguments = [base / "out", "--heads", *heads, "--model", moediff]
     arguments += ["--models", f"experts-single={single}", f"mine={single}", "--block", 48]
     arguments += ["--protocols", "x2iso-kspace", "--samples", 2, "--precision", "fp32"]
-    run = run_script(PROGRAM, *arguments, cwd=base)
+    run = run_command(*arguments, cwd=base)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("# Ablations")
     return base
@@ -103,9 +114,9 @@ def test_one_table_holds_every_question(table: Path) -> None:
 
 
 def test_the_gates_alone_are_those_of_the_page(table: Path, heads: list[Path]) -> None:
-    arguments = ["ablations", table / "gates", "--heads", *heads, "--model", table / "tiny"]
+    arguments = [table / "gates", "--heads", *heads, "--model", table / "tiny"]
     arguments += ["--block", 48, "--protocols", "x2iso-kspace", "--precision", "fp32"]
-    run = run_script(PROGRAM, *arguments, "--gates-only", cwd=table)
+    run = run_command(*arguments, "--gates-only", cwd=table)
     assert run.returncode == 0, run.stderr
     found = (table / "gates" / "gates.md").read_text()
     page = (table / "out" / "ablations.md").read_text()
@@ -180,10 +191,10 @@ def test_questions_can_be_chosen() -> None:
 
 
 def test_finished_rows_are_kept(table: Path, heads: list[Path]) -> None:
-    arguments = ["ablations", table / "out", "--heads", *heads, "--model", table / "tiny"]
+    arguments = [table / "out", "--heads", *heads, "--model", table / "tiny"]
     arguments += ["--block", 48, "--protocols", "x2iso-kspace", "--samples", 2]
     before = (table / "out" / "rows.tsv").read_text()
-    run = run_script(PROGRAM, *arguments, "--precision", "fp32", cwd=table)
+    run = run_command(*arguments, "--precision", "fp32", cwd=table)
     assert run.returncode == 0, run.stderr
     assert (table / "out" / "rows.tsv").read_text() == before
     assert "no such model was given" in run.stdout
@@ -201,8 +212,8 @@ def test_wrong_models_are_refused(
     words: list[str], sentence: str, models: Path, heads: list[Path], tmp_path: Path
 ) -> None:
     given = [word.format(tiny=models / "tiny") for word in words]
-    arguments = ["ablations", tmp_path / "out", "--heads", heads[0], "--model", models / "tiny"]
-    run = run_script(PROGRAM, *arguments, "--models", *given, cwd=tmp_path)
+    arguments = [tmp_path / "out", "--heads", heads[0], "--model", models / "tiny"]
+    run = run_command(*arguments, "--models", *given, cwd=tmp_path)
     assert run.returncode == 2 and sentence in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
 
@@ -259,3 +270,35 @@ def test_the_page_tells_the_gate_s_verdict() -> None:
     assert "| h | cortex | 0.200 | **0.600** | 0.200 |" in text and "is above chance.**" in text
     text = "\n".join(gate_lines({"h": mass}, experts, Verdict(0.0, 0.0, 0.5, 1), {"b": "why"}))
     assert "is at chance.**" in text and "* b: left out, why" in text
+
+
+@pytest.mark.slow
+def test_the_ablation_script_fills_every_row(tmp_path: Path) -> None:
+    data, teacher = pack(tmp_path), tmp_path / "teacher"
+    config = {
+        "family": "moediff",
+        "mean": {"channels": 8, "blocks": 1},
+        "moediff": {"width": 4, "embed_dim": 12, "heads": 2, "context_slices": 3},
+    }
+    save_model(build_network(config), config, teacher, "# A teacher for tests\n")
+    truth = tmp_path / "truth_T2w.nii.gz"
+    nib.save(head((56, 60, 52), (3.0, 3.0, 3.2), 3), truth)
+    words = ["research/ablations/ablations.sh", data, teacher, tmp_path / "runs", truth]
+    small = "block=72 batch=1 stored_volumes=2 window=2 validation_block=16"
+    settings = {"STEPS": "2", "CODER_STEPS": "2", "SMALL": small, "OPTIONS": "--smoke"}
+    settings["NETWORK"] = "network.width=4"
+    settings |= {"JUDGE": "--block 48 --protocols x2iso-kspace", "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", *map(str, words)], cwd=ROOT, env={**os.environ, **settings},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    page = (tmp_path / "runs" / "table" / "ablations.md").read_text()
+    # The default of this table is the mixture itself, on the interpolated input.
+    missing = [line for line in page.splitlines() if "not given" in line]
+    assert len(missing) == 2
+    assert "three experts, trained as the others here" in missing[0]
+    assert "interpolated input, trained so" in missing[1]
+    assert "experts-on-mean" in page
+    card = (tmp_path / "runs" / "experts" / "model" / "MODEL_CARD.md").read_text()
+    assert "| acquisition | x2 isotropic |" in card

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from bids_moediff.errors import ImageError
-from bids_moediff.evaluation.tissue import (
+from research.ablations.tissue import (
     FARTHEST,
     _correlate,
     codes_of,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-evaluate ablations``: what each part of a model is worth, as one table."""
+"""``python -m research.ablations.command``: what each part of a model is worth, as one table."""
 
 import argparse
 import sys
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.cli import evaluate
-from bids_moediff.cli.common import ProgressBar
+from bids_moediff.cli import evaluation as evaluate
+from bids_moediff.cli.common import ProgressBar, run_command
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.evaluation.truth import Block
     from bids_moediff.inference.super_resolver import SuperResolver
 
-PROGRAM = f"{evaluate.PROGRAM} ablations"
+PROGRAM = "ablations"
 DEVELOPMENT = "development"
 DEFAULT_PROTOCOLS = ("x2iso-kspace", "x4slices-gaussian")
 
@@ -74,8 +74,9 @@ def run_ablations(argv: list[str]) -> int:
 
     protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
-    from bids_moediff.evaluation import ablation, ablation_page
     from bids_moediff.evaluation.benchmark import BenchmarkPlan, HeadTable, Rows, run
+    from research.ablations import arms as ablation
+    from research.ablations import page as ablation_page
 
     heads = _blocks(options)
     base = _load(options.model, options)
@@ -117,8 +118,8 @@ def _gates_only(
     options: argparse.Namespace, base: "SuperResolver", heads: "list[Block]", protocol: Any
 ) -> int:
     """The last part of the page alone."""
-    from bids_moediff.evaluation.ablation import check_variant
     from bids_moediff.runtime.sink import write_text
+    from research.ablations.arms import check_variant
 
     check_variant(base.model.name, base)
     lines = [*_notes(options, base, {}, heads, {}), "", *_gates(base, heads, protocol)]
@@ -147,8 +148,9 @@ def _blocks(options: argparse.Namespace) -> "list[Block]":
 
     if options.data is not None and options.split == DEVELOPMENT:
         from bids_moediff.training.recipe import load_recipes
+        from research.catalogue import catalogue
 
-        kept_out = set(load_recipes("experts")[0].keep_out)
+        kept_out = set(load_recipes("experts", catalogue())[0].keep_out)
         known = argparse.Namespace(**(vars(options) | {"split": "train"}))
         heads = [
             head
@@ -170,9 +172,9 @@ def _load(name: str, options: argparse.Namespace) -> "SuperResolver":
 
 def _gates(base: "SuperResolver", heads: "list[Block]", protocol: Any) -> list[str]:
     """Gate mass per tissue of the model on T1-weighted heads."""
-    from bids_moediff.evaluation.ablation import experts_of
-    from bids_moediff.evaluation.ablation_page import gate_lines
-    from bids_moediff.evaluation.tissue import gate_mass_of, verdict
+    from research.ablations.arms import experts_of
+    from research.ablations.page import gate_lines
+    from research.ablations.tissue import gate_mass_of, verdict
 
     experts = list(experts_of(base).config.experts)  # type: ignore[union-attr, arg-type]
     masses, left_out = {}, {}
@@ -213,3 +215,7 @@ def _notes(
     ]
     told = [f"* {name}: {note}." for name, note in notes.items() if note]
     return [*lines, *(["", "Axes without truth are left alone:", "", *told] if told else [])]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(PROGRAM, run_ablations, None))

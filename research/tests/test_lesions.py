@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_moediff.cli.train import main
+from bids_moediff.cli.train import main as train_command
 from bids_moediff.errors import UsageError
 from bids_moediff.families.load import build_network, load_model
 from bids_moediff.families.student.network import StudentNetwork
@@ -16,10 +16,10 @@ from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.imaging.simulation import ONES, Degradation, degrade, draw
 from bids_moediff.networks.mean import MeanNetwork
 from bids_moediff.networks.model_folder import save_model
-from bids_moediff.training.lesions import DARKEST, LesionsStage, _blob, lesion_field
-from bids_moediff.training.recipe import LesionsRecipe
 from bids_moediff.training.volumes import make_volume
-from training_data import heads, pack, tiny
+from research.lesions.stage import DARKEST, LesionsRecipe, LesionsStage, _blob, lesion_field
+from research.tests.lab_data import LAB, lab_tiny
+from training_data import heads, pack
 
 CPU = torch.device("cpu")
 SMALL = {"width": 4, "embed_dim": 12, "heads": 2, "context_slices": 3}
@@ -43,7 +43,7 @@ def model(folder: Path, family: str) -> Path:
 
 
 def stage_of(init: list[Path], name: str = "lesions", **settings: object) -> LesionsStage:
-    recipe = tiny(name, **settings)
+    recipe = lab_tiny(name, **settings)
     assert isinstance(recipe, LesionsRecipe)
     return LesionsStage(recipe, CPU, init)
 
@@ -168,7 +168,7 @@ def test_the_taught_mean_joins_the_experts_of_its_model(tmp_path: Path) -> None:
     old = model(tmp_path, "moediff")
     words = ["--recipe", "lesions", "--smoke", "--steps", 2, "--pack", pack(tmp_path)]
     words += ["--init", old, "--output", tmp_path / "run", "--device", "cpu"]
-    assert main([str(word) for word in words]) == 0
+    assert train_command([str(word) for word in words], LAB) == 0
     before = load_model(old).network.state_dict()
     after = load_model(tmp_path / "run" / "model").network.state_dict()
     changed = {key.split(".")[0] for key, v in after.items() if not torch.equal(v, before[key])}
@@ -179,4 +179,4 @@ def test_the_taught_mean_joins_the_experts_of_its_model(tmp_path: Path) -> None:
 def test_wrong_ranges_are_told(wrong: str) -> None:
     key, _, value = wrong.partition("=")
     with pytest.raises(UsageError, match=f"{key} must be two positive numbers"):
-        tiny("lesions", **{key: value})
+        lab_tiny("lesions", **{key: value})

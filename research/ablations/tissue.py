@@ -13,6 +13,8 @@ import numpy as np
 from scipy import fft, ndimage
 
 from bids_moediff.errors import ImageError
+from bids_moediff.evaluation.benchmark import make_task
+from bids_moediff.evaluation.truth import Block, TruthHead
 from bids_moediff.families.moediff.restorer import MoEDiffRestorer
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.masks import largest_component
@@ -22,9 +24,6 @@ from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.preprocessing.bias_field import bias_field
 from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.quality.figures import Tissue, tissue_classes
-
-from .benchmark import make_task
-from .truth import Block, TruthHead
 
 TISSUES = ("white-matter core", "cortex", "grey-white band")
 OWNERS = {"smooth": 0, "cortex": 1, "junction": 2}

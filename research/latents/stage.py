@@ -6,8 +6,9 @@ but how much of a *change* survives: ``interpolated + D(E(truth)) - D(E(interpol
 validated, as the gain that perfect experts would reach in this latent.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,34 +16,55 @@ from torch import nn
 from torch.nn import functional
 
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import init_parts
 from bids_moediff.families.moediff.config import LATENT_FACTOR, MoEDiffConfig
 from bids_moediff.families.moediff.latents import (
     Autoencoder,
     build_autoencoder,
     residual_decode,
 )
-from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.training.losses import sobel, weighted_error
-from bids_moediff.imaging.simulation import Degraded
-
-from .batches import slices
-from .recipe import AutoencoderRecipe
-from .stage import Batch, Gains, warm_start
-from .validation import Case, gains_of
-from .volumes import Volume
+from bids_moediff.training.batches import slices
+from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.stage import Batch, Gains, Init, Stage, warm_start
+from bids_moediff.training.validation import Case, gains_of
+from bids_moediff.training.volumes import Volume
 
 # Settings of MoEDiffConfig that an autoencoder is made of.
 SETTINGS = ("latent", "latent_channels", "autoencoder_width", "codebook_size")
 
 
-class AutoencoderStage:
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(Recipe):
+    """A learned latent for the experts, on slices of `crop` voxels.
+
+    ``network`` are those settings of MoEDiffConfig that concern the latent. The loss is the L1
+    error of reconstructed slices, the Sobel error, the error of a change that goes through the
+    latent, and the prior (Kullback-Leibler divergence, or codebook and commitment), each with its
+    weight.
+    """
+
+    stage: ClassVar[str] = "autoencoder"
+
+    network: dict[str, Any] = field(default_factory=dict)
+    crop: int = 128
+    sobel_weight: float = 0.5
+    residual_weight: float = 1.0
+    prior_weight: float = 1e-4
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.crop
+
+
+class AutoencoderStage(Stage):
     """A "kl" or "vq" autoencoder on slices of truths and of their interpolations."""
 
     tissue = True  # slices are drawn as for the experts
+    network: Autoencoder
 
-    def __init__(
-        self, recipe: AutoencoderRecipe, device: torch.device, init: MoEDiffModel | None
-    ) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, device: torch.device, init: Init) -> None:
         self.recipe, self.device = recipe, device
         try:
             self.config = MoEDiffConfig.from_dict(recipe.network)
@@ -54,17 +76,12 @@ class AutoencoderStage:
             )
         self.network = build_autoencoder(self.config).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if init is not None:
-            warm_start(self.network, init.autoencoder)
+        warm_start(self.network, init_parts(init).get("autoencoder"))
 
     def network_settings(self) -> dict[str, Any]:
         """Settings for the section of config.json."""
         values = self.config.to_dict()
         return {name: values[name] for name in SETTINGS}
-
-    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """Nothing to add."""
-        return volume
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
         """Slices with their interpolations."""
@@ -101,16 +118,6 @@ class AutoencoderStage:
         """Gains over cubic and over the start of the truth that went through the latent."""
         assert isinstance(network, Autoencoder)
         return gains_of(cases, [coded_truth(network, case) for case in cases])
-
-    def begin(self, batches: Iterator[Batch]) -> None:
-        """Nothing to do."""
-
-    def memory(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def coded_truth(network: Autoencoder, case: Case, batch: int = 16) -> torch.Tensor:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Train every network of the ablation table small and alike, and make the table of them.
 #
-#   tools/ablations.sh PACK MEAN RUNS HEAD...
+#   research/ablations/ablations.sh PACK MEAN RUNS HEAD...
 #
 # PACK is a training pack, MEAN a model or a run with a trained mean, RUNS the folder of all runs
 # (the same command goes on where it stopped), each HEAD a high-resolution image that trained
@@ -14,10 +14,10 @@
 # (docs/ablations.md). STEPS, CODER_STEPS (those of the
 # autoencoders, of which each takes ten times as long), SMALL (settings of every training) and
 # NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
-# (OPTIONS=--smoke tries the script), JUDGE those of bids_moediff-evaluate ablations. Two trainings
+# (OPTIONS=--smoke tries the script), JUDGE those of python -m research.ablations.command. Two trainings
 # run at a time.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 pack=${1:?training pack} mean=${2:?model or run with a mean} runs=${3:?folder of the runs}
 shift 3
@@ -39,7 +39,7 @@ train() {
   local count=$1 name=$2 recipe=$3
   shift 3
   echo "$name"
-  "$python" -m bids_moediff.cli.train --recipe "$recipe" --pack "$pack" --output "$runs/$name" \
+  "$python" -m research.train --recipe "$recipe" --pack "$pack" --output "$runs/$name" \
     --steps "$count" "${options[@]}" --set "acquisition=x2 isotropic" "${small[@]}" "$@" \
     >>"$runs/$name.log" 2>&1 || { tail -n 3 "$runs/$name.log" >&2; return 1; }
 }
@@ -79,6 +79,6 @@ models=()
 for name in single slice-gate kl vq noise 2d on-mean; do
   models+=("experts-$name=$runs/experts-$name/model")
 done
-"$python" -m bids_moediff.cli.evaluate ablations "$runs/table" --heads "$@" \
+"$python" -m research.ablations.command "$runs/table" --heads "$@" \
   --model "$runs/experts/model" --models "${models[@]}" "${judge[@]}" \
   --questions mixture gate latent start slices other

@@ -9,39 +9,72 @@ what is wrong about lesions (and, for a student, its distance to the teacher).
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bids_moediff.errors import UsageError
+from bids_moediff.families.load import init_parts
 from bids_moediff.families.student.network import StudentNetwork
-from bids_moediff.families.student.training.finished import (
-    Finished,
-    check_patch,
-    finished_networks,
-    init_paths,
-)
 from bids_moediff.families.whole_volume import apply_to_volume
 from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.imaging.simulation import ONES, Degraded
 from bids_moediff.networks.mean import MeanNetwork
-
-from .batches import patches
-from .recipe import LesionsRecipe, StudentLesionsRecipe
-from .stage import Batch, Gains, Init, autocast, charbonnier
-from .tensor_filters import gaussian
-from .validation import Case, gains
-from .volumes import Volume
+from bids_moediff.training.batches import patches
+from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.stage import Batch, Gains, Init, Stage, autocast, charbonnier
+from bids_moediff.training.tensor_filters import gaussian
+from bids_moediff.training.validation import Case, gains
+from bids_moediff.training.volumes import Volume
 
 TISSUE = 0.25  # of the range: where a blob may be put
 DARKEST = 0.05  # of the range: what a dark blob leaves of the tissue
 WOBBLE, WOBBLE_WIDTH = 0.2, 1.5  # how irregular an outline is (of the radius), and its scale
 EDGE = 1.0  # voxels from full contrast to none
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionsRecipe(Recipe):
+    """Lesions for a finished mean, on patches (:mod:`.lesions`).
+
+    ``diameters`` (voxels) and ``contrasts`` (of the range) are the smallest and largest of the
+    blobs; ``spacing`` is the least distance of their centres, ``tries`` how many places of a
+    volume are tried. ``epsilon`` is the error at which the loss turns from squares to absolutes.
+    """
+
+    stage: ClassVar[str] = "lesions"
+
+    patch: int = 40
+    border: int = 6
+    epsilon: float = 0.02
+    diameters: tuple[float, ...] = (1.5, 8.0)
+    contrasts: tuple[float, ...] = (0.05, 0.4)
+    spacing: float = 12.0
+    tries: int = 4000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("diameters", "contrasts"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name} must be two positive numbers in ascending order")
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentLesionsRecipe(LesionsRecipe):
+    """The same for a finished student; its teacher, if given, says what it should put out."""
+
+    stage: ClassVar[str] = "student-lesions"
 
 
 def _blob(shape: Sequence[int], diameter: float, rng: np.random.Generator) -> Tensor:
@@ -95,34 +128,31 @@ def lesion_field(
     return torch.maximum(field, -(truth - DARKEST).clamp_min(0.0)).where(field < 0, field)
 
 
-def _networks(recipe: LesionsRecipe, paths: Sequence[Path]) -> tuple[Finished, Finished]:
-    """The network to be taught, and the one whose output is wanted apart from lesions."""
+def _networks(recipe: LesionsRecipe, init: Init) -> tuple[Any, Any]:
+    """What is taught, and what says what it should put out: the teacher, or itself before."""
+    parts: Any = init_parts(init)
     student = isinstance(recipe, StudentLesionsRecipe)
-    taught, reference = finished_networks(paths, student=student)
-    if taught is None:
+    kind, name = (StudentNetwork, "student") if student else (MeanNetwork, "mean")
+    taught, mean = parts.get(name), parts.get("mean")
+    if not isinstance(taught, kind):
         wanted = "a student (and its teacher)" if student else "a moediff model with a mean"
         raise UsageError(f"Lesions are taught to a trained network: --init {wanted}.")
-    return taught, reference or copy.deepcopy(taught)
+    return taught, copy.deepcopy(taught if mean is None else mean)
 
 
-class LesionsStage:
+class LesionsStage(Stage):
     """A finished mean or student, on patches with and without lesions."""
 
-    tissue = False
+    network: Any
 
     def __init__(self, recipe: LesionsRecipe, device: torch.device, init: Init):
-        taught, reference = _networks(recipe, init_paths(init))
+        taught, reference = _networks(recipe, init)
         self.recipe, self.device = recipe, device
         self.network = taught.float().to(device)
         self.reference = reference.float().to(device).eval().requires_grad_(False)
-        check_patch(recipe.patch, self.network)
-
-    def network_settings(self) -> dict[str, Any]:
-        """Settings for the section of config.json."""
-        return self.network.config.to_dict()
-
-    def begin(self, batches: Iterator[Batch]) -> None:
-        """Nothing to do."""
+        multiple = self.network.config.multiple
+        if recipe.patch % multiple:
+            raise UsageError(f"patch must be a multiple of {multiple}.")
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
         """Add `lesion` and `marked`, the start of the same head with lesions.
@@ -169,10 +199,3 @@ class LesionsStage:
                 return apply_to_volume(network, start, condition)
 
         return gains(cases, restore)
-
-    def memory(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Nothing to restore."""

@@ -6,18 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_moediff.cli.train import main
+from bids_moediff.cli.train import main as train_command
 from bids_moediff.errors import UsageError
 from bids_moediff.families.load import load_model
 from bids_moediff.families.moediff.latents import HaarAutoencoder
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.training.autoencoder import AutoencoderStage, coded_truth
-from bids_moediff.training.loop import make_stage, train
 from bids_moediff.training.pack import load_pack
-from bids_moediff.training.recipe import AutoencoderRecipe
 from bids_moediff.training.state import read_state
 from bids_moediff.training.validation import make_cases
-from training_data import pack, tiny
+from research.latents.stage import AutoencoderRecipe, AutoencoderStage, coded_truth
+from research.tests.lab_data import LAB, lab_tiny
+from training_data import pack, train
 
 CPU = torch.device("cpu")
 
@@ -29,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage(name: str) -> AutoencoderStage:
     torch.manual_seed(0)
-    recipe = tiny(name)
+    recipe = lab_tiny(name)
     assert isinstance(recipe, AutoencoderRecipe)
     return AutoencoderStage(recipe, CPU, None)
 
@@ -72,10 +71,10 @@ def test_the_validation_is_what_perfect_experts_would_reach(data: Path) -> None:
 def test_latents_go_from_their_run_into_the_experts(data: Path, tmp_path: Path) -> None:
     """Autoencoder, experts on it, model: one set of weights, beside the mean that was given."""
     mean, latent = tmp_path / "mean", tmp_path / "latent"
-    train(tiny("mean", steps=2, evaluate_every=2), data, mean, device="cpu")
+    train(lab_tiny("mean", steps=2, evaluate_every=2), data, mean, stages=LAB)
     words = ["--recipe", "autoencoder", "--smoke", "--steps", 2, "--pack", data]
     words += ["--output", latent, "--device", "cpu"]
-    assert main([str(word) for word in words]) == 0
+    assert train_command([str(word) for word in words], LAB) == 0
     weights, record = read_state(latent / "state.safetensors")
     assert record["network"] == {
         "latent": "kl", "latent_channels": 4, "autoencoder_width": 8, "codebook_size": 1024,
@@ -84,7 +83,7 @@ def test_latents_go_from_their_run_into_the_experts(data: Path, tmp_path: Path) 
     assert alone.moediff is None and alone.autoencoder is not None
     words = ["--recipe", "experts-kl", "--smoke", "--steps", 2, "--pack", data, "--device", "cpu"]
     words += ["--init", mean, latent, "--output", tmp_path / "experts"]
-    assert main([str(word) for word in words]) == 0
+    assert train_command([str(word) for word in words], LAB) == 0
     network = load_model(tmp_path / "experts" / "model").network
     assert isinstance(network.moediff, MoEDiffSR) and network.mean is not None
     assert network.autoencoder is None  # it lives in the experts
@@ -95,12 +94,12 @@ def test_latents_go_from_their_run_into_the_experts(data: Path, tmp_path: Path) 
 
 
 def test_a_latent_that_nobody_trained_is_refused(data: Path, tmp_path: Path) -> None:
-    train(tiny("mean", steps=1, evaluate_every=1), data, tmp_path / "mean", device="cpu")
+    train(lab_tiny("mean", steps=1, evaluate_every=1), data, tmp_path / "mean", stages=LAB)
     with pytest.raises(UsageError, match="latent kl needs a trained autoencoder"):
-        make_stage(tiny("experts-kl"), CPU, tmp_path / "mean")
+        LAB.make(lab_tiny("experts-kl"), CPU, tmp_path / "mean")
     with pytest.raises(UsageError, match="haar latent has nothing to train"):
-        make_stage(
-            tiny("autoencoder", **{"network.latent": "haar", "network.latent_channels": 16}),
+        LAB.make(
+            lab_tiny("autoencoder", **{"network.latent": "haar", "network.latent_channels": 16}),
             CPU,
             None,
         )

@@ -7,10 +7,11 @@ with a hard k-space edge is restored as before. To that comes a part for each nu
 (:mod:`bids_moediff.training.uncertain`).
 """
 
+import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -19,23 +20,60 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from bids_moediff.errors import UsageError
-from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.families.whole_volume import apply_to_volume
-from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.imaging.told import EXTRA_NUMBERS
 from bids_moediff.networks.last_layer import ACQUISITION_NUMBERS, within_training
 from bids_moediff.networks.mean import FOLD, OUTPUT_GAIN, MeanNetwork, space_to_depth
 from bids_moediff.training.batches import patches
 from bids_moediff.training.lag_moments import ConditionedMoments, lag_moments
-from bids_moediff.training.recipe import StudentToldTailRecipe
-from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, autocast, charbonnier
+from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, Stage, autocast, charbonnier
 from bids_moediff.training.validation import Case, gains
 from bids_moediff.training.volumes import Volume
 
-from .finished import Finished, check_patch, finished_networks, init_paths
+from .load import init_parts
 
 
-def with_told_tail(network: Finished) -> Finished:
+@dataclass(frozen=True, kw_only=True)
+class StudentToldTailRecipe(Recipe):
+    """What the last layer makes of the numbers of :mod:`bids_moediff.imaging.told`; no steps.
+
+    Fitted to the teacher's output without noise on ``fitted_patches`` patches, whose outer
+    ``border`` voxels are left out and whose next ``fade`` fade in. ``ridge`` is relative to the
+    mean square of the features.
+    """
+
+    stage: ClassVar[str] = "student-told-tail"
+    taught: ClassVar[str] = "student"
+    least_steps: ClassVar[int] = 0
+
+    patch: int = 64
+    border: int = 6
+    fade: int = 14
+    epsilon: float = 0.02
+    fitted_patches: int = 400
+    ridge: float = 1e-2
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+    @property
+    def uncertain(self) -> bool:
+        """Scans are drawn as they come."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanToldTailRecipe(StudentToldTailRecipe):
+    """The same for the regression mean of a moediff model, which is its own teacher."""
+
+    stage: ClassVar[str] = "mean-told-tail"
+    taught: ClassVar[str] = "mean"
+
+
+def with_told_tail(network: Any) -> Any:
     """The same network with a last layer that the further numbers may change, and do not yet."""
     config: Any = network.config
     made = type(network)(replace(config, conditioned_tail=True, extra_numbers=EXTRA_NUMBERS))
@@ -78,7 +116,7 @@ def wanted_of(teacher: MeanNetwork, batch: Batch) -> Tensor:
 @torch.no_grad()
 def fit_told_tail(
     teacher: MeanNetwork,
-    network: Finished,
+    network: Any,
     batches: Iterable[Batch],
     recipe: StudentToldTailRecipe,
 ) -> None:
@@ -107,15 +145,15 @@ def fit_told_tail(
     terms.bias[own] += change[:, -1].flatten()
 
 
-class ToldTailStage:
+class ToldTailStage(Stage):
     """A finished student or mean, fitted before the first step; there are no steps."""
 
-    tissue = False
+    network: Any
 
     def __init__(self, recipe: StudentToldTailRecipe, device: torch.device, init: Init):
-        student = recipe.stage.startswith("student")
-        network, teacher = finished_networks(init_paths(init), student=student)
-        if network is None or teacher is None:
+        parts: Any = init_parts(init)
+        network, teacher = parts.get(recipe.taught), copy.deepcopy(parts.get("mean"))
+        if network is None or not isinstance(teacher, MeanNetwork):
             raise UsageError(
                 "The last layer is fitted to a teacher: --init STUDENT MODEL, or --init MODEL for "
                 "that of the mean (a finished student, a moediff model with a mean)."
@@ -123,21 +161,15 @@ class ToldTailStage:
         self.recipe, self.device = recipe, device
         self.network = with_told_tail(network).float().to(device).eval()
         self.teacher = teacher.float().to(device).eval().requires_grad_(False)
-        check_patch(recipe.patch, self.network)
-
-    def network_settings(self) -> dict[str, Any]:
-        """Settings for the section of config.json."""
-        return self.network.config.to_dict()
+        multiple = self.network.config.multiple
+        if recipe.patch % multiple:
+            raise UsageError(f"patch must be a multiple of {multiple}.")
 
     def begin(self, batches: Iterator[Batch]) -> None:
         """The fit."""
         count = -(-self.recipe.fitted_patches // self.recipe.batch)
         chosen = tqdm(itertools.islice(batches, count), "patches", count, leave=False)
         fit_told_tail(self.teacher, self.network, chosen, self.recipe)
-
-    def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """Nothing to add."""
-        return volume
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
         """Cubes."""
@@ -154,17 +186,9 @@ class ToldTailStage:
 
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
         """Gains over cubic and over the consistent interpolation, where nothing is told."""
-        assert isinstance(network, MeanNetwork | StudentNetwork)
 
         def restore(start: Tensor, condition: Tensor) -> Tensor:
             with autocast(self.device, self.recipe):
-                return apply_to_volume(network, start, condition)
+                return apply_to_volume(cast(Any, network), start, condition)
 
         return gains(cases, restore)
-
-    def memory(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Nothing to restore."""

@@ -4,10 +4,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bids_moediff.evaluation.benchmark import Row
 from bids_moediff.evaluation.gates import FLICKER_LIMIT
 
-from .ablation import CONSISTENCY, GATE, MIXTURE, SAMPLES, START, STEPS
-from .benchmark import Row
+from .arms import CONSISTENCY, GATE, MIXTURE, SAMPLES, START, STEPS
 from .tissue import OWNERS, TISSUES, HeadMass, Verdict
 
 LEAST_GAIN = 0.1  # dB by which the mixture has to beat one network of as many weights

@@ -16,13 +16,12 @@ import torch
 from torch import nn
 
 from bids_moediff.errors import UsageError
+from bids_moediff.evaluation.benchmark import BASELINES, Method, Row, model_method
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.restorer import MoEDiffRestorer
 from bids_moediff.families.protocol import Problem, Progress
 from bids_moediff.inference.super_resolver import SuperResolver
-
-from .benchmark import BASELINES, Method, Row, model_method
 
 NOISY_STEPS = 4
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of ``bids_moediff-evaluate`` (and those of the lab) share."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_moediff.cli.common import set_threads
+from bids_moediff.cli.parser import add_old_spelling, add_options, given
+from bids_moediff.errors import UsageError
+from bids_moediff.options import Options
+
+if TYPE_CHECKING:
+    from bids_moediff.evaluation.benchmark import Method
+    from bids_moediff.evaluation.truth import TruthHead
+    from bids_moediff.inference.super_resolver import SuperResolver
+
+PROGRAM = "bids_moediff-evaluate"
+SAMPLING = (
+    "random_seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency",
+    "batch_size",
+)  # fmt: skip
+
+
+def add_heads(parser: argparse.ArgumentParser) -> None:
+    """Options that name heads with a truth."""
+    heads = parser.add_argument_group("heads (high-resolution images that serve as truth)")
+    heads.add_argument("--heads", type=Path, nargs="+", metavar="FILE", default=[])
+    heads.add_argument(
+        "--other-site",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="more heads, of a site that trained nothing; summarised on their own",
+    )
+    heads.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with manifest.tsv (file, split, source)"
+    )
+    heads.add_argument("--split", default="val", help="split of the manifest (default val)")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that name models and how they run."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", nargs="+", default=[], metavar="NAME", help="names or folders of models"
+    )
+    model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
+    model.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    add_options(model, SAMPLING)
+    add_old_spelling(model, "--seed", "random_seed")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+
+
+def add_block(parser: argparse.ArgumentParser) -> None:
+    """Option that restricts heads to their middle."""
+    parser.add_argument(
+        "--block", type=int, metavar="N", help="only the middle of each head, N voxels wide"
+    )
+
+
+def load_heads(options: argparse.Namespace) -> "list[TruthHead]":
+    """Heads that the options name, or the middle of them."""
+    from bids_moediff.evaluation.truth import Block, heads_of_files, heads_of_manifest
+
+    heads = heads_of_files(options.heads, options.other_site)
+    if options.data is not None:
+        heads += heads_of_manifest(options.data, options.split)
+    if not heads:
+        raise UsageError("Name heads: --heads FILE… or --data DIR --split val.")
+    side = getattr(options, "block", None)
+    if side is not None and side < 48:
+        raise UsageError("--block must be at least 48.")
+    return heads if side is None else [Block(head.path, head.group, side) for head in heads]
+
+
+def load_methods(options: argparse.Namespace) -> "list[Method]":
+    """Models that the options name, each loaded once."""
+    from bids_moediff.evaluation.benchmark import model_method
+
+    typed = sampling_options(options)
+    models = [load_model(name, options) for name in dict.fromkeys(options.model)]
+    return [model_method(model, "", **typed) for model in models]
+
+
+def sampling_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Options of :class:`Options` that were typed."""
+    words = given(namespace, SAMPLING)
+    off = words.pop("consistency") if words.get("consistency") == "off" else None
+    options = Options.from_dict(words, "--")
+    typed = {name: getattr(options, name) for name in words}
+    # What agreement with the scan is worth is measured here alone; the app always insists on it.
+    return typed | ({} if off is None else {"consistency": off})
+
+
+def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":
+    """A model on the device of the options."""
+    from bids_moediff.inference.super_resolver import SuperResolver
+
+    return SuperResolver.from_pretrained(name, options.device, options.precision)
+
+
+def check_threads(options: argparse.Namespace) -> None:
+    """Refuse a senseless number of threads, then set it."""
+    if options.threads < 1:
+        raise UsageError("--threads must be at least 1.")
+    set_threads(options.threads)
+
+
+def result_line(row: dict[str, Any]) -> str:
+    """One row of a benchmark in a line of the progress."""
+    return (
+        f"{row['head']}  {row['protocol']}  {row['method']}  {row['psnr']:.2f} dB"
+        f"  {row['seconds']:.1f} s"
+    )
+
+
+def write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
+    """Rows with six digits; figures that are missing or no numbers become n/a."""
+    from bids_moediff.runtime.sink import table_text, write_text
+
+    plain = [
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v == v}
+        for row in rows
+    ]
+    write_text(table_text(plain, [*columns]), path)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learned latents for the experts: autoencoders that no shipped model uses."""
