@@ -158,7 +158,7 @@ def test_scale_and_offset_are_fitted(folders: Path) -> None:
         (["derivatives", "none", "eval", "--truth", "truth"], 2, "none does not exist"),
         (["derivatives", "truth", "eval", "--truth", "truth"], 66, "no super-resolved image"),
         (["derivatives", "out", "eval", "--truth", "none"], 2, "does not exist"),
-        (["derivatives", "out", "eval", "--truth", "truth", "--participant-label", "9"], 66, "sub-9"),
+        (["derivatives", "out", "e", "--truth", "truth", "--participant-label", "9"], 66, "sub-9"),
     ],
 )
 def test_mistakes(folders: Path, arguments: list[str], code: int, sentence: str) -> None:
