@@ -3,7 +3,7 @@
 
 Two ways to call it: ``--request request.json --results results.json`` for all images of a
 participant (the model is loaded once; this is what the app does), or ``IN.nii.gz OUT.nii.gz`` as a
-plain tool.
+plain tool; several inputs are combined to one output.
 """
 
 import argparse
@@ -35,8 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Super-resolve one image, or a batch of images described by a request file.",
         allow_abbrev=False,
     )
-    parser.add_argument("input", nargs="?", type=Path, metavar="IN", help="NIfTI image")
-    parser.add_argument("output", nargs="?", type=Path, metavar="OUT", help="NIfTI image to write")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="IN ... OUT",
+        help="NIfTI image, or several scans of one subject and contrast, which are combined; last "
+        "the image to write",
+    )
     batch = parser.add_argument_group("batch of images")
     batch.add_argument("--request", type=Path, help="JSON file that lists the images")
     batch.add_argument("--results", type=Path, help="JSON file to write, one entry an image")
@@ -74,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from bids_moediff.runtime.platform import keep_freed_memory
 
     namespace = build_parser().parse_args(argv)
+    *namespace.inputs, namespace.output = namespace.paths or [None]
     keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, stop)
@@ -83,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return check_model(typed)
         if namespace.request:
             return run_batch(namespace, typed)
+        if len(namespace.inputs) > 1:
+            return run_several(namespace, typed)
         return run_single(namespace, typed)
     except MoediffError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -125,7 +134,7 @@ def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
-    source, output = namespace.input, namespace.output
+    source, output = (*namespace.inputs, None)[0], namespace.output
     _check_places(source, output)
     from bids_moediff.imaging.label_maps import carry_image
     from bids_moediff.inference.simple import restore
@@ -157,6 +166,54 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
     print(f"{output}: {size} mm, by {result.record['Model']}", file=sys.stderr)
     return 0
+
+
+def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
+    """Combine scans of one subject and contrast: the volume, its record, scans at each voxel."""
+    sources, output = namespace.inputs, namespace.output
+    for source in sources:
+        _check_places(source, output)
+    if output.exists():
+        raise UsageError(
+            f"{output} exists. The last of several images is the one to write: name another one, "
+            "or remove it."
+        )
+    if namespace.mask or namespace.carry:
+        raise UsageError("--mask and --carry go with one image; several are combined without.")
+    from bids_moediff.inference.simple import restore_several
+    from bids_moediff.inference.worker import Scan
+    from bids_moediff.preprocessing.conform import conform
+    from bids_moediff.runtime.sink import write_json, write_nifti
+
+    conformed = [conform(source) for source in sources]
+    progress, close = _progress(namespace.json_progress)
+    try:
+        result = restore_several(
+            [Scan(image) for image, _ in conformed],
+            Options(**typed),
+            metadata=[_sidecar(source) for source in sources],
+            device=namespace.device or "auto",
+            progress=progress,
+            keys=_keys(sources),
+        )
+    finally:
+        close()
+    write_nifti(result.combined.image, output)
+    write_nifti(result.combined.count, output.with_name(f"{_stem(output)}_srcount.nii.gz"))
+    write_json(result.record, output.with_name(f"{_stem(output)}.json"))
+    remarks = [words for _, found in conformed for words in found]
+    for words in (*remarks, *result.record["Warnings"]):
+        print(f"Warning: {words}", file=sys.stderr)
+    size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
+    used = sum(scan.kept for scan in result.combined.scans)
+    print(f"{output}: {size} mm, from {used} of {len(sources)} scans", file=sys.stderr)
+    return 0
+
+
+def _keys(sources: Sequence[Path]) -> list[str]:
+    """Names of scans: those of the files, whole paths where two are alike."""
+    names = [source.name for source in sources]
+    return names if len(set(names)) == len(names) else [str(source) for source in sources]
 
 
 def _check_places(source: Path | None, output: Path | None) -> None:

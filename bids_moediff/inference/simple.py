@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image without BIDS: for the plain tool and ``from bids_moediff import super_resolve``."""
+"""Images without BIDS: for the plain tool and ``from bids_moediff import super_resolve``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from bids_moediff.errors import ImageError
+from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.options import Options
 
 from .request import ImageRequest, Request
+from .several import CombinedResult, combine_images
 from .super_resolver import Result
 from .worker import Scan, enhance_image, held_device, load
 
@@ -18,15 +19,15 @@ Progress = Callable[[str | None, str, float], None]
 
 
 def super_resolve(
-    image: nib.spatialimages.SpatialImage,
+    image: nib.spatialimages.SpatialImage | Sequence[nib.spatialimages.SpatialImage],
     output_resolution: Any = "auto",
     *,
     mask: nib.spatialimages.SpatialImage | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     device: str = "auto",
     **options: Any,
 ) -> nib.Nifti1Image:
-    """Restore one image at finer voxels.
+    """Restore one image at finer voxels, or combine several scans of one subject and contrast.
 
     The acquisition is found as by the app: interpolation from the spectrum, slices from the
     metadata or the voxel sizes.
@@ -34,14 +35,16 @@ def super_resolve(
     Parameters
     ----------
     image
-        3-D image as nibabel loads it, of any orientation.
+        3-D image as nibabel loads it, of any orientation; a list of two or more is combined to
+        one image on the axes of the first.
     output_resolution
         ``"auto"`` (0.7 mm, no axis coarser than the image's voxels), one voxel size in mm, or
         three in the image's axis order.
     mask
         Brain mask on the grid of ``image``; without one the head is found by its brightness.
     metadata
-        Statements of a BIDS sidecar such as ``SliceThickness`` (mm).
+        Statements of a BIDS sidecar such as ``SliceThickness`` (mm); of several scans, one
+        mapping for each.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     **options
@@ -69,6 +72,17 @@ def super_resolve(
     """
     values = {"output_resolution": output_resolution, **options}
     asked = Options.from_dict(values, "super_resolve")
+    if isinstance(image, Sequence):
+        if mask is not None or isinstance(metadata, Mapping) or len(image) < 2:
+            raise UsageError(
+                "super_resolve: several scans take no mask, and a list of metadata; a list holds "
+                "two scans or more."
+            )
+        scans = [Scan(_plain(scan)) for scan in image]
+        found = restore_several(scans, asked, metadata=metadata, device=device)
+        return found.combined.image
+    if isinstance(metadata, Sequence):
+        raise UsageError("super_resolve: a list of metadata goes with a list of images.")
     scan = Scan(_plain(image), None if mask is None else _plain(mask))
     return restore(scan, asked, metadata=metadata, device=device).image
 
@@ -98,6 +112,31 @@ def restore(
             options,
             lambda stage, fraction: report(key, stage, fraction),
         )
+    result.record["ModelChoice"] = loaded.model_reason
+    return result
+
+
+def restore_several(
+    scans: Sequence[Scan],
+    options: Options,
+    *,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    keys: Sequence[str] | None = None,
+) -> CombinedResult:
+    """Combine conformed scans of one subject and contrast; arguments as of :func:`restore`."""
+    report = progress or (lambda key, stage, fraction: None)
+    names = keys or [f"scan {index + 1}" for index in range(len(scans))]
+    known = metadata or [{} for _ in scans]
+    told = [
+        ImageRequest(key=name, image="", out_dir="", metadata=content)
+        for name, content in zip(names, known, strict=True)
+    ]
+    with held_device(device, report) as place:
+        loaded = load(Request(options=options, images=(), device=device), place)
+        pairs = list(zip(told, scans, strict=True))
+        result = combine_images(loaded.resolver, pairs, options, report)
     result.record["ModelChoice"] = loaded.model_reason
     return result
 

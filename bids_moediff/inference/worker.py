@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -193,20 +193,25 @@ def _open(path: str | None) -> Any:
     return nib.Nifti1Image.from_filename(path) if path else None
 
 
-def enhance_image(
-    resolver: SuperResolver,
-    scan: Scan,
-    told: ImageRequest,
-    options: Options,
-    progress: Callable[[str, float], None] | None = None,
-) -> Result:
-    """Super-resolve a scan from the voxels that were measured.
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on the voxels that were measured, how they were sampled, and their noise.
 
-    How they were sampled is told by ``told.acquisition`` or by the options and the sidecar's
-    statements in ``told.metadata``.
+    ``likelihood``: of each acquisition that was compared, if any were.
     """
-    # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
-    options = options.for_image(voxel_sizes(scan.image.affine))
+
+    measured: Measured
+    sampling: Declared
+    noise: NoiseReading
+    likelihood: Mapping[str, float]
+
+
+def prepare(scan: Scan, told: ImageRequest, options: Options) -> Prepared:
+    """Find the voxels that were measured, how they were sampled, and their noise.
+
+    The sampling is told by ``told.acquisition`` or by the options and the sidecar's statements in
+    ``told.metadata``.
+    """
     measured = find_measured(scan.image, scan.mask, scan.bias_field, options.acquired_resolution)
     if told.acquisition:
         sampling = Declared(Acquisition.from_dict(told.acquisition), "option")
@@ -218,6 +223,31 @@ def enhance_image(
     weights: dict[str, float] = {}
     if sampling.source != "option":
         sampling, weights = estimated_acquisition(sampling, measured, told.metadata, noise.sigma)
+    return Prepared(measured, sampling, noise, weights)
+
+
+def enhance_image(
+    resolver: SuperResolver,
+    scan: Scan,
+    told: ImageRequest,
+    options: Options,
+    progress: Callable[[str, float], None] | None = None,
+) -> Result:
+    """Super-resolve a scan from the voxels that were measured (:func:`prepare`)."""
+    # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
+    options = options.for_image(voxel_sizes(scan.image.affine))
+    return enhance_prepared(resolver, scan, prepare(scan, told, options), options, progress)
+
+
+def enhance_prepared(
+    resolver: SuperResolver,
+    scan: Scan,
+    prepared: Prepared,
+    options: Options,
+    progress: Callable[[str, float], None] | None = None,
+) -> Result:
+    """Super-resolve a scan that was prepared; the record tells how."""
+    measured, sampling, noise = prepared.measured, prepared.sampling, prepared.noise
     inputs = Inputs(
         measured.mask,
         measured.bias_field,
@@ -235,7 +265,7 @@ def enhance_image(
         AcquiredVoxelSizeFrom=measured.source,
         SamplingProfiles=sampling.acquisition.to_dict()["axes"],
         SamplingProfilesFrom=sampling.source,
-        SamplingProfilesLikelihood=weights,
+        SamplingProfilesLikelihood=dict(prepared.likelihood),
         EstimatedNoise=_rounded(noise.sigma),
         NoiseSource=noise.source,
         NoiseUncertainty=_rounded(noise.uncertainty),

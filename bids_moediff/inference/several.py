@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several scans through one network, each alone, and then combined to one volume."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bids_moediff.combination.frame import frame_zooms, scan_zooms
+from bids_moediff.combination.scans import Combined, combine
+from bids_moediff.combination.view import Scan as RestoredScan
+from bids_moediff.errors import ImageError
+from bids_moediff.imaging.grid import Triple, voxel_sizes
+from bids_moediff.options import FINEST_DEFAULT, Options
+
+from .request import ImageRequest
+from .super_resolver import Result, SuperResolver
+from .worker import Prepared, Scan, enhance_prepared, prepare
+
+Progress = Callable[[str, str, float], None]
+# What the record of a combined volume takes from that of its first scan.
+SHARED_KEYS = (
+    "Model", "ModelVersion", "ModelSHA256", "Sampler", "NumberOfSteps", "NumberOfSamples",
+    "NoiseStrength", "RandomSeed", "Precision", "Device",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CombinedResult:
+    """The combined volume, the result of each scan alone, and the record for the sidecar."""
+
+    combined: Combined
+    singles: list[Result]
+    record: dict[str, Any]
+
+
+def combine_images(
+    resolver: SuperResolver,
+    scans: Sequence[tuple[ImageRequest, Scan]],
+    options: Options,
+    progress: Progress | None = None,
+) -> CombinedResult:
+    """Super-resolve scans of one subject and contrast one by one, and combine them.
+
+    Parameters
+    ----------
+    resolver
+        The network.
+    scans
+        At least two; the first gives the axes of the result.
+    options
+        ``output_resolution`` is in the axis order of the first scan; "auto" is 0.7 mm, finer along
+        an axis where a scan is finer.
+    progress
+        Called with the name of a scan (or "combined"), the stage and the share that is done.
+
+    Raises
+    ------
+    ImageError
+        If a scan cannot be super-resolved or the scans cannot be combined.
+    """
+    report = progress or (lambda key, stage, fraction: None)
+    frame = scans[0][1].image.affine
+    zooms = _zooms([scan.image.affine for _, scan in scans], options)
+    restored, singles = [], []
+    for told, scan in scans:
+        own = replace(
+            options,
+            output_resolution=scan_zooms(scan.image.affine, frame, zooms),
+            outputs=tuple(dict.fromkeys((*options.outputs, "uncertainty"))),
+        )
+        prepared = prepare(scan, told, own)
+        _refuse_finer(told.key, prepared, own)
+        result = enhance_prepared(resolver, scan, prepared, own, partial(report, told.key))
+        singles.append(result)
+        restored.append(_restored(told.key, prepared, result))
+    combined = combine(restored, zooms, progress=partial(report, "combined"))
+    return CombinedResult(combined, singles, _record(combined, singles, zooms))
+
+
+def _zooms(affines: Sequence[np.ndarray], options: Options) -> Triple:
+    """Voxel size of the result in the axis order of the first scan."""
+    if isinstance(options.output_resolution, tuple):
+        return options.output_resolution
+    return frame_zooms(affines, (FINEST_DEFAULT,) * 3)
+
+
+def _refuse_finer(key: str, prepared: Prepared, options: Options) -> None:
+    """ImageError if a scan is finer than the result would be."""
+    sizes = voxel_sizes(prepared.measured.image.affine)
+    if any(own < asked * 0.999 for own, asked in zip(sizes, options.zooms, strict=True)):
+        raise ImageError(
+            f"{key} has voxels of {' x '.join(f'{z:.3g}' for z in sizes)} mm, finer than the "
+            "output voxels asked for: to combine scans ask for --output-resolution auto."
+        )
+
+
+def _restored(key: str, prepared: Prepared, result: Result) -> RestoredScan:
+    image = prepared.measured.image
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    return RestoredScan(
+        key,
+        nib.Nifti1Image(data, image.affine, image.header),
+        prepared.sampling.acquisition,
+        result.image,
+        result.standard_deviation,
+        prepared.noise.sigma or None,
+    )
+
+
+def _record(combined: Combined, singles: Sequence[Result], zooms: Triple) -> dict[str, Any]:
+    """What ran, for the sidecar of the combined volume."""
+    first = singles[0].record
+    return {
+        **{key: first[key] for key in SHARED_KEYS if key in first},
+        "OutputVoxelSize": [round(size, 6) for size in zooms],
+        "CombinedScans": [scan.record() for scan in combined.scans],
+        "CombinationSteps": combined.steps,
+        "Warnings": combined.warnings,
+    }

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-superres IN IN IN OUT``: scans of one head are combined."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.cli.superres import main
+from bids_moediff.imaging.grid import voxel_sizes
+
+STACKS = Path(__file__).parent / "data" / "three_stacks"
+INPUTS = [
+    str(STACKS / f"bids/sub-01/anat/sub-01_acq-{name}_T1w.nii.gz")
+    for name in ("axial", "coronal", "sagittal")
+]
+OPTIONS = ["--device", "cpu", "--model", "student", "--output-resolution", "2.4"]
+
+
+def error(image: nib.Nifti1Image) -> float:
+    """Root mean square error against the truth where both have voxels."""
+    truth = nib.Nifti1Image.from_filename(STACKS / "truth.nii.gz")
+    offset = np.round(np.linalg.inv(image.affine) @ truth.affine[:, 3])[:3].astype(int)
+    assert np.allclose(image.affine[:3, :3], truth.affine[:3, :3], atol=1e-5)
+    sizes = [min(n, m - o) for n, m, o in zip(truth.shape, image.shape, offset, strict=True)]
+    data = np.asarray(truth.dataobj, dtype=np.float32)[tuple(slice(0, n) for n in sizes)]
+    found = np.asarray(image.dataobj)[
+        tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))
+    ]
+    return float(np.sqrt(np.square((found - data)[data > 100]).mean()))
+
+
+def test_three_stacks_become_one_volume(tmp_path, capsys):
+    out, alone = tmp_path / "out.nii.gz", tmp_path / "alone.nii.gz"
+    assert main([*INPUTS, str(out), *OPTIONS]) == 0
+    assert main([INPUTS[0], str(alone), *OPTIONS, "--slice-profile", "box"]) == 0
+    image = nib.Nifti1Image.from_filename(out)
+    assert voxel_sizes(image.affine) == pytest.approx((2.4,) * 3)
+    assert error(image) < 0.75 * error(nib.Nifti1Image.from_filename(alone))
+    count = nib.Nifti1Image.from_filename(tmp_path / "out_srcount.nii.gz")
+    assert count.shape == image.shape and int(np.asarray(count.dataobj).max()) == 3
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [scan["Used"] for scan in record["CombinedScans"]] == [True] * 3
+    assert [scan["Scan"] for scan in record["CombinedScans"]] == [Path(p).name for p in INPUTS]
+    assert all(scan["ResidualOverNoise"] < 1.1 for scan in record["CombinedScans"])
+    assert record["Model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([*INPUTS], "exists"),
+        ([*INPUTS, "out.nii.gz", "--mask", INPUTS[0]], "one image"),
+        ([*INPUTS, "out.txt"], "does not end"),
+    ],
+)
+def test_what_is_refused(words, sentence, capsys):
+    assert main([*words, *OPTIONS]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_voxels_coarser_than_a_scan(tmp_path, capsys):
+    words = [*INPUTS[:2], str(tmp_path / "out.nii.gz"), *OPTIONS[:-1], "5"]
+    assert main(words) == 1
+    assert "--output-resolution auto" in capsys.readouterr().err
