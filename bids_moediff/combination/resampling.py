@@ -47,7 +47,7 @@ def decompose(matrix: np.ndarray) -> list[tuple[int, np.ndarray]]:
 
     Raises
     ------
-    ValueError
+    ImageError
         If no order of the axes gives shears below ``LARGEST_SHEAR``.
     """
     best: list[tuple[int, np.ndarray]] = []
@@ -59,7 +59,7 @@ def decompose(matrix: np.ndarray) -> list[tuple[int, np.ndarray]]:
             if steepest < smallest - 1e-12:
                 best, smallest = shears, steepest
     if not best:
-        raise ValueError("the rotation is too large for shears")
+        raise ImageError("the scans are turned too far against one another to be combined.")
     return best
 
 
