@@ -13,7 +13,7 @@ class MoediffError(Exception):
     """An expected failure: something was wrong with one or more images."""
 
     exit_code = 1
-    meaning = "some images failed; a table says which and why, the others are done"
+    meaning = "some images failed (a table says which); group level: a participant is missing"
 
 
 class ImageError(MoediffError):

@@ -363,12 +363,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"Cannot read the settings file {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"The settings file {path} is no valid TOML: {error}.") from error
+        raise UsageError(f"The settings file {path} is not valid TOML: {error}.") from error
 
 
 def _known(name: str, where: str) -> str:
     if name not in _FIELDS:
-        raise UsageError(f"{where} is no setting{closest(name, _FIELDS)}.")
+        raise UsageError(f"{where} is not a setting{closest(name, _FIELDS)}.")
     return name
 
 
@@ -379,7 +379,7 @@ def _variable_field(variable: str) -> str | None:
         return None
     if name.lower() not in _FIELDS:
         near = closest(variable, [PREFIX + known.upper() for known in _FIELDS])
-        raise UsageError(f"The environment variable {variable} is no setting{near}.")
+        raise UsageError(f"The environment variable {variable} is not a setting{near}.")
     return name.lower()
 
 

@@ -183,7 +183,7 @@ def test_dry_run_names_what_cannot_be_read_and_goes_on(call, dataset):
     assert "1 images" in done.stdout
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 2
-    assert "sub-01_T1w.nii.gz is no readable NIfTI image" in lines[0]
+    assert "sub-01_T1w.nii.gz is not a readable NIfTI image" in lines[0]
     assert "datalad get sub-02/anat/sub-02_T2w.nii.gz" in lines[1]
 
 

@@ -168,7 +168,7 @@ def test_files_that_are_not_there_or_broken(tmp_path: Path, values: np.ndarray) 
     expected = {
         "cut.nii.gz": "cut short", "cut.nii": "cut short", "flipped.nii.gz": "damaged|readable",
         "text.nii.gz": "not a readable", "empty.nii.gz": "empty", "pointer.nii.gz": "datalad get",
-        "link.nii.gz": "datalad get", "dangling.nii.gz": "leads nowhere",
+        "link.nii.gz": "datalad get", "dangling.nii.gz": "link to a missing file",
         "absent.nii.gz": "does not exist",
     }  # fmt: skip
     for name, says in expected.items():

@@ -225,7 +225,7 @@ def test_filter_file(dataset, tmp_path):
         ({"t1w": {"session": {"a": 1}}}, "text, a number or a list"),
         ({"t1w": "a"}, "must be an object"),
         ([1], "object of queries"),
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_wrong_filter_files(dataset, tmp_path, content, words):

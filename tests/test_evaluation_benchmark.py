@@ -212,7 +212,7 @@ def test_protocol_names() -> None:
         (["--heads", "none.nii.gz"], 2, "There is no file none.nii.gz"),
         (["--heads", "bad.nii.gz"], 1, "cannot be read as a NIfTI image"),
         (["--heads", "bad.nii.gz", "--model", "nonesuch"], 78, "no model 'nonesuch'"),
-        (["--heads", "bad.nii.gz", "--protocols", "x9"], 2, "'x9' is no protocol"),
+        (["--heads", "bad.nii.gz", "--protocols", "x9"], 2, "'x9' is not a protocol"),
         (["--heads", "bad.nii.gz", "--threads", "0"], 2, "--threads must be at least 1"),
     ],
 )

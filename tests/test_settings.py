@@ -106,7 +106,7 @@ def test_every_field_is_in_the_printed_configuration():
         ("output_resolution = 0.0", "one or three"),
         ("participant_label = ['a_b']", "a_b"),
         ("keep_workdir = 'ture'", "true"),
-        ("= 3", "no valid TOML"),
+        ("= 3", "not valid TOML"),
     ],
 )
 def test_wrong_configuration_is_refused_in_one_sentence(config, text, words):

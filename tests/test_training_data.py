@@ -198,7 +198,7 @@ def test_a_pack_keeps_everything(tmp_path: Path) -> None:
         assert np.array_equal(before.volume, after.volume)
         assert replace(before, volume=after.volume, start=after.start) == after
     (tmp_path / "p.npz").write_bytes(b"PK\3\4 torn")
-    with pytest.raises(UsageError, match="no readable training pack"):
+    with pytest.raises(UsageError, match="not a readable training pack"):
         load_pack(tmp_path / "p.npz")
 
 

@@ -93,7 +93,7 @@ def discover_participant(settings: Settings, label: str) -> Participant:
     folder = settings.bids_dir / f"sub-{label}"
     if not folder.is_dir():
         raise ImageError(
-            f"sub-{label} is no folder that can be read; if it is a link to data that are not "
+            f"sub-{label} is not a folder that can be read; if it is a link to data that are not "
             f"here, fetch them with: datalad get sub-{label}"
         )
     notices: list[str] = []
@@ -102,7 +102,7 @@ def discover_participant(settings: Settings, label: str) -> Participant:
         shared = [settings.bids_dir / name for name in _json_names(settings.bids_dir)]
         broken = [path for path in (*shared, *_sidecars(folder)) if not _is_json(path)]
         notices += [
-            f"{_relative(path, settings)} is left out: it is no readable JSON." for path in broken
+            f"{_relative(path, settings)} is left out: it is not readable JSON." for path in broken
         ]
         layout = _index_participant(settings.bids_dir, label, shared, broken)
     else:
@@ -273,11 +273,11 @@ def _select(
         elif derived := RESERVED & set(entities):
             reason = f"it is a derivative ({min(derived)}-)"
         elif entities.get("part", "mag") != "mag":
-            reason = f"part-{entities['part']} is no magnitude image"
+            reason = f"part-{entities['part']} is not a magnitude image"
         elif foreign := set(entities) - ANATOMICAL_ENTITIES:
             reason = f"BIDS knows no {min(foreign)}- for anatomical images"
         elif suffix not in ANATOMICAL_SUFFIXES:
-            reason = f"{suffix} is no anatomical contrast"
+            reason = f"{suffix} is not an anatomical contrast"
         if reason is not None:
             notices.append(f"{relative} is left out: {reason}.")
             continue

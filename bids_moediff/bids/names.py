@@ -79,7 +79,7 @@ def parse_name(name: str) -> tuple[dict[str, str], str, str]:
         r"((?:[a-zA-Z]+-[a-zA-Z0-9+]+_)+)([a-zA-Z0-9]+)((?:\.[a-zA-Z0-9]+)+)", name
     )
     if match is None:
-        raise ImageError(f"{name} is no BIDS file name.")
+        raise ImageError(f"{name} is not a BIDS file name.")
     pairs = [part.split("-", 1) for part in match[1].rstrip("_").split("_")]
     keys = [key for key, _ in pairs]
     known = [key for key in ENTITY_ORDER if key in keys]
@@ -92,7 +92,7 @@ def build_name(entities: Mapping[str, str], suffix: str, extension: str) -> str:
     """File name from entities in the order of the standard."""
     unknown = set(entities) - set(ENTITY_ORDER)
     if unknown:
-        raise ImageError(f"{sorted(unknown)[0]} is no BIDS entity.")
+        raise ImageError(f"{sorted(unknown)[0]} is not a BIDS entity.")
     parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
     return "_".join([*parts, suffix]) + extension
 
@@ -158,6 +158,6 @@ def figure_path(image: AnatomicalImage, desc: str, extension: str = ".svg") -> P
     if extension not in (".svg", ".png"):
         raise ValueError(f"a figure is .svg or .png, not {extension}")
     if not re.fullmatch(r"[A-Za-z0-9]+", desc):
-        raise ValueError(f"{desc!r} is no label")
+        raise ValueError(f"{desc!r} is not a label")
     name = build_name({**image.entities, "desc": desc}, image.suffix, extension)
     return _folder(image.entities, "figures") / name

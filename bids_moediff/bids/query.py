@@ -40,7 +40,7 @@ def load_filters(path: Path | None) -> FilterQueries:
     except OSError as error:
         raise UsageError(f"Cannot read the filter file {path}: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"The filter file {path} is no valid JSON: {error}.") from error
+        raise UsageError(f"The filter file {path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"The filter file {path} must hold an object of queries.")
     known = [suffix.lower() for suffix in ANATOMICAL_SUFFIXES]
@@ -49,7 +49,7 @@ def load_filters(path: Path | None) -> FilterQueries:
         if key in FOREIGN_QUERIES:
             continue
         if key not in known:
-            raise UsageError(f"{key!r} in {path} is no query{closest(key, known)}.")
+            raise UsageError(f"{key!r} in {path} is not a query{closest(key, known)}.")
         if not isinstance(query, dict):
             raise UsageError(f"The query {key!r} in {path} must be an object.")
         queries[key] = {entity: _value(entity, query[entity], path) for entity in query}
@@ -60,7 +60,7 @@ def _value(entity: str, value: Any, path: Path) -> Any:
     from bids.layout import Query
 
     if entity not in ENTITIES:
-        raise UsageError(f"{entity!r} in {path} is no entity{closest(entity, ENTITIES)}.")
+        raise UsageError(f"{entity!r} in {path} is not an entity{closest(entity, ENTITIES)}.")
     if value is None:
         return Query.NONE
     if value == "*":

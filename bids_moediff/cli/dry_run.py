@@ -139,9 +139,11 @@ def _header(image: AnatomicalImage) -> tuple[Triple, Zooms]:
         shape = tuple(int(count) for count in header.get_data_shape())
         zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
     except Exception as error:
-        raise ImageError(f"{image.relative_path} is no readable NIfTI image: {error}") from error
+        raise ImageError(
+            f"{image.relative_path} is not a readable NIfTI image: {error}"
+        ) from error
     if len(shape) < 3 or any(count != 1 for count in shape[3:]) or min(shape) < 1:
-        raise ImageError(f"{image.relative_path} is no single volume (matrix {shape}).")
+        raise ImageError(f"{image.relative_path} is not a single volume (matrix {shape}).")
     if not all(zoom > 0 for zoom in zooms):
         raise ImageError(f"{image.relative_path} has no voxel size in its header ({zooms}).")
     return (shape[0], shape[1], shape[2]), (zooms[0], zooms[1], zooms[2])

@@ -214,7 +214,7 @@ def read_rows(path: Path) -> list[Row]:
             _key(row)
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{path} is no table of this benchmark; move it away or give another folder."
+            f"{path} is not a table of this benchmark; move it away or give another folder."
         ) from error
     return rows
 

@@ -65,7 +65,7 @@ class TruthHead:
             raise ImageError(f"{self.path.name} cannot be read as a NIfTI image.") from error
         if data.ndim != 3 or min(data.shape) < 8 or not np.isfinite(data).all():
             raise ImageError(
-                f"{self.path.name} is no finite 3-D image of 8 voxels or more a side."
+                f"{self.path.name} is not a finite 3-D image of 8 voxels or more a side."
             )
         zooms = voxel_sizes(image.affine)
         mask = head_mask_array(data, zooms)
@@ -110,7 +110,7 @@ def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tup
             axes.append(axis)
     if not axes:
         return (0, 1, 2), ""
-    return tuple(axes), f"{' and '.join(reasons)}, so it holds no truth" if reasons else ""
+    return tuple(axes), f"{' and '.join(reasons)}, so it has no truth" if reasons else ""
 
 
 def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> list[TruthHead]:

@@ -62,5 +62,5 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
     if not (isinstance(kind, type) and issubclass(kind, PluginBase)):
         raise UsageError(f"The plugin file {path} names {name!r}, which Nipype does not have.")
     if not isinstance(arguments, dict):
-        raise UsageError(f"In the plugin file {path}, plugin_args is no mapping.")
+        raise UsageError(f"In the plugin file {path}, plugin_args is not a mapping.")
     return name, arguments

@@ -48,7 +48,7 @@ def parse_protocol(key: str) -> Protocol:
     if match is None or not 1 < float(match[1]) <= 10:
         known = [name for name in PROFILES if name != "none"]
         raise UsageError(
-            f"{key!r} is no protocol{closest(key, DEFAULT_KEYS)}: write x2iso-kspace or "
+            f"{key!r} is not a protocol{closest(key, DEFAULT_KEYS)}: write x2iso-kspace or "
             f"x4slices-gaussian (factor above 1, profile one of {', '.join(known)})."
         )
     return Protocol(key, float(match[1]), match[2] == "iso", match[3])

@@ -133,7 +133,7 @@ def pose(
     inside = data[np.asarray(mask.dataobj) > 0] if mask is not None else data[data > 0]
     scale = float(np.percentile(inside, 99.5)) if inside.size else 0.0
     if not np.isfinite(data).all() or scale <= 0:
-        raise ImageError("the image holds no positive finite intensities.")
+        raise ImageError("the image has no positive finite intensities.")
     acquisition = inputs.acquisition or Acquisition.uniform("kspace")
     scaled = torch.from_numpy(data / scale).to(device)
     measured, affine, coarse, notes = _reduce_finer_axes(scaled, np.asarray(image.affine), zooms)

@@ -47,11 +47,11 @@ def range_warnings(
             f"{SEVERAL_AXES:g} the model was trained for on several axes at once; fine detail is "
             "not to be relied on."
         )
-    small = [ratio for ratio in ratios if _SAME < ratio < RATIOS[0] / _TOLERANCE]
-    if small:
+    # Beside a larger ratio, a small one lies between two that were trained: 1 and 1.2.
+    if max(ratios) < RATIOS[0] / _TOLERANCE:
         said.append(
-            f"Along an axis the voxel ratio of {min(small):.2f} is below the {RATIOS[0]:g} the "
-            "model was trained for; little is to be gained over interpolation there."
+            f"The largest voxel ratio, {max(ratios):.2f}, is below the {RATIOS[0]:g} that the "
+            "model was trained for: it gains little over interpolation."
         )
     if min(fine) < VOXEL_SIZES[0] / _TOLERANCE:
         said.append(

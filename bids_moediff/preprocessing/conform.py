@@ -72,7 +72,7 @@ def _check_file(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         if "annex" in path.readlink().parts:
             raise ImageError(hint)
-        raise ImageError(f"{path.name} is a link that leads nowhere")
+        raise ImageError(f"{path.name} is a link to a missing file")
     if not path.is_file():
         raise ImageError(f"{path.name} does not exist")
     size = path.stat().st_size
@@ -112,7 +112,7 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
 def _three_axes(data: np.ndarray, name: str) -> np.ndarray:
     """The array without trailing axes of one element."""
     if data.size == 0:
-        raise ImageError(f"{name} holds no voxels")
+        raise ImageError(f"{name} has no voxels")
     data = data.reshape(data.shape[:3])
     if data.ndim < 3 or 1 in data.shape:
         raise ImageError(f"{name} is a single slice, not a volume")
@@ -127,7 +127,7 @@ def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
     bad = ~np.isfinite(data)
     count = int(bad.sum())
     if count == data.size:
-        raise ImageError(f"{name} holds no finite value")
+        raise ImageError(f"{name} has no finite value")
     if count:
         good = data[~bad]
         low, high = float(good.min()), float(good.max())

@@ -65,7 +65,7 @@ def parse_memory(text: str | float) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = match.group(2).upper() if match else None
     if match is None or unit not in _UNITS or not float(match.group(1)) > 0:
-        raise ValueError(f"{text!r} is no amount of memory; write for example 8, 8GB or 8000MB")
+        raise ValueError(f"{text!r} is not an amount of memory; write 8, 8GB or 8000MB")
     return float(match.group(1)) * _UNITS[unit]
 
 

@@ -83,7 +83,7 @@ def read_volume(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     if wrong:
         raise UsageError(f"{name} holds {wrong} voxels that are not finite numbers (NaN).")
     if (data > 0).mean() < 0.01 or float(data[data > 0].std()) == 0:
-        raise UsageError(f"{name} is empty: it holds no head above zero.")
+        raise UsageError(f"{name} is empty: it has no head above zero.")
     return data, np.asarray(image.affine)
 
 
@@ -109,7 +109,7 @@ def scans(root: Path, choice: Selection) -> list[LoadedScan]:
             name = image.path.name.removesuffix(".gz").removesuffix(".nii")
             found.append(LoadedScan(f"{root.resolve().name}/{name}", data, affine, image))
     if not found:
-        raise UsageError(f"{root} holds no anatomical image to train on.")
+        raise UsageError(f"{root} has no anatomical image to train on.")
     return found
 
 
@@ -209,7 +209,7 @@ def bids_heads(root: Path, choice: Selection) -> list[TrainingHead]:
             heads.append(replace(make_pair(low, high), subject=subject, source=source))
             used |= {low.name, high.name}
     if not heads and choice.pairs not in ("auto", "none"):
-        raise UsageError(f"{root} holds no pair {choice.pairs} of the same participant.")
+        raise UsageError(f"{root} has no pair {choice.pairs} of the same participant.")
     for scan in found:
         if scan.name not in used and max(scan.zooms) <= choice.max_voxel:
             subject = f"{source}/sub-{scan.image.entities['sub']}"
@@ -218,7 +218,7 @@ def bids_heads(root: Path, choice: Selection) -> list[TrainingHead]:
             )
     if not heads:
         raise UsageError(
-            f"{root} holds no pair of a coarse and a fine scan, and no image whose voxels are "
+            f"{root} has no pair of a coarse and a fine scan, and no image whose voxels are "
             f"{choice.max_voxel:g} mm or finer (--max-voxel)."
         )
     return heads
@@ -243,7 +243,7 @@ def label_heads(folder: Path) -> list[TrainingHead]:
     """FreeSurfer label maps below a folder."""
     paths = sorted(folder.rglob("*.nii.gz"))
     if not paths:
-        raise UsageError(f"{folder} holds no label map (*.nii.gz).")
+        raise UsageError(f"{folder} has no label map (*.nii.gz).")
     heads = []
     for path in paths:
         data, affine = read_volume(path, path.name)

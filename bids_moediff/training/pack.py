@@ -171,7 +171,7 @@ def load_pack(path: Path) -> list[TrainingHead]:
             return heads
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:150]
-        raise UsageError(f"{path} is no readable training pack: {reason}.") from error
+        raise UsageError(f"{path} is not a readable training pack: {reason}.") from error
 
 
 def check_heads(heads: Sequence[TrainingHead], keep_out: Sequence[str] = ()) -> list[TrainingHead]:

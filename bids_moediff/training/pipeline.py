@@ -90,7 +90,7 @@ def run_recipes(recipes: Sequence[Recipe], options: Namespace, catalogue: Catalo
 
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder.")
+        raise UsageError(f"{folder} is not a folder.")
     check_device(options.device)
     init: list[Path] = list(options.init)
     # What is wrong with recipe or --init is told before the data are packed.

@@ -83,7 +83,7 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             return {name: archive.get_tensor(name) for name in names}, record
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise UsageError(f"{path} is no readable training state: {reason}.") from error
+        raise UsageError(f"{path} is not a readable training state: {reason}.") from error
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
