@@ -109,7 +109,7 @@ def test_strictness():
         path(source(), "sr", extension=".tsv")
     with pytest.raises(ImageError, match="derivative already"):
         path(source(desc="x"), "sr")
-    with pytest.raises(ImageError, match="no BIDS entity"):
+    with pytest.raises(ImageError, match="not a BIDS entity"):
         path(source(foo="x"), "sr")
 
 
