@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # bids_moediff as a container image.
-#   docker build -t bids_moediff .                              with CUDA (from the torch wheels)
-#   docker build --build-arg VARIANT=cpu -t bids_moediff .      without
+#   make image                with CUDA (from the torch wheels)
+#   make image VARIANT=cpu    without
 # Everything lies under /opt, nothing in a home folder; it runs read-only, without network and as
 # any user. docs/image.md has a log of a real build and run.
 
@@ -54,7 +54,8 @@ RUN python -c "from bids_moediff.families.load import load_model; \
     from bids_moediff.networks.model_folder import MODELS_FOLDER; \
     print([load_model(path).sha256 for path in sorted(MODELS_FOLDER.iterdir())] or exit('no model'))"
 
-# Standard spaces to carry along, space-separated TemplateFlow names; empty for none.
+# Standard spaces to carry along, space-separated TemplateFlow names; empty for none. Without a way
+# to their server the image is built without them, and says so.
 ARG TEMPLATES="MNI152NLin2009cAsym"
 COPY tools/fetch_templates.py /src/
 RUN python fetch_templates.py $TEMPLATES
@@ -62,14 +63,6 @@ RUN python fetch_templates.py $TEMPLATES
 
 FROM debian:bookworm-slim
 ARG VERSION=0.1.0
-ARG REVISION=unknown
-ARG CREATED=unknown
-LABEL org.opencontainers.image.title="bids_moediff" \
-      org.opencontainers.image.description="BIDS App: brain MRI super-resolution with a mixture of diffusion experts" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="$VERSION" \
-      org.opencontainers.image.revision="$REVISION" \
-      org.opencontainers.image.created="$CREATED"
 
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -101,3 +94,13 @@ WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["/opt/bids_moediff/bin/bids_moediff"]
 CMD ["--help"]
+
+# Last, as they change with every build: `make image` fills them in.
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="bids_moediff" \
+      org.opencontainers.image.description="BIDS App: brain MRI super-resolution with a mixture of diffusion experts" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED"

@@ -12,6 +12,10 @@ DEMO_OPTIONS ?= --output-resolution 1
 # Two at a time, a file in one process: tests of a file share what they set up. Longest files first.
 PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
+# How the container image is built.
+BUILD ?= docker build
+VARIANT ?= cuda
+
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 
@@ -19,7 +23,7 @@ INSTALLED := $(VENV)/.installed
 export PYTHONNOUSERSITE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs wheel clean
+.PHONY: help install demo test lint docs wheel image clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +60,11 @@ docs: $(INSTALLED)  ## build the documentation into site/
 
 wheel: $(INSTALLED)  ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -w dist .
+
+image:  ## build the container image; VARIANT=cpu without CUDA, BUILD='buildah bud' without Docker
+	$(BUILD) --build-arg VARIANT=$(VARIANT) \
+	  --build-arg REVISION=$$(git rev-parse HEAD 2> /dev/null || echo unknown) \
+	  --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) -t bids_moediff .
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist site *.egg-info $(DEMO_OUTPUT)

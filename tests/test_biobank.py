@@ -21,11 +21,12 @@ def outputs(tmp_path_factory):
         run = folder / "logs" / f"sub-{label}" / "1"
         run.mkdir(parents=True)
         (run / "run.json").write_text(
-            json.dumps({"images": [image, {"key": "x", "status": "failed"}]})
+            json.dumps({"stage": "all", "images": [image, {"key": "x", "status": "failed"}]})
         )
         anat = folder / f"sub-{label}" / "anat"
         anat.mkdir(parents=True)
         (anat / f"sub-{label}_desc-preproc_T1w.nii.gz").write_bytes(b"0" * 10_000_000)
+        (anat / f"sub-{label}_desc-sr_T1w.json").write_text('{"Model": "student"}')
     return folder
 
 
@@ -53,8 +54,9 @@ def test_figures_go_into_the_page(tmp_path, outputs):
     assert "40, 2" in found["participants (names only), images each"]
     assert "| 60 s | 1 h |" in found["time of the network in that run"]  # 80 images of a minute
     assert "10 MB" in found["disk space"]
-    # Two files and two folders for each image.
-    assert "| 4 |" in found["files and folders (inodes), mean of 2"]
+    # Three files and two folders for each image.
+    assert "| 5 |" in found["files and folders (inodes), mean of 2"]
+    assert "40 participants" in text and "processor time" in found["time"]
 
 
 def test_seconds_of_an_idle_machine_replace_those_of_the_run(outputs):

@@ -7,6 +7,7 @@ same scripts on a real SLURM where one is installed.
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ROOT / "examples" / "slurm"
+SNAKEFILE = ROOT / "examples" / "snakemake" / "Snakefile"
 SBATCH = """#!/bin/sh
 array=1-1
 for word in "$@"; do
@@ -160,10 +162,37 @@ def test_a_container_hears_of_the_limits_of_its_job(tmp_path: Path) -> None:
     assert len(seen) == 4 * len(given)
 
 
+def test_snakemake_runs_one_participant_a_task(tmp_path: Path) -> None:
+    """A failed image (exit code 1) stops neither the others nor the group; any other code does."""
+    snakemake = shutil.which("snakemake")
+    if snakemake is None:
+        pytest.skip("needs Snakemake: pip install snakemake")
+    for name in ("sub-1", "sub-2", "sub-bad"):
+        (tmp_path / "my data" / name).mkdir(parents=True)
+    app = tmp_path / "app"
+    app.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls.txt\n'
+        "case $* in *sub-bad*) exit ${CODE:-1} ;; esac\n"
+    )
+    app.chmod(0o755)
+    command = [snakemake, "-s", str(SNAKEFILE), "--cores", "1", "-q", "--keep-going", "--config"]
+    command += [f"bids={tmp_path}/my data", f"out={tmp_path}/out", f"app={app}"]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    wrong = subprocess.run(command, env=environment | {"CODE": "2"}, cwd=tmp_path, check=False)
+    assert wrong.returncode == 1
+    (tmp_path / "calls.txt").unlink()
+    shutil.rmtree(tmp_path / "out")
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    labels = sorted(label for call in calls for label in re.findall("sub-[a-z0-9]+", call))
+    assert labels == ["sub-1", "sub-2", "sub-bad"]
+    assert calls[-1].endswith("/my data " + f"{tmp_path}/out group")
+
+
 def test_the_scripts_use_options_that_exist() -> None:
     from bids_moediff.settings import Settings
 
-    for path in (*SLURM.glob("*.sbatch"), SLURM / "task.sh"):
+    for path in (*SLURM.glob("*.sbatch"), SLURM / "task.sh", SNAKEFILE):
         call = "\n".join(
             line for line in path.read_text().splitlines() if not line.startswith("#")
         )

@@ -3,6 +3,7 @@
 
 import configparser
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -135,3 +136,18 @@ def test_dockerfile_lints() -> None:
         [hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout
+
+
+def test_an_image_is_built_without_the_template_server(tmp_path: Path) -> None:
+    """One line says what is not there; a space that does not exist is a mistake."""
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    environment = {**os.environ, **nowhere, "TEMPLATEFLOW_HOME": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "tools" / "fetch_templates.py")]
+    run = subprocess.run(
+        [*command, "MNI152NLin2009cAsym"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "does not hold MNI152NLin2009cAsym" in run.stderr
+    wrong = subprocess.run([*command, "NoSuchSpace"], env=environment, capture_output=True)
+    assert wrong.returncode == 1

@@ -7,7 +7,8 @@
 A data set of empty files is made in a temporary folder: names and sidecars only, a T1w and a FLAIR
 image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
 memory is read. With ``--outputs``, a finished output folder, files and bytes of an image and the
-seconds and memory of its network are measured there; hours and disk space follow from them.
+seconds and memory of its network are measured there; hours and disk space follow from them. The
+group level then runs on copies of that image's sidecar and record, one for each participant.
 Where that run shared its machine or had another network, ``--seconds`` takes those of an image on
 an idle machine from docs/speed.md, any number of them with a name each (``student=31``), and
 seconds and memory of the run are left out.
@@ -27,10 +28,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bids_moediff.bids.past_runs import last_record
+from bids_moediff.options import Options
+
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SUFFIXES = ("T1w", "FLAIR")
 MATRIX = (192, 240, 240)  # the whole head of research.measurements.speed
-ZOOMS = ((1.0, 1.0, 1.0), (0.7, 0.7, 0.7))  # in, out
+ZOOM_IN = (1.0, 1.0, 1.0)
+OPTIONS = Options(output_resolution=(0.7, 0.7, 0.7))
 
 
 def make_names(root: Path, count: int) -> None:
@@ -70,7 +75,7 @@ def simulate(root: Path, sample: int) -> dict[str, Any]:
     for position, label in enumerate(chosen, 1):
         start = time.process_time()
         for _ in discover_participant(settings, label).images:
-            estimate(MATRIX, *ZOOMS)
+            estimate(MATRIX, ZOOM_IN, OPTIONS, model="student")
             images += 1
         processor_seconds.append(time.process_time() - start)
         if position in (len(chosen) // 2, len(chosen)):
@@ -83,6 +88,38 @@ def simulate(root: Path, sample: int) -> dict[str, Any]:
         "seconds": statistics.median(processor_seconds),
         "memory_half": marks[0],
         "memory": marks[-1],
+    }
+
+
+def copy_outputs(root: Path, count: int, outputs: Path) -> None:
+    """Give each participant the sidecar and the record of one image that was really made."""
+    sidecar = next(outputs.rglob("*_desc-sr_*.json")).read_text()
+    record = next(filter(None, map(last_record, outputs.glob("logs/sub-*"))))
+    for number in range(count):
+        label = f"{number:07d}"
+        anat = root / f"sub-{label}" / "ses-1" / "anat"
+        anat.mkdir(parents=True)
+        (anat / f"sub-{label}_ses-1_desc-sr_T1w.json").write_text(sidecar)
+        item = {**record["images"][0], "key": f"sub-{label}_ses-1_T1w"}
+        run = root / "logs" / f"sub-{label}" / "1"
+        run.mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({**record, "images": [item]}))
+
+
+def measure_group(root: Path, outputs: Path) -> dict[str, float]:
+    """Seconds of the processor, peak memory and sizes of the group level, in this process."""
+    from bids_moediff.execution.group import run_group
+    from bids_moediff.settings import load_settings
+
+    given = {"bids_dir": root, "output_dir": outputs, "analysis_level": "group"}
+    start = time.process_time()
+    run_group(load_settings(given, None, {}))
+    tables = sum(path.stat().st_size for path in outputs.glob("group_*.tsv"))
+    return {
+        "group_seconds": time.process_time() - start,
+        "group_memory": memory_mb(),
+        "page_megabytes": (outputs / "group.html").stat().st_size / 1e6,
+        "table_megabytes": tables / 1e6,
     }
 
 
@@ -149,6 +186,13 @@ def table(found: dict[str, Any], outputs: dict[str, Any] | None, idle: dict[str,
             f"| {outputs['files'] * total / 1e6:.1f} million |",
             f"| disk space | {outputs['megabytes']:.0f} MB "
             f"| {outputs['megabytes'] * total / 1e6:.1f} TB |",
+            "",
+            f"| group level of {count:,} participants, one image each | measured |",
+            "| --- | --- |",
+            f"| time | {found['group_seconds']:.0f} s of processor time |",
+            f"| peak memory | {found['group_memory']:.0f} MB |",
+            f"| page, table | {found['page_megabytes']:.1f} MB, "
+            f"{found['table_megabytes']:.1f} MB |",
         ]
     return "\n".join(lines) + "\n"
 
@@ -163,7 +207,7 @@ def _network(outputs: dict[str, Any], idle: dict[str, float], total: int) -> Ite
     else:
         for name, seconds in idle.items():
             yield _time(f"{name}, as given", seconds, total)
-    on_gpu = estimate(MATRIX, *ZOOMS, device="cuda", model="moediff").seconds
+    on_gpu = estimate(MATRIX, ZOOM_IN, OPTIONS, device="cuda", model="moediff").seconds
     yield _time("moediff on a data-centre GPU, only estimated", on_gpu, total)
 
 
@@ -188,6 +232,14 @@ def write_figures(path: Path, text: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
+def _measured(words: list[str], what: str) -> dict[str, Any]:
+    """Figures of a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, what, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -200,19 +252,24 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--write", type=Path, help="page to put the figures into")
     parser.add_argument("--simulate", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--group", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.simulate:
         print(json.dumps(simulate(options.simulate, options.sample)))
+        return
+    if options.group:
+        print(json.dumps(measure_group(*options.group)))
         return
     outputs = measure_outputs(options.outputs) if options.outputs else None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "raw"
         make_names(root, options.participants)
-        command = [sys.executable, __file__, "--simulate", str(root)]
-        command += ["--sample", str(options.sample)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = _measured([str(root), "--sample", str(options.sample)], "--simulate")
+        if options.outputs:
+            copy_outputs(Path(folder) / "out", options.participants, options.outputs)
+            found |= _measured([str(root), str(Path(folder) / "out")], "--group")
         # Before the names are removed, which takes as long as making them.
-        text = table(json.loads(done.stdout), outputs, dict(options.seconds))
+        text = table(found, outputs, dict(options.seconds))
         if options.write:
             write_figures(options.write, text)
         print(text, flush=True)

@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 
 readme_lines() { sed -n '/^```bash$/,/^```$/p' README.md | grep -E "^($1) "; }
 if [ "${1:-}" = --list ]; then
-    readme_lines 'docker|apptainer'
+    readme_lines 'make image|docker|apptainer'
     exit
 fi
 sif=yes
@@ -83,21 +83,14 @@ lend() {  # build options that lend this machine's certificate and wheels to pip
 }
 
 build_image() {
-    command=$(readme_lines 'docker build' | sed "s/VARIANT=cpu/VARIANT=$variant/")
     if has_docker; then
-        eval "$command"
+        make image VARIANT="$variant"
         return
     fi
     make_base
     say "base image made"
-    # Without a way to the template archive the image is built without templates.
-    templates=
-    curl -sfI -m 20 https://templateflow.s3.amazonaws.com > /dev/null 2>&1 \
-        || templates='--build-arg TEMPLATES='
-    [ -z "$templates" ] || say "template archive out of reach: building with TEMPLATES="
-    # shellcheck disable=SC2086,SC2046
-    buildah bud --layers --isolation chroot --pull-never $(lend) $templates \
-        $(echo "$command" | sed 's/^docker build //')
+    make image VARIANT="$variant" \
+        BUILD="buildah bud --layers --isolation chroot --pull-never $(lend)"
 }
 
 say_size() {
@@ -136,6 +129,31 @@ check_names_the_flag() {  # without a GPU, --check ends with 69 and says what to
     say "$(echo "$text" | grep 'NOT OK')"
 }
 
+check_names_the_tmpfs() {  # read-only without a /tmp: one sentence of --check
+    code=0
+    without="$(image_command "$1" | sed -e 's# --tmpfs [^ ]* # #' \
+        -e 's# /data /out participant# --check --device cpu#')"
+    has_docker || without=$(echo "$without" | sed 's# --read-only # --read-only --read-only-tmpfs=false #')
+    text=$(eval "$without") || code=$?
+    if [ "$code" != 2 ] || ! echo "$text" | grep -q -- '--tmpfs /tmp'; then
+        echo "--check without a /tmp ended with $code: $text" >&2
+        exit 1
+    fi
+    say "$(echo "$text" | grep 'NOT OK')"
+}
+
+check_labels() {  # filled in by the build
+    format='{{index .Config.Labels "org.opencontainers.image.revision"}}'
+    format="$format {{index .Config.Labels \"org.opencontainers.image.created\"}}"
+    if has_docker; then
+        labels=$(docker image inspect --format "$format" bids_moediff)
+    else
+        labels=$(podman image inspect --format "$format" localhost/bids_moediff)
+    fi
+    case $labels in *unknown* | ' '* | *' ') echo "labels: $labels" >&2; exit 1 ;; esac
+    say "revision and date: $labels"
+}
+
 fresh() { rm -rf "$1" && mkdir -m 777 "$1"; }
 
 compare() {
@@ -151,7 +169,9 @@ say "building"
 build_image
 say "built"
 say_size
+check_labels
 fresh "$work/out-image"
+check_names_the_tmpfs "$work/out-image"
 if [ ! -e /dev/nvidiactl ]; then check_names_the_flag "$work/out-image"; fi
 run_image "$work/out-image"
 compare "$work/out-image"
