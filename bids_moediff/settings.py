@@ -350,8 +350,6 @@ _POSITIONAL = ("bids_dir", "output_dir", "analysis_level")
 
 
 def _check_together(settings: Settings) -> None:
-    if settings.reference is not None and settings.model != "crfm":
-        raise UsageError("--reference guides only --model crfm; ask for that model too.")
     both = set(settings.participant_label) & set(settings.exclude_participant_label)
     if both:
         raise UsageError(f"sub-{sorted(both)[0]} is both asked for and left out.")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bids_moediff.errors import UsageError
 from bids_moediff.families.choice import choose
 from bids_moediff.families.cost import estimate, seconds_per_voxel, stage_macs
 from bids_moediff.families.load import load_model
@@ -53,6 +54,12 @@ def test_auto_chooses_by_what_is_asked_for_and_by_device(device, options, there,
     choice = choose(Options(**options), device, bfloat16=bfloat16, shipped=there)
     assert choice.model == model
     assert words in choice.reason
+
+
+def test_a_reference_that_no_network_would_look_at_is_refused():
+    for options in (Options(reference="T1w"), Options(reference="T1w", model="moediff")):
+        with pytest.raises(UsageError, match="crfm"):
+            choose(options, "cpu")
 
 
 def test_what_is_asked_for_by_name_is_taken():

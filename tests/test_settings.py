@@ -127,8 +127,6 @@ def test_settings_that_contradict_each_other():
         load_settings({}, None, {})
     with pytest.raises(UsageError, match="sub-02"):
         load({"participant_label": ["02"], "exclude_participant_label": ["sub-02"]})
-    with pytest.raises(UsageError, match="--model crfm"):
-        load({"reference": "T1w"})
     assert load_settings({"check": True}, None, {}).check
 
 

@@ -2,7 +2,7 @@
 """How a volume is cut into slices: orientations, their mean, and corrections between steps."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.slices import gate_slices, restore_planes, restore_slices
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.axes import orientations, slice_axes
+from bids_moediff.options import Options
 
 TINY = MoEDiffConfig(width=4, embed_dim=8, heads=2, context_slices=3, kappa=0.5)
 ISOTROPIC = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
@@ -41,8 +42,9 @@ def volume(shape: tuple[int, int, int] = SIZE) -> torch.Tensor:
     return functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0]
 
 
-CALM: dict[str, Any] = {"num_steps": 1, "noise_strength": 0.0, "seed": 0}
-NOISY: dict[str, Any] = {"num_steps": 3, "noise_strength": 1.0, "seed": 0}
+CALM = Options(num_steps=1)
+NOISY = Options(num_steps=3, noise_strength=1.0)
+GATES = ("gates",)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_orientations_are_those_the_network_was_trained_on(
 
 def test_an_untrained_network_returns_the_start_in_every_plane() -> None:
     image, _, counts = restore_planes(
-        network(trained=False), volume(), ISOTROPIC, planes=3, **CALM
+        network(trained=False), volume(), ISOTROPIC, replace(CALM, planes=3)
     )
     torch.testing.assert_close(image, volume(), atol=1e-6, rtol=0)
     assert counts == {"evaluated": 3 * sum(SIZE), "skipped": 0}  # three experts, every slice once
@@ -71,15 +73,15 @@ def test_an_untrained_network_returns_the_start_in_every_plane() -> None:
 
 def test_three_planes_are_the_mean_of_each() -> None:
     net, start = network(), volume()
-    image, gates, _ = restore_planes(net, start, ISOTROPIC, planes=3, want_gates=True, **CALM)
+    image, gates, _ = restore_planes(net, start, ISOTROPIC, replace(CALM, planes=3, outputs=GATES))
     parts = [
-        restore_slices(net, start, ISOTROPIC, axes=axes, want_gates=True, **CALM)
+        restore_slices(net, start, ISOTROPIC, replace(CALM, outputs=GATES), axes=axes)
         for axes in orientations(ISOTROPIC, 3)
     ]
     torch.testing.assert_close(image, torch.stack([part[0] for part in parts]).mean(0))
     assert gates is not None and gates.shape == (*SIZE, 3)
     torch.testing.assert_close(gates.sum(-1), torch.ones(SIZE), atol=1e-5, rtol=0)
-    single = restore_planes(net, start, ISOTROPIC, planes=1, **CALM)[0]
+    single = restore_planes(net, start, ISOTROPIC, CALM)[0]
     torch.testing.assert_close(single, parts[0][0])
 
 
@@ -87,8 +89,10 @@ def test_three_planes_depend_less_on_how_the_head_lies_in_the_grid() -> None:
     net, start, turn = network(), volume(), (0, 2, 1)
     errors = []
     for planes in (1, 3):
-        plain = restore_planes(net, start, ISOTROPIC, planes=planes, **CALM)[0]
-        turned = restore_planes(net, start.permute(turn), ISOTROPIC, planes=planes, **CALM)[0]
+        plain = restore_planes(net, start, ISOTROPIC, replace(CALM, planes=planes))[0]
+        turned = restore_planes(net, start.permute(turn), ISOTROPIC, replace(CALM, planes=planes))[
+            0
+        ]
         errors.append(float((turned - plain.permute(turn)).square().mean().sqrt()))
     assert errors[0] > 0.01  # the network is no isotropic filter
     assert errors[1] < 0.7 * errors[0]
@@ -97,9 +101,9 @@ def test_three_planes_depend_less_on_how_the_head_lies_in_the_grid() -> None:
 def test_steps_of_the_whole_volume_equal_those_of_slices() -> None:
     """Nothing to correct: the order of the loops must not matter."""
     net, start = network(), volume()
-    plain, gates, counts = restore_slices(net, start, ISOTROPIC, want_gates=True, **NOISY)
+    plain, gates, counts = restore_slices(net, start, ISOTROPIC, replace(NOISY, outputs=GATES))
     stepped, maps, again = restore_slices(
-        net, start, ISOTROPIC, want_gates=True, correct=lambda image: image, **NOISY
+        net, start, ISOTROPIC, replace(NOISY, outputs=GATES), correct=lambda image: image
     )
     torch.testing.assert_close(stepped, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(maps, gates)
@@ -110,7 +114,7 @@ def test_steps_of_the_whole_volume_equal_those_of_slices() -> None:
 def test_gates_alone_are_those_of_the_whole_run() -> None:
     net, start = network(), volume()
     for condition in (ISOTROPIC, torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0, 0.0])):
-        gates = restore_slices(net, start, condition, want_gates=True, **CALM)[1]
+        gates = restore_slices(net, start, condition, replace(CALM, outputs=GATES))[1]
         torch.testing.assert_close(gate_slices(net, start, condition), gates)
 
 
@@ -126,8 +130,8 @@ def test_corrections_between_steps_reach_the_result() -> None:
         calls.append(float((operator.forward(image) - measured).norm() / measured.norm()))
         return operator.project(image, measured)
 
-    plain = restore_slices(net, start, ISOTROPIC, **NOISY)[0]
-    stepped = restore_slices(net, start, ISOTROPIC, correct=correct, **NOISY)[0]
+    plain = restore_slices(net, start, ISOTROPIC, NOISY)[0]
+    stepped = restore_slices(net, start, ISOTROPIC, NOISY, correct=correct)[0]
     assert len(calls) == 3 and calls[0] > 0.01
     assert float((operator.forward(stepped) - measured).norm() / measured.norm()) < 1e-4
     # More than a projection at the end: later steps see what earlier corrections did.
@@ -142,7 +146,7 @@ def test_learned_latents_can_be_corrected_and_sampled(latent: str) -> None:
     )  # fmt: skip
     net = network(config)
     first, second = (
-        restore_slices(net, volume(), ISOTROPIC, correct=lambda image: image, **NOISY)[0]
+        restore_slices(net, volume(), ISOTROPIC, NOISY, correct=lambda image: image)[0]
         for _ in range(2)
     )
     assert torch.equal(first, second) and torch.isfinite(first).all()
@@ -154,7 +158,7 @@ def test_start_from_noise_is_the_same_every_time_and_shared_by_slices() -> None:
     net = network(dataclasses.replace(TINY, start="noise"))
     flat = torch.full(SIZE, 0.5)
     first, second = (
-        restore_slices(net, flat, ISOTROPIC, num_steps=2, noise_strength=0.0, seed=4)[0]
+        restore_slices(net, flat, ISOTROPIC, Options(num_steps=2, random_seed=4))[0]
         for _ in range(2)
     )
     assert torch.equal(first, second)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_moediff.errors import WeightsError
-from bids_moediff.families import family
+from bids_moediff.errors import UsageError, WeightsError
+from bids_moediff.families import OWN, family
 from bids_moediff.networks.model_folder import BRAIN_MASK, available, read_config
 from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
@@ -45,6 +45,8 @@ def choose(
 
     Raises
     ------
+    UsageError
+        for a reference contrast that no network would look at.
     WeightsError
         for a model that is asked for and cannot restore images.
     """
@@ -52,8 +54,10 @@ def choose(
     if asked_for != "auto":
         # What cannot be read is refused where the weights are loaded, with the reason.
         if config := read_config(asked_for):
+            _check_reference(options, config)
             check_restores(config, Path(asked_for).name)
         return ModelChoice(asked_for, "asked for")
+    _check_reference(options, {})
     asked = {
         "several samples": options.num_samples > 1,
         "texture (noise strength above 0)": options.noise_strength > 0,
@@ -87,3 +91,11 @@ def check_restores(config: Mapping[str, Any], name: str) -> None:
             f"{name} is a {kind} model: this version can train such models, not yet restore "
             "images with them. Use --model moediff or --model student."
         )
+
+
+def _check_reference(options: Options, config: Mapping[str, Any]) -> None:
+    """UsageError for a reference contrast that the model would not look at."""
+    if options.reference is None or (config and family(config.get("family")).takes_reference):
+        return
+    takers = ", ".join(name for name in OWN if family(name).takes_reference)
+    raise UsageError(f"--reference guides only models of the family {takers}.")

@@ -142,6 +142,8 @@ class Family:
         What the family is, for MODEL_CARD.md.
     experts
         Names of the experts in the order of their maps, from config.json.
+    takes_reference
+        Whether a reference contrast guides it.
     stages
         What of it can be trained, in the order in which the stages build on one another.
     compose
@@ -156,5 +158,6 @@ class Family:
     network_words: Callable[[Mapping[str, Any]], str]
     card: str
     experts: Callable[[Mapping[str, Any]], Sequence[str]] = lambda config: ()
+    takes_reference: bool = False
     stages: Callable[[], Sequence[StageEntry]] = tuple
     compose: Callable[[Mapping[str, nn.Module]], nn.Module] | None = None

@@ -24,6 +24,7 @@ FAMILY = Family(
     restorer=None,
     macs=lambda config, options: {},
     rates={},
+    takes_reference=True,
     network_words=lambda config: (
         "a network that a fine reference contrast of the same head guides"
     ),

@@ -86,13 +86,8 @@ class MoEDiffRestorer:
                 self.moediff,  # type: ignore[arg-type]
                 mean,
                 problem.condition,
-                planes=options.planes,
+                options,
                 correct=correct if options.consistency == "each-step" else None,
-                num_steps=options.num_steps or 1,
-                noise_strength=options.noise_strength,
-                seed=options.random_seed,
-                batch_size=options.batch_size,
-                want_gates=want_gates,
                 progress=report,
             )
         return Restored(image, {} if gates is None else {"gates": gates}, counts)

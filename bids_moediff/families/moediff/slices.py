@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.axes import Axes, orientations, plane_condition, slice_axes
+from bids_moediff.options import Options
 
 SLICE_MULTIPLE = 64
 # Slices at a time on a processor: at the bottleneck of an expert the kernels are larger than the
@@ -119,32 +120,29 @@ def restore_slices(
     network: MoEDiffSR,
     volume: torch.Tensor,
     condition: torch.Tensor,
+    options: Options,
     *,
-    num_steps: int,
-    noise_strength: float,
-    seed: int,
-    batch_size: int | None = None,
-    want_gates: bool = False,
     progress: Report | None = None,
     axes: Axes | None = None,
     correct: Correct | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """Sample every slice of `volume` (X, Y, Z); returns image, gates (X, Y, Z, K) or None, counts.
 
-    `axes` says how the volume is cut (default: :func:`slice_axes`). With `correct`, which makes a
+    Of the options, steps, noise strength, seed, batch size and outputs count. `axes` says how the
+    volume is cut (default: :func:`slice_axes`). With `correct`, which makes a
     volume consistent with the data, all slices go through one step before any goes through the
     next, and every step's estimate is corrected; this holds four volumes more in memory.
-    On a CPU `batch_size` is not looked at, so that the result does not depend on it.
+    On a CPU the batch size is not looked at, so that the result does not depend on it.
     """
-    stack = _stack(network, volume, condition, axes or slice_axes(condition), batch_size)
-    noise = _noise(network, stack.slices.shape[1:], noise_strength, seed)
+    stack = _stack(network, volume, condition, axes or slice_axes(condition), options.batch_size)
+    strength, want_gates = options.noise_strength, "gates" in options.outputs
+    num_steps = options.num_steps or 1
+    noise = _noise(network, stack.slices.shape[1:], strength, options.random_seed)
     stack = replace(stack, noise=None if noise is None else noise.to(volume.device))
     report = progress or (lambda fraction: None)
-    if correct is not None and network.count_steps(num_steps, noise_strength) > 1:
-        return _step_by_step(
-            network, stack, num_steps, noise_strength, want_gates, report, correct
-        )
-    return _slice_by_slice(network, stack, num_steps, noise_strength, want_gates, report)
+    if correct is not None and network.count_steps(num_steps, strength) > 1:
+        return _step_by_step(network, stack, num_steps, strength, want_gates, report, correct)
+    return _slice_by_slice(network, stack, num_steps, strength, want_gates, report)
 
 
 def gate_slices(
@@ -236,21 +234,16 @@ def restore_planes(
     network: MoEDiffSR,
     volume: torch.Tensor,
     condition: torch.Tensor,
+    options: Options,
     *,
-    planes: int = 1,
-    num_steps: int,
-    noise_strength: float,
-    seed: int,
-    batch_size: int | None = None,
-    want_gates: bool = False,
     progress: Report | None = None,
     correct: Correct | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
-    """Mean of :func:`restore_slices` over up to `planes` orientations; the same arguments.
+    """Mean of :func:`restore_slices` over up to ``options.planes`` orientations.
 
     Costs as many times as much as there are orientations, and one volume more of memory.
     """
-    cuts = orientations(condition, planes)
+    cuts = orientations(condition, options.planes)
     report = progress or (lambda fraction: None)
     image = torch.zeros_like(volume)
     gates: torch.Tensor | None = None
@@ -260,11 +253,7 @@ def restore_planes(
             network,
             volume,
             condition,
-            num_steps=num_steps,
-            noise_strength=noise_strength,
-            seed=seed,
-            batch_size=batch_size,
-            want_gates=want_gates,
+            options,
             progress=lambda f, done=index: report((done + f) / len(cuts)),  # type: ignore[misc]
             axes=axes,
             correct=correct,

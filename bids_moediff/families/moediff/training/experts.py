@@ -18,6 +18,7 @@ from bids_moediff.families.moediff.slices import restore_slices
 from bids_moediff.families.whole_volume import run_padded
 from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import MeanNetwork
+from bids_moediff.options import Options
 from bids_moediff.training.batches import slices
 from bids_moediff.training.guidance import GUIDANCE, guidance_maps
 from bids_moediff.training.recipe import Recipe, check_crop
@@ -108,9 +109,8 @@ class MixtureStage(Stage):
         def restore(start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(), autocast(self.device, self.recipe):
                 image, _, _ = restore_slices(
-                    network, start, condition.to(self.device),
-                    num_steps=steps, noise_strength=0.0, seed=0,
-                )  # fmt: skip
+                    network, start, condition.to(self.device), Options(num_steps=steps)
+                )
             return image
 
         return gains(cases, restore, self._starts, "over_mean")
