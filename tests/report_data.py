@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small synthetic participant for tests of the report: images, products and run record."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def make_image(root: Path, label: str, seed: int = 0, rich: bool = True) -> dict
     if rich:
         gates = np.random.default_rng(seed).dirichlet(np.ones(3), SHAPE).astype(np.float32)
         volumes["gates"] = (gates, (1.0, 1.0, 1.0), f"{name}_seg-moegate_res-1mm_probseg")
+        winner = gates.argmax(axis=3).astype(np.uint8) + 1
+        volumes["expert"] = (winner, (1.0, 1.0, 1.0), f"{name}_seg-moegate_res-1mm_dseg")
         volumes["srstd"] = (fine * 0.1, (1.0, 1.0, 1.0), f"{name}_res-1mm_desc-srstd_T1w")
     products = {}
     (root / folder).mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,9 @@ def make_image(root: Path, label: str, seed: int = 0, rich: bool = True) -> dict
         matrix[:3, 3] = np.array(zooms) / 2
         products[product] = f"{folder}/{stem}.nii.gz"
         nib.save(nib.Nifti1Image(data, matrix), root / products[product])
+        if product in ("gates", "expert"):
+            sidecar = {"LabelMap": ["smooth", "cortex", "junction"]}
+            (root / folder / f"{stem}.json").write_text(json.dumps(sidecar))
     return {
         "key": f"{name}_T1w",
         "source": f"{folder}/{name}_T1w.nii.gz",

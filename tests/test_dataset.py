@@ -23,8 +23,9 @@ from bids_moediff.bids.dataset import (
     write_citation,
 )
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.bids.names import PRODUCTS, derivative_path, parse_name
-from bids_moediff.bids.sidecar import EXPERTS, build_sidecar, expert_table
+from bids_moediff.bids.names import derivative_path, parse_name
+from bids_moediff.bids.products import PRODUCTS, find_product
+from bids_moediff.bids.sidecar import build_sidecar, label_table
 from bids_moediff.errors import UsageError
 from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 from bids_moediff.settings import load_settings
@@ -78,7 +79,8 @@ def write_every_product(settings):
     prepare_output(settings, {})
     for name in SOURCES:
         for zooms in ((0.7, 0.7, 0.7), (0.7, 0.7, 1.0))[: 2 if name == SOURCES[0] else 1]:
-            for product, row in PRODUCTS.items():
+            for key, row in PRODUCTS.items():
+                product = key if row.each is None else f"{key}_MNI152NLin6Asym"
                 wanted = zooms if row.on_output_grid else None
                 _write_product(settings, image_of(name), product, wanted)
     write_text("x", settings.output_dir / "sub-01.html")
@@ -93,14 +95,15 @@ def write_every_product(settings):
 
 def _write_product(settings, image, product, zooms):
     shape = (4, 5, 6, 3) if product == "gates" else (4, 5, 6)
-    integer = PRODUCTS[product].suffix in ("mask", "dseg")
+    integer = find_product(product).suffix in ("mask", "dseg")
     volume = nib.Nifti1Image(np.ones(shape, np.uint8 if integer else np.float32), np.eye(4))
     write_nifti(volume, settings.output_dir / derivative_path(image, product, zooms))
-    sidecar = build_sidecar(image, product, zooms, {"Model": "moediff", "Warnings": []})
+    record = {"Model": "moediff", "Warnings": [], "Experts": ["smooth", "cortex", "junction"]}
+    sidecar = build_sidecar(image, product, zooms, record)
     write_json(sidecar, settings.output_dir / derivative_path(image, product, zooms, ".json"))
     if product == "expert":
         path = settings.output_dir / derivative_path(image, product, zooms, ".tsv")
-        write_text(expert_table(), path)
+        write_text(label_table(sidecar), path)
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +152,17 @@ def test_required_keys_of_sidecars():
         "Resolution": "0.7 x 0.7 x 1 mm",
         "Model": "moediff",
     }
-    assert build_sidecar(image, "preproc", skull_stripped=True)["SkullStripped"] is True
+    assert build_sidecar(image, "preproc", None, {"method": "nonzero"})["SkullStripped"] is True
     mask = build_sidecar(image, "srmask", (1.0, 1.0, 1.0))
     assert (mask["Resolution"], mask["SpatialReference"]) == ("1 mm isotropic", uri)
     assert "SpatialReference" not in build_sidecar(image_of("sub-01_T1w.nii.gz"), "mask")
-    assert build_sidecar(image, "gates", zooms)["LabelMap"] == list(EXPERTS)
-    assert expert_table().splitlines()[1:] == ["1\tsmooth", "2\tcortex", "3\tjunction"]
+    stripped = {**record, "BrainMask": {"method": "nonzero"}}
+    assert build_sidecar(image, "sr", zooms, stripped)["SkullStripped"] is True
+    two = {**record, "Experts": ["cortex", "smooth"]}
+    assert build_sidecar(image, "gates", zooms, two)["LabelMap"] == ["cortex", "smooth"]
+    labels = build_sidecar(image, "expert", zooms, two)
+    assert label_table(labels).splitlines()[1:] == ["1\tcortex", "2\tsmooth"]
+    assert "Experts" not in labels
     with pytest.raises(ValueError, match="output_zooms"):
         build_sidecar(image, "sr")
 

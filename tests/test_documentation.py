@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bids_moediff import errors
-from bids_moediff.bids.dataset import DESCRIPTIONS
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.bids.names import derivative_path
+from bids_moediff.bids.products import PRODUCTS, descriptions
 from bids_moediff.cli.parser import build_parser
 from bids_moediff.options import ANATOMICAL_SUFFIXES, MODELS, Options
 
@@ -60,8 +60,9 @@ def test_exit_codes_are_documented():
 def test_products_are_documented(product):
     image = AnatomicalImage(Path("/x"), "x", {"sub": "01"}, "T1w", {})
     zooms = (0.7, 0.7, 0.7) if PRODUCTS[product].on_output_grid else None
-    name = derivative_path(image, product, zooms).name
-    assert name.replace("sub-01", "<source>", 1) in OUTPUTS
+    key = product if PRODUCTS[product].each is None else f"{product}_label"
+    name = derivative_path(image, key, zooms).name.replace("sub-01", "<source>", 1)
+    assert name.replace("-label", "-<template>") in OUTPUTS
 
 
 def test_every_key_of_a_sidecar_is_documented():
@@ -82,6 +83,6 @@ def test_files_of_the_data_set_are_documented():
         "logs/CITATION.md",
     ):
         assert f"`{name}`" in OUTPUTS
-    assert {row["desc_id"] for row in DESCRIPTIONS} == {
+    assert {row["desc_id"] for row in descriptions()} == {
         f"desc-{label}" for label in re.findall(r"_desc-(\w+?)_", OUTPUTS)
     }

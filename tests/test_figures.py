@@ -136,15 +136,18 @@ def test_difference_is_signed_and_centred(scene, tmp_path):
 def test_every_picture_has_the_same_bytes_twice(scene, tmp_path):
     cubic = figures.cubic_on(scene)
     gates = np.random.default_rng(0).dirichlet(np.ones(3), SHAPE).astype(np.float32)
-    gates_image = Volume.from_image(nib.Nifti1Image(gates, affine((1.0, 1.0, 1.0))))
-    deviation = Volume.from_image(nib.Nifti1Image(gates[..., 0], affine((1.0, 1.0, 1.0))))
+    winner = gates.argmax(axis=3).astype(np.uint8) + 1
+    overlays = [
+        figures.Overlay(Volume.from_image(nib.Nifti1Image(data, affine((1.0, 1.0, 1.0)))))
+        for data in (gates, winner, gates[..., 0])
+    ]
     for folder in (tmp_path / "1", tmp_path / "2"):
         figures.write_crops(scene, cubic, folder / "crops.png")
         figures.write_difference(scene, cubic, folder / "difference.png")
-        figures.write_mask(scene, folder / "mask.png")
-        figures.write_gates(scene, gates_image, folder / "gates.png")
-        figures.write_winner(scene, gates_image, folder / "winner.png")
-        figures.write_deviation(scene, deviation, folder / "deviation.png")
+        figures.write_mask(scene, figures.Overlay(scene.mask), folder / "mask.png")
+        figures.write_gates(scene, overlays[0], folder / "gates.png")
+        figures.write_winner(scene, overlays[1], folder / "winner.png")
+        figures.write_amount(scene, overlays[2], folder / "deviation.png")
         plots.write_profile(scene, cubic, folder / "profile.svg")
         plots.write_histogram(scene, folder / "histogram.svg")
     for path in sorted((tmp_path / "1").iterdir()):
@@ -156,7 +159,7 @@ def test_every_picture_has_the_same_bytes_twice(scene, tmp_path):
 
 
 def test_mask_outline_lies_on_the_mask(scene, tmp_path):
-    figures.write_mask(scene, tmp_path / "mask.png")
+    figures.write_mask(scene, figures.Overlay(scene.mask), tmp_path / "mask.png")
     pixels = np.asarray(Image.open(tmp_path / "mask.png")).astype(int)
     red = (pixels[..., 0] - pixels[..., 1] > 100) & (pixels[..., 0] > 200)
     left, width = scene.panels["axial"]
@@ -214,14 +217,14 @@ def test_gates_and_winner_show_the_right_expert_at_the_right_place(tmp_path):
     flat = np.full(SHAPE, 100.0, np.float32)
     image = nib.Nifti1Image(flat, affine((1.0, 1.0, 1.0)))
     scene = figures.make_scene(image, image, nib.Nifti1Image(flat.astype(np.uint8), image.affine))
-    gates = np.zeros((*SHAPE, 3), np.float32)
-    gates[:24, ..., 1] = 1  # the patient's left: expert 2
-    gates[24:, ..., 2] = 1
-    volume = Volume.from_image(nib.Nifti1Image(gates, image.affine))
-    figures.write_winner(scene, volume, tmp_path / "winner.png")
+    labels = np.full(SHAPE, 3, np.uint8)
+    labels[:24] = 2  # the patient's left
+    volume = Volume.from_image(nib.Nifti1Image(labels, image.affine))
+    overlay = figures.Overlay(volume, ("smooth", "cortex", "junction"))
+    figures.write_winner(scene, overlay, tmp_path / "winner.png")
     row = np.asarray(Image.open(tmp_path / "winner.png")).astype(int)[30 + scene.size[1] // 2]
     width = scene.panels["axial"][1]
     seen = [row[width // 4], row[3 * width // 4]]
     for colour, number in zip(seen, (2, 1), strict=True):
-        wanted = np.array(figures.EXPERT_COLOURS[number])
+        wanted = np.array(figures.LABEL_COLOURS[number])
         assert np.argsort(colour).tolist() == np.argsort(wanted).tolist()

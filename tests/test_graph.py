@@ -36,6 +36,6 @@ def test_nothing_is_written_before_figures_and_result_are_there(graph: nx.DiGrap
 
 
 def test_an_image_without_figures_fails_with_their_sentence(tmp_path: Path) -> None:
-    step = SidecarRecord(quality_failure="The figures cannot be computed.")
+    step = SidecarRecord(failure_beside="The figures cannot be computed.")
     found = step.run(cwd=str(tmp_path)).outputs
     assert found.failure == "The figures cannot be computed."

@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import (
-    PRODUCTS,
     RESERVED,
     derivative_path,
     figure_path,
     parse_name,
     resolution_label,
 )
+from bids_moediff.bids.products import PRODUCTS, find_product
 from bids_moediff.errors import ImageError
 
 ZOOMS = (0.7, 0.7, 0.7)
+KEYS = [key for key, row in PRODUCTS.items() if row.each is None]
+KEYS += [f"{key}_Label" for key, row in PRODUCTS.items() if row.each is not None]
 
 
 def source(suffix="T1w", **entities):
@@ -26,7 +28,7 @@ def source(suffix="T1w", **entities):
 
 
 def path(image, product, zooms=ZOOMS, extension=".nii.gz"):
-    wanted = zooms if PRODUCTS[product].on_output_grid else None
+    wanted = zooms if find_product(product).on_output_grid else None
     return derivative_path(image, product, wanted, extension)
 
 
@@ -40,6 +42,7 @@ def path(image, product, zooms=ZOOMS, extension=".nii.gz"):
         ("gates", "sub-01_ses-a_acq-x_run-01_seg-moegate_res-0p7mm_probseg.nii.gz"),
         ("expert", "sub-01_ses-a_acq-x_run-01_seg-moegate_res-0p7mm_dseg.nii.gz"),
         ("srstd", "sub-01_ses-a_acq-x_run-01_res-0p7mm_desc-srstd_T1w.nii.gz"),
+        ("standard_MNI", "sub-01_ses-a_acq-x_run-01_space-MNI_res-0p7mm_desc-sr_T1w.nii.gz"),
     ],
 )
 def test_names_of_the_table(product, name):
@@ -76,11 +79,12 @@ sources = st.builds(
 @given(st.lists(sources, min_size=2, max_size=6), st.tuples(*[st.sampled_from((0.7, 1.0))] * 3))
 def test_distinct_sources_get_distinct_names_that_parse_back(images, zooms):
     distinct = {(tuple(sorted(i.entities.items())), i.suffix): i for i in images}.values()
-    names = [path(image, product, zooms) for image in distinct for product in PRODUCTS]
+    names = [path(image, product, zooms) for image in distinct for product in KEYS]
     names += [figure_path(image, "sr") for image in distinct]
     assert len(set(names)) == len(names)
     for image in distinct:
-        for product, row in PRODUCTS.items():
+        for product in KEYS:
+            row = find_product(product)
             found, suffix, extension = parse_name(path(image, product, zooms).name)
             added = {key: found[key] for key in RESERVED & set(found)}
             assert {k: v for k, v in found.items() if k not in added} == dict(image.entities)
@@ -101,6 +105,10 @@ def test_figures():
 def test_strictness():
     with pytest.raises(ValueError, match="unknown product"):
         derivative_path(source(), "super")
+    with pytest.raises(ValueError, match="needs a label"):
+        derivative_path(source(), "standard", ZOOMS)
+    with pytest.raises(ValueError, match="has no label"):
+        derivative_path(source(), "sr_MNI", ZOOMS)
     with pytest.raises(ValueError, match="needs output_zooms"):
         derivative_path(source(), "sr")
     with pytest.raises(ValueError, match="has no output_zooms"):

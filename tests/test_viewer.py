@@ -85,7 +85,8 @@ def test_view_holds_what_there_is(scene):
     view = viewer.make_view(scene)
     assert set(view["volumes"]) == {"input", "result", "mask"}
     gates = replace(scene.enhanced, data=np.repeat(scene.enhanced.data[..., None], 3, axis=3))
-    more = viewer.make_view(scene, scene.enhanced, gates)
+    names = ("smooth", "cortex", "junction")
+    more = viewer.make_view(scene, figures.Overlay(scene.enhanced), figures.Overlay(gates, names))
     assert set(more["volumes"]) == {"input", "result", "mask", "error", "expert"}
     assert "256" in view["detail"]
 

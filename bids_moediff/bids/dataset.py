@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
+from bids_moediff.bids.products import descriptions
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.runtime.devices import container_kind
 from bids_moediff.runtime.sink import table_text, write_json, write_text
@@ -23,12 +24,6 @@ NAME = "bids_moediff"
 BIDS_VERSION = "1.11.1"
 RAW = "raw"  # name of the input in BIDS URIs, bids:raw:sub-01/…
 IGNORED = ("*.html", "figures", "*_xfm.*", "group_*.tsv", "group_*.json")
-DESCRIPTIONS = (
-    {"desc_id": "desc-preproc", "description": "input image, conformed, on its own grid"},
-    {"desc_id": "desc-brain", "description": "brain mask"},
-    {"desc_id": "desc-sr", "description": "super-resolved image"},
-    {"desc_id": "desc-srstd", "description": "expected error (standard deviation) of sr"},
-)
 BIBLIOGRAPHY = Path(__file__).parents[1] / "data" / "boilerplate.bib"
 
 
@@ -212,7 +207,7 @@ def prepare_output(settings: Settings, environment: Mapping[str, str] | None = N
     if read_description(folder) != content:
         write_json(content, folder / "dataset_description.json")
     _write_if_new("".join(f"{line}\n" for line in IGNORED), folder / ".bidsignore")
-    table = table_text([*DESCRIPTIONS], ["desc_id", "description"])
+    table = table_text(descriptions(), ["desc_id", "description"])
     _write_if_new(table, folder / "descriptions.tsv")
 
 

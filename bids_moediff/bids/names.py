@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of outputs: one strict table, because general patterns drop entities and names collide.
+"""Names of outputs: strict, because general patterns drop entities and names collide.
 
 Every entity of the source is kept. A product adds its own entities, a suffix and an extension. A
 mask or a segmentation bears no contrast in its suffix, so those of any contrast but T1w carry
@@ -9,10 +9,10 @@ mask or a segmentation bears no contrast in its suffix, so those of any contrast
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.products import find_product
 from bids_moediff.errors import ImageError
 
 # Order of entities in a file name, BIDS 1.11 (schema: rules/entities).
@@ -22,39 +22,6 @@ ENTITY_ORDER = (
     "chunk", "seg", "res", "den", "label", "desc",
 )  # fmt: skip
 RESERVED = frozenset({"space", "seg", "res", "den", "label", "desc"})
-
-
-@dataclass(frozen=True)
-class Product:
-    """What a product adds to the entities of its source.
-
-    Parameters
-    ----------
-    entities
-        Entities with fixed values.
-    suffix
-        Suffix, or None for that of the source.
-    on_output_grid
-        Whether ``res-`` is written.
-    extensions
-        Extensions the product may have.
-    """
-
-    entities: Mapping[str, str]
-    suffix: str | None
-    on_output_grid: bool
-    extensions: tuple[str, ...] = (".nii.gz", ".json")
-
-
-PRODUCTS: Mapping[str, Product] = {
-    "sr": Product({"desc": "sr"}, None, True),
-    "preproc": Product({"desc": "preproc"}, None, False),
-    "mask": Product({"desc": "brain"}, "mask", False),
-    "srmask": Product({"desc": "brain"}, "mask", True),
-    "gates": Product({"seg": "moegate"}, "probseg", True),
-    "expert": Product({"seg": "moegate"}, "dseg", True, (".nii.gz", ".json", ".tsv")),
-    "srstd": Product({"desc": "srstd"}, None, True),
-}
 
 
 def resolution_label(zooms: tuple[float, float, float]) -> str:
@@ -107,22 +74,19 @@ def derivative_path(
     product: str,
     output_zooms: tuple[float, float, float] | None = None,
     extension: str = ".nii.gz",
-    space: str | None = None,
 ) -> PurePosixPath:
-    """Where a product of an image goes, relative to the output folder.
+    """Return where a product of an image goes, relative to the output folder.
 
     Parameters
     ----------
     image
         The source.
     product
-        A key of :data:`PRODUCTS`.
+        A key of :data:`~bids_moediff.bids.products.PRODUCTS`, with its label if there are several.
     output_zooms
         Output voxel size in mm; needed exactly for the products on the output grid.
     extension
         One that the product may have.
-    space
-        Template that a super-resolved image was brought to.
 
     Raises
     ------
@@ -131,22 +95,16 @@ def derivative_path(
     ImageError
         if the source bears an entity that only derivatives have.
     """
-    if product not in PRODUCTS:
-        raise ValueError(f"unknown product {product!r}; known are {', '.join(PRODUCTS)}")
-    row = PRODUCTS[product]
+    row = find_product(product)
     if extension not in row.extensions:
         raise ValueError(f"{product} has no {extension} file")
     if (output_zooms is not None) != row.on_output_grid:
         raise ValueError(f"{product} {'needs' if row.on_output_grid else 'has no'} output_zooms")
-    if space is not None and product != "sr":
-        raise ValueError(f"{product} is not brought to a template")
     if clash := RESERVED & set(image.entities):
         raise ImageError(f"{image.relative_path} is a derivative already ({sorted(clash)[0]}-).")
     entities = {**image.entities, **row.entities}
     if row.suffix is not None and image.suffix != "T1w":
-        entities["space"] = image.suffix
-    if space is not None:
-        entities["space"] = space
+        entities.setdefault("space", image.suffix)
     if output_zooms is not None:
         entities["res"] = resolution_label(output_zooms)
     name = build_name(entities, row.suffix or image.suffix, extension)

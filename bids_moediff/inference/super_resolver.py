@@ -5,7 +5,7 @@ The walk: scale intensities, interpolate consistently with the acquisition, let 
 restorer do its work, undo the scaling, make the result agree with the measurement.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import nibabel as nib
 import torch
 
 from bids_moediff.errors import DeviceError, ImageError
+from bids_moediff.families import family
 from bids_moediff.families.load import load_model, make_restorer
 from bids_moediff.families.protocol import Problem, Restored
 from bids_moediff.imaging.acquisition import Acquisition
@@ -45,19 +46,28 @@ class Result:
     Parameters
     ----------
     image : float32 on the output grid, in the units of the input
-    gates : (X, Y, Z, experts) float32 that sum to one, or None
-    standard_deviation : to be expected between image and truth, in the units of the input; over
-        samples where the model was never calibrated; or None
+    maps : what else there is, on the output grid, by the key of its product: "gates" (X, Y, Z,
+        experts) that sum to one; "srstd", the standard deviation to be expected between image and
+        truth, in the units of the input (over samples where the model was never calibrated)
     residual : ||A x - y|| / ||y||, the relative consistency residual
     record : what ran, for the sidecar
 
     """
 
     image: nib.Nifti1Image
-    gates: nib.Nifti1Image | None
-    standard_deviation: nib.Nifti1Image | None
+    maps: Mapping[str, nib.Nifti1Image]
     residual: float
     record: dict[str, Any]
+
+    @property
+    def gates(self) -> nib.Nifti1Image | None:
+        """Weights of the experts, if there are any."""
+        return self.maps.get("gates")
+
+    @property
+    def standard_deviation(self) -> nib.Nifti1Image | None:
+        """Expected error, if it was asked for and could be given."""
+        return self.maps.get("srstd")
 
 
 def assumed_acquisition(image: nib.Nifti1Image, options: Options) -> Acquisition:
@@ -152,16 +162,18 @@ class SuperResolver:
         if "uncertainty" in options.outputs or variance is not None:
             deviation, said = self._deviation(mean, variance, posed)
             notes += said
-        gates = last.maps.get("gates")
+        maps = {key: posed.image(data) for key, data in last.maps.items()}
+        if deviation is not None:
+            maps["srstd"] = posed.image(deviation)
         residual = posed.residual(mean)
         return Result(
             posed.image(mean * posed.scale),
-            None if gates is None else posed.image(gates),
-            None if deviation is None else posed.image(deviation),
+            maps,
             residual,
             self._record(posed, problem, settled.options)
             | {"ConsistencyResidual": round(residual, 8), "ExpertEvaluations": last.counts}
             | self._calibration_record(deviation is not None, posed.ratios)
+            | self._experts_record("gates" in maps)
             | {"Warnings": notes},
         )
 
@@ -193,6 +205,11 @@ class SuperResolver:
             "ExpectedErrorFactorRange": self.calibration.spread,
             "ExpectedErrorMeasuredOn": list(self.calibration.heads),
         }
+
+    def _experts_record(self, written: bool) -> dict[str, Any]:
+        """Names of the volumes of the gate maps, where they are written."""
+        config = self.model.config
+        return {"Experts": list(family(config["family"]).experts(config))} if written else {}
 
     def _record(self, posed: Posed, problem: Problem, options: Options) -> dict[str, Any]:
         return {

@@ -162,12 +162,10 @@ def _process(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> Im
     )
     folder = Path(image.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    products = {"sr": result.image, "gates": result.gates, "std": result.standard_deviation}
     files = {}
-    for name, product in products.items():
-        if product is not None:
-            files[name] = str(folder / f"{name}.nii")  # read once, soon: packing takes longer
-            write_nifti(product, Path(files[name]))
+    for key, product in {"sr": result.image, **result.maps}.items():
+        files[key] = str(folder / f"{key}.nii")  # read once, soon: packing takes longer
+        write_nifti(product, Path(files[key]))
     record = {**result.record, "ModelChoice": loaded.model_reason}
     write_json(record, folder / "record.json")
     progress(image.key, "done", 1.0)

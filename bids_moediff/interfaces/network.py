@@ -19,6 +19,7 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     CommandLine,
     CommandLineInputSpec,
+    DynamicTraitedSpec,
     File,
     InputMultiObject,
     SimpleInterface,
@@ -66,8 +67,8 @@ class DescribePrepared(ImageStep):
 
     def _run_interface(self, runtime: Any) -> Any:
         source = AnatomicalImage.from_json(self.inputs.source)
-        entry: dict[str, Any] = {"failure": self.inputs.failure}
-        if not self.inputs.failure:
+        entry: dict[str, Any] = {"failure": self.before}
+        if not self.before:
             bias_field = self.inputs.bias_field
             prepared = ImageRequest(
                 key=source.key,
@@ -79,7 +80,7 @@ class DescribePrepared(ImageStep):
             )
             entry |= asdict(prepared)
         self._results["entry"] = str(write_json(entry, Path(runtime.cwd) / "entry.json"))
-        self._results["failure"] = self.inputs.failure
+        self._results["failure"] = self.before
         return runtime
 
 
@@ -200,12 +201,13 @@ def end_sentence(code: int, errors: str, gigabytes: float) -> str:
 class _SelectInputSpec(ImageStepInputSpec):
     results = File(exists=True, mandatory=True)
     key = traits.Str(mandatory=True)
+    products = traits.List(traits.Str, desc="what to give, where the model has it")
 
 
-class _SelectOutputSpec(ImageStepOutputSpec):
-    image = File(desc="super-resolved image")
-    gates = File(desc="expert weights, 4-D")
-    standard_deviation = File(desc="expected error of each voxel")
+class _SelectOutputSpec(DynamicTraitedSpec):
+    """And each product under its key."""
+
+    failure = traits.Str(desc="one sentence if this or an earlier step failed, else empty")
     result = File(desc="JSON file: record, seconds and peak memory")
 
 
@@ -215,16 +217,21 @@ class SelectResult(ImageStep):
     input_spec = _SelectInputSpec
     output_spec = _SelectOutputSpec
 
+    def _outputs(self) -> Any:
+        outputs = super()._outputs()
+        for key in self.inputs.products:
+            outputs.add_trait(key, File())
+        return outputs
+
     def _process(self, folder: Path) -> dict[str, Any]:
         results = Path(self.inputs.results)
         item = read_results(results).get(self.inputs.key)
         if item is None or not item.done:
             raise ImageError(item.message if item else "The image was not super-resolved.")
-        names = {"image": "sr", "gates": "gates", "standard_deviation": "std"}
         outputs = {
-            field: str(results.parent / item.files[name])
-            for field, name in names.items()
-            if name in item.files
+            key: str(results.parent / item.files[key])
+            for key in self.inputs.products
+            if key in item.files
         }
         outputs["result"] = str(write_json(item.to_dict(), folder / "result.json"))
         return outputs

@@ -1,43 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products onto the output grid and into the derivatives folder."""
+"""Steps that make products from others, and the one that writes them all."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.bids.names import PRODUCTS, derivative_path
-from bids_moediff.bids.sidecar import build_sidecar, expert_table
-from bids_moediff.errors import ImageError
+from bids_moediff.bids.names import derivative_path
+from bids_moediff.bids.products import find_product
+from bids_moediff.bids.sidecar import build_sidecar, label_table
 from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
 from .files import load_image, read_json, save_image
 from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 
+class ProductStep(ImageStep):
+    """Make products from others; gives none where the model has none of those.
+
+    An output bears the key of a product. An input bears the name of what it is given: the key of
+    a product, ``source`` (the image as text), ``record``, a setting, or ``label`` (which of
+    several files). So nothing has to be said of how a step is connected.
+    """
+
+    mem_gb: ClassVar[float] = 1.5
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        if not all(isdefined(value) for value in self.inputs.get().values()):
+            return {}
+        return self._make(folder)
+
+    def _make(self, folder: Path) -> dict[str, Any]:
+        """Do the work; every input is there."""
+        raise NotImplementedError
+
+
 class _ResampleMaskInputSpec(ImageStepInputSpec):
     mask = File(desc="brain mask on the input grid")
-    image = File(desc="image on the output grid")
+    sr = File(desc="image on the output grid")
 
 
 class _ResampleMaskOutputSpec(ImageStepOutputSpec):
-    mask = File(desc="brain mask on the output grid")
+    srmask = File(desc="brain mask on the output grid")
 
 
-class ResampleMask(ImageStep):
-    """Bring a mask to the grid of an image, its outline interpolated linearly."""
+class ResampleMask(ProductStep):
+    """Bring the brain mask to the output grid, its outline interpolated linearly."""
 
     input_spec = _ResampleMaskInputSpec
     output_spec = _ResampleMaskOutputSpec
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _make(self, folder: Path) -> dict[str, Any]:
         from nilearn.image import resample_to_img
 
-        target = load_image(self.inputs.image)
+        target = load_image(self.inputs.sr)
         with warnings.catch_warnings():
             # nilearn warns of linear interpolation of a mask; the threshold below makes it right.
             warnings.simplefilter("ignore", UserWarning)
@@ -51,9 +72,8 @@ class ResampleMask(ImageStep):
         data = (np.asanyarray(soft.dataobj) >= 0.5).astype(np.uint8)
         header = target.header.copy()
         header.set_data_dtype(np.uint8)
-        return {
-            "mask": save_image(nib.Nifti1Image(data, target.affine, header), folder / "mask.nii")
-        }
+        mask = nib.Nifti1Image(data, target.affine, header)
+        return {"srmask": save_image(mask, folder / "mask.nii")}
 
 
 class _WinnerInputSpec(ImageStepInputSpec):
@@ -61,60 +81,66 @@ class _WinnerInputSpec(ImageStepInputSpec):
 
 
 class _WinnerOutputSpec(ImageStepOutputSpec):
-    labels = File(desc="index of the expert with the largest weight, counted from 1")
+    expert = File(desc="index of the expert with the largest weight, counted from 1")
 
 
-class WinningExpert(ImageStep):
+class WinningExpert(ProductStep):
     """Find the expert that has the most to say in each voxel."""
 
     input_spec = _WinnerInputSpec
     output_spec = _WinnerOutputSpec
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _make(self, folder: Path) -> dict[str, Any]:
         gates = load_image(self.inputs.gates)
         labels = (np.argmax(np.asanyarray(gates.dataobj), axis=3) + 1).astype(np.uint8)
         image = nib.Nifti1Image(labels, gates.affine)
         image.header.set_xyzt_units("mm")
-        return {"labels": save_image(image, folder / "labels.nii")}
+        return {"expert": save_image(image, folder / "labels.nii")}
 
 
 class _StandardInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
-    image = File(desc="super-resolved image")
-    mask = File(desc="brain mask on its grid")
+    sr = File(desc="super-resolved image")
+    srmask = File(desc="brain mask on its grid")
     record = File(desc="JSON: own keys of the sidecar")
-    space = traits.Str(mandatory=True, desc="TemplateFlow template")
-    flexible = traits.Bool(True, usedefault=True, desc="B-spline after the twelve parameters")
-    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
+    label = traits.Str(mandatory=True, desc="TemplateFlow template")
+    sloppy = traits.Bool(False, usedefault=True, desc="no B-spline after the twelve parameters")
+    output_resolution = traits.Tuple(traits.Float, traits.Float, traits.Float)
 
 
 class _StandardOutputSpec(ImageStepOutputSpec):
-    image = File(desc="image in the space of the template")
+    standard = File(desc="image in the space of the template")
     record = File(desc="JSON: the record with how the image was registered")
 
 
-class ToStandardSpace(ImageStep):
+class ToStandardSpace(ProductStep):
     """Register the brain to a template and bring the image there in one interpolation."""
 
     input_spec = _StandardInputSpec
     output_spec = _StandardOutputSpec
+    mem_gb = 2.0
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _make(self, folder: Path) -> dict[str, Any]:
         from bids_moediff.imaging.standard_space import find_template, register, to_template
 
         source = AnatomicalImage.from_json(self.inputs.source)
-        template = find_template(self.inputs.space, source.suffix)
-        image, mask = load_image(self.inputs.image), load_image(self.inputs.mask)
-        transform, registration = register(image, mask, template, self.inputs.flexible)
+        template = find_template(self.inputs.label, source.suffix)
+        image, mask = load_image(self.inputs.sr), load_image(self.inputs.srmask)
+        transform, registration = register(image, mask, template, not self.inputs.sloppy)
         record = read_json(self.inputs.record)
         record["Warnings"] = [*record["Warnings"], *registration.pop("warnings")]
         record["Registration"] = registration
         record["SpatialReference"] = f"{template.image.parent.name}/{template.image.name}"
-        moved = to_template(image, transform, template, self.inputs.zooms)
+        moved = to_template(image, transform, template, self.inputs.output_resolution)
         return {
-            "image": save_image(moved, folder / "image.nii"),
+            "standard": save_image(moved, folder / "image.nii"),
             "record": str(write_json(record, folder / "record.json")),
         }
+
+
+MAKERS: Mapping[str, type[ProductStep]] = {
+    step.__name__: step for step in (ResampleMask, WinningExpert, ToStandardSpace)
+}
 
 
 class _RecordInputSpec(ImageStepInputSpec):
@@ -123,7 +149,6 @@ class _RecordInputSpec(ImageStepInputSpec):
     doubts = File(desc="JSON: what is unusual about the scan")
     notes = File(desc="JSON: remarks on the source")
     mask_record = File(desc="JSON: how the brain mask was made")
-    quality_failure = traits.Str("", usedefault=True, desc="one sentence if there are no figures")
 
 
 class _RecordOutputSpec(ImageStepOutputSpec):
@@ -137,8 +162,6 @@ class SidecarRecord(ImageStep):
     output_spec = _RecordOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        if self.inputs.quality_failure:
-            raise ImageError(self.inputs.quality_failure)
         record = dict(read_json(self.inputs.result)["record"])
         mask_record = dict(read_json(self.inputs.mask_record))
         remarks = [
@@ -156,45 +179,43 @@ class SidecarRecord(ImageStep):
 class _WriteInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
-    product = traits.Enum(*PRODUCTS, mandatory=True)
-    image = File(desc="image to write; undefined if this model has no such product")
-    zooms = traits.Tuple(traits.Float, traits.Float, traits.Float, desc="output voxel size")
-    space = traits.Str(desc="template that the image was brought to")
-    record = File(desc="JSON: own keys of the sidecar")
-    mask_record = File(desc="JSON: how the brain mask was made, where the record does not say")
+    product = traits.Str(mandatory=True, desc="key of the product")
+    content = File(desc="what to write; undefined if this model has no such product")
+    output_resolution = traits.Tuple(traits.Float, traits.Float, traits.Float)
+    record = File(desc="JSON: what ran, for the sidecar")
 
 
 class _WriteOutputSpec(ImageStepOutputSpec):
     path = traits.Str(desc="what was written, relative to the output folder")
 
 
-class WriteDerivative(ImageStep):
-    """Write one product and its sidecar under the names of the standard."""
+class WriteProduct(ImageStep):
+    """Write one product, and what belongs beside it, under the names of the standard."""
 
     input_spec = _WriteInputSpec
     output_spec = _WriteOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        if not isdefined(self.inputs.image):
+        if not isdefined(self.inputs.content):
             return {}
-        product, root = self.inputs.product, Path(self.inputs.output_dir)
+        key, root = self.inputs.product, Path(self.inputs.output_dir)
         source = AnatomicalImage.from_json(self.inputs.source)
-        zooms = self.inputs.zooms if PRODUCTS[product].on_output_grid else None
-        record = read_json(self.inputs.record) if isdefined(self.inputs.record) else {}
-        mask_record = record.get("BrainMask", {})
-        if isdefined(self.inputs.mask_record):
-            mask_record = read_json(self.inputs.mask_record)
-        stripped = mask_record.get("method") == "nonzero"
-        space = self.inputs.space if isdefined(self.inputs.space) else None
+        row = find_product(key)
+        zooms = self.inputs.output_resolution if row.on_output_grid else None
+        record = read_json(self.inputs.record)
 
         def name(extension: str) -> Path:
-            return root / derivative_path(source, product, zooms, extension, space)
+            return root / derivative_path(source, key, zooms, extension)
 
-        def write_sidecar() -> None:
-            sidecar = build_sidecar(source, product, zooms, record, skull_stripped=stripped)
-            if product == "expert":
-                write_text(expert_table(), name(".tsv"))
+        def write_beside() -> None:
+            sidecar = build_sidecar(source, key, zooms, record)
+            if ".tsv" in row.extensions:
+                write_text(label_table(sidecar), name(".tsv"))
             write_json(sidecar, name(".json"))
 
-        write_nifti(load_image(self.inputs.image), name(".nii.gz"), write_sidecar)
-        return {"path": name(".nii.gz").relative_to(root).as_posix()}
+        main = name(row.extensions[0])
+        if row.extensions[0] == ".json":  # a record of its own, without a sidecar
+            write_json(read_json(self.inputs.content), main)
+        else:
+            write_nifti(load_image(self.inputs.content), main, write_beside)
+        return {"path": main.relative_to(root).as_posix()}

@@ -18,8 +18,9 @@ from nipype.interfaces.base import (
 
 from bids_moediff import __version__
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.bids.names import PRODUCTS, derivative_path
+from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import last_items, last_record, log_folder
+from bids_moediff.bids.products import PRODUCTS
 from bids_moediff.runtime.sink import write_json
 
 from .files import read_json
@@ -106,6 +107,8 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
     """Products of an image that are on disk, relative to the output folder."""
     products = {}
     for name, row in PRODUCTS.items():
+        if row.each is not None:
+            continue
         path = derivative_path(source, name, zooms if row.on_output_grid else None)
         if (output_dir / path).exists():
             products[name] = str(path)

@@ -28,9 +28,13 @@ FAILED_FILE = "failed.txt"
 
 
 class ImageStepInputSpec(BaseInterfaceInputSpec):
-    """What went wrong before. Files are never mandatory, as a failed step gives none."""
+    """What went wrong before. Files are never mandatory, as a failed step gives none.
+
+    A step that comes after two others, which do not wait for each other, has a sentence of each.
+    """
 
     failure = traits.Str("", usedefault=True, desc="one sentence if an earlier step failed")
+    failure_beside = traits.Str("", usedefault=True, desc="the same, of a second step before")
 
 
 class ImageStepOutputSpec(TraitedSpec):
@@ -49,8 +53,13 @@ class ImageStep(SimpleInterface):
         """Do the work in ``folder`` and give the outputs; may raise anything."""
         raise NotImplementedError
 
+    @property
+    def before(self) -> str:
+        """What went wrong before: the first sentence, or empty."""
+        return str(self.inputs.failure or self.inputs.failure_beside)
+
     def _run_interface(self, runtime: Any) -> Any:
-        failure = self.inputs.failure
+        failure = self.before
         if not failure:
             try:
                 self._results.update(self._process(Path(runtime.cwd)))
@@ -59,7 +68,7 @@ class ImageStep(SimpleInterface):
             except Exception as error:
                 failure = unexpected(type(self).__name__, error)
                 (Path(runtime.cwd) / TRACEBACK_FILE).write_text(traceback.format_exc())
-        if failure and not self.inputs.failure:
+        if failure and not self.before:
             LOGGER.warning("%s: %s", type(self).__name__, failure)
             (Path(runtime.cwd) / FAILED_FILE).write_text(f"{failure}\n", encoding="utf-8")
             if config.getboolean("execution", "stop_on_first_crash"):

@@ -6,7 +6,7 @@ the result: what looks sharper is sharper, not drawn differently.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,47 @@ MARGIN = 18.0  # mm around the brain
 CROP = 44.0  # mm, side of a zoomed crop
 WIDEST = 1900  # pixels
 THUMBNAIL = 120  # pixels
-EXPERT_COLOURS = ((230, 159, 0), (86, 180, 233), (204, 121, 167))  # told apart by all eyes
-EXPERT_NAMES = (
-    "expert 1, smooth (white-matter core)",
-    "expert 2, cortex",
-    "expert 3, junction (grey-white border)",
-)
+# Told apart by all eyes (Okabe and Ito).
+LABEL_COLOURS = (
+    (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (240, 228, 66), (213, 94, 0),
+    (0, 114, 178),
+)  # fmt: skip
+# What the experts of MoEDiff-SR are meant for.
+MEANINGS = {
+    "smooth": "smooth (white-matter core)",
+    "cortex": "cortex",
+    "junction": "junction (grey-white border)",
+}
 DIFFERENCE_MAP = "berlin" if "berlin" in colormaps else "RdBu_r"
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A product to draw over a scene: its names of volumes or labels, and words in the picture."""
+
+    volume: Volume
+    names: Sequence[str] = ()
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """How an expert is shown: words and colour."""
+
+    words: str
+    colour: tuple[int, int, int]
+
+
+def experts(overlay: Overlay, count: int) -> list[Expert]:
+    """Return how the first ``count`` experts of an overlay are shown; colours may repeat."""
+    shown = []
+    for number in range(count):
+        words = f"expert {number + 1}"
+        if number < len(overlay.names):
+            name = overlay.names[number]
+            words += f", {MEANINGS.get(name, name)}"
+        shown.append(Expert(words, LABEL_COLOURS[number % len(LABEL_COLOURS)]))
+    return shown
 
 
 @dataclass(frozen=True)
@@ -241,19 +275,18 @@ def write_difference(scene: Scene, cubic: Volume, path: Path) -> Path:
     return board.save(path)
 
 
-def write_mask(scene: Scene, path: Path) -> Path:
-    """Outline of the brain mask on the input, in three planes."""
-    if scene.mask is None:
-        raise ValueError("the scene has no mask")
+def write_mask(scene: Scene, overlay: Overlay, path: Path) -> Path:
+    """Outline of a mask on the input, in three planes."""
     paint = _greys(scene, scene.original)
     for plane, place in scene.positions.items():
-        drawn = canvas.draw_plane(scene.mask, scene.frame, plane, place) > 0.5
+        drawn = canvas.draw_plane(overlay.volume, scene.frame, plane, place) > 0.5
         paint[plane][canvas.outline(drawn)] = (255, 92, 92)
-    return _row(scene, paint, "Brain mask on the input").save(path)
+    return _row(scene, paint, overlay.words).save(path)
 
 
-def write_deviation(scene: Scene, volume: Volume, path: Path) -> Path:
-    """Expected error of each voxel, in input units."""
+def write_amount(scene: Scene, overlay: Overlay, path: Path) -> Path:
+    """A map in input units from zero upwards, such as the expected error."""
+    volume = overlay.volume
     top = float(np.percentile(volume.data[::2, ::2, ::2], 99.8)) or 1.0
     paint = {
         plane: canvas.coloured(
@@ -261,25 +294,26 @@ def write_deviation(scene: Scene, volume: Volume, path: Path) -> Path:
         )
         for plane, place in scene.positions.items()
     }
-    board = _row(scene, paint, "Expected error (one standard deviation)", extra=90)
+    board = _row(scene, paint, overlay.words, extra=90)
     board.colour_bar(scene.size[0] + 16, 60, 260, (0, top), "inferno", "input units")
     return board.save(path)
 
 
-def write_gates(scene: Scene, gates: Volume, path: Path) -> Path:
-    """Weight of each expert (last axis of ``gates``), a row an expert, colour over the result."""
+def write_gates(scene: Scene, overlay: Overlay, path: Path) -> Path:
+    """Weight of each expert (last axis of the volume), a row an expert, colour over the result."""
     tissue = _greys(scene, scene.enhanced)
     weights = {
-        plane: canvas.draw_plane(gates, scene.frame, plane, place)
+        plane: canvas.draw_plane(overlay.volume, scene.frame, plane, place)
         for plane, place in scene.positions.items()
     }
     width, height = scene.size
-    board = Canvas(width + 90, 3 * (height + 30))
-    for expert in range(gates.data.shape[3]):
-        top = expert * (height + 30)
-        board.write(f"Weight of {EXPERT_NAMES[expert]}", 6, top + 6, fontweight="bold")
+    shown = experts(overlay, overlay.volume.data.shape[3])
+    board = Canvas(width + 90, len(shown) * (height + 30))
+    for number, expert in enumerate(shown):
+        top = number * (height + 30)
+        board.write(f"Weight of {expert.words}", 6, top + 6, fontweight="bold")
         for plane, (left, _) in scene.panels.items():
-            colour = canvas.coloured(weights[plane][..., expert], (0, 1), "viridis")
+            colour = canvas.coloured(weights[plane][..., number], (0, 1), "viridis")
             panel = np.rint(colour * (0.25 + 0.75 / 255 * tissue[plane])).astype(np.uint8)
             size = scene.frame.size(plane)
             board.put(panel, left, top + 30 + (height - size[1]) // 2)
@@ -288,21 +322,32 @@ def write_gates(scene: Scene, gates: Volume, path: Path) -> Path:
     return board.save(path)
 
 
-def write_winner(scene: Scene, gates: Volume, path: Path) -> Path:
-    """The expert with the largest weight, in colours over the result."""
-    colours = np.array(EXPERT_COLOURS, dtype=np.float32)
+def write_winner(scene: Scene, overlay: Overlay, path: Path) -> Path:
+    """The expert with the largest weight (labels from 1), in colours over the result."""
+    shown = experts(overlay, max(len(overlay.names), int(overlay.volume.data.max()), 1))
+    table = np.array([expert.colour for expert in shown], dtype=np.float32)
     paint = _greys(scene, scene.enhanced)
     for plane, place in scene.positions.items():
-        which = np.argmax(canvas.draw_plane(gates, scene.frame, plane, place), axis=-1)
+        drawn = canvas.draw_plane(overlay.volume, scene.frame, plane, place).astype(int)
         # Brightness stays the tissue's, hue is the expert's.
-        shade = 0.25 + 0.75 * colours[which] / 255
+        shade = 0.25 + 0.75 * table[np.maximum(drawn, 1) - 1] / 255
         paint[plane] = np.rint(paint[plane] * shade).astype(np.uint8)
-    board = _row(scene, paint, "Expert with the largest weight")
+    board = _row(scene, paint, overlay.words)
     left = 330.0
-    for name, colour in zip(EXPERT_NAMES, EXPERT_COLOURS, strict=True):
-        board.write("■ " + name, left, 6, color="#{:02x}{:02x}{:02x}".format(*colour))
-        left += 40 + 8 * len(name)
+    for expert in shown:
+        colour = "#{:02x}{:02x}{:02x}".format(*expert.colour)
+        board.write("■ " + expert.words, left, 6, color=colour)
+        left += 40 + 8 * len(expert.words)
     return board.save(path)
+
+
+# Drawers of products, by the name in their row (bids/products.py).
+DRAW: Mapping[str, Callable[[Scene, Overlay, Path], Path]] = {
+    "outline": write_mask,
+    "amount": write_amount,
+    "expert weights": write_gates,
+    "leading expert": write_winner,
+}
 
 
 def depth_in_brain(scene: Scene, plane: str) -> np.ndarray:

@@ -8,6 +8,7 @@ record and same derivatives, same bytes.
 """
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -93,8 +94,7 @@ def write_participant_report(
         "versions": dict(run.get("versions", {})),
         "settings": dict(run.get("settings", {})),
         "finished": run.get("finished", ""),
-        "titles": captions.TITLES,
-        "captions": captions.CAPTIONS,
+        "figures": captions.figures(),
         "compare_caption": captions.COMPARE_CAPTION,
     }
     single = environment().get_template("participant.html")
@@ -180,7 +180,7 @@ def _illustrated(
         view["widths"], view["heights"] = _extents(view["description"])
     paths = {
         name: output_dir / figure_path(image, name, ".svg" if name in PLOTS else ".png")
-        for name in ("input", "sr", *captions.TITLES)
+        for name in ("input", "sr", *captions.figures())
     }
     pictures = {name: _address(path) for name, path in paths.items() if path.exists()}
     return replace(section, pictures=pictures, view=view, added=added)
@@ -213,8 +213,8 @@ def draw_pictures(
     image
         The source: names the pictures.
     products
-        Paths of ``raw`` or ``preproc`` (what the result is compared with) and of ``sr``, and
-        where there are any of ``mask``, ``gates`` and ``srstd``.
+        Paths of ``raw`` or ``preproc`` (what the result is compared with), of ``sr`` and of what
+        else there is.
 
     Returns
     -------
@@ -242,13 +242,21 @@ def draw_pictures(
     figures.write_crops(scene, cubic, path("crops"))
     plots.write_profile(scene, cubic, path("profile", ".svg"))
     plots.write_histogram(scene, path("histogram", ".svg"))
-    if scene.mask is not None:
-        figures.write_mask(scene, path("mask"))
-    deviation = Volume.from_image(load("srstd")) if "srstd" in products else None
-    if deviation is not None:
-        figures.write_deviation(scene, deviation, path("srstd"))
-    gates = Volume.from_image(load("gates")) if "gates" in products else None
-    if gates is not None:
-        figures.write_gates(scene, gates, path("gates"))
-        figures.write_winner(scene, gates, path("expert"))
-    return viewer.make_view(scene, deviation, gates), figures.change(scene, cubic)
+    overlays = {}
+    for row in captions.drawn_products():
+        if row.key in products and row.figure is not None:
+            volume = Volume.from_image(load(row.key))
+            names = label_names(products[row.key])
+            overlay = figures.Overlay(volume, names, row.figure.words)
+            figures.DRAW[row.figure.draw](scene, overlay, path(row.key))
+            overlays[row.key] = overlay
+    view = viewer.make_view(scene, overlays.get("srstd"), overlays.get("gates"))
+    return view, figures.change(scene, cubic)
+
+
+def label_names(path: Path) -> list[str]:
+    """Return what the volumes or the labels of a map stand for, from its sidecar."""
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    if not sidecar.exists():
+        return []
+    return list(json.loads(sidecar.read_text(encoding="utf-8")).get("LabelMap", ()))

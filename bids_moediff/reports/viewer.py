@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from bids_moediff.reports.canvas import NORMAL, Volume
-from bids_moediff.reports.figures import EXPERT_COLOURS, EXPERT_NAMES, Scene
+from bids_moediff.reports.figures import Overlay, Scene, experts
 
 MOST_BYTES = 15_000_000  # of a page's volumes; its pictures take a few million more
 HEADROOM = 1.25  # grey levels reach this far above the window, so that it can be widened
@@ -133,7 +133,7 @@ def quantize(name: str, volume: Volume, low: float, high: float, levels: int = 2
 
 
 def make_view(
-    scene: Scene, deviation: Volume | None = None, gates: Volume | None = None
+    scene: Scene, deviation: Overlay | None = None, gates: Overlay | None = None
 ) -> dict[str, Any]:
     """Return all that the viewer needs: packed volumes and a description for its script.
 
@@ -144,7 +144,7 @@ def make_view(
     deviation
         Expected error in input units, (x, y, z).
     gates
-        Weights of the experts, (x, y, z, expert).
+        Weights of the experts, (x, y, z, expert), with their names.
 
     Returns
     -------
@@ -152,6 +152,7 @@ def make_view(
         ``volumes`` (name to text), ``description`` (JSON-ready) and ``detail``: in words, how
         finely the page shows them.
     """
+    shown = experts(gates, gates.volume.data.shape[3]) if gates else []
     for step in REDUCTIONS:
         low, high = scene.frame.low + step.margin, scene.frame.high - step.margin
         packed = _pack_all(scene, deviation, gates, step)
@@ -164,8 +165,8 @@ def make_view(
         "position": [round(scene.positions[plane], 3) for plane in NORMAL],
         "window": list(scene.window),
         "rotation": np.round(scene.original.rotation, 6).tolist(),
-        "experts": [list(colour) for colour in EXPERT_COLOURS],
-        "names": list(EXPERT_NAMES),
+        "experts": [list(expert.colour) for expert in shown],
+        "names": [expert.words for expert in shown],
         "heat": np.rint(255 * colormaps[HEAT](np.arange(256))[:, :3]).astype(int).tolist(),
     }
     return {
@@ -176,7 +177,7 @@ def make_view(
 
 
 def _pack_all(
-    scene: Scene, deviation: Volume | None, gates: Volume | None, step: Reduction
+    scene: Scene, deviation: Overlay | None, gates: Overlay | None, step: Reduction
 ) -> list[Packed]:
     low, high = scene.frame.low + step.margin, scene.frame.high - step.margin
     bottom, top = scene.window[0], scene.window[0] + HEADROOM * float(np.ptp(scene.window))
@@ -196,10 +197,10 @@ def _pack_all(
     if scene.mask is not None:
         packed.append(quantize("mask", cut(scene.mask, 0), 0, 255))
     if deviation is not None:
-        part = cut(deviation, coarse)
+        part = cut(deviation.volume, coarse)
         packed.append(quantize("error", part, 0, float(np.percentile(part.data, 99.9)) or 1.0))
     if gates is not None:
-        part = cut(gates, coarse)
+        part = cut(gates.volume, coarse)
         leader = np.argmax(part.data, axis=3).astype(np.uint8)
         packed.append(quantize("expert", replace(part, data=leader), 0, 255))
     return packed

@@ -19,6 +19,7 @@ from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, Particip
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
+from .chain import BESIDE, Chain
 from .network import init_superres_wf
 from .preparation import init_image_preparation_wf
 from .products import init_image_products_wf
@@ -185,13 +186,13 @@ def _connect_processing(
     for number, image in enumerate(images, 1):
         prepare_wf = init_image_preparation_wf(
             settings=settings,
+            source=image,
             gigabytes=float32_gigabytes(image),
             earlier_mask=(
                 find_brain_mask(image, settings.derivatives) if settings.derivatives else None
             ),
             name=f"prepare_{node_name(image)}_wf",
         )
-        prepare_wf.inputs.inputnode.source = image.to_json()
         status = _init_status(image, settings, plan)
         workflow.connect([
             (prepare_wf, status, [
@@ -199,29 +200,38 @@ def _connect_processing(
             ]),
             (status, workflow.get_node("statuses"), [("status", f"in{number}")]),
         ])  # fmt: skip
-        if superres_wf is None:
-            workflow.connect(prepare_wf, "outputnode.failure", status, "failure")
-            continue
-        products_wf = init_image_products_wf(
-            settings=settings.for_image(_shape_and_zooms(image)[1]),
-            name=f"products_{node_name(image)}_wf",
-        )
-        products_wf.inputs.inputnode.source = image.to_json()
-        products_wf.inputs.inputnode.key = image.key
-        workflow.connect([
-            (prepare_wf, workflow.get_node("entries"), [("outputnode.entry", f"in{number}")]),
-            (superres_wf, products_wf, [("outputnode.results", "inputnode.results")]),
-            (prepare_wf, products_wf, [
-                (f"outputnode.{field}", f"inputnode.{field}")
-                for field in (
-                    "image", "mask", "notes", "mask_record", "mask_failure", "failure",
-                )
-            ]),
-            (superres_wf, status, [("outputnode.results", "results")]),
-            (products_wf, status, [
-                (f"outputnode.{field}", field) for field in ("failure", "quality", "doubts")
-            ]),
-        ])  # fmt: skip
+        chain = Chain(workflow, prepare_wf)
+        if superres_wf is not None:
+            entries = workflow.get_node("entries")
+            workflow.connect(prepare_wf, "outputnode.entry", entries, f"in{number}")
+            workflow.connect(superres_wf, "outputnode.results", status, "results")
+            products_wf = _add_products(chain, image, settings, prepare_wf, superres_wf)
+            figures = [(f"outputnode.{field}", field) for field in ("quality", "doubts")]
+            workflow.connect([(products_wf, status, figures)])
+        chain.step(status)
+
+
+def _add_products(
+    chain: Chain,
+    image: AnatomicalImage,
+    settings: Settings,
+    prepare_wf: Workflow,
+    superres_wf: Workflow,
+) -> Workflow:
+    """What is made of an image after the network."""
+    products_wf = init_image_products_wf(
+        settings=settings.for_image(_shape_and_zooms(image)[1]),
+        source=image,
+        name=f"products_{node_name(image)}_wf",
+    )
+    products_wf.inputs.inputnode.key = image.key
+    fields = ("image", "mask", "notes", "mask_record")
+    chain.join(Chain(chain.workflow, prepare_wf, BESIDE)).step(
+        products_wf,
+        results=(superres_wf, "results"),
+        **{field: (prepare_wf, field) for field in fields},
+    )
+    return products_wf
 
 
 def _add_network(

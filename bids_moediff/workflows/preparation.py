@@ -6,15 +6,16 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.bids.earlier_masks import EarlierMask
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.products import PREPARATION, wanted_products
 from bids_moediff.interfaces.network import DescribePrepared
 from bids_moediff.interfaces.preparation import BiasField, BrainMask, Conform
 from bids_moediff.settings import Settings
 
-from .outputs import init_ds_preparation_wf
+from .chain import BESIDE, FAILURES, Chain
+from .products import write_products
 
-OUTPUT_FIELDS = [
-    "image", "notes", "mask", "mask_record", "mask_failure", "entry", "failure",
-]  # fmt: skip
+OUTPUT_FIELDS = ["image", "notes", "mask", "mask_record", "entry", *FAILURES]
 # Measured peak of a step over the size of the image as float32.
 COPIES_IN_MEMORY = 12
 
@@ -22,6 +23,7 @@ COPIES_IN_MEMORY = 12
 def init_image_preparation_wf(
     *,
     settings: Settings,
+    source: AnatomicalImage,
     gigabytes: float,
     earlier_mask: EarlierMask | None = None,
     name: str = "image_preparation_wf",
@@ -31,14 +33,19 @@ def init_image_preparation_wf(
     Workflow Graph
         .. workflow::
 
+            from pathlib import Path
+            from bids_moediff.bids.image import AnatomicalImage
             from bids_moediff.settings import Settings
             from bids_moediff.workflows.preparation import init_image_preparation_wf
-            wf = init_image_preparation_wf(settings=Settings(), gigabytes=0.07)
+            image = AnatomicalImage(Path(), "sub-01/anat/sub-01_T1w.nii", {"sub": "01"}, "T1w", {})
+            wf = init_image_preparation_wf(settings=Settings(), source=image, gigabytes=0.07)
 
     Parameters
     ----------
     settings
         Output folder, voxel size and what is to be left out are taken from here.
+    source
+        The image.
     gigabytes
         Size of the image as float32, for the memory estimate.
     earlier_mask
@@ -48,88 +55,59 @@ def init_image_preparation_wf(
 
     Inputs
     ------
-    source
-        Source image as text (:meth:`AnatomicalImage.to_json`).
+    None; everything is set from the image.
 
     Outputs
     -------
     image, notes
         Conformed image; remarks on the source.
-    mask, mask_record, mask_failure
-        Brain mask, how it was made, and one sentence if it or the image cannot be had.
+    mask, mask_record
+        Brain mask; how it was made.
     entry
         What the network is to be told.
-    failure
-        One sentence if the image cannot be used, else empty.
+    failure, failure_beside
+        One sentence if the image cannot be used, and if it or its brain mask cannot be had; else
+        empty.
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = _methods(settings)
-    _add_steps(workflow, settings, 0.4 + COPIES_IN_MEMORY * gigabytes)
-    if settings.gradient_coefficients:
-        coefficients = str(settings.gradient_coefficients)
-        workflow.get_node("conform").inputs.coefficients = coefficients
-    if earlier_mask:
-        brain_mask = workflow.get_node("brain_mask").inputs
-        brain_mask.remark = earlier_mask.remark
-        if earlier_mask.path:
-            brain_mask.precomputed = str(earlier_mask.path)
-    _add_outputs(workflow, settings)
-    return workflow
-
-
-def _add_steps(workflow: Workflow, settings: Settings, memory: float) -> None:
-    """Conform, brain mask, bias field."""
-    inputnode = pe.Node(niu.IdentityInterface(fields=["source"]), name="inputnode")
-    conform = pe.Node(Conform(), name="conform", mem_gb=memory)
+    memory = 0.4 + COPIES_IN_MEMORY * gigabytes
+    conform = pe.Node(Conform(source=source.to_json()), name="conform", mem_gb=memory)
     # Mask and field use one thread, so that their bytes do not depend on the number of them.
     brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6)
     bias_field = pe.Node(
         BiasField(skip=settings.skip_bias_correction), name="bias_field", mem_gb=memory
     )
-    workflow.connect([
-        (inputnode, conform, [("source", "source")]),
-        (conform, brain_mask, [("image", "image"), ("failure", "failure")]),
-        (conform, bias_field, [("image", "image")]),
-        (brain_mask, bias_field, [("mask", "mask"), ("failure", "failure")]),
-    ])  # fmt: skip
-
-
-def _add_outputs(workflow: Workflow, settings: Settings) -> None:
-    """Derivatives, the network's entry and the outputs of the workflow."""
-    inputnode, conform, brain_mask, bias_field = (
-        workflow.get_node(name) for name in ("inputnode", "conform", "brain_mask", "bias_field")
-    )
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
+    if settings.gradient_coefficients:
+        conform.inputs.coefficients = str(settings.gradient_coefficients)
+    if earlier_mask:
+        brain_mask.inputs.remark = earlier_mask.remark
+        if earlier_mask.path:
+            brain_mask.inputs.precomputed = str(earlier_mask.path)
+
+    image, mask, record = (conform, "image"), (brain_mask, "mask"), (brain_mask, "record")
+    chain = Chain(workflow, conform).step(brain_mask, image=image)
+    chain.beside().leave(outputnode, BESIDE)
+    chain.step(bias_field, image=image, mask=mask)
     describe = pe.Node(
-        DescribePrepared(),
-        name="describe",
-        run_without_submitting=True,
+        DescribePrepared(source=source.to_json()), name="describe", run_without_submitting=True
     )
-    ds_preparation_wf = init_ds_preparation_wf(output_dir=str(settings.output_dir))
     # The corrected image is the network's input where the bias field is to be left out.
-    if settings.intensities == "corrected":
-        workflow.connect(bias_field, "corrected", describe, "image")
-    else:
-        workflow.connect(conform, "image", describe, "image")
-        workflow.connect(bias_field, "bias_field", describe, "bias_field")
+    prepared = {"image": (bias_field, "corrected")}
+    if settings.intensities == "input":
+        prepared = {"image": image, "bias_field": (bias_field, "bias_field")}
+    chain.beside().step(describe, mask=mask, **prepared)
+    products = [row for row in wanted_products(settings, source) if row.made_by == PREPARATION]
+    known = {"preproc": (bias_field, "corrected"), "mask": mask, "record": record}
+    write_products(chain, products, known, settings, source)
+    chain.leave(outputnode)
     workflow.connect([
-        (inputnode, describe, [("source", "source")]),
-        (brain_mask, describe, [("mask", "mask")]),
-        (bias_field, describe, [("failure", "failure")]),
-        (inputnode, ds_preparation_wf, [("source", "inputnode.source")]),
-        (brain_mask, ds_preparation_wf, [
-            ("mask", "inputnode.mask"), ("record", "inputnode.mask_record"),
-        ]),
-        (bias_field, ds_preparation_wf, [
-            ("corrected", "inputnode.corrected"), ("failure", "inputnode.failure"),
-        ]),
         (conform, outputnode, [("image", "image"), ("notes", "notes")]),
-        (brain_mask, outputnode, [
-            ("mask", "mask"), ("record", "mask_record"), ("failure", "mask_failure"),
-        ]),
+        (brain_mask, outputnode, [("mask", "mask"), ("record", "mask_record")]),
         (describe, outputnode, [("entry", "entry")]),
-        (ds_preparation_wf, outputnode, [("outputnode.failure", "failure")]),
     ])  # fmt: skip
+    return workflow
 
 
 def _methods(settings: Settings) -> str:

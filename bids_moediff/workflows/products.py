@@ -1,57 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes out of the network, judged and written, one image at a time."""
 
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.products import NETWORK, PREPARATION, Product, wanted_products
 from bids_moediff.interfaces.network import SelectResult
-from bids_moediff.interfaces.products import SidecarRecord
+from bids_moediff.interfaces.products import MAKERS, SidecarRecord, WriteProduct
 from bids_moediff.interfaces.quality import ImageQuality
 from bids_moediff.settings import Settings
 
-from .outputs import (
-    init_ds_gates_wf,
-    init_ds_standard_wf,
-    init_ds_superres_wf,
-    init_ds_uncertainty_wf,
-)
+from .chain import BESIDE, FAILURES, Chain
 
-INPUT_FIELDS = [
-    "source", "key", "results", "image", "mask", "notes", "mask_record", "mask_failure",
-    "failure",
-]  # fmt: skip
+INPUT_FIELDS = ["key", "results", "image", "mask", "notes", "mask_record", *FAILURES]
 OUTPUT_FIELDS = ["quality", "doubts", "failure"]
 
+Sources = Mapping[str, tuple[Any, str]]
 
-def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf") -> Workflow:
+
+def init_image_products_wf(
+    *, settings: Settings, source: AnatomicalImage, name: str = "image_products_wf"
+) -> Workflow:
     """Pick the result of one image, compute its quality figures and write it.
 
     Workflow Graph
         .. workflow::
 
+            from pathlib import Path
+            from bids_moediff.bids.image import AnatomicalImage
             from bids_moediff.settings import Settings
             from bids_moediff.workflows.products import init_image_products_wf
-            wf = init_image_products_wf(settings=Settings())
+            image = AnatomicalImage(Path(), "sub-01/anat/sub-01_T1w.nii", {"sub": "01"}, "T1w", {})
+            wf = init_image_products_wf(settings=Settings().for_image((1, 1, 1)), source=image)
 
     Parameters
     ----------
     settings
         Output folder, voxel size and further outputs are taken from here.
+    source
+        The image.
     name
         Name of the workflow.
 
     Inputs
     ------
-    source, key
-        Source image as text and its name in the results.
+    key
+        Name of the image in the results.
     results
         Results of the participant.
-    image, mask, notes, mask_record, mask_failure
+    image, mask, notes, mask_record
         Products of the preparation. The quality figures need no more than these, so they are
         computed beside the bias field and the network.
-    failure
-        What went wrong before.
+    failure, failure_beside
+        What went wrong in the preparation, and on the way to the brain mask.
 
     Outputs
     -------
@@ -65,64 +72,87 @@ def init_image_products_wf(*, settings: Settings, name: str = "image_products_wf
     workflow = Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=INPUT_FIELDS), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
-    select = pe.Node(SelectResult(), name="select", run_without_submitting=True)
-    quality = pe.Node(ImageQuality(), name="quality", mem_gb=1.5)
+    products = [row for row in wanted_products(settings, source) if row.made_by != PREPARATION]
+    given = [row.key for row in products if row.made_by == NETWORK]
+    select = pe.Node(SelectResult(products=given), name="select", run_without_submitting=True)
+    quality = pe.Node(ImageQuality(source=source.to_json()), name="quality", mem_gb=1.5)
     record = pe.Node(SidecarRecord(), name="record", run_without_submitting=True)
-    ds_superres_wf = init_ds_superres_wf(output_dir=str(settings.output_dir), zooms=settings.zooms)
-    workflow.connect([
-        (inputnode, select, [("results", "results"), ("key", "key"), ("failure", "failure")]),
-        (inputnode, quality, [
-            ("image", "image"), ("mask", "mask"), ("source", "source"),
-            ("mask_failure", "failure"),
-        ]),
-        (inputnode, record, [("notes", "notes"), ("mask_record", "mask_record")]),
-        (select, record, [("result", "result"), ("failure", "failure")]),
-        (quality, record, [
-            ("quality", "quality"), ("doubts", "doubts"), ("failure", "quality_failure"),
-        ]),
-        (inputnode, ds_superres_wf, [("source", "inputnode.source"), ("mask", "inputnode.mask")]),
-        (select, ds_superres_wf, [("image", "inputnode.image")]),
-        (record, ds_superres_wf, [
-            ("record", "inputnode.record"), ("failure", "inputnode.failure"),
-        ]),
-        (quality, outputnode, [("quality", "quality"), ("doubts", "doubts")]),
-    ])  # fmt: skip
-    _connect_further_outputs(workflow, settings)
+
+    figures = Chain(workflow, inputnode, BESIDE)
+    figures.step(quality, image=(inputnode, "image"), mask=(inputnode, "mask"))
+    chain = Chain(workflow, inputnode)
+    chain.step(select, results=(inputnode, "results"), key=(inputnode, "key")).join(figures)
+    chain.step(
+        record,
+        result=(select, "result"),
+        quality=(quality, "quality"),
+        doubts=(quality, "doubts"),
+        notes=(inputnode, "notes"),
+        mask_record=(inputnode, "mask_record"),
+    )
+    sources = {key: (select, key) for key in given}
+    sources |= {"mask": (inputnode, "mask"), "record": (record, "record")}
+    write_products(chain, products, sources, settings, source)
+    workflow.connect([(quality, outputnode, [("quality", "quality"), ("doubts", "doubts")])])
+    chain.leave(outputnode)
     return workflow
 
 
-def _connect_further_outputs(workflow: Workflow, settings: Settings) -> None:
-    """Write gates, expected error and standard spaces where asked for, one after another."""
-    inputnode, select, record, chain, outputnode = (
-        workflow.get_node(name)
-        for name in ("inputnode", "select", "record", "ds_superres_wf", "outputnode")
-    )
-    mask = (chain, "outputnode.mask", "inputnode.mask")
-    folder, zooms = str(settings.output_dir), settings.zooms
-    further = []
-    if "gates" in settings.outputs:
-        ds_wf = init_ds_gates_wf(output_dir=folder, zooms=zooms)
-        further.append((ds_wf, [(select, "gates", "inputnode.gates")]))
-    if settings.num_samples > 1 or "uncertainty" in settings.outputs:
-        ds_wf = init_ds_uncertainty_wf(output_dir=folder, zooms=zooms)
-        field = "standard_deviation"
-        further.append((ds_wf, [(select, field, f"inputnode.{field}")]))
-    for space in settings.output_spaces:
-        ds_wf = init_ds_standard_wf(
-            output_dir=folder,
-            space=space,
-            zooms=zooms,
-            flexible=not settings.sloppy,
-            name=f"ds_{space}_wf",
+def write_products(
+    chain: Chain,
+    products: Iterable[Product],
+    sources: Sources,
+    settings: Settings,
+    image: AnatomicalImage,
+) -> None:
+    """Make what is to be made of other products, and write each, one after another.
+
+    Parameters
+    ----------
+    chain
+        What comes before; it goes on with the steps added here.
+    products
+        What to write, in order.
+    sources
+        Where products come from that no step makes (node and field by key), and ``record``.
+    settings
+        Output folder and voxel size are taken from here, and what the steps ask for.
+    image
+        The source.
+    """
+    known = dict(sources)
+    for product in products:
+        record = known["record"]
+        if product.made_by in MAKERS:
+            maker = _init_maker(product, settings, image)
+            inlets = [field for field in maker.inputs.copyable_trait_names() if field in known]
+            chain.step(maker, **{field: known[field] for field in inlets})
+            known[product.key] = (maker, product.key.partition("_")[0])
+            if "record" in maker.outputs.copyable_trait_names():
+                record = (maker, "record")
+        write = WriteProduct(
+            source=image.to_json(),
+            product=product.key,
+            output_dir=str(settings.output_dir),
         )
-        further.append((ds_wf, [(select, "image", "inputnode.image"), mask]))
-    for ds_wf, sources in further:
-        for node, field, target in sources:
-            workflow.connect(node, field, ds_wf, target)
-        workflow.connect([
-            (inputnode, ds_wf, [("source", "inputnode.source")]),
-            (record, ds_wf, [("record", "inputnode.record")]),
-            (chain, ds_wf, [("outputnode.failure", "inputnode.failure")]),
-        ])  # fmt: skip
-        chain = ds_wf
-    workflow.connect(chain, "outputnode.failure", outputnode, "failure")
+        if product.on_output_grid:
+            write.inputs.output_resolution = settings.zooms
+        node = pe.Node(write, name=_node_name("ds", product), mem_gb=1.0)
+        chain.step(node, content=known[product.key], record=record)
+
+
+def _init_maker(product: Product, settings: Settings, image: AnatomicalImage) -> pe.Node:
+    """The step that makes a product, with its inputs that are known beforehand."""
+    step = MAKERS[product.made_by]
+    maker = pe.Node(step(), name=_node_name("make", product), mem_gb=step.mem_gb)
+    known = {name: getattr(settings, name) for name in settings.names()}
+    known |= {"source": image.to_json(), "label": product.label}
+    for field in maker.inputs.copyable_trait_names():
+        if field in known:
+            setattr(maker.inputs, field, known[field])
+    return maker
+
+
+def _node_name(start: str, product: Product) -> str:
+    """Name of a step; Nipype takes letters, digits and underscores."""
+    return re.sub(r"\W", "_", f"{start}_{product.key}")

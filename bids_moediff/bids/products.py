@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of file that is written about an image: one row each.
+
+A row holds all that is said of a product: its name on disk, its sidecar, its description, what
+makes it, when it is wanted and its picture in the report. Who makes it is a word: the
+preparation, the network (a map of that name), or a step of ``interfaces.products``; who draws it
+is a name in ``reports.figures.DRAW``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.settings import Settings
+
+PREPARATION, NETWORK = "preparation", "network"
+# Key of the record that names the volumes of the gate maps; sidecars have it as LabelMap.
+EXPERTS = "Experts"
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the report.
+
+    Parameters
+    ----------
+    title, caption
+        Heading above and words below.
+    draw
+        Who draws it: a name in ``reports.figures.DRAW``.
+    words
+        What stands in the picture itself.
+    """
+
+    title: str
+    caption: str
+    draw: str
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Several:
+    """How the files of a product differ of which an image may have several.
+
+    Parameters
+    ----------
+    labels
+        Labels of the files that an image is to have.
+    entities
+        Entities of the file with a label, beside those of the row.
+    """
+
+    labels: Callable[[Settings, AnatomicalImage], Sequence[str]]
+    entities: Callable[[str], Mapping[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One kind of file.
+
+    Parameters
+    ----------
+    key
+        Its name in this program: in results of the network, run records and names of pictures.
+        No underscore: ``key_label`` is one of several files.
+    entities
+        What it adds to the entities of its source.
+    suffix
+        Suffix, or None for that of the source: then it is an image of the same contrast.
+    on_output_grid
+        Whether ``res-`` is written.
+    extensions
+        Extensions of its files, that of the content first.
+    sidecar
+        Its own keys. Given is the record of the super-resolution, or, for products of the
+        preparation, that of the brain mask.
+    description
+        A few words, for ``descriptions.tsv`` and the documentation.
+    made_by
+        ``PREPARATION``, ``NETWORK`` or the name of a step of ``interfaces.products``.
+    wanted
+        Whether a run writes it.
+    each
+        Set where an image may have several.
+    figure
+        Its picture in the report, if any.
+    """
+
+    key: str
+    entities: Mapping[str, str]
+    suffix: str | None = None
+    on_output_grid: bool = True
+    extensions: tuple[str, ...] = (".nii.gz", ".json")
+    sidecar: Callable[[Record], Record] = lambda record: record
+    description: str
+    made_by: str = NETWORK
+    wanted: Callable[[Settings], bool] = lambda settings: True
+    each: Several | None = None
+    figure: Figure | None = None
+
+    @property
+    def label(self) -> str:
+        """Label of one of several files, else empty."""
+        return self.key.partition("_")[2]
+
+
+def _experts(record: Record) -> Sequence[str]:
+    return record.get(EXPERTS, ())
+
+
+def _wants_gates(settings: Settings) -> bool:
+    return "gates" in settings.outputs
+
+
+# In the order in which they are written.
+_ROWS = (
+    Product(
+        key="preproc",
+        entities={"desc": "preproc"},
+        on_output_grid=False,
+        sidecar=lambda record: {},
+        description="input image, conformed, on its own grid",
+        made_by=PREPARATION,
+    ),
+    Product(
+        key="mask",
+        entities={"desc": "brain"},
+        suffix="mask",
+        on_output_grid=False,
+        sidecar=lambda record: {"Type": "Brain", **record},
+        description="brain mask",
+        made_by=PREPARATION,
+        figure=Figure(
+            "Brain mask",
+            "Outline of the brain mask used for quality figures and bias correction, on the "
+            "input. It should follow the brain without cutting cortex; the super-resolved image "
+            "itself is not cut by it.",
+            "outline",
+            "Brain mask on the input",
+        ),
+    ),
+    Product(
+        key="srmask",
+        entities={"desc": "brain"},
+        suffix="mask",
+        sidecar=lambda record: {"Type": "Brain"},
+        description="brain mask",
+        made_by="ResampleMask",
+    ),
+    Product(key="sr", entities={"desc": "sr"}, description="super-resolved image"),
+    Product(
+        key="srstd",
+        entities={"desc": "srstd"},
+        description="expected error (standard deviation) of sr",
+        wanted=lambda settings: settings.wants_expected_error,
+        figure=Figure(
+            "Uncertainty",
+            "How far the result is to be expected from the truth, as one standard deviation in "
+            "units of the input: about 19 of 20 voxels lie within twice this value. Bright places "
+            "are those where the input leaves open what the fine detail is and the network has "
+            "added most.",
+            "amount",
+            "Expected error (one standard deviation)",
+        ),
+    ),
+    Product(
+        key="gates",
+        entities={"seg": "moegate"},
+        suffix="probseg",
+        sidecar=lambda record: {"LabelMap": list(_experts(record)), **record},
+        description="weights of the experts",
+        wanted=_wants_gates,
+        figure=Figure(
+            "Who did what: weights of the experts",
+            "Weight of each expert network, 0 to 1; they add up to 1 in every voxel. Colour is "
+            "the weight, brightness the anatomy.",
+            "expert weights",
+        ),
+    ),
+    Product(
+        key="expert",
+        entities={"seg": "moegate"},
+        suffix="dseg",
+        extensions=(".nii.gz", ".json", ".tsv"),
+        sidecar=lambda record: {
+            "LabelMap": {name: number for number, name in enumerate(_experts(record), 1)},
+            **record,
+        },
+        description="expert with the largest weight",
+        made_by="WinningExpert",
+        wanted=_wants_gates,
+        figure=Figure(
+            "Leading expert",
+            "Colour shows which expert has the largest weight, brightness the anatomy.",
+            "leading expert",
+            "Expert with the largest weight",
+        ),
+    ),
+    Product(
+        key="standard",
+        entities={"desc": "sr"},
+        description="super-resolved image in a standard space",
+        made_by="ToStandardSpace",
+        each=Several(lambda settings, image: settings.output_spaces, lambda tpl: {"space": tpl}),
+    ),
+)
+PRODUCTS: Mapping[str, Product] = {row.key: row for row in _ROWS}
+
+
+def find_product(key: str) -> Product:
+    """Return the row of a product, or, for ``key_label``, that of one of several files.
+
+    Raises
+    ------
+    ValueError
+        For a product that is not in the table, or a label too many or too few.
+    """
+    name, _, label = key.partition("_")
+    row = PRODUCTS.get(name)
+    if row is None:
+        raise ValueError(f"unknown product {name!r}; known are {', '.join(PRODUCTS)}")
+    if (row.each is None) == bool(label):
+        raise ValueError(f"{name} {'has no' if label else 'needs a'} label")
+    if row.each is None:
+        return row
+    return replace(row, key=key, entities={**row.entities, **row.each.entities(label)})
+
+
+def wanted_products(settings: Settings, image: AnatomicalImage) -> Iterator[Product]:
+    """Yield what a run writes about an image, in order."""
+    for row in PRODUCTS.values():
+        if row.each is None and row.wanted(settings):
+            yield row
+        elif row.each is not None:
+            labels = row.each.labels(settings, image)
+            yield from (find_product(f"{row.key}_{label}") for label in labels)
+
+
+def descriptions() -> list[dict[str, str]]:
+    """Return the rows of ``descriptions.tsv``: one for each value of ``desc-``."""
+    found: dict[str, str] = {}
+    for row in PRODUCTS.values():
+        if "desc" in row.entities:
+            found.setdefault(f"desc-{row.entities['desc']}", row.description)
+    return [{"desc_id": key, "description": words} for key, words in found.items()]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of products: whoever it names is there, and what fails is handed on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nipype.interfaces import utility as niu
+from nipype.interfaces.base import traits
+from nipype.pipeline import engine as pe
+
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.products import NETWORK, PREPARATION, PRODUCTS, find_product
+from bids_moediff.errors import ImageError
+from bids_moediff.interfaces.network import SelectResult
+from bids_moediff.interfaces.products import MAKERS
+from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from bids_moediff.reports.figures import DRAW
+from bids_moediff.settings import Settings
+from bids_moediff.workflows.chain import FAILURES, Chain
+from bids_moediff.workflows.products import write_products
+
+IMAGE = AnatomicalImage(Path("/x"), "sub-01/anat/sub-01_T1w.nii", {"sub": "01"}, "T1w", {})
+
+
+def test_rows_and_drawers_know_each_other() -> None:
+    assert {row.figure.draw for row in PRODUCTS.values() if row.figure} == set(DRAW)
+
+
+def test_rows_and_steps_know_each_other() -> None:
+    made = {row.made_by for row in PRODUCTS.values()}
+    assert made == {NETWORK, PREPARATION, *MAKERS}
+    known = {*PRODUCTS, *Settings.names(), *FAILURES, "source", "record", "label"}
+    for row in PRODUCTS.values():
+        if row.made_by in MAKERS:
+            step = MAKERS[row.made_by]
+            assert row.key in step.output_spec().copyable_trait_names()
+            unknown = set(step.input_spec().copyable_trait_names()) - known
+            assert not unknown, f"{row.made_by} asks for {unknown}"
+
+
+def test_a_product_comes_after_what_it_is_made_of() -> None:
+    keys = list(PRODUCTS)
+    for number, row in enumerate(PRODUCTS.values()):
+        if row.made_by in MAKERS:
+            asked = set(MAKERS[row.made_by].input_spec().copyable_trait_names()) & set(keys)
+            later = {key for key in asked if PRODUCTS[key].made_by in MAKERS} - set(keys[:number])
+            assert not later, f"{row.key} is made of {later}"
+
+
+def test_keys_leave_the_underscore_to_labels() -> None:
+    assert not [key for key in PRODUCTS if "_" in key]
+    assert find_product("standard_a_b").label == "a_b"
+
+
+def test_only_what_the_model_gives_is_selected_made_and_written(tmp_path: Path) -> None:
+    """A model without experts that was asked for gates."""
+    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.float32), np.eye(4)), tmp_path / "sr.nii")
+    results = {"x": {"status": "done", "files": {"sr": "sr.nii"}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "record.json").write_text("{}")
+    select = pe.Node(SelectResult(products=["sr", "gates"]), name="select")
+    select.inputs.trait_set(results=str(tmp_path / "results.json"), key="x")
+    given = pe.Node(niu.IdentityInterface(fields=["record"]), name="given")
+    given.inputs.record = str(tmp_path / "record.json")
+    workflow = pe.Workflow(name="products_wf", base_dir=str(tmp_path / "work"))
+    products = [find_product(key) for key in ("sr", "gates", "expert")]
+    sources = {key: (select, key) for key in ("sr", "gates")} | {"record": (given, "record")}
+    settings = Settings(output_dir=tmp_path / "out", output_resolution=(1.0, 1.0, 1.0))
+    chain = Chain(workflow, select)
+    write_products(chain, products, sources, settings, IMAGE)
+    graph = workflow.run(plugin="Linear")
+    (last,) = [node for node in graph.nodes() if node.name == chain.end[0].name]
+    assert last.result.outputs.failure == ""
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {"sub-01_res-1mm_desc-sr_T1w.nii.gz", "sub-01_res-1mm_desc-sr_T1w.json"}
+
+
+class _InputSpec(ImageStepInputSpec):
+    wrong = traits.Str("", usedefault=True)
+
+
+class Saying(ImageStep):
+    """A step that fails with the sentence it is given."""
+
+    input_spec = _InputSpec
+    output_spec = ImageStepOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        if self.inputs.wrong:
+            raise ImageError(self.inputs.wrong)
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("sentences", "failure"),
+    [
+        ({}, ""),
+        ({"first": "one"}, "one"),
+        ({"second": "two"}, "two"),
+        ({"beside": "aside"}, "aside"),
+        ({"second": "two", "beside": "aside"}, "two"),
+        ({"last": "end"}, "end"),
+    ],
+)
+def test_a_chain_hands_on_the_first_sentence_of_both_ways(
+    tmp_path: Path, sentences: dict[str, str], failure: str
+) -> None:
+    names = ("first", "second", "beside", "last")
+    nodes = {name: pe.Node(Saying(wrong=sentences.get(name, "")), name=name) for name in names}
+    workflow = pe.Workflow(name="chain_wf", base_dir=str(tmp_path))
+    chain = Chain(workflow, nodes["first"])
+    beside = chain.beside().step(nodes["beside"])
+    chain.step(nodes["second"]).join(beside).step(nodes["last"])
+    assert chain.end[0] is nodes["last"]
+    graph = workflow.run(plugin="Linear")
+    (last,) = [node for node in graph.nodes() if node.name == "last"]
+    assert last.result.outputs.failure == failure
