@@ -8,7 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_moediff import super_resolve
 from bids_moediff.cli.superres import main
+from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import voxel_sizes
 
 STACKS = Path(__file__).parent / "data" / "three_stacks"
@@ -65,3 +67,10 @@ def test_voxels_coarser_than_a_scan(tmp_path, capsys):
     words = [*INPUTS[:2], str(tmp_path / "out.nii.gz"), *OPTIONS[:-1], "5"]
     assert main(words) == 1
     assert "--output-resolution auto" in capsys.readouterr().err
+
+
+def test_a_list_in_python_needs_two_scans():
+    scan = nib.Nifti1Image.from_filename(INPUTS[0])
+    for images, words in (([scan], {}), ([scan, scan], {"metadata": {"SliceThickness": 7.2}})):
+        with pytest.raises(UsageError):
+            super_resolve(images, **words)
