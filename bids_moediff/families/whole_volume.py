@@ -139,7 +139,7 @@ BLOCK = 4  # voxels along the side of the blocks that are looked at: noise avera
 BRIGHT = 0.05  # of the scale: half of what counts as head elsewhere, so that dark skin stays in
 FEWEST_BLOCKS = 8  # smaller pieces are noise
 # Voxels of air beside the head that the network sees, and those of them whose result is taken:
-# at a cut it takes the missing air for an edge (docs/experiments.md).
+# at a cut it takes the missing air for an edge (research/notebook.md).
 MARGIN, KEPT = 16, 4
 WORTH = 0.95  # of the volume: a larger box saves nothing
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-# Both fitted on development heads together with the first factor (docs/experiments.md).
+# Both fitted on development heads together with the first factor (research/notebook.md).
 NEIGHBOURHOOD = 2.0  # output voxels, standard deviation of the Gaussian average
 SHARE_OF_MEAN = 0.2  # of the variance comes from the whole head: no voxel is free of doubt
 # Where two axes or more are coarse, the networks add too little for the factor of milder scans.

@@ -23,7 +23,7 @@ from bids_moediff.networks.streaming import Chain, Convolution, NarrowConvolutio
 
 FOLD = 2
 # Fixed gains that bring input, blocks and output to the order of one; without them a step of the
-# optimiser moves the output by more than the detail that is sought (docs/experiments.md).
+# optimiser moves the output by more than the detail that is sought (research/notebook.md).
 DETAIL_GAIN, LEVEL_GAIN, LEVEL = 8.0, 2.0, 0.4
 BLOCK_GAIN = 0.3
 OUTPUT_GAIN = 0.03

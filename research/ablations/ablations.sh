@@ -11,7 +11,7 @@
 # All networks but one start from the interpolated input, so that there is something to be learned,
 # and learn one acquisition (x2 isotropic, no noise) without noise in their state and by the
 # fidelity of the mixture alone, so that single networks and mixtures learn by the same loss
-# (docs/ablations.md). STEPS, CODER_STEPS (those of the
+# (research/ablations/README.md). STEPS, CODER_STEPS (those of the
 # autoencoders, of which each takes ten times as long), SMALL (settings of every training) and
 # NETWORK (those of the experts) make it larger, OPTIONS are further options of bids_moediff-train
 # (OPTIONS=--smoke tries the script), JUDGE those of python -m research.ablations.command. Two trainings

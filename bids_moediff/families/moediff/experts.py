@@ -104,7 +104,7 @@ class EdgeBlock(nn.Module):
     """Edge enhancement: add a learned mix of the features' Laplacians.
 
     The mix starts at zero: at random it makes the features six times as large, most of it noise of
-    single pixels, and the expert learns nothing from them (docs/experiments.md).
+    single pixels, and the expert learns nothing from them (research/notebook.md).
     """
 
     kernel: Tensor

@@ -215,7 +215,7 @@ def diversity(estimates: Tensor, wanted: Tensor) -> Tensor:
     A deviation shorter than a tenth of `wanted` (B, z, h, w), what there is to add to the start,
     is divided by that instead of by its own length. Divided by their length the first, nearly
     vanishing outputs have a gradient without bound: once the whole gradient is clipped nothing
-    is left of the other losses, and no expert ever leaves its start (docs/experiments.md).
+    is left of the other losses, and no expert ever leaves its start (research/notebook.md).
     """
     count = estimates.shape[1]
     if count < 2:

@@ -5,7 +5,7 @@ Given the features before it, the last convolution is a linear regression, so wh
 draw near to is found exactly from the second moments of some hundred patches. Its weights may be
 a linear function of the acquisition's numbers, which costs nothing when it runs: they are summed
 up once for each image. Targets are the teacher's: the truth's noise would need many times as many
-patches (docs/experiments.md).
+patches (research/notebook.md).
 """
 
 import copy
