@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standard space: find the template on disk, register a brain to it, resample once.
 
-Templates come from TemplateFlow's folder and are never downloaded here. The folder is read
-directly: importing the ``templateflow`` client writes a skeleton of empty files into it, and its
-``get`` asks the network.
+Templates come from TemplateFlow's folder and are never downloaded here: its client lists what is
+there, without updating the folder and without the network.
 """
 
 import os
@@ -57,19 +56,32 @@ def find_template(space: str, suffix: str = "T1w", home: Path | None = None) -> 
     if home is None:
         default = Path.home() / ".cache" / "templateflow"
         home = Path(os.environ.get("TEMPLATEFLOW_HOME") or default)
-    folder = home / f"tpl-{space}"
     for contrast in dict.fromkeys((suffix, "T1w")):
-        for resolution in ("01", "1", "02", "2"):
-            stem = folder / f"tpl-{space}_res-{resolution}"
-            for name in (f"{stem}_{contrast}.nii.gz", f"{stem}_desc-brain_{contrast}.nii.gz"):
-                if _has_content(Path(name)):
-                    mask = Path(f"{stem}_desc-brain_mask.nii.gz")
-                    return Template(space, Path(name), mask if _has_content(mask) else None)
+        for resolution in (1, 2):
+            for description in (None, "brain"):
+                wanted = {"suffix": contrast, "desc": description, "resolution": resolution}
+                if (image := _listed(home, space, **wanted)) is not None:
+                    wanted |= {"suffix": "mask", "desc": "brain"}
+                    return Template(space, image, _listed(home, space, **wanted))
     raise UsageError(
         f"the template {space} is not in TemplateFlow's folder and nothing is downloaded here: on "
         f"a connected machine run python -c \"from templateflow import api; api.get('{space}', "
         'resolution=1)", copy its folder and set TEMPLATEFLOW_HOME to it'
     )
+
+
+def _listed(home: Path, space: str, **entities: Any) -> Path | None:
+    """The one file with content that TemplateFlow's folder has for these entities, or None."""
+    if not (home / f"tpl-{space}").is_dir():
+        return None
+    # At its import it fills an empty default folder with a skeleton; this one is not empty.
+    os.environ.setdefault("TEMPLATEFLOW_HOME", str(home))
+    from templateflow.client import TemplateFlowClient
+
+    client = TemplateFlowClient(root=home, autoupdate=False)
+    found = client.ls(space, extension=".nii.gz", cohort=None, **entities)
+    # Files that nobody fetched yet are there, and empty.
+    return next((Path(path) for path in found if _has_content(Path(path))), None)
 
 
 def _has_content(path: Path) -> bool:
