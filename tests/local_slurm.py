@@ -40,7 +40,7 @@ def running(folder: Path, lines: Sequence[str] = ()) -> Iterator[dict[str, str]]
             daemons.terminate()
 
 
-def wait_for_jobs(environment: dict[str, str], seconds: float = 300.0) -> None:
+def wait_for_jobs(environment: dict[str, str], seconds: float = 1200.0) -> None:
     """Wait until the queue is empty."""
     end = time.monotonic() + seconds
     while subprocess.check_output(["squeue", "-h"], env=environment):

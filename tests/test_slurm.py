@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 SUBMIT = ROOT / "examples" / "slurm" / "submit.sh"
 PRINT = r"printf '%s\n'"  # instead of the app: a task prints its words
-LIGHT = "--cpus-per-task=1 --mem=200"
+LIGHT = "--cpus-per-task=1 --mem-per-cpu=200"
 AMPLE = "--cpus-per-task=1 --mem=4000"
 EASY = ("--output-resolution", "3", "--skip-bias-correction", "--nprocs", "1", "--device", "cpu")
 

@@ -105,9 +105,12 @@ rm "$submission/all.txt" "$submission/asked.txt" "$submission/excluded.txt"
 log=$(printf '%s' "$submission" | sed 's/%/%%/g')
 submitted=''
 trap '[ -z "$submitted" ] || scancel $submitted' EXIT
-submit() { # NAME LOG OPTIONS [option of sbatch...]: a job that waits for the last one
-    script=$here/$1.sbatch output=$log/$2 more=$3
-    shift 3
+submit() { # NAME LOG MEMORY OPTIONS [option of sbatch...]: a job that waits for the last one
+    script=$here/$1.sbatch output=$log/$2 more=$4
+    case $more in *--mem*) memory='' ;; *) memory=--mem=$3 ;; esac  # --mem-per-cpu rules --mem out
+    shift 4
+    # shellcheck disable=SC2086
+    set -- $memory "$@"
     eval "set -- \"\$@\" $more"
     [ -z "$submitted" ] || set -- "--dependency=afterany:${submitted##* }" "$@"
     job=$(sbatch --parsable --output="$output" "$@" "$script" "$submission") || exit
@@ -115,11 +118,11 @@ submit() { # NAME LOG OPTIONS [option of sbatch...]: a job that waits for the la
 }
 cpu=${CPU_OPTIONS:-} tasks=$(((count + per_task - 1) / per_task))
 minutes=$((per_task * 5 + 25))  # 30 for one participant, 5 for each further one
-submit preproc %x-%A_%a.log "$cpu" --array="1-$tasks" --time="$minutes"
-submit superres %x-%A_%a.log "${GPU_OPTIONS:-}" --array="1-$(((count + per_gpu - 1) / per_gpu))" \
-    --time="$((per_gpu * 10 + 40))"
-submit report %x-%A_%a.log "$cpu" --array="1-$tasks" --time="$minutes"
-submit group %x-%j.log "$cpu"
+submit preproc %x-%A_%a.log 6G "$cpu" --array="1-$tasks" --time="$minutes"
+submit superres %x-%A_%a.log 16G "${GPU_OPTIONS:-}" \
+    --array="1-$(((count + per_gpu - 1) / per_gpu))" --time="$((per_gpu * 10 + 40))"
+submit report %x-%A_%a.log 6G "$cpu" --array="1-$tasks" --time="$minutes"
+submit group %x-%j.log 6G "$cpu"
 trap - EXIT
 echo "$count participants: preparation, super-resolution, reports, group are the jobs$submitted"
 echo "lists and logs: $submission"
