@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bids_moediff import super_resolve
+from bids_moediff.cli.app import main as app
 from bids_moediff.cli.superres import main
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import voxel_sizes
@@ -74,3 +75,11 @@ def test_a_list_in_python_needs_two_scans():
     for images, words in (([scan], {}), ([scan, scan], {"metadata": {"SliceThickness": 7.2}})):
         with pytest.raises(UsageError):
             super_resolve(images, **words)
+
+
+def test_the_dry_run_names_scans_that_belong_together(tmp_path, capsys):
+    words = [str(STACKS / "bids"), str(tmp_path / "out"), "participant", "--dry-run"]
+    assert app([*words, "--device", "cpu"]) == 0
+    line = " ".join(capsys.readouterr().out.split())
+    assert "sub-01_T1w: 3 scans of one contrast" in line
+    assert "bids_moediff-superres sub-01/anat/sub-01_acq-axial_T1w.nii.gz" in line

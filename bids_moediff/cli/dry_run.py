@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.discover import discover_participant, find_participants, nothing_to_process
+from bids_moediff.bids.groups import group_scans
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.families.choice import choose
@@ -36,6 +37,7 @@ class PlannedImage:
     gigabytes: float = 0.0
     seconds: float = 0.0
     problem: str | None = None
+    source: AnatomicalImage | None = None
 
 
 def print_plan(settings: Settings) -> int:
@@ -83,6 +85,15 @@ def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             yield f"{names[0]}{more}: {words}"
+    groups, remarks = group_scans([row.source for row in rows if row.source is not None])
+    if groups:
+        more = f" (and {len(groups) - 1} more sets)" if len(groups) > 1 else ""
+        files = " ".join(image.relative_path for image in groups[0].images)
+        yield (
+            f"{groups[0].name}{more}: {len(groups[0].images)} scans of one contrast. To combine "
+            f"them to one volume: bids_moediff-superres {files} {groups[0].name}.nii.gz"
+        )
+    yield from remarks
 
 
 def plan_images(settings: Settings, device: str, model: str) -> Iterator[PlannedImage]:
@@ -118,7 +129,13 @@ def _plan_image(
         threads=threads,
     )
     return PlannedImage(
-        image.relative_path, shape, zooms, cost.shape, cost.job_gigabytes, cost.seconds
+        image.relative_path,
+        shape,
+        zooms,
+        cost.shape,
+        cost.job_gigabytes,
+        cost.seconds,
+        source=image,
     )
 
 
