@@ -53,51 +53,24 @@ def init_image_preparation_wf(
     name
         Name of the workflow.
 
-    Inputs
-    ------
-    None; everything is set from the image.
-
     Outputs
     -------
-    image, notes
-        Conformed image; remarks on the source.
-    mask, mask_record
-        Brain mask; how it was made.
+    image, notes, mask, mask_record
+        Conformed image, remarks on the source, brain mask, how it was made.
     entry
         What the network is to be told.
     failure, failure_beside
-        One sentence if the image cannot be used, and if it or its brain mask cannot be had; else
-        empty.
+        One sentence if the image cannot be used, and if its brain mask cannot be had; else empty.
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = _methods(settings)
-    memory = 0.4 + COPIES_IN_MEMORY * gigabytes
-    conform = pe.Node(Conform(source=source.to_json()), name="conform", mem_gb=memory)
-    # Mask and field use one thread, so that their bytes do not depend on the number of them.
-    brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6)
-    bias_field = pe.Node(
-        BiasField(skip=settings.skip_bias_correction), name="bias_field", mem_gb=memory
-    )
+    conform, brain_mask, bias_field = _init_steps(settings, source, gigabytes, earlier_mask)
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
-    if settings.gradient_coefficients:
-        conform.inputs.coefficients = str(settings.gradient_coefficients)
-    if earlier_mask:
-        brain_mask.inputs.remark = earlier_mask.remark
-        if earlier_mask.path:
-            brain_mask.inputs.precomputed = str(earlier_mask.path)
-
     image, mask, record = (conform, "image"), (brain_mask, "mask"), (brain_mask, "record")
     chain = Chain(workflow, conform).step(brain_mask, image=image)
     chain.beside().leave(outputnode, BESIDE)
     chain.step(bias_field, image=image, mask=mask)
-    describe = pe.Node(
-        DescribePrepared(source=source.to_json()), name="describe", run_without_submitting=True
-    )
-    # The corrected image is the network's input where the bias field is to be left out.
-    prepared = {"image": (bias_field, "corrected")}
-    if settings.intensities == "input":
-        prepared = {"image": image, "bias_field": (bias_field, "bias_field")}
-    chain.beside().step(describe, mask=mask, **prepared)
+    describe = _init_describe(chain.beside(), settings, source, (conform, brain_mask, bias_field))
     products = [row for row in wanted_products(settings, source) if row.made_by == PREPARATION]
     known = {"preproc": (bias_field, "corrected"), "mask": mask, "record": record}
     write_products(chain, products, known, settings, source)
@@ -108,6 +81,44 @@ def init_image_preparation_wf(
         (describe, outputnode, [("entry", "entry")]),
     ])  # fmt: skip
     return workflow
+
+
+def _init_steps(
+    settings: Settings,
+    source: AnatomicalImage,
+    gigabytes: float,
+    earlier_mask: EarlierMask | None,
+) -> tuple[pe.Node, pe.Node, pe.Node]:
+    """Conform, brain mask, bias field."""
+    memory = 0.4 + COPIES_IN_MEMORY * gigabytes
+    conform = pe.Node(Conform(source=source.to_json()), name="conform", mem_gb=memory)
+    # Mask and field use one thread, so that their bytes do not depend on the number of them.
+    brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6)
+    bias_field = pe.Node(
+        BiasField(skip=settings.skip_bias_correction), name="bias_field", mem_gb=memory
+    )
+    if settings.gradient_coefficients:
+        conform.inputs.coefficients = str(settings.gradient_coefficients)
+    if earlier_mask:
+        brain_mask.inputs.remark = earlier_mask.remark
+        if earlier_mask.path:
+            brain_mask.inputs.precomputed = str(earlier_mask.path)
+    return conform, brain_mask, bias_field
+
+
+def _init_describe(
+    chain: Chain, settings: Settings, source: AnatomicalImage, steps: tuple[pe.Node, ...]
+) -> pe.Node:
+    """The step that says what is ready for the network."""
+    conform, brain_mask, bias_field = steps
+    interface = DescribePrepared(source=source.to_json())
+    describe = pe.Node(interface, name="describe", run_without_submitting=True)
+    # The corrected image is the network's input where the bias field is to be left out.
+    prepared = {"image": (bias_field, "corrected")}
+    if settings.intensities == "input":
+        prepared = {"image": (conform, "image"), "bias_field": (bias_field, "bias_field")}
+    chain.step(describe, mask=(brain_mask, "mask"), **prepared)
+    return describe
 
 
 def _methods(settings: Settings) -> str:

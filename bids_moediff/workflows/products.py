@@ -50,10 +50,8 @@ def init_image_products_wf(
 
     Inputs
     ------
-    key
-        Name of the image in the results.
-    results
-        Results of the participant.
+    key, results
+        Name of the image in the results; results of the participant.
     image, mask, notes, mask_record
         Products of the preparation. The quality figures need no more than these, so they are
         computed beside the bias field and the network.
@@ -62,12 +60,8 @@ def init_image_products_wf(
 
     Outputs
     -------
-    quality
-        JSON file: quality figures.
-    doubts
-        JSON file: what is unusual about the scan.
-    failure
-        What went wrong so far.
+    quality, doubts, failure
+        JSON files: quality figures and what is unusual about the scan; what went wrong so far.
     """
     workflow = Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=INPUT_FIELDS), name="inputnode")
@@ -77,19 +71,13 @@ def init_image_products_wf(
     select = pe.Node(SelectResult(products=given), name="select", run_without_submitting=True)
     quality = pe.Node(ImageQuality(source=source.to_json()), name="quality", mem_gb=1.5)
     record = pe.Node(SidecarRecord(), name="record", run_without_submitting=True)
-
     figures = Chain(workflow, inputnode, BESIDE)
     figures.step(quality, image=(inputnode, "image"), mask=(inputnode, "mask"))
     chain = Chain(workflow, inputnode)
     chain.step(select, results=(inputnode, "results"), key=(inputnode, "key")).join(figures)
-    chain.step(
-        record,
-        result=(select, "result"),
-        quality=(quality, "quality"),
-        doubts=(quality, "doubts"),
-        notes=(inputnode, "notes"),
-        mask_record=(inputnode, "mask_record"),
-    )
+    told = {field: (inputnode, field) for field in ("notes", "mask_record")}
+    told |= {field: (quality, field) for field in ("quality", "doubts")}
+    chain.step(record, result=(select, "result"), **told)
     sources = {key: (select, key) for key in given}
     sources |= {"mask": (inputnode, "mask"), "record": (record, "record")}
     write_products(chain, products, sources, settings, source)
