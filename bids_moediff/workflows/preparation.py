@@ -42,10 +42,8 @@ def init_image_preparation_wf(
 
     Parameters
     ----------
-    settings
-        Output folder, voxel size and what is to be left out are taken from here.
-    source
-        The image.
+    settings, source
+        Options of the run (where to write, what to leave out); the image.
     gigabytes
         Size of the image as float32, for the memory estimate.
     earlier_mask
