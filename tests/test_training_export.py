@@ -37,26 +37,27 @@ def _run(folder: Path, network: nn.Module, record: dict[str, Any]) -> dict[str, 
     return average.values
 
 
-def _early(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Runs of mean and experts as the first trainings recorded them: recipe only."""
-    mean = {"recipe": {"channels": 8, "blocks": 2, "steps": 7}}
-    experts = {
-        "recipe": {
-            "width": 8,
-            "steps": 7,
-            "experts": ["smooth", "cortex", "junction"],
-            "diffusion_steps": [500, 2000, 1000],
-        },
-    }
-    network = MoEDiffSR(MoEDiffConfig(width=8))
+def _record(stage: str, section: str, network: dict[str, Any], **more: Any) -> dict[str, Any]:
+    family = "student" if section == "student" else "moediff"
+    places = {"stage": stage, "family": family, "section": section, "network": network}
+    return {**places, "recipe": {"steps": 7}, **more}
+
+
+def _both(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Runs of mean and experts."""
+    config = MoEDiffConfig(width=8)
     return (
-        _run(folder / "mean", MeanNetwork(MEAN), mean),
-        _run(folder / "experts", network, experts),
+        _run(folder / "mean", MeanNetwork(MEAN), _record("mean", "mean", MEAN.to_dict())),
+        _run(
+            folder / "experts",
+            MoEDiffSR(config),
+            _record("experts", "moediff", config.to_dict()),
+        ),
     )
 
 
 def test_mean_and_experts_make_one_model(tmp_path: Path) -> None:
-    mean, experts = _early(tmp_path)
+    mean, experts = _both(tmp_path)
     runs = [str(tmp_path / "experts"), str(tmp_path / "mean")]
     assert main(["export", *runs, str(tmp_path / "m"), "--hardware", "a slide rule"]) == 0
     loaded = load_model(tmp_path / "m")
@@ -75,13 +76,13 @@ def test_mean_and_experts_make_one_model(tmp_path: Path) -> None:
 
 
 def test_the_best_weights_win_over_the_last(tmp_path: Path) -> None:
-    record = {
-        "stage": "student",
-        "network": STUDENT.to_dict(),
-        "recipe": {},
-        "hardware": "an abacus",
-        "data": {"sha256": "0123", "training": ["a"], "validation": ["b"]},
-    }
+    record = _record(
+        "student",
+        "student",
+        STUDENT.to_dict(),
+        hardware="an abacus",
+        data={"sha256": "0123", "training": ["a"], "validation": ["b"]},
+    )
     run = tmp_path / "student"
     _run(run, StudentNetwork(STUDENT), record)
     best = StudentNetwork(STUDENT)
@@ -98,18 +99,20 @@ def test_the_best_weights_win_over_the_last(tmp_path: Path) -> None:
     assert "0123" in (tmp_path / "m" / "MODEL_CARD.md").read_text()
 
 
-@pytest.mark.parametrize("wrong", ["empty", "twice", "torn"])
+@pytest.mark.parametrize("wrong", ["empty", "twice", "torn", "early"])
 def test_wrong_runs_are_refused(
     tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mean = {"recipe": {"channels": 8, "blocks": 2, "steps": 7}}
+    mean = _record("mean", "mean", MEAN.to_dict())
+    if wrong == "early":  # what the first versions wrote
+        mean = {"recipe": {"channels": 8, "blocks": 2, "steps": 7}}
     _run(tmp_path / "mean", MeanNetwork(MEAN), mean)
     runs = [tmp_path / "mean"]
     if wrong == "empty":
         runs = [tmp_path]
     elif wrong == "twice":
         runs *= 2
-    else:
+    elif wrong == "torn":
         state = tmp_path / "mean" / "state.safetensors"
         state.write_bytes(state.read_bytes()[:1000])
     assert main(["export", *map(str, runs), str(tmp_path / "m")]) == 2
