@@ -37,3 +37,11 @@ def test_places_count_by_their_weight() -> None:
     assert abs(float(kernel[1, 1, 1]) - 2.0) < 0.05
     kernel[1, 1, 1] = 0.0
     assert kernel.abs().max() < 0.05
+
+
+def test_numbers_that_nobody_told_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 10, 10, 10, generator=generator)
+    moments = ConditionedMoments(2, 1, 2)
+    moments.add(*lag_moments(features, features[:1], torch.ones(10, 10, 10)), [0.0, 0.0])
+    assert moments.solve(0.1).abs().max() == 0

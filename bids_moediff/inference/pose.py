@@ -88,7 +88,7 @@ class Posed:
         """Return what a restorer is asked."""
         device = self.measured.device
         numbers = self.acquisition.condition(self.zooms, self.coarse_zooms)
-        extra = told_numbers(self.acquisition, self.ratios, self.measured, self.noise)
+        extra = told_numbers(self.acquisition, self.ratios, self.noise)
         return Problem(
             measured=self.measured,
             start=self.start,

@@ -19,6 +19,7 @@ TAPS = tuple(itertools.product((-1, 0, 1), repeat=3))
 LAGS = tuple(
     lag for lag in itertools.product(range(-REACH, REACH + 1), repeat=3) if lag >= (0, 0, 0)
 )
+TINY = 1e-12
 
 
 def lag_moments(features: Tensor, wanted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +116,8 @@ class ConditionedMoments:
         for number, (first, second) in enumerate(self.pairs):
             whole[places[first], places[second]] = full_gram(self.gram[number])
         diagonal = whole.diagonal()
-        diagonal.add_(ridge * max(float(diagonal[place][:-1].mean()) for place in places))
+        largest = max(float(diagonal[place][:-1].mean()) for place in places)
+        diagonal.add_(max(ridge * largest, TINY))  # numbers that no patch was told get nothing
         lower = torch.linalg.cholesky(whole, out=whole)  # reads the lower half only
         right = torch.cat([full_cross(part) for part in self.cross])
         return torch.cholesky_solve(right, lower).unflatten(0, (self.count, size))

@@ -103,13 +103,24 @@ def _told_filter(rng: np.random.Generator, true: str) -> str:
     return MISTAKEN[true] if choice < 0.35 else "hard" if choice < 0.5 else true
 
 
+def _told_kspace(rng: np.random.Generator, filtered: str, isotropic: bool) -> Axis:
+    """A filter, or the slice profile that stands for one in the choice of the acquisition."""
+    known = Axis("kspace", filter=_told_filter(rng, filtered))
+    share = 0.6 if filtered in ("half-hann", "hann") else 0.12
+    if not isotropic or rng.random() >= share:
+        return known
+    if rng.random() < 0.7:
+        return Axis("gaussian", 0.7)
+    return Axis("gaussian", 0.6) if rng.random() < 0.5 else Axis("box", 1.0)
+
+
 def draw_uncertain(rng: np.random.Generator, *, spare_first: bool = False) -> UncertainPlan:
     """A random plan; with `spare_first` the first axis keeps its voxels."""
     kind, ratios = _ratios(rng)
     if spare_first:
         ratios[0] = 1.0
     filtered = str(rng.choice(FILTERS, p=FILTER_SHARES)) if kind != "slices" else "hard"
-    known = Axis("kspace", filter=_told_filter(rng, filtered))
+    known = _told_kspace(rng, filtered, kind == "isotropic")
     plain, ramp = Axis("kspace"), 0.0
     true, told = [plain] * 3, [known] * 3
     if kind != "isotropic":
@@ -176,7 +187,7 @@ def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
     if plan.noise > 0:
         array = add_rician_noise(array, plan.noise, seed)
     scan = torch.from_numpy(array).to(fine.device)
-    extra = told_numbers(plan.told, ratios, scan, plan.told_noise)
+    extra = told_numbers(plan.told, ratios, plan.told_noise)
     return Uncertain(
         start(between(plan.told), scan, plan.told_noise),
         plan.told.condition(ONES, ratios) + extra,
