@@ -94,6 +94,16 @@ def test_zero_filling_empties_the_corner_but_not_the_reading(clean, inside):
     assert reading.sigma == pytest.approx(sigma, rel=0.15)
 
 
+def test_noise_beyond_the_band_of_the_signal_counts(clean, inside):
+    """Thick partitions stored finer, then noise on the stored grid: no zero filling."""
+    spectrum = fft.fft(clean, axis=2)
+    spectrum[:, :, 24:-23] = 0
+    soft = np.abs(fft.ifft(spectrum, axis=2)).astype(np.float32)
+    sigma = 0.01 * TOP
+    data = add_rician_noise(soft, sigma, 10) * inside
+    assert read_noise(data, ONES, inside).sigma == pytest.approx(sigma, rel=0.15)
+
+
 def test_an_elliptical_readout_is_recognised(clean, inside):
     sigma = 0.03 * TOP
     noisy = clean + sigma * np.random.default_rng(5).standard_normal(SHAPE, dtype=np.float32)

@@ -137,7 +137,22 @@ def _corner_reading(
 ) -> _Corner | None:
     """Read flat tissue in the middle of the head; None without tissue."""
     part, inside = _middle(data, head)
-    part, inside, sizes, lost = _measured(part, inside, zooms)
+    reduced, where, sizes, lost, filled = _measured(part, inside, zooms)
+    found = _flat_reading(reduced, where, sizes)
+    if found is None or sizes == tuple(zooms):
+        return found
+    # What lies beyond the band that holds signal: nothing after zero filling, but noise if the
+    # signal alone ends there.
+    beyond = _flat_reading(part, inside, zooms)
+    added = 0.0 if beyond is None else (1 - filled) * beyond.low**2
+    low, middle = (np.sqrt((lost * each) ** 2 + added) for each in (found.low, found.middle))
+    return _Corner(float(low), float(middle), found.axes, white=False)
+
+
+def _flat_reading(
+    part: np.ndarray, inside: np.ndarray, sizes: tuple[float, ...]
+) -> _Corner | None:
+    """Read the flat tissue of a block with voxels of ``sizes`` mm."""
     axes = _corner_axes(part.shape, sizes)
     smooth = ndimage.gaussian_filter(part, 1.5)
     steep = np.sqrt(sum(np.square(step) for step in np.gradient(smooth)))
@@ -150,14 +165,14 @@ def _corner_reading(
     energy = ndimage.gaussian_filter(np.square(_high_pass(part, axes)), SPREAD)[usable]
     signal = np.square(smooth[usable])
     low, middle = _levels(energy, signal, _white(axes, ellipsoid=False))
-    white = sizes == tuple(zooms)
+    white = True
     if _empty(part, axes):
         # An empty corner, or noise in it beside much anatomy? Flat tissue's residual is a bound.
         bound = tissue_noise(part, inside)
         found = _levels(energy, signal, _white(axes, ellipsoid=True))
         if bound is not None and found[0] <= ELLIPSOID_BOUND * bound:
             low, middle, white = *found, False
-    return _Corner(low * lost, max(low, middle) * lost, axes, white)
+    return _Corner(low, max(low, middle), axes, white)
 
 
 def _levels(
@@ -193,12 +208,13 @@ def _middle(data: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _measured(
     part: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], float]:
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], float, float]:
     """The block on the voxels that were measured, where the spectrum shows interpolation.
 
-    Also their sizes, and what the noise of the measured band is times that of the part kept.
+    Also their sizes, what the noise of the measured band is times that of the part kept, and
+    the share of k-space that the band is.
     """
-    matrices, masks, sizes, lost = [], [], [], 1.0
+    matrices, masks, sizes, lost, filled = [], [], [], 1.0, 1.0
     for axis, zoom, count in zip(
         acquired_resolution(part, zooms, inside), zooms, part.shape, strict=True
     ):
@@ -208,15 +224,16 @@ def _measured(
             kept = count
         else:
             lost *= count / factor / kept
+            filled /= factor
         size = zoom * count / kept
         matrices.append(_float32(axis_matrix(count, zoom, kept, size, Axis("kspace"))))
         masks.append(_float32(axis_matrix(count, zoom, kept, size, Axis("box"))))
         sizes.append(size)
     if all(matrix is None for matrix in matrices):
-        return part, inside, tuple(sizes), 1.0
+        return part, inside, tuple(sizes), 1.0, 1.0
     share = along_axes(inside.astype(np.float32), masks)
     reduced = np.ascontiguousarray(along_axes(part, matrices))
-    return reduced, share > 0.99, tuple(sizes), float(np.sqrt(lost))
+    return reduced, share > 0.99, tuple(sizes), float(np.sqrt(lost)), filled
 
 
 def _float32(matrix: np.ndarray | None) -> np.ndarray | None:
