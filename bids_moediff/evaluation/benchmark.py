@@ -20,9 +20,10 @@ import torch
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.imaging import metrics
 from bids_moediff.imaging.acquisition import Acquisition, Operator
-from bids_moediff.imaging.grid import Triple, covering_shape, output_grid
+from bids_moediff.imaging.grid import Triple, output_grid
 from bids_moediff.imaging.interpolation import back_projection, initial_estimate, interpolate
 from bids_moediff.imaging.protocols import Protocol
+from bids_moediff.imaging.simulation import Grids, measure
 from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
@@ -84,18 +85,15 @@ def make_task(
     profile: str,
 ) -> Task:
     """Degrade (X, Y, Z) `truth` without noise; what does not fill a coarse voxel is cut off."""
-    coarse_zooms = (zooms[0] * ratios[0], zooms[1] * ratios[1], zooms[2] * ratios[2])
-    counts = [int(size / ratio + 1e-6) for size, ratio in zip(truth.shape, ratios, strict=True)]
-    coarse = (counts[0], counts[1], counts[2])
-    if min(coarse) < 4:
+    grids = Grids.inside(truth.shape, zooms, ratios)
+    if min(grids.coarse_shape) < 4:
         raise ImageError(f"at ratios {ratios} fewer than four voxels are left on a side.")
-    shape = covering_shape(coarse, coarse_zooms, zooms)
-    cut = tuple(slice(0, size) for size in shape)
-    truth, mask = np.ascontiguousarray(truth[cut]), mask[cut]
     acquisition = Acquisition.uniform(profile)
-    operator = Operator.between(shape, zooms, coarse, coarse_zooms, acquisition)
-    measured = operator.forward(torch.from_numpy(truth))
-    return Task(truth, mask, measured, operator, acquisition, coarse_zooms, zooms, affine)
+    made = measure(torch.from_numpy(np.ascontiguousarray(truth)), grids, acquisition)
+    cut = np.ascontiguousarray(made.truth.numpy())
+    mask = mask[tuple(slice(0, size) for size in cut.shape)]
+    coarse_zooms = grids.coarse_zooms
+    return Task(cut, mask, made.coarse, made.operator, acquisition, coarse_zooms, zooms, affine)
 
 
 Restore = Callable[[Task], np.ndarray]

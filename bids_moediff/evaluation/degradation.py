@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from bids_moediff.errors import ImageError
-from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
-from bids_moediff.imaging.grid import Triple, covering_shape, output_grid, voxel_sizes
+from bids_moediff.imaging.acquisition import Acquisition, Axis
+from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.simulation import Grids, measure
 
 SLICE_PROFILES = ("gaussian", "box")
 SMALLEST_SIZE = 6  # voxels along an axis that the rest of the app can use
@@ -119,11 +120,8 @@ def degrade(
         raise ImageError(
             f"fewer than {SMALLEST_SIZE} voxels would be left along an axis: {shape}."
         )
-    padded_shape = covering_shape(shape, target, zooms)
-    extra = [(0, max(0, new - old)) for old, new in zip(data.shape, padded_shape, strict=True)]
-    padded = np.pad(data, extra, mode="edge")[tuple(slice(0, size) for size in padded_shape)]
-    operator = Operator.between(padded_shape, zooms, shape, target, acquisition)
-    coarse = operator.forward(torch.from_numpy(np.ascontiguousarray(padded))).numpy()
+    grids = Grids.outside(data.shape, zooms, (shape[0], shape[1], shape[2]), target)
+    coarse = measure(torch.from_numpy(data), grids, acquisition).coarse.numpy()
     record: dict[str, Any] = {
         "InputVoxelSize": [round(size, 6) for size in zooms],
         "OutputVoxelSize": [round(size, 6) for size in target],

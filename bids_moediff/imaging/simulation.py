@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random acquisitions for training (docs/science.md, section 7)."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
-from bids_moediff.imaging.grid import Shape, covering_shape
+from bids_moediff.imaging.grid import Shape, Triple, covering_shape
 from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.imaging.protocols import ACQUISITIONS
 
@@ -94,6 +95,112 @@ def fixed(name: str, *, spare_first: bool = False) -> Degradation:
 
 
 @dataclass(frozen=True)
+class Grids:
+    """A fine grid and the coarse one that a scanner measures on it, outer corners shared.
+
+    Parameters
+    ----------
+    fine_shape, coarse_shape
+        Voxel counts.
+    zooms, coarse_zooms
+        Voxel sizes in mm (or in fine voxels).
+    device
+        Where operators live.
+    """
+
+    fine_shape: Shape
+    coarse_shape: Shape
+    zooms: Triple
+    coarse_zooms: Triple
+    device: torch.device | str = "cpu"
+
+    @classmethod
+    def inside(
+        cls, shape: Sequence[int], zooms: Triple, ratios: Triple, multiple: int = 1
+    ) -> "Grids":
+        """Return whole coarse voxels only: what does not fill one is cut off.
+
+        ``multiple`` cuts the fine grid further, to sizes that a network takes.
+        """
+        counts = [int(size / ratio + 1e-6) for size, ratio in zip(shape, ratios, strict=True)]
+        coarse = (counts[0], counts[1], counts[2])
+        sizes = (zooms[0] * ratios[0], zooms[1] * ratios[1], zooms[2] * ratios[2])
+        x, y, z = (size - size % multiple for size in covering_shape(coarse, sizes, zooms))
+        return cls((x, y, z), coarse, zooms, sizes)
+
+    @classmethod
+    def outside(
+        cls, shape: Sequence[int], zooms: Triple, coarse_shape: Shape, coarse_zooms: Triple
+    ) -> "Grids":
+        """Return coarse voxels that cover the whole field of view."""
+        return cls(
+            covering_shape(coarse_shape, coarse_zooms, zooms), coarse_shape, zooms, coarse_zooms
+        )
+
+    def operator(self, acquisition: Acquisition) -> Operator:
+        """Return what maps the fine grid to the coarse one."""
+        return Operator.between(
+            self.fine_shape,
+            self.zooms,
+            self.coarse_shape,
+            self.coarse_zooms,
+            acquisition,
+            self.device,
+        )
+
+    def covered(self, fine: torch.Tensor) -> torch.Tensor:
+        """Return (X, Y, Z) on the fine grid: cut where it is smaller, last planes repeated."""
+        extra = [max(0, new - old) for old, new in zip(fine.shape, self.fine_shape, strict=True)]
+        if any(extra):
+            padding = [amount for after in reversed(extra) for amount in (0, after)]
+            fine = torch.nn.functional.pad(fine[None, None], padding, mode="replicate")[0, 0]
+        x, y, z = self.fine_shape
+        return fine[:x, :y, :z]
+
+
+Fields = tuple[float, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A fine volume as a scanner with coarser voxels measures it.
+
+    ``truth`` (X, Y, Z) on the fine grid, ``coarse`` (x, y, z), and the map between them.
+    """
+
+    truth: torch.Tensor
+    coarse: torch.Tensor
+    operator: Operator
+
+
+def measure(
+    fine: torch.Tensor, grids: Grids, acquisition: Acquisition, noise: Fields | None = None
+) -> Measured:
+    """Measure a fine volume: the one degradation of training, evaluation and the degrade command.
+
+    Parameters
+    ----------
+    fine
+        (X, Y, Z) intensities.
+    grids
+        Cut to whole coarse voxels, or covering the field of view.
+    acquisition
+        How each axis is sampled.
+    noise
+        Standard deviation and two fields (x, y, z) of unit white noise, the real and the
+        imaginary part: the magnitude is taken, so the noise is Rician. Fields are given, not
+        drawn, so that every caller keeps its own order of random draws.
+    """
+    truth = grids.covered(fine)
+    operator = grids.operator(acquisition)
+    coarse = operator.forward(truth)
+    if noise is not None:
+        sigma, real, imaginary = noise
+        coarse = torch.hypot(coarse + sigma * real, sigma * imaginary)
+    return Measured(truth, coarse, operator)
+
+
+@dataclass(frozen=True)
 class Degraded:
     """A fine volume as the scanner would have measured it, and where the networks start.
 
@@ -112,19 +219,16 @@ def degrade(
     fine: torch.Tensor, degradation: Degradation, generator: torch.Generator | None = None
 ) -> Degraded:
     """Measure (X, Y, Z) coarsely, with Rician noise, and interpolate consistently."""
-    ratios = degradation.ratios
-    counts = [int(n / ratio + 1e-6) for n, ratio in zip(fine.shape, ratios, strict=True)]
-    coarse: Shape = (counts[0], counts[1], counts[2])
-    shape = covering_shape(coarse, ratios, ONES)
-    truth = fine[: shape[0], : shape[1], : shape[2]]
-    operator = Operator.between(shape, ONES, coarse, ratios, degradation.acquisition, fine.device)
-    measured = operator.forward(truth)
-    sigma = degradation.noise
+    ratios, acquisition, sigma = degradation.ratios, degradation.acquisition, degradation.noise
+    grids = replace(Grids.inside(fine.shape, ONES, ratios), device=fine.device)
+    noise = None
     if sigma > 0:
         first, second = (
-            torch.randn(measured.shape, generator=generator, device=fine.device) for _ in range(2)
+            torch.randn(grids.coarse_shape, generator=generator, device=fine.device)
+            for _ in range(2)
         )
-        measured = torch.hypot(measured + sigma * first, sigma * second)
-    start = initial_estimate(measured, operator, ratios, ONES, sigma)
-    condition = degradation.acquisition.condition(ONES, ratios)
-    return Degraded(start, truth, condition, operator, measured, sigma)
+        noise = (sigma, first, second)
+    made = measure(fine, grids, acquisition, noise)
+    start = initial_estimate(made.coarse, made.operator, ratios, ONES, sigma)
+    condition = acquisition.condition(ONES, ratios)
+    return Degraded(start, made.truth, condition, made.operator, made.coarse, sigma)

@@ -7,17 +7,18 @@ filter and rightly told, for the teacher. Since the second measurement holds all
 does, the mean of the teacher's output given the first is the mean of the truth given the first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.consistency import consistent_start
-from bids_moediff.imaging.grid import Shape, Triple, covering_shape
+from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.simulated_filters import FILTERS, add_rician_noise, filter_kspace
-from bids_moediff.imaging.simulation import ONES
+from bids_moediff.imaging.simulation import ONES, Grids
+from bids_moediff.imaging.simulation import measure as measure_exactly
 from bids_moediff.imaging.told import told_numbers
 
 from .tensor_filters import gaussian
@@ -161,25 +162,22 @@ def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
     ratios = plan.ratios
     if plan.blur > 0:
         fine = gaussian(fine, plan.blur)
-    counts = [int(size / ratio + 1e-6) for size, ratio in zip(fine.shape, ratios, strict=True)]
-    coarse: Shape = (counts[0], counts[1], counts[2])
-    shape = covering_shape(coarse, ratios, ONES)
-    truth = fine[: shape[0], : shape[1], : shape[2]]
-
-    def between(acquisition: Acquisition) -> Operator:
-        return Operator.between(shape, ONES, coarse, ratios, acquisition, fine.device)
+    grids = replace(Grids.inside(fine.shape, ONES, ratios), device=fine.device)
+    shape = grids.fine_shape
 
     def start(operator: Operator, scan: torch.Tensor, noise: float) -> torch.Tensor:
         return consistent_start(operator, interpolate(scan, ratios, shape, ONES), scan, noise)
 
-    true = between(plan.true)
-    clear = true.forward(truth)
+    made = measure_exactly(fine, grids, plan.true)
+    truth, clear = made.truth, made.coarse
     scan = clear
     if plan.ramp > 0:  # a trapezoid is a mean of boxes
         slices = plan.true.axes[2]
         widths = [max(0.1, slices.fwhm * (1 + step * plan.ramp)) for step in (-0.5, 0.0, 0.5)]
         stacks = [
-            between(Acquisition((*plan.true.axes[:2], Axis("box", width)))).forward(truth)
+            measure_exactly(
+                fine, grids, Acquisition((*plan.true.axes[:2], Axis("box", width)))
+            ).coarse
             for width in widths
         ]
         scan = torch.stack(stacks).mean(0)
@@ -189,10 +187,10 @@ def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
     scan = torch.from_numpy(array).to(fine.device)
     extra = told_numbers(plan.told, ratios, plan.told_noise)
     return Uncertain(
-        start(between(plan.told), scan, plan.told_noise),
+        start(grids.operator(plan.told), scan, plan.told_noise),
         plan.told.condition(ONES, ratios) + extra,
         truth,
-        start(true, clear, 0.0),
+        start(made.operator, clear, 0.0),
         plan.true.condition(ONES, ratios),
         plan.beyond_teacher,
     )

@@ -2,17 +2,16 @@
 """Validation heads: kept out of training, degraded by fixed protocols, to steer it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.acquisition import Acquisition, Operator
-from bids_moediff.imaging.grid import covering_shape
 from bids_moediff.imaging.interpolation import initial_estimate, interpolate
 from bids_moediff.imaging.protocols import ACQUISITIONS
-from bids_moediff.imaging.simulation import ONES
+from bids_moediff.imaging.simulation import ONES, Grids, measure
 
 from .pack import BRIGHT, TrainingHead
 from .tensor_filters import box_mean
@@ -64,24 +63,20 @@ def _paired_case(head: TrainingHead, cut: tuple[slice, ...], device: torch.devic
 
 def _protocol_case(head: TrainingHead, image: torch.Tensor, name: str) -> Case:
     ratios, profile = ACQUISITIONS[name]
-    counts = [int(s / r + 1e-6) for s, r in zip(image.shape, ratios, strict=True)]
-    coarse = (counts[0], counts[1], counts[2])
-    sizes = [size - size % 2 for size in covering_shape(coarse, ratios, ONES)]
-    shape = (sizes[0], sizes[1], sizes[2])
     acquisition = Acquisition.uniform(profile)
-    truth = image[: shape[0], : shape[1], : shape[2]]
-    operator = Operator.between(shape, ONES, coarse, ratios, acquisition, image.device)
-    measured = operator.forward(truth)
+    grids = replace(Grids.inside(image.shape, ONES, ratios, multiple=2), device=image.device)
+    made = measure(image, grids, acquisition)
+    x, y, z = shape = grids.fine_shape
     return Case(
         head.name,
         name,
-        initial_estimate(measured, operator, ratios, ONES),
-        truth,
-        (box_mean(image, 5) > 0.06)[: shape[0], : shape[1], : shape[2]],
+        initial_estimate(made.coarse, made.operator, ratios, ONES),
+        made.truth,
+        (box_mean(image, 5) > 0.06)[:x, :y, :z],
         torch.tensor(acquisition.condition(ONES, ratios)),
-        interpolate(measured, ratios, shape, ONES),
-        operator,
-        measured,
+        interpolate(made.coarse, ratios, shape, ONES),
+        made.operator,
+        made.coarse,
     )
 
 
