@@ -192,6 +192,13 @@ class Settings(Options):
         group=RESTORATION,
         metavar="DIR",
     )
+    carry: Path | None = option(
+        None,
+        to_path,
+        "BIDS derivatives whose mask, dseg and probseg files are written on the output grid too",
+        group=RESTORATION,
+        metavar="DIR",
+    )
     output_spaces: tuple[str, ...] = option(
         (),
         to_spaces,

@@ -10,6 +10,7 @@ import pytest
 
 from bids_moediff.bids.carried_maps import carried_path, check_carried, find_maps
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import output_grid
 from bids_moediff.interfaces.carried_maps import CarryMaps, maps_on_grid
@@ -108,9 +109,13 @@ def test_maps_are_written_with_their_words(derivatives, tmp_path):
     assert len(remarks) == 1
     assert "sub-01_desc-lesion_mask.nii.gz is not on the grid" in remarks[0]
     shape, affine = output_grid(scan.shape, scan.affine, ZOOMS)
-    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), affine), tmp_path / "sr.nii")
+    nib.save(scan, tmp_path / "scan.nii")
+    result = tmp_path / "out" / derivative_path(source, "sr", ZOOMS)
+    result.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), affine), result)
     step = CarryMaps(
-        source=source.to_json(), maps=maps, folder=str(derivatives), sr=str(tmp_path / "sr.nii"),
+        source=source.to_json(), maps=[str(path) for path in find_maps(source, derivatives)],
+        folder=str(derivatives), image=str(tmp_path / "scan.nii"),
         output_dir=str(tmp_path / "out"), output_resolution=ZOOMS,
     )  # fmt: skip
     written = step.run(cwd=str(tmp_path)).outputs

@@ -449,6 +449,31 @@ def test_mask_of_another_pipeline_gradient_coefficients_and_standard_space(
     test_output_is_valid_bids(run)
 
 
+def test_maps_of_another_app_are_carried_along(study: Study, tmp_path: Path) -> None:
+    source = nib.load(study.bids / "sub-02/anat" / f"{GOOD[2]}.nii.gz")
+    given = tmp_path / "derivatives" / "sub-02" / "anat"
+    given.mkdir(parents=True)
+    labels = np.digitize(source.get_fdata(), [200, 450]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(labels, source.affine), given / "sub-02_space-FLAIR_dseg.nii.gz")
+    (given / "sub-02_space-FLAIR_dseg.tsv").write_text("index\tname\n1\tgrey\n2\twhite\n")
+    lesion = nib.Nifti1Image((labels[:, :, 1:] == 2).astype(np.uint8), source.affine)
+    nib.save(lesion, given / "sub-02_space-FLAIR_desc-lesion_mask.nii.gz")
+    options = ["--carry", str(tmp_path / "derivatives"), "--modalities", "FLAIR"]
+    run = run_app(study, tmp_path / "out", "--nprocs", "1", *options)
+    assert run.code == 0, run.stderr
+    anat = run.output / "sub-02" / "anat"
+    image = nib.load(anat / "sub-02_space-FLAIR_res-3mm_dseg.nii.gz")
+    result = nib.load(anat / "sub-02_res-3mm_desc-sr_FLAIR.nii.gz")
+    assert image.shape == result.shape
+    volume = np.prod(source.header.get_zooms()) * (labels == 2).sum()
+    assert np.isclose(27 * (image.get_fdata() == 2).sum(), volume, rtol=0.01)
+    assert (anat / "sub-02_space-FLAIR_res-3mm_dseg.tsv").exists()
+    assert not list(anat.glob("*lesion*"))
+    sidecar = json.loads((anat / "sub-02_res-3mm_desc-sr_FLAIR.json").read_text())
+    assert any("lesion_mask.nii.gz is not on the grid" in words for words in sidecar["Warnings"])
+    test_output_is_valid_bids(run)
+
+
 def test_maps_of_the_experts_and_of_the_expected_error(study: Study, tmp_path: Path) -> None:
     model = Path(shutil.copytree(study.model, tmp_path / "model"))
     calibration = {"factor": 1.4, "spread": [1.2, 1.6], "heads": ["h"]}

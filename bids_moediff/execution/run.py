@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bids_moediff.bids.carried_maps import check_carried
 from bids_moediff.bids.discover import discover_participant, find_participants
 from bids_moediff.bids.earlier_masks import check_derivatives
 from bids_moediff.bids.image import Participant
-from bids_moediff.errors import MoediffError
+from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.families.choice import choose
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import Limits
@@ -116,6 +117,13 @@ def check_files(settings: Settings) -> None:
         read_coefficients(settings.gradient_coefficients)
     if settings.derivatives:
         check_derivatives(settings.derivatives)
+    if settings.carry:
+        check_carried(settings.carry)
+        if settings.gradient_coefficients:
+            raise UsageError(
+                "--carry does not go with --gradient-coefficients: maps drawn on the distorted "
+                "scan do not lie on the corrected one."
+            )
     for space in settings.output_spaces:
         from bids_moediff.imaging.standard_space import find_template
 

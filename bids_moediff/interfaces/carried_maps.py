@@ -10,6 +10,7 @@ from nipype.interfaces.base import File, traits
 
 from bids_moediff.bids.carried_maps import carried_path, carried_sidecar, label_table
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.label_maps import carry_image, read_map
 from bids_moediff.runtime.sink import write_bytes, write_json, write_nifti
@@ -36,10 +37,10 @@ def maps_on_grid(maps: Sequence[str], image: nib.Nifti1Image) -> tuple[list[str]
 
 class _CarryInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
-    maps = traits.List(traits.Str, desc="maps on the grid of the source")
+    maps = traits.List(File(exists=True), mandatory=True, desc="maps that bear its name")
+    image = File(desc="source on its grid; maps on another one are left out")
     folder = traits.Str(mandatory=True, desc="root of the derivatives that hold the maps")
-    sr = File(desc="image on the output grid")
-    output_dir = traits.Str(mandatory=True, desc="root of the derivatives to write")
+    output_dir = traits.Str(mandatory=True, desc="root of the derivatives, with the result")
     output_resolution = traits.Tuple(traits.Float, traits.Float, traits.Float)
 
 
@@ -55,12 +56,13 @@ class CarryMaps(ImageStep):
 
     def _process(self, folder: Path) -> dict[str, Any]:
         source = AnatomicalImage.from_json(self.inputs.source)
-        target = load_image(self.inputs.sr)
+        zooms, root = self.inputs.output_resolution, Path(self.inputs.output_dir)
+        target = load_image(root / derivative_path(source, "sr", zooms))
         paths = []
-        for name in self.inputs.maps:
-            path, zooms = Path(name), self.inputs.output_resolution
+        for name in maps_on_grid(self.inputs.maps, load_image(self.inputs.image))[0]:
+            path = Path(name)
             carried = carry_image(nib.Nifti1Image.from_filename(path), target.shape, target.affine)
-            place = Path(self.inputs.output_dir) / carried_path(path, zooms)
+            place = root / carried_path(path, zooms)
             how = FRACTIONS if carried.get_data_dtype().kind == "f" else LABELS
             self._write(carried, place, carried_sidecar(source, path, zooms, how), path)
             paths.append(carried_path(path, zooms).as_posix())

@@ -15,6 +15,7 @@ from bids_moediff.preprocessing.earlier_mask import reuse_mask
 from bids_moediff.preprocessing.unwarp import read_coefficients, unwarp
 from bids_moediff.runtime.sink import write_json
 
+from .carried_maps import maps_on_grid
 from .files import load_image, save_image
 from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
@@ -22,6 +23,9 @@ from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 class _ConformInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     coefficients = File(exists=True, desc="gradient coefficients of the scanner")
+    maps = traits.List(
+        File(exists=True), [], usedefault=True, desc="maps of other apps that bear its name"
+    )
 
 
 class _ConformOutputSpec(ImageStepOutputSpec):
@@ -46,6 +50,7 @@ class Conform(ImageStep):
             largest = record["largest_displacement_mm"]
             notes = [*notes, *record["warnings"]]
             notes.append(f"Gradient distortion was undone: up to {largest:.1f} mm.")
+        notes = [*notes, *maps_on_grid(self.inputs.maps, image)[1]]
         return {
             "image": save_image(image, folder / "conformed.nii"),
             "notes": str(write_json(list(notes), folder / "notes.json")),

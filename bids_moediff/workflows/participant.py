@@ -12,9 +12,11 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff import __version__
+from bids_moediff.bids.carried_maps import find_maps
 from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.families.cost import Estimate, estimate
+from bids_moediff.interfaces.carried_maps import CarryMaps
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
@@ -184,6 +186,7 @@ def _connect_processing(
     """Preparation of each image; network and products where the stage asks for them."""
     superres_wf = _add_network(workflow, images, settings, plan)
     for number, image in enumerate(images, 1):
+        maps = find_maps(image, settings.carry) if settings.carry else ()
         prepare_wf = init_image_preparation_wf(
             settings=settings,
             source=image,
@@ -191,6 +194,7 @@ def _connect_processing(
             earlier_mask=(
                 find_brain_mask(image, settings.derivatives) if settings.derivatives else None
             ),
+            maps=maps,
             name=f"prepare_{node_name(image)}_wf",
         )
         status = _init_status(image, settings, plan)
@@ -208,6 +212,9 @@ def _connect_processing(
             products_wf = _add_products(chain, image, settings, prepare_wf, superres_wf)
             figures = [(f"outputnode.{field}", field) for field in ("quality", "doubts")]
             workflow.connect([(products_wf, status, figures)])
+            if maps:
+                carry = _init_carry_maps(image, settings, maps)
+                chain.step(carry, image=(prepare_wf, "image"))
         chain.step(status)
 
 
@@ -232,6 +239,18 @@ def _add_products(
         **{field: (prepare_wf, field) for field in fields},
     )
     return products_wf
+
+
+def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[Path]) -> pe.Node:
+    """The step that takes maps of other apps to the grid of the result."""
+    carry = CarryMaps(
+        source=image.to_json(),
+        maps=[str(path) for path in maps],
+        folder=str(settings.carry),
+        output_dir=str(settings.output_dir),
+        output_resolution=settings.for_image(_shape_and_zooms(image)[1]).zooms,
+    )
+    return pe.Node(carry, name=f"carry_{node_name(image)}", mem_gb=3.0)
 
 
 def _add_network(

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image from the data set, ready for the network, and what was prepared on disk."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -26,6 +29,7 @@ def init_image_preparation_wf(
     source: AnatomicalImage,
     gigabytes: float,
     earlier_mask: EarlierMask | None = None,
+    maps: Sequence[Path] = (),
     name: str = "image_preparation_wf",
 ) -> Workflow:
     """Conform one image, find its brain and its bias field, write them, describe them.
@@ -48,6 +52,8 @@ def init_image_preparation_wf(
         Size of the image as float32, for the memory estimate.
     earlier_mask
         What another pipeline has for this image.
+    maps
+        What is to be carried along; what is on another grid is told of.
     name
         Name of the workflow.
 
@@ -63,6 +69,7 @@ def init_image_preparation_wf(
     workflow = Workflow(name=name)
     workflow.__desc__ = _methods(settings)
     conform, brain_mask, bias_field = _init_steps(settings, source, gigabytes, earlier_mask)
+    conform.inputs.maps = [str(path) for path in maps]
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
     image, mask, record = (conform, "image"), (brain_mask, "mask"), (brain_mask, "record")
     chain = Chain(workflow, conform).step(brain_mask, image=image)
