@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of a reading of the noise a result may differ from its scan."""
+
+import numpy as np
+import pytest
+
+from bids_moediff.imaging.noise_level import NoiseReading
+from bids_moediff.inference.worker import certain_noise
+
+DATA = np.full((8, 8, 8), 1000.0, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("source", "sigma", "expected"),
+    [
+        ("option", 5.0, 5.0),
+        ("none", 0.0, 0.0),
+        ("spectrum", 15.0, 0.0),
+        ("spectrum", 30.0, 24.0),
+        ("air", 17.0, 0.0),
+        ("spectrum and air", 9.0, 0.0),
+        ("spectrum and air", 40.0, 38.73),
+    ],
+)
+def test_readings_count_beyond_what_anatomy_reads_as(source, sigma, expected):
+    assert certain_noise(NoiseReading(sigma, source, 1.0), DATA) == pytest.approx(
+        expected, abs=0.01
+    )
+
+
+def test_an_empty_image_has_no_brightness():
+    assert certain_noise(NoiseReading(3.0, "air", 1.0), np.zeros((4, 4, 4))) == 3.0
