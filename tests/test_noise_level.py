@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from bids_moediff.imaging.noise_level import read_noise, rician_share
+from bids_moediff.imaging.noise_level import _corner_axes, read_noise, rician_share
 from bids_moediff.imaging.simulated_filters import (
     FILTERS,
     add_rician_noise,
@@ -73,6 +73,12 @@ def test_thick_slices_are_read_in_plane(clean, inside):
     data = add_rician_noise(slices, sigma, 2)
     reading = read_noise(data, (1.0, 1.0, 4.0), inside[:, :, 1::4])
     assert reading.sigma == pytest.approx(sigma, rel=0.15)
+
+
+def test_slices_are_left_out_where_the_plane_is_not_square():
+    assert _corner_axes((96, 96, 40), (0.86, 0.43, 2.5)) == (0, 1)
+    assert _corner_axes((96, 96, 96), (1.0, 1.33, 1.33)) == (0, 1, 2)
+    assert _corner_axes((96, 10, 96), (1.0, 1.0, 1.0)) == (0, 2)
 
 
 def test_flat_tissue_with_fine_anatomy_is_not_taken_for_noise(inside):

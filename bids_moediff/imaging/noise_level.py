@@ -35,7 +35,7 @@ QUANTILE = 0.1  # of the energies of flat tissue: anatomy can only add to them
 CONTAMINATED = 1.2  # middle over low reading; white noise of one level has 1
 AGREEMENT = 1.25
 KEPT = 1 / 1.06  # of a band that ends early: where it ends is known to some hundredths
-THICK = 1.5  # axes with voxels larger than this many times the finest hold no corner
+THICK = 1.5  # axes with voxels larger than this many times the second finest hold no corner
 EMPTY_CORNER = 0.2  # power beyond the ellipsoid over power before it
 ELLIPSOID_BOUND = 1.6
 COLOURED, EMPTIED = 1.25, 2.5  # white noise has 1
@@ -242,10 +242,11 @@ def _float32(matrix: np.ndarray | None) -> np.ndarray | None:
 
 def _corner_axes(shape: tuple[int, ...], zooms: tuple[float, ...]) -> tuple[int, ...]:
     """Axes whose highest frequencies are looked at: slices far apart alias anatomy to there."""
-    fine = [
-        axis for axis in range(3) if zooms[axis] < THICK * min(zooms) and shape[axis] >= 2 * TAPS
-    ]
-    return tuple(fine) if len(fine) > 1 else (0, 1, 2)
+    long = [axis for axis in range(3) if shape[axis] >= 2 * TAPS]
+    if len(long) < 2:
+        return (0, 1, 2)
+    order = sorted(long, key=lambda axis: zooms[axis])
+    return tuple(sorted(axis for axis in order if zooms[axis] < THICK * zooms[order[1]]))
 
 
 def _high_pass(data: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
