@@ -16,7 +16,7 @@ from .registration import register
 COMPARED_AT = 3.0  # mm: finer detail differs between stacks, coarser hides another head
 BLOCK = 8  # voxels of that size along the side of the blocks that are compared
 # Median correlation in the head: one head 0.97 (0.91 where one scan has five times the noise), two
-# heads at most 0.65 (docs/combining.md).
+# heads at most 0.74 (docs/combining.md).
 SAME_HEAD = 0.8
 FEWEST_VOXELS = 0.5  # of a block, inside both fields of view and the head
 
