@@ -223,6 +223,33 @@ def test_a_phone_shows_one_plane(page, root):
     assert shown == 1
 
 
+def test_fingers_move_the_crosshair_and_zoom(page, root):
+    page.window(390, 800)
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+    page.open(root / "sub-01.html")
+    page.wait("document.querySelector('.viewer.live .readout')?.textContent")
+    place = box(page, "axial")
+    before = state(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        fingers = [
+            {"x": place["x"] + x * place["width"], "y": place["y"] + y * place["height"], "id": n}
+            for n, (x, y) in enumerate(points)
+        ]
+        page.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+        page.settle()
+
+    touch("touchStart", (0.2, 0.3))
+    touch("touchEnd")
+    assert state(page)["position"][0] > before["position"][0] + 2, "the patient's right is left"
+    touch("touchStart", (0.45, 0.5), (0.65, 0.5))
+    touch("touchMove", (0.3, 0.5), (0.8, 0.5))
+    touch("touchEnd")
+    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    assert state(page)["zoom"] > 1.5
+    assert page.errors == []
+
+
 def test_pictures_are_there_without_scripts_and_in_print(page, root):
     visible = "[...document.querySelectorAll('.still img')].map((i) => i.offsetHeight > 0)"
     page.call("Emulation.setEmulatedMedia", media="print")
