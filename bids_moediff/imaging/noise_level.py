@@ -102,7 +102,8 @@ def read_noise(
         return NoiseReading(low, "spectrum and air", max(0.05 * low, abs(air - low)))
     # Anatomy can only add to the spectrum; but air may be dark because it was suppressed, and
     # then tissue shows noise of one level. A corner that a filter emptied tells nothing.
-    if (air < low and middle > CONTAMINATED * low) or (air > low and colour > EMPTIED):
+    anatomy = middle > CONTAMINATED * low or not found.white  # a band that ends early is full
+    if (air < low and anatomy) or (air > low and colour > EMPTIED):
         return NoiseReading(air, "air", max(0.1 * air, 0.5 * abs(low - air)))
     return NoiseReading(low, "spectrum", max(doubt, 0.25 * low))
 
