@@ -57,10 +57,8 @@ def super_resolve(
 
     Raises
     ------
-    ImageError
-        if the image cannot be restored.
-    UsageError
-        for an unknown option or a wrong value.
+    ImageError, UsageError
+        if the image cannot be restored; for an unknown option or a wrong value.
     DeviceError, WeightsError
         if the device or the weights are missing.
 
@@ -73,18 +71,22 @@ def super_resolve(
     values = {"output_resolution": output_resolution, **options}
     asked = Options.from_dict(values, "super_resolve")
     if isinstance(image, Sequence):
-        if mask is not None or isinstance(metadata, Mapping) or len(image) < 2:
-            raise UsageError(
-                "super_resolve: several scans take no mask, and a list of metadata; a list holds "
-                "two scans or more."
-            )
+        _check_several(image, mask, metadata)
         scans = [Scan(_plain(scan)) for scan in image]
-        found = restore_several(scans, asked, metadata=metadata, device=device)
-        return found.combined.image
+        return restore_several(scans, asked, metadata=metadata, device=device).combined.image  # type: ignore[arg-type]
     if isinstance(metadata, Sequence):
         raise UsageError("super_resolve: a list of metadata goes with a list of images.")
     scan = Scan(_plain(image), None if mask is None else _plain(mask))
     return restore(scan, asked, metadata=metadata, device=device).image
+
+
+def _check_several(images: Sequence[Any], mask: Any, metadata: Any) -> None:
+    """UsageError for what does not go with a list of images."""
+    if mask is not None or isinstance(metadata, Mapping) or len(images) < 2:
+        raise UsageError(
+            "super_resolve: several scans take no mask, and a list of metadata; a list holds two "
+            "scans or more."
+        )
 
 
 def restore(

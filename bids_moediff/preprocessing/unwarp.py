@@ -71,6 +71,11 @@ def displacement(points: np.ndarray, coefficients: Any) -> np.ndarray:
     return np.stack(parts, -1) * TURN
 
 
+NOT_THE_ISOCENTRE = (
+    "the header does not say that its origin is the isocentre; unwarping took it as such"
+)
+
+
 def unwarp(
     image: nib.Nifti1Image, coefficients: Any, jacobian: bool = True
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
@@ -125,13 +130,8 @@ def unwarp(
         largest = max(largest, float(distance.max()))
     unwarped = nib.Nifti1Image(result, image.affine, image.header)
     unwarped.header.set_data_dtype(np.float32)
-    remarks = []
-    if code != 1:
-        remarks.append(
-            "the header does not say that its origin is the isocentre; unwarping took it as such"
-        )
     record = {"largest_displacement_mm": round(largest, 3), "jacobian": jacobian}
-    return unwarped, record | {"warnings": remarks}
+    return unwarped, record | {"warnings": [] if code == 1 else [NOT_THE_ISOCENTRE]}
 
 
 def _node_positions(image: nib.Nifti1Image) -> list[np.ndarray]:

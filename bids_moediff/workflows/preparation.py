@@ -46,16 +46,12 @@ def init_image_preparation_wf(
 
     Parameters
     ----------
-    settings, source
-        Options of the run (where to write, what to leave out); the image.
-    gigabytes
-        Size of the image as float32, for the memory estimate.
+    settings, source, gigabytes
+        Options of the run (where to write, what to leave out); the image; its size as float32.
     earlier_mask
         What another pipeline has for this image.
-    maps
-        What is to be carried along; what is on another grid is told of.
-    name
-        Name of the workflow.
+    maps, name
+        What is to be carried along (what is on another grid is told of); of the workflow.
 
     Outputs
     -------
