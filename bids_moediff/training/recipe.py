@@ -8,15 +8,12 @@ another recipe, ``smoke`` holds the sizes of a trial run of a minute, ``stages``
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 import yaml
 
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.imaging.protocols import ACQUISITIONS
-
-if TYPE_CHECKING:
-    from .catalogue import Catalogue
 
 # What may change when a run goes on: nothing that the weights so far depend on, but for the
 # arithmetic of another machine.
@@ -132,18 +129,40 @@ class Recipe:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
+class Entry(Protocol):
+    """What a recipe needs to know of a stage (:class:`.catalogue.StageEntry`)."""
+
+    @property
+    def recipe(self) -> type[Recipe]:
+        """Class of its settings."""
+        ...
+
+
+class Known(Protocol):
+    """What can be trained (:class:`.catalogue.Catalogue`)."""
+
+    @property
+    def stages(self) -> Mapping[str, Entry]:
+        """Stages by name."""
+        ...
+
+    def recipe_files(self) -> dict[str, Path]:
+        """Return the recipes by name."""
+        ...
+
+
 def check_crop(crop: int) -> None:
     """ValueError for slices that the mixture cannot take."""
     if crop % 64:
         raise ValueError(f"crop must be a multiple of 64, not {crop}")
 
 
-def recipe_names(catalogue: "Catalogue") -> list[str]:
+def recipe_names(catalogue: Known) -> list[str]:
     """Names of the recipes in the folders of a catalogue."""
     return sorted(catalogue.recipe_files())
 
 
-def _read(name: str, catalogue: "Catalogue") -> dict[str, Any]:
+def _read(name: str, catalogue: Known) -> dict[str, Any]:
     own = Path(name)
     path = own if own.suffix in (".yaml", ".yml") else catalogue.recipe_files().get(name, own)
     if not path.is_file():
@@ -175,7 +194,7 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_recipes(
     name: str,
-    catalogue: "Catalogue",
+    catalogue: Known,
     changes: Sequence[str] = (),
     *,
     smoke: bool = False,
@@ -218,7 +237,7 @@ def _parse_change(change: str) -> tuple[list[str], Any]:
 
 
 def _apply(
-    parts: list[dict[str, Any]], path: list[str], value: Any, catalogue: "Catalogue"
+    parts: list[dict[str, Any]], path: list[str], value: Any, catalogue: Known
 ) -> None:
     """Change a setting in every stage that has it, or in the one that is named first."""
     stages = [str(part.get("stage")) for part in parts]
@@ -236,7 +255,7 @@ def _apply(
         part.update(_merge(part, {path[0]: nested}))
 
 
-def _keys(values: Mapping[str, Any], catalogue: "Catalogue") -> list[str]:
+def _keys(values: Mapping[str, Any], catalogue: Known) -> list[str]:
     entry = catalogue.stages.get(str(values.get("stage")))
     return [item.name for item in fields(entry.recipe)] if entry else []
 
@@ -247,7 +266,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str]) -> None:
             raise UsageError(f"The recipe has the unknown setting {key}{closest(key, known)}.")
 
 
-def build_recipe(values: Mapping[str, Any], catalogue: "Catalogue") -> Recipe:
+def build_recipe(values: Mapping[str, Any], catalogue: Known) -> Recipe:
     """Recipe from plain values; UsageError names what is wrong with them."""
     stage = str(values.get("stage"))
     if stage not in catalogue.stages:
