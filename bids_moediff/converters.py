@@ -23,13 +23,6 @@ def to_words(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def to_text(value: Any) -> str:
-    """Return text that is not empty."""
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is not a text")
-    return value
-
-
 def to_path(value: Any) -> Path:
     """Return an absolute path, ``~`` expanded."""
     if not isinstance(value, (str, Path)) or not str(value):
