@@ -78,9 +78,7 @@ def test_the_factor_is_measured_and_then_fits(tmp_path: Path) -> None:
     arguments += ["--protocols", "x2slices-kspace", "--block", "48"]
 
     def command(*more: str) -> subprocess.CompletedProcess[str]:
-        return run_script(
-            "bids_moediff-evaluate", "calibration", *arguments, *more, cwd=tmp_path
-        )
+        return run_script("bids_moediff-evaluate", "calibration", *arguments, *more, cwd=tmp_path)
 
     unknown = command()
     assert unknown.returncode == 1

@@ -407,8 +407,13 @@ def test_bad_data_are_told_before_the_first_step(
         (["experts"], 2, "need a trained one"),
         (["student"], 2, "needs its teacher"),
         (
-            ["experts", "--set", "network.start=noise", "network.latent=kl",
-             "network.latent_channels=8"],
+            [
+                "experts",
+                "--set",
+                "network.start=noise",
+                "network.latent=kl",
+                "network.latent_channels=8",
+            ],
             2,
             "needs a trained autoencoder",
         ),

@@ -63,9 +63,7 @@ def test_the_gate_learns_the_tissues_and_nothing_else_moves() -> None:
     stage = stage_of(mixture(), batch=4, noise_share=0)
     before = {k: v.clone() for k, v in stage.network.state_dict().items()}
     rng = np.random.default_rng(0)
-    volumes = [
-        make_volume(heads()[3], stage.recipe, rng, CPU, tissue=True) for _ in range(2)
-    ]
+    volumes = [make_volume(heads()[3], stage.recipe, rng, CPU, tissue=True) for _ in range(2)]
     batch = stage.batch(volumes, rng)
     assert batch["valid"].any()
     chosen = [p for p in stage.network.parameters() if p.requires_grad]

@@ -133,9 +133,7 @@ def test_the_student_sees_the_coarsest_axis_last() -> None:
     condition = torch.tensor([2.0, 0.0, 0.5, 1.2, 0.0, 1.1])
     with torch.no_grad():
         output = apply_student(network, start, condition)
-        turned = apply_student(
-            network, start.permute(1, 2, 0), condition[[1, 2, 0, 4, 5, 3]]
-        )
+        turned = apply_student(network, start.permute(1, 2, 0), condition[[1, 2, 0, 4, 5, 3]])
     assert output.shape == start.shape
     assert torch.allclose(output.permute(1, 2, 0), turned, atol=1e-6)
     assert float((output - start).abs().max()) > 1e-3

@@ -64,9 +64,7 @@ class RightSpacing(gradunwarp.Unwarper):
         return field, np.linalg.inv(nodes)
 
 
-def test_image_agrees_with_gradunwarp(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_agrees_with_gradunwarp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # gradunwarp itself leaves its warp in the current folder
     image, coefficients = head(), strong_coefficients()
     image.to_filename(tmp_path / "in.nii")

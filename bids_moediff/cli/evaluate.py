@@ -307,9 +307,7 @@ def run_hallucination(argv: list[str]) -> int:
     for head in heads:
         try:
             loaded = head.load()
-            lesions = hallucination.place_lesions(
-                loaded, repeats=options.repeats, seed=seed
-            )
+            lesions = hallucination.place_lesions(loaded, repeats=options.repeats, seed=seed)
             figures = options.output / "figures"
             hallucination.run(loaded, protocols, methods, lesions, tables, figures, report)
         except MoediffError as error:

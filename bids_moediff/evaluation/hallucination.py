@@ -211,9 +211,7 @@ def examine(trial: Trial, method: Method) -> tuple[list[Row], Row, np.ndarray, n
     return rows, figures, plain, changed
 
 
-def _outside(
-    difference: np.ndarray, scanned: np.ndarray, far: np.ndarray, noise: float
-) -> Row:
+def _outside(difference: np.ndarray, scanned: np.ndarray, far: np.ndarray, noise: float) -> Row:
     values = np.abs(difference[far]) / max(noise, 1e-12)
     if not values.size:
         names = ("outside_rms", "outside_p999", "outside_max", "false_positives", "invented")

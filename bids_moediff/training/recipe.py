@@ -236,9 +236,7 @@ def _parse_change(change: str) -> tuple[list[str], Any]:
         raise UsageError(f"The value of --set {change!r} cannot be read.") from error
 
 
-def _apply(
-    parts: list[dict[str, Any]], path: list[str], value: Any, catalogue: Known
-) -> None:
+def _apply(parts: list[dict[str, Any]], path: list[str], value: Any, catalogue: Known) -> None:
     """Change a setting in every stage that has it, or in the one that is named first."""
     stages = [str(part.get("stage")) for part in parts]
     chosen = parts

@@ -101,5 +101,3 @@ def warm_start(network: nn.Module, trained: nn.Module | None) -> None:
         network.load_state_dict(trained.state_dict())
     except RuntimeError as error:
         raise UsageError("--init holds a network of other sizes than the recipe's.") from error
-
-

@@ -185,9 +185,7 @@ class LesionsStage(Stage):
             plain = self.reference(batch["start"][:, None], condition)[:, 0].float()
         output = self.network(batch["marked"][:, None], condition)[:, 0].float()
         weight = (batch["weight"] > 0).float()
-        loss = charbonnier(
-            output, plain + batch["lesion"], weight, recipe.epsilon, recipe.border
-        )
+        loss = charbonnier(output, plain + batch["lesion"], weight, recipe.epsilon, recipe.border)
         return loss, {"loss": float(loss.detach())}
 
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:

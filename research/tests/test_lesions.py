@@ -137,9 +137,7 @@ def test_the_loss_compares_with_the_output_plus_the_lesions(name: str, tmp_path:
 def test_lesions_are_learned_and_the_reference_stays(tmp_path: Path) -> None:
     stage = stage_of([model(tmp_path, "moediff")], noise_share=0, diameters="[3, 8]", spacing=8)
     rng = np.random.default_rng(0)
-    volumes = [
-        make_volume(heads()[0], stage.recipe, rng, CPU, stage.finish) for _ in range(3)
-    ]
+    volumes = [make_volume(heads()[0], stage.recipe, rng, CPU, stage.finish) for _ in range(3)]
     batch = stage.batch(volumes, rng)
     before = {k: v.clone() for k, v in stage.reference.state_dict().items()}
     optimiser = torch.optim.AdamW(stage.network.parameters(), 2e-3)

@@ -145,9 +145,7 @@ def restore_slices(
     return _slice_by_slice(network, stack, num_steps, strength, want_gates, report)
 
 
-def gate_slices(
-    network: MoEDiffSR, volume: torch.Tensor, condition: torch.Tensor
-) -> torch.Tensor:
+def gate_slices(network: MoEDiffSR, volume: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     """Gates (X, Y, Z, K) of `volume` as :func:`restore_slices` gives them, no expert being run."""
     stack = _stack(network, volume, condition, slice_axes(condition), None)
     parts = [stack.full_size(network.gate(stack.slices[where])) for where in stack.batches()]
