@@ -52,6 +52,7 @@ test: $(INSTALLED)  ## the whole test suite, style and types included
 
 lint: $(INSTALLED)  ## style, types and import direction only
 	$(BIN)/ruff check bids_moediff research tests tools
+	$(BIN)/ruff format --check bids_moediff research tests tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
