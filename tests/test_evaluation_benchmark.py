@@ -3,6 +3,8 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 from scipy import ndimage, signal
 
 from bids_moediff.errors import UsageError
+from bids_moediff.evaluation.benchmark import protocol_task
 from bids_moediff.evaluation.gates import select_protocols
 from bids_moediff.evaluation.summary import summarise
 from bids_moediff.evaluation.truth import heads_of_manifest, trusted_axes
+from bids_moediff.imaging.acquisition import Axis
 from bids_moediff.imaging.metrics import bootstrap_interval
 from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_script
@@ -196,6 +200,44 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
     assert protocol.ratios(axes) == (1, 1, 4)
     assert protocol.ratios((0, 1)) == (1, 4, 1)
     assert parse_protocol("x1.5iso-box").ratios((0, 1)) == (1.5, 1.5, 1)
+    assert protocol.plain
+    thin = parse_protocol("x4slices-box0.5+noise2+told-gaussian1")
+    assert (thin.axis, thin.told) == (Axis("box", 0.5), Axis("gaussian", 1.0))
+    assert thin.noise == 2 and not thin.plain
+    assert parse_protocol("x2iso-kspace-halfhann+untold").filter == "half-hann"
+    for wrong in (
+        "x2iso-kspace-boxcar",
+        "x4slices-box0",
+        "x2iso-kspace+nois4",
+        "x2iso-box+told-x",
+    ):
+        with pytest.raises(UsageError, match="is not a protocol"):
+            parse_protocol(wrong)
+
+
+def test_a_scan_of_a_protocol_and_what_is_told_of_it() -> None:
+    """Thin noisy slices told wide; the same without a word, which the app has to guess."""
+    random = np.random.default_rng(0)
+    truth = ndimage.gaussian_filter(random.random((32, 32, 32)).astype(np.float32), 1) * 100
+    whole = np.ones(truth.shape, dtype=bool)
+    loaded = cast(
+        Any,
+        SimpleNamespace(
+            truth=truth, mask=whole, zooms=(1.0,) * 3, affine=np.eye(4), axes=(0, 1, 2)
+        ),
+    )
+    thin = protocol_task(loaded, parse_protocol("x4slices-box0.5"))
+    told = protocol_task(loaded, parse_protocol("x4slices-box0.5+noise4+told-gaussian1"))
+    assert thin.acquisition.axes[2] == Axis("box", 0.5)
+    assert told.acquisition.axes[2] == Axis("gaussian", 1.0)
+    middle = truth[:, :, 1:3].mean(2)  # the middle two of the first four planes
+    np.testing.assert_allclose(thin.measured[:, :, 0].numpy(), middle, rtol=1e-4)
+    noise = (told.measured - thin.measured).std()
+    assert float(noise) == pytest.approx(0.04 * np.percentile(truth, 90), rel=0.1)
+    stated = protocol_task(loaded, parse_protocol("x4slices-box0.5+stated"))
+    assert stated.metadata == {"MRAcquisitionType": "2D", "SliceThickness": 2.0}
+    untold = protocol_task(loaded, parse_protocol("x2iso-kspace+untold"))
+    assert untold.metadata == {"MRAcquisitionType": "3D"}
 
 
 def test_protocol_names() -> None:

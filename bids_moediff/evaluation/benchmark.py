@@ -8,8 +8,9 @@ baselines are shared by all models.
 
 import csv
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import torch
 
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.imaging import metrics
-from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import Triple, output_grid
 from bids_moediff.imaging.interpolation import back_projection, initial_estimate, interpolate
-from bids_moediff.imaging.protocols import Protocol
+from bids_moediff.imaging.protocols import STATED, Protocol
+from bids_moediff.imaging.simulated_filters import add_rician_noise, filter_kspace
 from bids_moediff.imaging.simulation import Grids, measure
 from bids_moediff.inference.pose import Inputs
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.request import ImageRequest
+from bids_moediff.inference.super_resolver import Result, SuperResolver
+from bids_moediff.inference.worker import Scan, enhance_image
 from bids_moediff.options import Options
 from bids_moediff.runtime.sink import table_text, write_text
 
@@ -49,6 +53,7 @@ class Task:
     operator : from truth to measurement
     coarse_zooms, zooms : voxel sizes in mm
     affine : of the truth
+    metadata : what a sidecar would say, for a scan that goes the way of the app
 
     """
 
@@ -60,6 +65,7 @@ class Task:
     coarse_zooms: Triple
     zooms: Triple
     affine: np.ndarray
+    metadata: Mapping[str, Any] | None = None
 
     @property
     def ratios(self) -> Triple:
@@ -94,6 +100,40 @@ def make_task(
     mask = mask[tuple(slice(0, size) for size in cut.shape)]
     coarse_zooms = grids.coarse_zooms
     return Task(cut, mask, made.coarse, made.operator, acquisition, coarse_zooms, zooms, affine)
+
+
+def protocol_task(loaded: Loaded, protocol: Protocol) -> Task:
+    """Measure a head under a protocol, and say of it what the protocol says."""
+    ratios = protocol.ratios(loaded.axes)
+    grids = Grids.inside(loaded.truth.shape, loaded.zooms, ratios)
+    task = make_task(
+        loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
+    )
+    if protocol.plain:
+        return task
+    truth = torch.from_numpy(task.truth)
+    true = Acquisition((protocol.axis,) * 3)
+    made = measure(truth, grids, true)
+    coarse = filter_kspace(made.coarse.numpy(), protocol.filter)
+    if protocol.noise:
+        sigma = protocol.noise / 100 * float(np.percentile(task.truth[task.mask], 90))
+        # Its mask decides a head's noise: the same for every method, with a lesion and without.
+        coarse = add_rician_noise(coarse, sigma, zlib.crc32(task.mask.tobytes()))
+    told: Acquisition = true
+    metadata: dict[str, Any] | None = None
+    if isinstance(protocol.told, Axis):
+        told = Acquisition((protocol.told,) * 3)
+    elif protocol.told is not None:
+        metadata = {"MRAcquisitionType": "3D" if protocol.isotropic else "2D"}
+        if protocol.told == STATED:
+            metadata["SliceThickness"] = max(grids.coarse_zooms) * protocol.axis.fwhm
+    return replace(
+        task,
+        measured=torch.from_numpy(np.ascontiguousarray(coarse)),
+        operator=made.operator,
+        acquisition=told,
+        metadata=metadata,
+    )
 
 
 Restore = Callable[[Task], np.ndarray]
@@ -137,14 +177,20 @@ BASELINES = (
 )
 
 
+def restored(resolver: SuperResolver, task: Task, options: Options) -> Result:
+    """Restore a task by a model, with what is told of the scan or the way the app goes."""
+    if task.metadata is None:
+        return resolver.enhance(task.coarse_image, options, Inputs(acquisition=task.acquisition))
+    told = ImageRequest(key="", image="", out_dir="", metadata=task.metadata)
+    return enhance_image(resolver, Scan(task.coarse_image), told, options)
+
+
 def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Method:
     """A loaded model as a method; `options` are fields of :class:`Options`."""
 
     def restore(task: Task) -> np.ndarray:
         asked = Options(output_resolution=task.zooms, **options)
-        inputs = Inputs(acquisition=task.acquisition)
-        result = resolver.enhance(task.coarse_image, asked, inputs)
-        return np.asarray(result.image.dataobj, dtype=np.float32)
+        return np.asarray(restored(resolver, task, asked).image.dataobj, dtype=np.float32)
 
     words = [f"{key}={value}" for key, value in options.items() if value is not None]
     version = " ".join([resolver.model.sha256[:12], resolver.precision, *words])
@@ -357,9 +403,7 @@ def _run_task(
             report(key, "")
             continue
         try:
-            task = task or make_task(
-                loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
-            )
+            task = task or protocol_task(loaded, protocol)
             start = time.perf_counter()
             image = method.restore(task)
             seconds = round(time.perf_counter() - start, 2)

@@ -16,11 +16,10 @@ import numpy as np
 from bids_moediff.imaging.metrics import intensity_range
 from bids_moediff.imaging.protocols import Protocol, parse_protocol
 from bids_moediff.inference import expected_error
-from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
 
-from .benchmark import Task, make_task
+from .benchmark import protocol_task, restored
 from .truth import Loaded
 
 Row = dict[str, Any]
@@ -102,11 +101,9 @@ def examine(
     Errors and deviations are over the range of the head.
     """
     ratios = protocol.ratios(loaded.axes)
-    task: Task = make_task(
-        loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
-    )
+    task = protocol_task(loaded, protocol)
     asked = Options(output_resolution=task.zooms, outputs=("uncertainty",), **options)
-    result = resolver.enhance(task.coarse_image, asked, Inputs(acquisition=task.acquisition))
+    result = restored(resolver, task, asked)
     if result.standard_deviation is None:
         raise ValueError("the model gives no expected error: calibrate it with --write")
     scale = intensity_range(task.truth, task.mask)

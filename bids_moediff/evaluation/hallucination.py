@@ -21,7 +21,7 @@ from bids_moediff.imaging.metrics import bootstrap_interval, intensity_range
 from bids_moediff.imaging.noise import tissue_noise
 from bids_moediff.imaging.protocols import Protocol, parse_protocol
 
-from .benchmark import Method, Task, consistent, make_task
+from .benchmark import Method, Task, consistent, protocol_task
 from .truth import Loaded
 
 DIAMETERS = (2.0, 3.0, 4.0, 5.0)  # mm
@@ -161,12 +161,11 @@ class Trial:
 
 
 def make_trial(loaded: Loaded, protocol: Protocol, lesions: Sequence[Lesion]) -> Trial:
-    """Degrade a head twice, without noise of its own."""
+    """Degrade a head twice: as it is, and with lesions."""
     scale = intensity_range(loaded.truth, loaded.mask)
-    ratios = protocol.ratios(loaded.axes)
 
     def task(truth: np.ndarray) -> Task:
-        return make_task(truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile)
+        return protocol_task(replace(loaded, truth=truth), protocol)
 
     without = task(loaded.truth)
     changed = task(add_lesions(loaded.truth, loaded.zooms, lesions, scale))

@@ -4,36 +4,68 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bids_moediff.errors import UsageError, closest
-from bids_moediff.imaging.acquisition import PROFILES
+from bids_moediff.imaging.acquisition import PROFILES, Axis
 from bids_moediff.imaging.grid import Triple
+from bids_moediff.imaging.simulated_filters import FILTERS
+
+STATED, UNTOLD = "stated", "untold"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A voxel ratio, the axes it is applied to and a slice profile.
+    """An acquisition by which heads are made coarse, and what the engine is told of it.
 
     Parameters
     ----------
-    key : short name, such as ``x4slices-gaussian``
+    key : short name, such as ``x4slices-box0.5+noise2+untold``
     factor : coarse over fine voxel size
     isotropic : every axis that holds truth, or the last one of them only
-    profile : slice or voxel profile of the acquisition
+    axis : how the coarse axes are sampled
+    filter : what the scanner does to k-space, see :mod:`.simulated_filters`
+    noise : Rician, in percent of the 90th percentile of the head
+    told : the same axis where None ("told rightly"), another one, ``STATED`` (the slice thickness
+        stands in the sidecar) or ``UNTOLD`` (nothing does): the last two go the way of the app
 
     """
 
     key: str
     factor: float
     isotropic: bool
-    profile: str
+    axis: Axis
+    filter: str = "hard"
+    noise: float = 0.0
+    told: Axis | str | None = None
+
+    @property
+    def profile(self) -> str:
+        """Slice or voxel profile."""
+        return self.axis.profile
+
+    @property
+    def plain(self) -> bool:
+        """Whether slices of usual width are measured without noise or filter and told rightly."""
+        return self.axis == Axis(self.profile) and self == Protocol(
+            self.key, self.factor, self.isotropic, self.axis
+        )
 
     @property
     def name(self) -> str:
         """In words."""
         kind = "isotropic" if self.isotropic else "slices"
         profile = {"kspace": "k-space", "gaussian": "Gaussian"}.get(self.profile, self.profile)
-        return f"x{self.factor:g} {kind}, {profile}"
+        words = f"x{self.factor:g} {kind}, {profile}"
+        if self.axis.fwhm != 1:
+            words += f" {self.axis.fwhm:g}"
+        if self.filter != "hard":
+            words += f", {self.filter}"
+        if self.noise:
+            words += f", {self.noise:g} % noise"
+        if isinstance(self.told, Axis):
+            return f"{words}, told {self.told.profile} {self.told.fwhm:g}"
+        return words if self.told is None else f"{words}, {self.told}"
 
     def ratios(self, axes: Sequence[int]) -> Triple:
         """Voxel ratio per axis of a head whose `axes` hold truth."""
@@ -42,16 +74,57 @@ class Protocol:
         return (first, second, third)
 
 
+FILTER_KEYS = {name.replace("-", ""): name for name in FILTERS}
+_KEY = re.compile(
+    r"x(\d+(?:\.\d+)?)(iso|slices)-(kspace|gaussian|box)(\d+(?:\.\d+)?)?(?:-([a-z]+))?"
+)
+_TOLD = re.compile(r"told-(kspace|gaussian|box)(\d+(?:\.\d+)?)?")
+
+
 def parse_protocol(key: str) -> Protocol:
-    """Protocol from its short name, such as ``x2iso-kspace`` or ``x4slices-gaussian``."""
-    match = re.fullmatch(r"x(\d+(?:\.\d+)?)(iso|slices)-(kspace|gaussian|box)", key)
+    """Return the protocol of a short name.
+
+    ``x2iso-kspace``, ``x4slices-box0.5`` (slices half as thick as their distance),
+    ``x2iso-kspace-halfhann`` (a filter); then ``+noise2`` (percent), and ``+told-gaussian1``,
+    ``+stated`` or ``+untold``.
+
+    Raises
+    ------
+    UsageError
+        for anything else.
+    """
+    head, *further = key.split("+")
+    match = _KEY.fullmatch(head)
     if match is None or not 1 < float(match[1]) <= 10:
-        known = [name for name in PROFILES if name != "none"]
-        raise UsageError(
-            f"{key!r} is not a protocol{closest(key, DEFAULT_KEYS)}: write x2iso-kspace or "
-            f"x4slices-gaussian (factor above 1, profile one of {', '.join(known)})."
-        )
-    return Protocol(key, float(match[1]), match[2] == "iso", match[3])
+        raise _wrong(key)
+    try:
+        axis = Axis(match[3], float(match[4] or 1))
+        values: dict[str, Any] = {"filter": FILTER_KEYS[match[5]]} if match[5] else {}
+        for word in further:
+            values |= _further(word)
+    except (KeyError, ValueError) as error:
+        raise _wrong(key) from error
+    return Protocol(key, float(match[1]), match[2] == "iso", axis, **values)
+
+
+def _further(word: str) -> dict[str, Any]:
+    """What a part after a plus says; KeyError or ValueError for a wrong one."""
+    if word in (STATED, UNTOLD):
+        return {"told": word}
+    if told := _TOLD.fullmatch(word):
+        return {"told": Axis(told[1], float(told[2] or 1))}
+    if not word.startswith("noise"):
+        raise ValueError(word)
+    return {"noise": float(word.removeprefix("noise"))}
+
+
+def _wrong(key: str) -> UsageError:
+    known = [name for name in PROFILES if name != "none"]
+    return UsageError(
+        f"{key!r} is not a protocol{closest(key, DEFAULT_KEYS)}: write x2iso-kspace or "
+        f"x4slices-gaussian (factor above 1, profile one of {', '.join(known)}), with a width "
+        "(box0.5), a filter (kspace-halfhann), +noise2, +told-box0.75, +stated or +untold."
+    )
 
 
 DEFAULT_KEYS = (
