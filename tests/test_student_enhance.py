@@ -113,7 +113,7 @@ THIN = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 0.4)))
         ((1.0, 1.0, 7.0), (1.0, 1.0, 1.0), ISOTROPIC, "ratio of 7.0 is beyond"),
         ((4.0, 1.0, 4.0), (1.0, 1.0, 1.0), ISOTROPIC, "ratio of 4.0 or more, beyond the 3"),
         ((6.0, 5.0, 3.3), (1.0, 1.0, 1.0), ISOTROPIC, "ratio of 5.0 or more, beyond the 3"),
-        ((0.8, 0.8, 0.8), (0.7, 0.7, 0.7), ISOTROPIC, "ratio of 1.14 is below"),
+        ((0.8, 0.8, 0.8), (0.7, 0.7, 0.7), ISOTROPIC, "1.14, is below"),
         ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ISOTROPIC, "finer than the 0.3 mm"),
         ((2.0, 2.0, 9.0), (2.0, 2.0, 2.0), ISOTROPIC, "coarser than the 8 mm"),
         ((1.0, 1.0, 4.0), (1.0, 1.0, 1.0), THIN, "0.40 times as thick"),
