@@ -89,13 +89,10 @@ def test_only_the_participant_asked_for_is_indexed(dataset):
             put(dataset, f"sub-{number:04d}/anat/sub-{number:04d}_{suffix}.nii.gz")
         put(dataset, f"sub-{number:04d}/func/sub-{number:04d}_task-rest_bold.nii.gz")
         put(dataset, f"sub-{number:04d}/anat/sub-{number:04d}_T1w.json", {"EchoTime": number})
-    layout = _index_participant(dataset, "0007", sorted(dataset.glob("*.json")), [])
+    layout = _index_participant(dataset, "0007")
     indexed = sorted(str(Path(path).relative_to(dataset)) for path in layout.files)
     folder = "sub-0007/anat/sub-0007"
-    assert indexed == [
-        *("T1w.json", "dataset_description.json"),
-        *(f"{folder}_T1w.json", f"{folder}_T1w.nii.gz", f"{folder}_T2w.nii.gz"),
-    ]
+    assert indexed == [f"{folder}_T1w.nii.gz", f"{folder}_T2w.nii.gz"]
     settings = settings_for(dataset)
     assert len(find_participants(settings)) == 500
     first, _ = discover_participant(settings, "0007").images

@@ -6,22 +6,30 @@ are looked at. So the time does not depend on the size of the data set, and a fi
 participant that is missing, dangling or not fetched never matters.
 """
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import RESERVED, parse_name
 from bids_moediff.bids.query import FilterQueries, filters_in_force, load_filters
-from bids_moediff.errors import ImageError, NothingToProcessError, UsageError, closest
+from bids_moediff.bids.statements import Sidecars
+from bids_moediff.errors import (
+    ImageError,
+    MoediffError,
+    NothingToProcessError,
+    UsageError,
+    closest,
+)
 from bids_moediff.options import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES
 from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
-    from bids.layout import BIDSLayout
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
 __all__ = [
     "AnatomicalImage",
@@ -86,35 +94,42 @@ def discover_participant(settings: Settings, label: str) -> Participant:
     Raises
     ------
     ImageError
-        if the participant's folder is a dangling link or cannot be read.
+        if the participant's folder is a dangling link or cannot be read, or for anything that was
+        not foreseen: it costs this participant, not the run.
     UsageError
         for a wrong filter file or a database of another data set.
     """
+    queries = load_filters(settings.bids_filter_file)
+    try:
+        return _discover(settings, label, queries)
+    except MoediffError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ImageError(f"The folder sub-{label} cannot be used ({reason}).") from error
+
+
+def _discover(settings: Settings, label: str, queries: FilterQueries) -> Participant:
     folder = settings.bids_dir / f"sub-{label}"
     if not folder.is_dir():
         raise ImageError(
             f"sub-{label} is not a folder that can be read; if it is a link to data that are not "
             f"here, fetch them with: datalad get sub-{label}"
         )
-    notices: list[str] = []
-    queries = load_filters(settings.bids_filter_file)
     if settings.bids_database_dir is None:
-        shared = [settings.bids_dir / name for name in _json_names(settings.bids_dir)]
-        broken = [path for path in (*shared, *_sidecars(folder)) if not _is_json(path)]
-        notices += [
-            f"{_relative(path, settings)} is left out: it is not readable JSON." for path in broken
-        ]
-        layout = _index_participant(settings.bids_dir, label, shared, broken)
+        layout = _index_participant(settings.bids_dir, label)
     else:
         layout = _database(settings.bids_dir, settings.bids_database_dir)
     try:
-        found = dict(_query(layout, settings, label, queries))
+        found = set(_query(layout, settings, label, queries))
     finally:
         # Without this a run over many participants keeps every one of their indices.
         layout.connection_manager.session.close()
         layout.connection_manager.engine.dispose()
-    images = _select(found, settings, notices)
-    return Participant(label, tuple(images), tuple(notices))
+    notices: list[str] = []
+    sidecars = Sidecars(settings.bids_dir)
+    images = tuple(_select(found, settings, sidecars, notices))
+    return Participant(label, images, (*sidecars.remarks, *notices))
 
 
 def require_an_image(settings: Settings, labels: Sequence[str]) -> None:
@@ -146,65 +161,66 @@ def _relative(path: Path, settings: Settings) -> str:
     return path.relative_to(settings.bids_dir).as_posix()
 
 
-def _json_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+# What pybids must not look at, as patterns of paths relative to the root.
+IGNORED = [
+    re.compile(pattern)
+    for pattern in (
+        r"^/(?!sub-)[^/]+/",
+        r"/\.",
+        r"\.json$",
+        r"^/(code|derivatives|sourcedata|stimuli|models)$",
+        r"^/sub-[^/]+/(?!ses-[^/]+$|ses-[^/]+/|anat$|anat/)",
+        r"^/sub-[^/]+/ses-[^/]+/(?!anat$|anat/)",
+        r"/anat/[^/]+/",  # a link that leads back would go on for ever
+    )
+]
 
 
-def _sidecars(folder: Path) -> Iterator[Path]:
-    """JSON files of a participant that may describe its anatomical images."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name.startswith("ses-") or name == "anat"]
-        for name in files:
-            if name.endswith(".json") and not name.startswith("."):
-                yield Path(parent) / name
+class _BelowRoot:
+    """An entity of pybids that looks at the path below the root of the data set alone.
+
+    pybids searches the whole path, so that a data set in ``/scratch/sub-01/`` would have images
+    of that participant only.
+    """
+
+    def __init__(self, entity: Any, root: Path) -> None:
+        self.entity, self.root = entity, root
+        self.name, self.mandatory, self._dtype = entity.name, entity.mandatory, entity._dtype
+
+    def match_file(self, file: Any) -> Any:
+        """Return the value of the entity in the path of a file; None without one."""
+        relative = Path(file.path).relative_to(self.root).as_posix()
+        return self.entity.match_file(SimpleNamespace(path=f"/{relative}"))
 
 
-def _is_json(path: Path) -> bool:
-    """Whether pybids would not stumble over it: dangling links and half files it would."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def _indexer(root: Path, label: str | None = None) -> "BIDSLayoutIndexer":
+    """What lists the images of a data set, or of one participant only.
 
+    Ignoring the other participants by pattern would still test each of their names: 12 s in a
+    data set of 100,000.
+    """
+    from bids.layout import BIDSLayoutIndexer
 
-def _ignore(root: Path, broken: list[Path]) -> list[re.Pattern[str]]:
-    """What pybids must not look at, as patterns of paths relative to the root."""
-    patterns = [r"^/(?!sub-)[^/]+/", r"/\.", r"^/(code|derivatives|sourcedata|stimuli|models)$"]
-    patterns += [r"^/sub-[^/]+/(?!ses-[^/]+$|ses-[^/]+/|anat$|anat/|[^/]+\.json$)"]
-    patterns += [r"^/sub-[^/]+/ses-[^/]+/(?!anat$|anat/|[^/]+\.json$)"]
-    patterns += [f"^/{re.escape(path.relative_to(root).as_posix())}$" for path in broken]
-    return [re.compile(pattern) for pattern in patterns]
-
-
-def _index_participant(
-    root: Path, label: str, shared: list[Path], broken: list[Path]
-) -> "BIDSLayout":
-    """Layout in memory with the root's sidecars and the participant's ``anat`` folders."""
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
-    class OneParticipant(BIDSLayoutIndexer):
-        """Goes from the root straight to one participant.
-
-        Ignoring the other participants by pattern would still test each of their names: 12 s in a
-        data set of 100,000.
-        """
+    class Indexer(BIDSLayoutIndexer):
+        """Goes from the root straight to one participant, and reads no sidecar."""
 
         def _index_dir(self, path: Any, config: Any, force: Any = None) -> tuple[list, list]:
-            if Path(str(path)) != root:
-                return super()._index_dir(path, config, force)
-            entities = {name: item for part in config for name, item in part.entities.items()}
-            files, tags = super()._index_dir(path / f"sub-{label}", config)
-            for sidecar in shared:
-                if self._validate_file(path / sidecar.name):
-                    file, file_tags = self._index_file(path / sidecar.name, entities)
-                    files.append(file)
-                    tags += file_tags
-            return files, tags
+            if label is not None and Path(str(path)) == root:
+                path = path / f"sub-{label}"
+            return super()._index_dir(path, config, force)
 
-    indexer = OneParticipant(validate=False, ignore=_ignore(root, broken))
-    return BIDSLayout(root, validate=False, indexer=indexer)
+        def _index_file(self, abs_fn: Any, entities: Any) -> tuple[Any, list]:
+            below = {name: _BelowRoot(item, root) for name, item in entities.items()}
+            return super()._index_file(abs_fn, below)
+
+    return Indexer(validate=False, ignore=IGNORED, index_metadata=False)
+
+
+def _index_participant(root: Path, label: str) -> "BIDSLayout":
+    """Layout in memory with the images in the participant's ``anat`` folders."""
+    from bids.layout import BIDSLayout
+
+    return BIDSLayout(root, validate=False, indexer=_indexer(root, label))
 
 
 def _database(root: Path, folder: Path) -> "BIDSLayout":
@@ -212,16 +228,12 @@ def _database(root: Path, folder: Path) -> "BIDSLayout":
 
     It is made under another name and renamed, so jobs that start together do not tear it.
     """
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from bids.layout import BIDSLayout
 
     if not folder.is_dir() or not any(folder.iterdir()):
-        sidecars = [path for sub in sorted(root.glob("sub-*")) for path in _sidecars(sub)]
-        sidecars += [root / name for name in _json_names(root)]
-        broken = [path for path in sidecars if not _is_json(path)]
-        indexer = BIDSLayoutIndexer(validate=False, ignore=_ignore(root, broken))
         temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        layout = BIDSLayout(root, validate=False, indexer=indexer, database_path=temporary)
+        layout = BIDSLayout(root, validate=False, indexer=_indexer(root), database_path=temporary)
         layout.connection_manager.engine.dispose()
         try:
             temporary.replace(folder)
@@ -240,8 +252,8 @@ def _database(root: Path, folder: Path) -> "BIDSLayout":
 
 def _query(
     layout: "BIDSLayout", settings: Settings, label: str, queries: FilterQueries
-) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Path and merged sidecars of each image: one query, and one for each suffix with a filter."""
+) -> Iterator[Path]:
+    """Path of each image: one query, and one for each suffix with a filter."""
     query: dict[str, Any] = {"datatype": "anat", "extension": [*IMAGE_EXTENSIONS]}
     if settings.session_label:
         query["session"] = [*settings.session_label]
@@ -253,43 +265,64 @@ def _query(
             parts.append({**query, "suffix": suffix, **queries[suffix.lower()]})
     for part in parts:
         for file in layout.get(subject=label, **part):
-            yield Path(file.path), file.get_metadata()
+            yield Path(file.path)
 
 
 def _select(
-    found: Mapping[Path, Mapping[str, Any]], settings: Settings, notices: list[str]
+    found: AbstractSet[Path], settings: Settings, sidecars: Sidecars, notices: list[str]
 ) -> Iterator[AnatomicalImage]:
     """Images that can be super-resolved; a remark for each of the others."""
     for path in sorted(found):
         relative = _relative(path, settings)
         try:
-            entities, suffix, extension = parse_name(path.name)
+            entities, suffix, _ = parse_name(path.name)
+            reason = _why_left_out(path, relative, found)
         except ImageError as error:
             notices.append(f"{relative} is left out: {error}")
             continue
-        reason = None
-        if extension == ".nii" and path.with_name(f"{path.name}.gz") in found:
-            reason = "there is a .nii.gz of the same name"
-        elif derived := RESERVED & set(entities):
-            reason = f"it is a derivative ({min(derived)}-)"
-        elif entities.get("part", "mag") != "mag":
-            reason = f"part-{entities['part']} is not a magnitude image"
-        elif foreign := set(entities) - ANATOMICAL_ENTITIES:
-            reason = f"BIDS knows no {min(foreign)}- for anatomical images"
-        elif suffix not in ANATOMICAL_SUFFIXES:
-            reason = f"{suffix} is not an anatomical contrast"
         if reason is not None:
             notices.append(f"{relative} is left out: {reason}.")
             continue
-        yield AnatomicalImage(
-            path, relative, entities, suffix, found[path], _problem(path, relative)
-        )
+        metadata, problem = {}, None
+        try:
+            metadata = sidecars.of_image(path, entities, suffix)
+            problem = _problem(path, relative)
+        except Exception as error:  # whatever it is, it costs this image alone
+            problem = f"{relative} cannot be used ({type(error).__name__}: {error})."
+        yield AnatomicalImage(path, relative, entities, suffix, metadata, problem)
+
+
+def _why_left_out(path: Path, relative: str, found: AbstractSet[Path]) -> str | None:
+    """Why a file that looks like an image is not processed; None if it is."""
+    entities, suffix, extension = parse_name(path.name)
+    if extension == ".nii" and path.with_name(f"{path.name}.gz") in found:
+        return "there is a .nii.gz of the same name"
+    if derived := RESERVED & set(entities):
+        return f"it is a derivative ({min(derived)}-)"
+    if entities.get("part", "mag") != "mag":
+        return f"part-{entities['part']} is not a magnitude image"
+    if foreign := set(entities) - ANATOMICAL_ENTITIES:
+        return f"BIDS knows no {min(foreign)}- for anatomical images"
+    if suffix not in ANATOMICAL_SUFFIXES:
+        return f"{suffix} is not an anatomical contrast"
+    named = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
+    folder = relative.split("/")[:-2]
+    if named != folder:
+        return f"its name says {'/'.join(named)}, its folder {'/'.join(folder)}"
+    root = path.parents[len(folder) + 1].resolve()
+    target = path.resolve()
+    owner = target.relative_to(root).parts[0] if target.is_relative_to(root) else ""
+    if owner.startswith("sub-") and owner != folder[0]:
+        return f"it is a link to an image of {owner}"
+    return None
 
 
 def _problem(path: Path, relative: str) -> str | None:
     """Why a file cannot be read, as far as its directory entry and first bytes tell."""
     fetch = f"its content is not here; fetch it with: datalad get {relative}"
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            return f"{relative} is not a regular file."
         with path.open("rb") as stream:
             start = stream.read(32)
     except FileNotFoundError:

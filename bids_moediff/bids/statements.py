@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sidecars state about an image: a statement that cannot be used costs itself alone.
+
+pybids reads every JSON file of a folder and raises at the first odd one, for all images. So the
+files are read here, one at a time, and merged by the inheritance principle.
+"""
+
+import codecs
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bids_moediff.bids.query import ENTITIES
+
+DEEPEST = 20
+LONGEST_INTEGER = 300  # digits; a longer one does not fit into a float
+# Statements that are computed with, with the values that can be: mm, mm, s, s.
+NUMBERS = {
+    "SliceThickness": (0.05, 100.0),
+    "SpacingBetweenSlices": (0.05, 100.0),
+    "EchoTime": (0.0, 100.0),
+    "InversionTime": (0.0, 100.0),
+}
+ENCODINGS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class Sidecars:
+    """Sidecars of a data set, each read once; ``remarks`` says what could not be used.
+
+    Parameters
+    ----------
+    root
+        Root of the data set.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.remarks: list[str] = []
+        self._names: dict[Path, list[str]] = {}
+        self._contents: dict[Path, dict[str, Any]] = {}
+
+    def of_image(self, path: Path, entities: Mapping[str, str], suffix: str) -> dict[str, Any]:
+        """Return the statements on one image, those nearer to it over those at the root."""
+        merged: dict[str, Any] = {}
+        folder = self.root
+        for part in ("", *path.relative_to(self.root).parts[:-1]):
+            folder = folder / part
+            for name in self._applicable(folder, entities, suffix):
+                merged |= self._read(folder / name)
+        return merged
+
+    def _applicable(self, folder: Path, entities: Mapping[str, str], suffix: str) -> list[str]:
+        """Names of the sidecars in a folder that hold for an image, the most general first."""
+        if folder not in self._names:
+            self._names[folder] = _json_names(folder)
+        found = []
+        for name in self._names[folder]:
+            *parts, last = name.removesuffix(".json").split("_")
+            own = [f"{key}-{value}" for key, value in entities.items()]
+            if last == suffix and all(part in own for part in parts):
+                found.append((len(parts), name))
+        return [name for _, name in sorted(found)]
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if path not in self._contents:
+            where = path.relative_to(self.root).as_posix()
+            self._contents[path], remarks = read_statements(path, where)
+            self.remarks += remarks
+        return self._contents[path]
+
+
+def _json_names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+    except OSError:  # images in it cannot be read either, and say so
+        return []
+
+
+def read_statements(path: Path, where: str) -> tuple[dict[str, Any], list[str]]:
+    """Read one sidecar.
+
+    Parameters
+    ----------
+    path
+        JSON file.
+    where
+        Its name in remarks.
+
+    Returns
+    -------
+    statements
+        Those that can be used; empty if the file cannot be read.
+    remarks
+        One sentence for the file or for each statement that was left out.
+    """
+    if path.is_symlink() and not path.exists():
+        return {}, [f"{where} is left out: its content is not here (datalad get {where})."]
+    if not path.is_file():
+        return {}, [f"{where} is left out: it is not a regular file."]
+    try:
+        text, encoding = _decode(path.read_bytes())
+        content = json.loads(text, parse_int=_integer)
+    except OSError as error:
+        return {}, [f"{where} is left out: {error.strerror}."]
+    except (ValueError, RecursionError):
+        return {}, [f"{where} is left out: it is not readable JSON."]
+    if not isinstance(content, dict):
+        return {}, [f"{where} is left out: it is not a JSON object of statements."]
+    statements, remarks = {}, []
+    if encoding == "latin-1":
+        remarks.append(f"{where} is not UTF-8 text; it was read as Latin-1.")
+    for key, value in content.items():
+        if reason := _reason(key, value):
+            remarks.append(f"{where}: {_quote(key)} is left out: {reason}.")
+        else:
+            statements[key] = value
+    return statements, remarks
+
+
+def _decode(raw: bytes) -> tuple[str, str]:
+    """Text of a file and its encoding: UTF-8 as JSON demands, else what old converters wrote."""
+    encoding = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), "utf-8")
+    try:
+        return raw.decode(encoding), encoding
+    except UnicodeDecodeError:
+        return raw.decode("latin-1"), "latin-1"
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) <= LONGEST_INTEGER else math.inf
+
+
+def _reason(key: str, value: Any) -> str | None:
+    """Why a statement cannot be used, if so."""
+    found = _unusable(value) if _writable(key) else None
+    if found is None:
+        return "it holds characters that cannot be written"
+    if found:
+        return found
+    if key == "subject" or key in ENTITIES:
+        return f"{_quote(value)} belongs into the file name, which counts"
+    if key in NUMBERS:
+        low, high = NUMBERS[key]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            return f"{_quote(value)} is not a number from {low:g} to {high:g}"
+    if key == "MRAcquisitionType" and not isinstance(value, str):
+        return f"{_quote(value)} is not a text"
+    return None
+
+
+def _unusable(value: Any, depth: int = 0) -> str | None:
+    """Why JSON cannot carry a value on; empty if it can, None for unwritable characters."""
+    if depth > DEEPEST:
+        return f"it is nested more than {DEEPEST} deep"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "it holds a value that is not a finite number"
+    if isinstance(value, str):
+        return "" if _writable(value) else None
+    parts: list[Any] = []
+    if isinstance(value, list):
+        parts = value
+    elif isinstance(value, dict):
+        parts = [*value, *value.values()]
+    for part in parts:
+        if (found := _unusable(part, depth + 1)) != "":
+            return found
+    return ""
+
+
+def _writable(text: str) -> bool:
+    """Whether UTF-8 has the characters (lone surrogates it has not)."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _quote(value: Any) -> str:
+    """A value of a sidecar for a sentence: short and without control characters."""
+    words = ascii(value) if isinstance(value, str) else json.dumps(value)
+    return words if len(words) <= 60 else f"{words[:57]}..."

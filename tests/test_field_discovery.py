@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Odd files in a data set cost themselves: one sidecar, one statement, one image."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bids_moediff.bids import discover
+from bids_moediff.bids.discover import discover_participant
+from bids_moediff.bids.statements import read_statements
+from bids_moediff.errors import ImageError
+from bids_moediff.settings import load_settings
+
+
+def put(root: Path, relative: str, content: bytes = b"stub") -> Path:
+    path = root / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def find(root, label="01", **options):
+    given = {"bids_dir": root, "output_dir": "/out", "analysis_level": "participant"}
+    return discover_participant(load_settings({**given, **options}, None, {}), label)
+
+
+def statements(root, content, *, remarks):
+    """What can be used of a sidecar with these bytes, and that number of remarks."""
+    found, words = read_statements(put(root, "x.json", content), "x.json")
+    assert len(words) == remarks, words
+    json.loads(json.dumps(found, ensure_ascii=False).encode(), parse_constant=pytest.fail)
+    return found, words
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"MRAcquisitionType": "3D"}]',
+        b"null",
+        b"3",
+        b'{"EchoTime": ',
+        b"",
+        b"[" * 100_000 + b"]" * 100_000,
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_sidecar_that_is_no_object_is_left_out(tmp_path, content):
+    found, remarks = statements(tmp_path, content, remarks=1)
+    assert found == {}
+    assert remarks[0].startswith("x.json is left out: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SliceThickness", "NaN"),
+        ("SliceThickness", "1e999"),
+        ("SliceThickness", "9" * 5000),
+        ("SliceThickness", '"4.5 mm"'),
+        ("SliceThickness", "[4.5]"),
+        ("SliceThickness", "-5"),
+        ("SliceThickness", "0.005"),
+        ("SliceThickness", "5000"),
+        ("SliceThickness", "true"),
+        ("SliceThickness", "null"),
+        ("MRAcquisitionType", "[1]"),
+        ("Manufacturer", '"\\ud800"'),
+        ("Deep", "[" * 40 + "]" * 40),
+        ("Within", '{"a": [1, -Infinity]}'),
+        ("subject", '"other"'),
+        ("session", '"baseline"'),
+        ("run", "1"),
+        ("suffix", '"bold"'),
+        ("datatype", '["func"]'),
+    ],
+)
+def test_a_statement_that_cannot_be_is_left_out_alone(tmp_path, key, value):
+    content = f'{{"EchoTrainLength": 7, "{key}": {value}}}'.encode()
+    found, remarks = statements(tmp_path, content, remarks=1)
+    assert found == {"EchoTrainLength": 7}
+    assert f'"{key}"' in remarks[0] or f"'{key}'" in remarks[0]
+    assert len(remarks[0]) < 200
+
+
+@pytest.mark.parametrize(("encoding", "remarks"), [("utf-8-sig", 0), ("utf-16", 0), ("cp1252", 1)])
+def test_other_encodings_are_read(tmp_path, encoding, remarks):
+    content = '{"SliceThickness": 4.5, "InstitutionName": "Köln"}'.encode(encoding)
+    found, _ = statements(tmp_path, content, remarks=remarks)
+    assert found == {"SliceThickness": 4.5, "InstitutionName": "Köln"}
+
+
+def test_one_odd_sidecar_leaves_the_others_alone(tmp_path):
+    odd = {"T1w": b"null", "T2w": b'{"run": 1, "SliceThickness": 4}', "FLAIR": b"{}"}
+    for suffix, content in odd.items():
+        put(tmp_path, f"sub-01/anat/sub-01_{suffix}.nii.gz")
+        put(tmp_path, f"sub-01/anat/sub-01_{suffix}.json", content)
+    found = find(tmp_path)
+    assert [image.metadata for image in found.images] == [{}, {}, {"SliceThickness": 4}]
+    assert len(found.notices) == 2
+
+
+def test_sidecars_that_are_no_files(tmp_path):
+    put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    folder = tmp_path / "sub-01" / "anat"
+    (folder / "sub-01_T1w.json").symlink_to("../../.git/annex/objects/a/b/x")
+    os.mkfifo(tmp_path / "T1w.json")
+    (tmp_path / "sub-01" / "sub-01_T1w.json").mkdir()
+    found = find(tmp_path)
+    assert [image.metadata for image in found.images] == [{}]
+    pipe, dangling = found.notices[0], found.notices[2]
+    assert "not a regular file" in pipe
+    assert "datalad get sub-01/anat/sub-01_T1w.json" in dangling
+
+
+def test_name_and_folder_must_agree(tmp_path):
+    put(tmp_path, "sub-04/anat/sub-04_T1w.nii.gz")
+    for stem in ("sub-04_T1w", "sub-05_ses-a_T1w"):
+        put(tmp_path, f"sub-05/anat/{stem}.nii.gz")
+    put(tmp_path, "sub-05/ses-a/anat/sub-05_T2w.nii.gz")
+    put(tmp_path, "sub-05/ses-a/anat/sub-05_ses-b_T2w.nii.gz")
+    put(tmp_path, "sub-05/ses-a/anat/sub-05_ses-a_T2w.nii.gz")
+    link = tmp_path / "sub-05/ses-a/anat/sub-05_ses-a_FLAIR.nii.gz"
+    link.symlink_to("../../../sub-04/anat/sub-04_T1w.nii.gz")
+    (tmp_path / "sub-06").symlink_to("sub-04")
+    found = find(tmp_path, "05")
+    assert [image.key for image in found.images] == ["sub-05_ses-a_T2w"]
+    assert len(found.notices) == 5
+    assert any("name says sub-04, its folder sub-05" in words for words in found.notices)
+    assert any("link to an image of sub-04" in words for words in found.notices)
+    assert find(tmp_path, "06").images == ()
+
+
+def test_only_what_is_below_the_root_is_an_entity(tmp_path):
+    root = tmp_path / "sub-01" / "ses-x" / "func" / "run-7"
+    for label in ("01", "02"):
+        put(root, f"sub-{label}/anat/sub-{label}_T1w.nii.gz")
+        put(root, f"sub-{label}/ses-a/anat/sub-{label}_ses-a_T2w.nii.gz")
+    for options in ({}, {"bids_database_dir": tmp_path / "database"}):
+        for label in ("01", "02"):
+            keys = [image.key for image in find(root, label, **options).images]
+            assert keys == [f"sub-{label}_T1w", f"sub-{label}_ses-a_T2w"]
+            (only,) = find(root, label, session_label=["a"], **options).images
+            assert only.suffix == "T2w"
+    assert find(root, "02", session_label=["x"]).images == ()
+
+
+def test_links_that_lead_back_and_pipes(tmp_path):
+    folder = put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz").parent
+    (folder / "anat").symlink_to(".")
+    (tmp_path / "sub-01" / "ses-a").symlink_to(".")
+    os.mkfifo(folder / "sub-01_T2w.nii.gz")
+    (folder / "sub-01_FLAIR.nii.gz").mkdir()
+    found = find(tmp_path)
+    problems = {image.suffix: image.problem for image in found.images}
+    assert problems.pop("T1w") is None
+    assert problems == {"T2w": "sub-01/anat/sub-01_T2w.nii.gz is not a regular file."}
+
+
+def test_what_nobody_foresaw_costs_one_image_or_one_participant(tmp_path, monkeypatch):
+    put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    put(tmp_path, "sub-01/anat/sub-01_T2w.nii.gz")
+
+    def fail(path, *words):
+        if "T2w" in str(path):
+            raise KeyError("odd")
+
+    monkeypatch.setattr(discover, "_problem", fail)
+    good, bad = find(tmp_path).images
+    assert good.problem is None
+    assert "KeyError" in bad.problem
+    monkeypatch.setattr(discover, "_select", fail)
+    monkeypatch.setattr(discover, "_query", lambda *words: 1 / 0)
+    with pytest.raises(ImageError, match="ZeroDivisionError"):
+        find(tmp_path)
