@@ -135,3 +135,31 @@ def test_places_that_cannot_be_meant(folder, capsys, source, output, sentence):
     assert main([str(folder / source), str(folder / output)]) == 2
     assert sentence in capsys.readouterr().err
     assert (folder / "in.nii.gz").read_bytes() == before
+
+
+def test_a_mask_on_another_grid_is_refused(folder, capsys):
+    words = [str(folder / "in.nii.gz"), str(folder / "m.nii.gz")]
+    assert main([*words, "--mask", str(folder / "elsewhere.nii.gz")]) == 2
+    assert "elsewhere.nii.gz (15 x 16 x 16) is not on the grid" in capsys.readouterr().err
+    assert not (folder / "m.nii.gz").exists()
+
+
+def test_the_sidecar_of_the_scan_is_not_replaced(folder, capsys):
+    sidecar = folder / "in.json"
+    sidecar.write_text('{"EchoTime": 0.003}')
+    assert main([str(folder / "in.nii.gz"), str(folder / "in.nii")]) == 2
+    assert "sidecar of the input" in capsys.readouterr().err
+    assert sidecar.read_text() == '{"EchoTime": 0.003}'
+
+
+def test_a_folder_that_takes_nothing_is_told_before_work(folder, capsys):
+    assert main([str(folder / "in.nii.gz"), "/proc/x.nii.gz"]) == 2
+    assert "Nothing can be written in /proc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["null", "{", '{"SliceThickness": "4 mm"}'])
+def test_a_sidecar_that_cannot_be_used_is_told_and_costs_nothing(folder, capsys, content):
+    (folder / "in.json").write_text(content)
+    words = ["--output-resolution", "1.5", "--device", "cpu", "--model", "student"]
+    assert main([str(folder / "in.nii.gz"), str(folder / "odd.nii.gz"), *words]) == 0
+    assert "Warning: in.json" in capsys.readouterr().err

@@ -7,9 +7,10 @@ plain tool; several inputs are combined to one output.
 """
 
 import argparse
-import json
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     from bids_moediff.runtime.sink import write_json, write_nifti
 
     image, remarks = conform(source)
-    mask = conform(namespace.mask)[0] if namespace.mask else None
+    mask = _mask(namespace.mask, image) if namespace.mask else None
     maps = _maps_to_carry(namespace, image)
     progress, close = _progress(namespace.json_progress)
     try:
@@ -230,20 +231,52 @@ def _check_places(source: Path | None, output: Path | None) -> None:
         raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input; give another output.")
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"The folder {output.absolute().parent} does not exist.")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"The folder {parent} does not exist.")
+    record = output.with_name(f"{_stem(output)}.json")
+    own = source.with_name(f"{_stem(source)}.json")
+    if own.exists() and record.exists() and own.samefile(record):
+        raise UsageError(f"{record} is the sidecar of the input; give the output another name.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"Nothing can be written in {parent}: {error.strerror}.") from error
+
+
+def _mask(path: Path, image: Any) -> Any:
+    """Brain mask on the grid of the image.
+
+    Raises
+    ------
+    UsageError
+        for a mask on another grid.
+    """
+    import numpy as np
+
+    from bids_moediff.preprocessing.conform import conform
+
+    mask = conform(path)[0]
+    if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=0.01):
+        sizes = [" x ".join(map(str, grid.shape)) for grid in (mask, image)]
+        raise UsageError(
+            f"The mask {path.name} ({sizes[0]}) is not on the grid of the image ({sizes[1]})."
+        )
+    return mask
 
 
 def _sidecar(source: Path) -> dict[str, Any]:
-    """Content of the BIDS sidecar beside an image; empty without one."""
+    """Statements of the BIDS sidecar beside an image; a warning for each that cannot be used."""
+    from bids_moediff.bids.statements import read_statements
+
     path = source.with_name(f"{_stem(source)}.json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The sidecar {path.name} cannot be read: {error}.") from error
-    return content if isinstance(content, dict) else {}
+    statements, remarks = read_statements(path, path.name)
+    for words in remarks:
+        print(f"Warning: {words}", file=sys.stderr)
+    return statements
 
 
 def _progress(
