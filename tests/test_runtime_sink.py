@@ -33,11 +33,14 @@ def test_same_image_same_bytes_whenever_and_wherever(tmp_path, monkeypatch):
 def test_names_of_persons_and_hosts_do_not_pass(tmp_path):
     source = image()
     source.header["aux_file"] = b"/home/someone/x"
-    source.header["db_name"] = b"someone"
+    for field in ("db_name", "descrip", "intent_name", "data_type"):
+        source.header[field] = b"someone"
+    source.header["cal_max"] = 123.0
     source.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
     content = write_nifti(source, tmp_path / "x.nii").read_bytes()
     assert b"someone" not in content
     assert b"Jane" not in content
+    assert nib.load(tmp_path / "x.nii").header["cal_max"] == 0
     assert len(source.header.extensions) == 1  # the caller's image is left as it was
 
 

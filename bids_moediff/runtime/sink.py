@@ -76,8 +76,8 @@ def write_nifti(
 ) -> Path:
     """Write a NIfTI image, compressed if the name ends in ``.gz``.
 
-    Header extensions and the file names in the header are left out: they may hold names of
-    persons and host paths.
+    Header extensions and the free text of the header are left out: they may hold names of
+    persons and host paths. So are the display limits of the input, which are not the output's.
 
     Parameters
     ----------
@@ -92,8 +92,9 @@ def write_nifti(
     """
     clean = img.__class__(img.dataobj, img.affine, img.header)
     clean.header.extensions.clear()
-    clean.header["aux_file"] = b""
-    clean.header["db_name"] = b""
+    for field in ("data_type", "db_name", "descrip", "aux_file", "intent_name"):
+        clean.header[field] = b""
+    clean.header["cal_min"] = clean.header["cal_max"] = 0
     content = clean.to_bytes()
     with atomic(path) as stream:
         if path.name.endswith(".gz"):
