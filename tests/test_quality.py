@@ -158,3 +158,12 @@ def test_a_mask_of_another_shape_is_refused(phantom):
         quality.quality_figures(signal, np.eye(4), brain[1:])
     empty = quality.quality_figures(signal, np.eye(4), np.zeros(signal.shape))
     assert empty["snr_brain"] is None
+
+
+def test_a_figure_that_cannot_be_computed_is_none(phantom, monkeypatch):
+    signal, brain = phantom
+    monkeypatch.setattr(quality, "entropy_focus", lambda data: float("nan"))
+    monkeypatch.setattr(quality, "air_artefact", lambda *data: float("inf"))
+    figures = quality.quality_figures(rician(signal, 2.0), np.eye(4), brain, "T1w")
+    assert (figures["efc"], figures["qi_1"]) == (None, None)
+    assert figures["fber"] is not None

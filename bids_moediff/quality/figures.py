@@ -7,6 +7,7 @@ registered segmentation, so figures that need them (cnr, cjv, wm2max, snr_*) com
 app, not with MRIQC's numbers. A figure that cannot be computed is None, never a made-up value.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -330,4 +331,11 @@ def _figures(
     for region, where in (("brain", inside), ("bg", ~head)):
         for key, value in summary(data[where]).items():
             figures[f"summary_{region}_{key}"] = value
-    return {name: figures[name] for name in DESCRIPTIONS}
+    return {name: _known(figures[name]) for name in DESCRIPTIONS}
+
+
+def _known(value: float | str | None) -> float | str | None:
+    """A figure, or None where it is not a finite number: JSON has no other word for that."""
+    if isinstance(value, str) or value is None:
+        return value
+    return value if math.isfinite(value) else None

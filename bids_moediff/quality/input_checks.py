@@ -318,8 +318,12 @@ def very_noisy(scan: PreparedScan) -> str | None:
 
 def derived(scan: PreparedScan) -> str | None:
     """A derived image by its sidecar, or a label map by its few values."""
-    kinds = [str(kind).upper() for kind in scan.metadata.get("ImageType") or ()]
-    made = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "REFORMATTED", "SECONDARY", "MOSAIC"}
+    stated = scan.metadata.get("ImageType")
+    if isinstance(stated, str):  # some converters keep DICOM's own spelling
+        stated = stated.split("\\")
+    kinds = [str(kind).upper() for kind in stated] if isinstance(stated, list) else []
+    # Not MOSAIC: Siemens writes the slices of any acquisition into one picture.
+    made = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "REFORMATTED", "SECONDARY"}
     if found := sorted(made & set(kinds)):
         return (
             f"The sidecar calls the image {found[0]}: it was computed from another one, which "
