@@ -18,7 +18,7 @@ from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
-from bids_moediff.inference.pose import Inputs
+from bids_moediff.inference.pose import Inputs, pose
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
@@ -226,3 +226,15 @@ def test_planes_and_consistency_are_options_of_the_engine(resolver):
     )  # the other orientations have slices thicker than pixels
     with pytest.raises(ValueError, match="consistency"):
         resolver.enhance(image, Options(output_resolution=(0.7,) * 3, consistency="never"))
+
+
+def test_intensities_are_scaled_by_the_bright_tissue_of_the_mask() -> None:
+    """1 is the 99.5th percentile: a fat-bright rim or hot voxels do not darken what is seen."""
+    data = np.arange(1, 1001, dtype=np.float32).reshape(10, 10, 10)
+    image = nib.Nifti1Image(data, np.eye(4))
+    whole = pose(image, (1.0,) * 3, Inputs(), torch.device("cpu"))
+    assert whole.scale == pytest.approx(995.005)
+    dim = nib.Nifti1Image((data <= 400).astype(np.uint8), np.eye(4))
+    assert pose(image, (1.0,) * 3, Inputs(dim), torch.device("cpu")).scale == pytest.approx(
+        398.005
+    )
