@@ -38,9 +38,9 @@ COMMANDS_IN_CONTAINERS = [line for line in COMMANDS if line.startswith(WITH_CONT
 def _workflow_commands() -> set[str]:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     steps = [step for job in jobs.values() for step in job["steps"]]
-    return {
-        line.strip() for step in steps for line in step.get("run", "").splitlines() if line.strip()
-    }
+    lines = [line.strip() for step in steps for line in step.get("run", "").splitlines()]
+    # The legs name their interpreter, which a reader's machine finds by itself.
+    return {line.removesuffix(" PYTHON=python") for line in lines if line}
 
 
 def test_no_command_goes_uncovered() -> None:
