@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bids_moediff.errors import ImageError
-from bids_moediff.preprocessing.conform import conform
+from bids_moediff.preprocessing.conform import conform, stated_zooms
 
 SHAPE = (12, 14, 10)
 
@@ -96,17 +96,53 @@ def test_sform_wins_over_another_qform_with_a_remark(tmp_path: Path, values: np.
     assert np.allclose(image.get_qform(), image.get_sform(), atol=1e-4)
 
 
-def test_qform_serves_where_the_sform_is_absent_or_slanted(
-    tmp_path: Path, values: np.ndarray
-) -> None:
+def test_qform_serves_where_the_sform_is_absent(tmp_path: Path, values: np.ndarray) -> None:
     image, remarks = conform(write(tmp_path / "a.nii", values.astype("i2"), None, oblique()))
     assert np.allclose(image.affine, oblique(), atol=1e-4) and remarks == []
-    slanted = oblique()
-    slanted[0, 1] += 0.4
-    path = write(tmp_path / "b.nii", values.astype("i2"), slanted, oblique())
+
+
+def test_a_slight_shear_becomes_the_nearest_rotation_and_more_is_refused(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    sheared = oblique()
+    sheared[0, 1] += 0.03
+    image, remarks = conform(write(tmp_path / "a.nii", values.astype("i2"), sheared, None))
+    assert np.allclose(image.affine, sheared, atol=0.03)
+    sizes = nib.affines.voxel_sizes(image.affine)
+    assert np.allclose(sizes, nib.affines.voxel_sizes(sheared), atol=1e-4)
+    directions = image.affine[:3, :3] / sizes
+    assert np.allclose(directions.T @ directions, np.eye(3), atol=1e-5)
+    assert len(remarks) == 1 and "sheared" in remarks[0]
+    sheared[0, 1] += 0.4
+    path = write(tmp_path / "b.nii", values.astype("i2"), sheared, oblique())
+    with pytest.raises(ImageError, match="is sheared"):
+        conform(path)
+
+
+@pytest.mark.parametrize("pixdim", [3.2, 0.0, np.nan])
+def test_pixdim_loses_against_a_good_sform(
+    tmp_path: Path, values: np.ndarray, pixdim: float
+) -> None:
+    path = write(tmp_path / "a.nii", values.astype("i2"), oblique(), None)
+    raw = bytearray(path.read_bytes())
+    raw[80:92] = np.full(3, pixdim, "<f4").tobytes()
+    path.write_bytes(raw)
     image, remarks = conform(path)
     assert np.allclose(image.affine, oblique(), atol=1e-4)
-    assert "sform" in remarks[0]
+    assert len(remarks) == 1 and "pixdim" in remarks[0]
+    assert np.allclose(stated_zooms(nib.load(path).header), (1.0, 1.2, 3.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-5, np.inf])
+def test_a_voxel_size_that_cannot_be_is_refused(
+    tmp_path: Path, values: np.ndarray, size: float
+) -> None:
+    path = write(tmp_path / "a.nii", values.astype("i2"), None, None)
+    raw = bytearray(path.read_bytes())
+    raw[80:92] = np.full(3, size, "<f4").tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="voxel size"):
+        conform(path)
 
 
 def test_without_any_form_the_voxel_size_is_kept_and_the_doubt_is_stated(

@@ -9,9 +9,11 @@ import pytest
 
 from bids_moediff.bids import discover
 from bids_moediff.bids.discover import discover_participant
+from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.statements import read_statements
 from bids_moediff.errors import ImageError
 from bids_moediff.settings import load_settings
+from bids_moediff.workflows.participant import node_name
 
 
 def put(root: Path, relative: str, content: bytes = b"stub") -> Path:
@@ -174,3 +176,22 @@ def test_what_nobody_foresaw_costs_one_image_or_one_participant(tmp_path, monkey
     monkeypatch.setattr(discover, "_query", lambda *words: 1 / 0)
     with pytest.raises(ImageError, match="ZeroDivisionError"):
         find(tmp_path)
+
+
+def test_an_image_that_was_replaced_is_another_one_to_the_steps(tmp_path):
+    path = put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    (image,) = find(tmp_path).images
+    first = image.to_json()
+    assert AnatomicalImage.from_json(first) == image
+    assert image.to_json() == first
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    assert image.to_json() != first
+
+
+def test_labels_that_differ_in_a_sign_have_steps_of_their_own(tmp_path):
+    for label in ("B1", "B1+", "B1x2b"):
+        put(tmp_path, f"sub-01/anat/sub-01_acq-{label}_T1w.nii.gz")
+    names = {node_name(image) for image in find(tmp_path).images}
+    assert len(names) == 3
+    assert all(name.replace("_", "").isalnum() for name in names)

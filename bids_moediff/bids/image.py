@@ -41,7 +41,11 @@ class AnatomicalImage:
         return self.path.name.removesuffix(".gz").removesuffix(".nii")
 
     def to_json(self) -> str:
-        """Text that travels between nodes and can be hashed; see :meth:`from_json`."""
+        """Text that travels between nodes and can be hashed; see :meth:`from_json`.
+
+        Size and time of the file are in it, so that an image that was replaced between two runs
+        with one work folder is processed again.
+        """
         fields = {
             "path": str(self.path),
             "relative_path": self.relative_path,
@@ -49,6 +53,7 @@ class AnatomicalImage:
             "suffix": self.suffix,
             "metadata": dict(self.metadata),
             "problem": self.problem,
+            "stamp": _stamp(self.path),
         }
         return json.dumps(fields)
 
@@ -56,7 +61,17 @@ class AnatomicalImage:
     def from_json(cls, text: str) -> "AnatomicalImage":
         """Inverse of :meth:`to_json`."""
         fields = json.loads(text)
+        del fields["stamp"]
         return cls(**{**fields, "path": Path(fields["path"])})
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and modification time (ns) of a file or of what a link leads to; empty without one."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True)

@@ -149,12 +149,14 @@ def _header(image: AnatomicalImage) -> tuple[Triple, Zooms]:
     """
     import nibabel as nib
 
+    from bids_moediff.preprocessing.conform import stated_zooms
+
     if image.problem is not None:
         raise ImageError(image.problem)
     try:
         header: Any = nib.load(image.path).header
         shape = tuple(int(count) for count in header.get_data_shape())
-        zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
+        zooms = stated_zooms(header)
     except Exception as error:
         raise ImageError(
             f"{image.relative_path} is not a readable NIfTI image: {error}"

@@ -18,6 +18,8 @@ from nibabel.spatialimages import HeaderDataError
 from bids_moediff.errors import ImageError
 
 SMALLEST_SIZE = 6  # voxels along every axis
+SMALLEST_VOXEL, LARGEST_VOXEL = 0.005, 100.0  # mm
+LARGEST_SHEAR = 5.0  # degrees
 UNIT_SCALES = {"meter": 1000.0, "micron": 0.001}
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
@@ -45,9 +47,9 @@ def conform(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
 
     Notes
     -----
-    The sform places the image where it is usable: right angles, no zeros, and the voxel size of
-    the header within 1 %. Else the qform does, else the voxel size alone. Where both are usable
-    and disagree by more than a tenth of a voxel at a corner, the sform wins with a remark.
+    The sform places the image where its code says that it counts, whatever qform and pixdim say;
+    a remark tells if they disagree. A shear of up to 5 degrees becomes the nearest rotation, more
+    is refused. Without a sform the qform counts, else the voxel size alone.
     """
     path = Path(path)
     _check_file(path)
@@ -138,6 +140,63 @@ def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
     return data
 
 
+def stated_zooms(header: nib.Nifti1Header) -> tuple[float, float, float]:
+    """Return the voxel size (mm) by which :func:`conform` places an image.
+
+    Parameters
+    ----------
+    header
+        NIfTI header.
+    """
+    zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
+    sform = header.get_sform()
+    if _spans(sform) and (header["sform_code"] > 0 or not _positive(zooms)):
+        zooms = nib.affines.voxel_sizes(sform)
+    x, y, z = (float(zoom) * UNIT_SCALES.get(_unit(header), 1.0) for zoom in zooms)
+    return x, y, z
+
+
+def _unit(header: nib.Nifti1Header) -> str:
+    """Unit of length; millimetres where the code is none that NIfTI knows."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except KeyError:
+        return "mm"
+
+
+def _positive(zooms: np.ndarray) -> bool:
+    return bool(np.isfinite(zooms).all() and (zooms > 1e-6).all())
+
+
+def _spans(affine: np.ndarray | None) -> TypeGuard[np.ndarray]:
+    """Finite, and three axes with a length that span a volume."""
+    if affine is None or not np.isfinite(affine).all():
+        return False
+    sizes = nib.affines.voxel_sizes(affine)
+    return _positive(sizes) and bool(abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3)
+
+
+def _straight(sform: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
+    """The sform with right angles: the nearest rotation for a slight shear."""
+    sizes = nib.affines.voxel_sizes(sform)
+    directions = sform[:3, :3] / sizes
+    sine = float(np.abs(directions.T @ directions - np.eye(3)).max())
+    if sine < 1e-3:
+        return sform
+    degrees = float(np.degrees(np.arcsin(min(1.0, sine))))
+    if degrees > LARGEST_SHEAR:
+        raise ImageError(
+            f"{name} is sheared: the axes of its sform are {degrees:.0f} degrees off right "
+            "angles; resample it to a grid with right angles"
+        )
+    left, _, right = np.linalg.svd(directions)
+    remarks.append(
+        f"the sform of the header is sheared by {degrees:.1f} degrees; "
+        "the nearest rotation was used"
+    )
+    return nib.affines.from_matvec(left @ right * sizes, sform[:3, 3])
+
+
 def _usable(affine: np.ndarray | None) -> TypeGuard[np.ndarray]:
     """Finite, no axis of length 0, right angles."""
     if affine is None or not np.isfinite(affine).all():
@@ -159,34 +218,36 @@ def _affine(
     if not isinstance(image, nib.Nifti1Pair):  # NIfTI-1 and NIfTI-2 alike, single file or pair
         return np.asarray(image.affine), 1
     header = image.header
-    zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
-    if not np.isfinite(zooms).all() or (zooms <= 1e-6).any():
-        if not _usable(header.get_sform()):
-            raise ImageError(f"{name} states no voxel size")
-        zooms = nib.affines.voxel_sizes(header.get_sform())
-    scale = UNIT_SCALES.get(header.get_xyzt_units()[0], 1.0)
+    zooms = np.asarray(stated_zooms(header))
+    if not _positive(zooms):
+        raise ImageError(f"{name} states no voxel size")
+    if zooms.min() < SMALLEST_VOXEL or zooms.max() > LARGEST_VOXEL:
+        size = " x ".join(f"{zoom:.3g}" for zoom in zooms)
+        raise ImageError(f"{name} states a voxel size of {size} mm, which cannot be")
+    scale = UNIT_SCALES.get(_unit(header), 1.0)
     if scale != 1.0:
         remarks.append("the header gives lengths in another unit than mm; they were converted")
     matrix = np.diag([scale, scale, scale, 1.0])
     sform, sform_code = header.get_sform(coded=True)
     qform, qform_code = _quiet_qform(header)
-    sizes = np.zeros(3) if sform is None else nib.affines.voxel_sizes(sform)
-    if sform_code and _usable(sform) and np.allclose(sizes, zooms, rtol=0.01):
-        if qform_code and _usable(qform) and _corner_shift(sform, qform, shape) > 0.1:
+    if sform_code and _spans(sform):
+        straight = _straight(sform, name, remarks)
+        pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=float)) * scale
+        if not np.allclose(zooms, pixdim, rtol=0.01):
+            remarks.append("pixdim of the header contradicts its sform; the sform was used")
+        elif qform_code and _usable(qform) and _corner_shift(straight, qform, shape) > 0.1:
             remarks.append("sform and qform of the header disagree; the sform was used")
-        return matrix @ sform, int(sform_code)
+        return matrix @ straight, int(sform_code)
     if qform_code and _usable(qform):
         if sform_code:
-            remarks.append(
-                "the sform of the header contradicts its voxel size; the qform was used"
-            )
+            remarks.append("the sform of the header spans no volume; the qform was used")
         return matrix @ qform, int(qform_code)
     remarks.append(
         "the header does not say how the image lies; left and right cannot be told apart"
     )
     affine = np.diag([*zooms, 1.0])
     affine[:3, 3] = -0.5 * zooms * (np.asarray(shape) - 1)
-    return matrix @ affine, 1
+    return affine, 1
 
 
 def _quiet_qform(header: nib.Nifti1Header) -> tuple[np.ndarray | None, int]:

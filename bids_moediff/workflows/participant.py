@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph of a run: participants side by side, their images side by side, one network each."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.families.cost import Estimate, estimate
 from bids_moediff.interfaces.carried_maps import CarryMaps
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
+from bids_moediff.preprocessing.conform import stated_zooms
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
@@ -299,9 +301,12 @@ def run_file(settings: Settings, plan: RunPlan, participant: Participant) -> Pat
 
 
 def node_name(image: AnatomicalImage) -> str:
-    """Name of an image as Nipype takes it: letters, digits and underscores."""
-    parts = image.key.split("_")[1:]
-    return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts))
+    """Name of an image as Nipype takes it: letters, digits and underscores.
+
+    Labels may have a ``+`` and differ in it alone; no label has an underscore.
+    """
+    parts = "_".join(image.key.split("_")[1:]).replace("-", "_")
+    return re.sub(r"[^A-Za-z0-9_]", lambda sign: f"_x{ord(sign[0]):x}_", parts)
 
 
 def _shape_and_zooms(image: AnatomicalImage) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -309,10 +314,10 @@ def _shape_and_zooms(image: AnatomicalImage) -> tuple[tuple[int, ...], tuple[flo
     try:
         header = nib.Nifti1Image.from_filename(str(image.path)).header
         shape = tuple(int(n) for n in header.get_data_shape()[:3])
-        zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
+        zooms = stated_zooms(header)
     except Exception:
-        shape, zooms = (), ()
-    if len(shape) != 3 or min(zooms) <= 0:
+        shape, zooms = (), (0.0, 0.0, 0.0)
+    if len(shape) != 3 or not all(0 < zoom < math.inf for zoom in zooms):
         return (256, 256, 192), (1.0, 1.0, 1.0)
     return shape, zooms
 
