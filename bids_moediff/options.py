@@ -109,8 +109,8 @@ class Options:
     slice_profile: str = option(
         "auto",
         one_of("auto", "kspace", "gaussian", "box"),
-        "shape of the slices along the coarsest axis (auto: a box as thick as the sidecar says, "
-        "three quarters of the slice distance where it says nothing)",
+        "shape of the slices along the coarsest axis (auto: what the image shows; where that is "
+        "not clear a box as thick as the sidecar says, or three quarters of the slice distance)",
         group=RESTORATION,
         metavar="{auto,kspace,gaussian,box}",
     )
@@ -233,14 +233,19 @@ class Options:
         Raises
         ------
         UsageError
-            for an unknown name (with the closest one) or a wrong value; it names ``where``.
+            for an unknown name (with the closest one) or a wrong value; it names ``where``, or
+            the flag if that is empty (the values were typed).
         """
         known = {item.name: item for item in fields(cls)}
         for name in values:
             if name not in known:
                 raise UsageError(f"{where}: {name!r} is not an option{closest(name, known)}.")
         return cls(**{
-            name: converted(known[name].metadata["convert"], value, f"{where}: {name}")
+            name: converted(
+                known[name].metadata["convert"],
+                value,
+                f"{where}: {name}" if where else f"--{name.replace('_', '-')}",
+            )
             for name, value in values.items()
         })  # fmt: skip
 

@@ -102,6 +102,14 @@ def test_a_run_with_the_student_says_so(tmp_path):
     assert "distilled" in next((tmp_path / "out" / "logs").glob("CITATION.md")).read_text()
 
 
+def test_no_plan_for_a_model_that_does_not_exist(tmp_path):
+    data = dataset(tmp_path / "data", {"sub-01_T1w": 0})
+    call = ["bids_moediff", data, tmp_path / "out", "participant", "--model", "crfm", "--dry-run"]
+    done = run_script(*call, cwd=tmp_path)
+    assert done.returncode == 78
+    assert "no model 'crfm'" in done.stderr
+
+
 def test_counted_arithmetic_equals_torchs():
     student = StudentNetwork(StudentConfig(6, 2, (5, 4, 3, 2)))
     mean = MeanNetwork(MeanConfig(6, 2))

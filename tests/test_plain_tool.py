@@ -57,10 +57,17 @@ def test_noise_that_is_known_is_not_read(folder, word, sigma):
     assert (record["EstimatedNoise"], record["NoiseSource"]) == (sigma, "option")
 
 
+def test_noise_in_other_units_is_refused(folder, capsys):
+    words = [str(folder / "in.nii.gz"), str(folder / "loud.nii.gz"), "--zooms", "1"]
+    assert main([*words, "--device", "cpu", "--model", "student", "--noise", "1e9"]) == 1
+    assert "units of this image" in capsys.readouterr().err
+    assert not (folder / "loud.nii.gz").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--noise", "loud"], "not auto, none or a number"),
+        (["--noise", "loud"], "superres: --noise: 'loud' is not auto, none or a number"),
         (["--device", "mps"], "Apple"),
         (["--carry", "a/x.nii", "b/x.nii"], "two maps"),
     ],

@@ -13,6 +13,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.families.choice import choose
 from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
+from bids_moediff.networks.model_folder import resolve
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import plan
 from bids_moediff.settings import Settings
@@ -50,6 +51,8 @@ def print_plan(settings: Settings) -> int:
     # A plan may be made where the card that will be used is not there.
     device = require_devices("auto")[0] if settings.device == "auto" else settings.device
     choice = choose(settings, device)
+    if settings.weights is None:  # a folder may be on the machine that will run
+        resolve(choice.model)
     rows = list(plan_images(settings, device, choice.model))
     if not rows:
         raise nothing_to_process(settings)

@@ -51,9 +51,10 @@ def _run(argv: list[str]) -> int:
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     _parser().parse_known_args(argv)
+    if not argv:
+        raise UsageError(f"name an evaluation: {', '.join(commands)}.")
     raise UsageError(
-        f"{argv[0] if argv else 'Nothing'} is not an evaluation: {', '.join(commands)}"
-        f"{closest(argv[0], commands) if argv else ''}."
+        f"{argv[0]} is not an evaluation: {', '.join(commands)}{closest(argv[0], commands)}."
     )
 
 

@@ -89,7 +89,7 @@ def sampling_options(namespace: argparse.Namespace) -> dict[str, Any]:
     """Options of :class:`Options` that were typed."""
     words = given(namespace, SAMPLING)
     off = words.pop("consistency") if words.get("consistency") == "off" else None
-    options = Options.from_dict(words, "--")
+    options = Options.from_dict(words, "")
     typed = {name: getattr(options, name) for name in words}
     # What agreement with the scan is worth is measured here alone; the app always insists on it.
     return typed | ({} if off is None else {"consistency": off})

@@ -107,7 +107,7 @@ def _typed(namespace: argparse.Namespace) -> dict[str, Any]:
     if "model" in words and "/" in words["model"]:
         print(f"{PROGRAM}: --model FOLDER is now called --weights FOLDER.", file=sys.stderr)
         words["weights"] = words.pop("model")
-    options = Options.from_dict(words, "--")
+    options = Options.from_dict(words, "")
     return {name: getattr(options, name) for name in words}
 
 

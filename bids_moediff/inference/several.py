@@ -66,6 +66,7 @@ def combine_images(
     frame = scans[0][1].image.affine
     zooms = _zooms([scan.image.affine for _, scan in scans], options)
     restored, singles = [], []
+    ready = []
     for told, scan in scans:
         own = replace(
             options,
@@ -74,6 +75,9 @@ def combine_images(
         )
         prepared = prepare(scan, told, own)
         _refuse_finer(told.key, prepared, own)
+        ready.append((told, scan, prepared, own))
+    # All scans were looked at before minutes are spent on the first.
+    for told, scan, prepared, own in ready:
         result = enhance_prepared(resolver, scan, prepared, own, partial(report, told.key))
         singles.append(result)
         restored.append(_restored(told.key, prepared, result))

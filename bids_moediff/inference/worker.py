@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from bids_moediff.converters import to_device
-from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.families.choice import choose
 from bids_moediff.families.cost import estimate
 from bids_moediff.imaging.acquisition import Acquisition
@@ -276,9 +276,17 @@ def enhance_prepared(
 
 def _noise(measured: Measured, wanted: str | float) -> NoiseReading:
     """Noise of a scan: read from it, or as the option says."""
+    data = np.asarray(measured.image.dataobj, dtype=np.float32)
     if wanted != "auto":
-        return NoiseReading(0.0 if wanted == "none" else float(wanted), "option", 0.0)
-    return read_noise(np.asarray(measured.image.dataobj, dtype=np.float32), measured.zooms)
+        sigma = 0.0 if wanted == "none" else float(wanted)
+        brightest = float(data.max())
+        if sigma > brightest / 2:
+            raise ImageError(
+                f"--noise {sigma:g} is more than half of the brightest voxel ({brightest:g}): it "
+                "is the standard deviation of the noise in the units of this image."
+            )
+        return NoiseReading(sigma, "option", 0.0)
+    return read_noise(data, measured.zooms)
 
 
 def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
