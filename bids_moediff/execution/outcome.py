@@ -118,7 +118,7 @@ def print_summary(
     next_command
         What to call now; empty if nothing is left to do.
     skipped
-        Files of the participants that were left out, as notices said.
+        Remarks that notices made: files left out, statements not believed.
     """
     from rich.console import Console
     from rich.table import Table
@@ -127,8 +127,8 @@ def print_summary(
     bad = [outcome for outcome in outcomes if outcome.status == "failed"]
     images = [outcome for outcome in outcomes if outcome.image]
     done = sum(outcome.status == "done" for outcome in images)
-    left_out = f"; {skipped} left out, see above" if skipped else ""
-    console.print(f"{done} of {len(images)} images done{left_out}.", highlight=False)
+    remarks = f"; remarks on files: {skipped}, see above" if skipped else ""
+    console.print(f"{done} of {len(images)} images done{remarks}.", highlight=False)
     for words, names in _shared_warnings(images):
         several = f" ({len(names)} images)" if len(names) > 1 else ""
         console.print(f"Warning, {names[0]}{several}: {words}", highlight=False, markup=False)
