@@ -82,7 +82,7 @@ def test_the_summary_says_what_to_look_at_and_what_comes_next(tmp_path, capsys):
     ]
     print_summary(outcomes, tmp_path, "bids_moediff /data /out group", skipped=2)
     said = " ".join(capsys.readouterr().err.split())
-    assert "2 of 3 images done; 2 left out" in said
+    assert "2 of 3 images done; remarks on files: 2" in said
     assert "sub-01_T1w (2 images): Slices are thick." in said
     assert "Warning, sub-01_T1w: Noisy." in said
     assert "The file is truncated." in said
