@@ -212,6 +212,140 @@ def test_files_that_are_not_there_or_broken(tmp_path: Path, values: np.ndarray) 
             conform(tmp_path / name)
 
 
+def raw_header(path: Path, offset: int, values: np.ndarray) -> Path:
+    raw = bytearray(path.read_bytes())
+    raw[offset : offset + values.nbytes] = values.tobytes()
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(("size", "taken"), [(5, False), (6, True)])
+def test_the_smallest_volume(tmp_path: Path, size: int, taken: bool) -> None:
+    data = np.arange(8 * size * 9, dtype=np.int16).reshape(8, size, 9)
+    nib.Nifti1Image(data, np.eye(4)).to_filename(tmp_path / "a.nii")
+    if taken:
+        assert conform(tmp_path / "a.nii")[0].shape == (8, size, 9)
+    else:
+        with pytest.raises(ImageError, match="8 x 5 x 9"):
+            conform(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(
+    ("size", "taken"), [(0.0049, False), (0.0051, True), (99.0, True), (101.0, False)]
+)
+def test_the_smallest_and_largest_voxel(
+    tmp_path: Path, values: np.ndarray, size: float, taken: bool
+) -> None:
+    affine = np.diag([1.0, size, 1.0, 1.0])
+    path = write(tmp_path / "a.nii", values.astype("i2"), affine, affine)
+    if taken:
+        assert nib.affines.voxel_sizes(conform(path)[0].affine)[1] == pytest.approx(size, rel=1e-5)
+    else:
+        with pytest.raises(ImageError, match="cannot be"):
+            conform(path)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "outcome"), [(0.02, "same"), (0.2, "straight"), (4.9, "straight"), (5.1, "no")]
+)
+def test_how_much_shear(tmp_path: Path, values: np.ndarray, degrees: float, outcome: str) -> None:
+    sine = np.sin(np.radians(degrees))
+    sheared = np.array([[1, sine, 0, 0], [0, np.cos(np.radians(degrees)), 0, 0],
+                        [0, 0, 2.0, 0], [0, 0, 0, 1]])  # fmt: skip
+    path = write(tmp_path / "a.nii", values.astype("i2"), sheared, None)
+    if outcome == "no":
+        with pytest.raises(ImageError, match="5 degrees"):
+            conform(path)
+        return
+    image, remarks = conform(path)
+    assert len(remarks) == (outcome == "straight")
+    # The axes are less than a right angle apart: each turns away by half of what lacks.
+    turn = -np.radians(degrees) / 2 if outcome == "straight" else 0.0
+    assert image.affine[1, 0] == pytest.approx(np.sin(turn), abs=1e-6)
+    assert nib.affines.voxel_sizes(image.affine) == pytest.approx((1, 1, 2), abs=1e-6)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("micron", 1e3), ("meter", 1e-3), ("unknown", 1.0)])
+def test_units_of_length(tmp_path: Path, values: np.ndarray, unit: str, scale: float) -> None:
+    affine = np.diag([scale, scale, 2 * scale, 1.0])
+    affine[:3, 3] = 5 * scale
+    for name, sform, qform in (("s.nii", affine, None), ("q.nii", None, affine)):
+        image = nib.load(write(tmp_path / name, values.astype("i2"), sform, qform))
+        image.header.set_xyzt_units(unit)
+        image.to_filename(tmp_path / f"u{name}")
+        conformed, remarks = conform(tmp_path / f"u{name}")
+        wanted = nib.affines.from_matvec(np.diag([1, 1, 2]), [5, 5, 5])
+        assert np.allclose(conformed.affine, wanted, atol=1e-4)
+        assert len(remarks) == (unit != "unknown")
+        assert conformed.header.get_xyzt_units()[0] == "mm"
+        assert np.allclose(stated_zooms(nib.load(tmp_path / f"u{name}").header), (1, 1, 2))
+
+
+@pytest.mark.parametrize("moved", [0.09, 0.11])
+def test_forms_that_differ_by_a_tenth_of_a_voxel(
+    tmp_path: Path, values: np.ndarray, moved: float
+) -> None:
+    qform = np.diag([2.0, 2.0, 2.0, 1.0])
+    sform = qform.copy()
+    sform[0, 3] += 2 * moved
+    image, remarks = conform(write(tmp_path / "a.nii", values.astype("i2"), sform, qform))
+    assert np.allclose(image.affine, sform, atol=1e-6)
+    assert len(remarks) == (moved > 0.1)
+
+
+@pytest.mark.parametrize(("off", "remark"), [(1.005, 0), (1.02, 1)])
+def test_pixdim_that_differs_by_a_hundredth(
+    tmp_path: Path, values: np.ndarray, off: float, remark: int
+) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    path = write(tmp_path / "a.nii", values.astype("i2"), affine, None)
+    raw_header(path, 80, np.array([2, 2, 2 * off], "<f4"))
+    image, remarks = conform(path)
+    assert np.allclose(image.affine, affine) and len(remarks) == remark
+
+
+def test_a_flat_sform_gives_way_to_the_qform(tmp_path: Path, values: np.ndarray) -> None:
+    path = write(tmp_path / "a.nii", values.astype("i2"), oblique(), oblique())
+    flat = oblique()
+    flat[:3, 2] = flat[:3, 0]
+    raw_header(path, 280, flat[:3].astype("<f4"))
+    image, remarks = conform(path)
+    assert np.allclose(image.affine, oblique(), atol=1e-4)
+    assert len(remarks) == 1 and "qform was used" in remarks[0]
+
+
+def test_without_a_form_the_volume_is_centred(tmp_path: Path, values: np.ndarray) -> None:
+    path = write(tmp_path / "a.nii", values.astype("i2"), None, None)
+    raw_header(path, 80, np.array([1.5, 2, 2.5], "<f4"))
+    image, _ = conform(path)
+    middle = nib.affines.apply_affine(image.affine, (np.array(SHAPE) - 1) / 2)
+    assert np.allclose(middle, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti2Image, nib.MGHImage, nib.Spm99AnalyzeImage])
+def test_other_formats_lie_where_nibabel_puts_them(
+    tmp_path: Path, values: np.ndarray, kind: type
+) -> None:
+    suffix = {"Nifti2Image": "nii", "MGHImage": "mgz"}.get(kind.__name__, "img")
+    affine = oblique() if suffix != "img" else np.diag([-1.0, 1.2, 3, 1])
+    data = values.astype(np.float32)
+    kind(data, affine).to_filename(tmp_path / f"a.{suffix}")
+    image, _ = conform(tmp_path / f"a.{suffix}")
+    assert isinstance(image, nib.Nifti1Image)
+    loaded = nib.load(tmp_path / f"a.{suffix}")
+    assert np.allclose(image.affine, loaded.affine, atol=1e-4)
+    assert np.allclose(image.get_fdata(), data, atol=1e-3)
+
+
+def test_a_pointer_is_a_small_file_only(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_text("version https://git-lfs" + " " * 1000)
+    with pytest.raises(ImageError, match="datalad get"):
+        conform(tmp_path / "a.nii")
+    (tmp_path / "b.nii").write_text("version https://git-lfs" + " " * 1001)
+    with pytest.raises(ImageError, match="not a readable"):
+        conform(tmp_path / "b.nii")
+
+
 @pytest.mark.shared
 def test_every_shared_scan_conforms(shared_data: Path) -> None:
     for path in sorted(shared_data.glob("bids_mini/sub-*/anat/*.nii.gz")):

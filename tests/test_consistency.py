@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Agreement with a measurement within its noise."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import fft, ndimage
 
 from bids_moediff.imaging.acquisition import Acquisition, Operator
-from bids_moediff.imaging.consistency import agree, consistent_start
+from bids_moediff.imaging.consistency import agree, consistent_start, cosines
 from bids_moediff.imaging.interpolation import interpolate
 
 ONES = (1.0, 1.0, 1.0)
@@ -70,3 +72,44 @@ def test_directions_that_were_hardly_measured_do_not_explode():
     start = consistent_start(operator, smooth, measured, SIGMA)
     assert (start - truth).norm() < (smooth - truth).norm()
     assert (operator.project(smooth, measured) - truth).norm() > 3 * (smooth - truth).norm()
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_cosines_are_scipys(count):
+    wanted = fft.dct(np.eye(count), axis=0, norm="ortho")
+    np.testing.assert_allclose(cosines(count).numpy(), wanted, atol=1e-6)
+
+
+def spectrum(image):
+    return fft.dctn(image.double().numpy(), norm="ortho")
+
+
+def band_mean(power):
+    return ndimage.uniform_filter(power, 5, mode="nearest")
+
+
+def test_what_stands_above_the_noise_frequency_by_frequency():
+    """Against scipy: Wiener's share of each cosine of what is left unexplained is put back."""
+    operator, _, measured = scan()
+    start = interpolate(measured, TWOS, FINE, ONES)
+    left = spectrum(measured - operator.forward(start))
+    share = np.clip(1 - SIGMA**2 / band_mean(left**2), 0, None)
+    kept = torch.from_numpy(fft.idctn(left * share, norm="ortho").astype(np.float32))
+    wanted = operator.correct(start, kept, SIGMA)
+    found = agree(operator, start, measured, SIGMA)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_start_by_scipy():
+    operator, _, measured = scan("gaussian")
+    smooth = interpolate(measured, TWOS, FINE, ONES)
+    whole, reached = spectrum(measured), spectrum(operator.forward(smooth))
+    power = band_mean(whole**2)
+    wanted = np.clip(1 - SIGMA**2 / power, 0, 1)
+    has = np.clip(band_mean(whole * reached) / power, 0, 1)
+    gain = np.clip((wanted - has) / np.maximum(1 - has, 1e-3), 0, 1)
+    lacking = fft.idctn(gain * (whole - reached), norm="ortho").astype(np.float32)
+    found = consistent_start(operator, smooth, measured, SIGMA)
+    torch.testing.assert_close(
+        found, operator.correct(smooth, torch.from_numpy(lacking), SIGMA), atol=1e-4, rtol=0
+    )
