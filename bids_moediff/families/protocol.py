@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from bids_moediff.imaging.acquisition import Acquisition
+    from bids_moediff.imaging.acquisition import Acquisition, Operator
     from bids_moediff.training.catalogue import StageEntry
 
 Progress = Callable[[str, float], None]
@@ -41,6 +41,8 @@ class Problem:
         the noise on the scaled intensities.
     agree
         Makes a volume (X, Y, Z) agree with the measurement, shading left out.
+    operator
+        From the output grid to the acquired one, for samplers.
     reference
         Another contrast on the output grid, if there is one.
     within_head
@@ -55,6 +57,7 @@ class Problem:
     ratios: tuple[float, ...]
     noise: float
     agree: Callable[[Tensor], Tensor]
+    operator: Operator | None = None
     reference: Tensor | None = None
     within_head: bool = True
 

@@ -317,6 +317,20 @@ class Operator:
         gain = torch.where(singular > 1e-3 * singular.max(), singular / least, 0.0)
         return fine + self._synthesis(gain * coefficients)
 
+    def measured_projections(self, share: float) -> list[torch.Tensor | None]:
+        """Return A^+ A as one matrix (n_fine, n_fine) for each axis, None for the identity.
+
+        Singular values below `share` of an axis' largest count as not measured.
+        """
+        projections: list[torch.Tensor | None] = []
+        for right, singular in zip(self._right, self._singular, strict=True):
+            if right is None:
+                projections.append(None)
+                continue
+            kept = right[:, singular > share * singular.max()]
+            projections.append(kept @ kept.T)
+        return projections
+
     def _synthesis(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Right singular vectors times coefficients: coarse-shaped to fine-shaped."""
         return _along(coefficients, self._right)

@@ -98,6 +98,7 @@ class Posed:
             ratios=self.ratios,
             noise=self.noise,
             agree=self.agree,
+            operator=self.operator,
         )
 
     def residual(self, restored: torch.Tensor) -> float:

@@ -86,7 +86,7 @@ def normalise(folded: torch.Tensor) -> torch.Tensor:
     return DETAIL_GAIN * (folded - level) + LEVEL_GAIN * (level - LEVEL)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
 
     def __init__(self, channels: int) -> None:
@@ -95,6 +95,7 @@ class _Block(nn.Module):
         self.second = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """(B, C, x, y, z), twice (B, C, 1, 1, 1) -> (B, C, x, y, z)."""
         hidden = self.first(x)
         hidden = functional.silu(hidden * (1 + scale) + shift)
         return x + BLOCK_GAIN * self.second(hidden)
@@ -113,7 +114,7 @@ class MeanNetwork(nn.Module):
         self.config = config or MeanConfig()
         width, blocks = self.config.channels, self.config.blocks
         self.head = nn.Conv3d(FOLD**3, width, 3, padding=1)
-        self.body = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.body = nn.ModuleList(Block(width) for _ in range(blocks))
         self.tail = nn.Conv3d(width, FOLD**3, 3, padding=1)
         self.film = nn.Sequential(
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)

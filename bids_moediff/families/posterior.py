@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of what an image may have looked like, given its measurement.
+
+A restored image m that agrees with the measurement lacks an error e. The scale head says how large
+e is in each voxel; a sample is m + P(s n) + R(t n'), with white noise n and n', the projection P
+to what was not measured, R to what was, and the two scales s and t. Without noise in the scan
+there is no second part, and every sample explains the measurement exactly.
+
+How a sampler of a family uses it::
+
+    scale = local_scale(network, problem, mean, start, precision)
+    z = scale.draw(seed)                # a Gaussian sample of the error, (X, Y, Z)
+    d = scale.missing_deviation         # its standard deviation in the null space
+    z = scale.space.project(z)          # back to the null space after each step
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bids_moediff.families.protocol import Problem
+from bids_moediff.families.whole_volume import (
+    CPU_VOXELS,
+    CUDA_VOXELS,
+    PRECISIONS,
+    pad_to_multiple,
+)
+from bids_moediff.imaging.axes import axis_order, reorder
+from bids_moediff.imaging.null_space import NullSpace
+from bids_moediff.networks.mean import FOLD
+from bids_moediff.networks.scale import (
+    MIDDLE_NOISE,
+    ScaleNetwork,
+    fold,
+    log_scales,
+    scale_inputs,
+    scale_numbers,
+    unfold,
+)
+
+
+@dataclass(frozen=True)
+class LocalScale:
+    """How large the error of a restored image is, in the scaled intensities of a problem.
+
+    Parameters
+    ----------
+    missing
+        Standard deviation (X, Y, Z) of noise before it is projected to what was not measured.
+    measured
+        The same for what was measured; None without noise in the scan.
+    space
+        Both projections.
+    """
+
+    missing: Tensor
+    measured: Tensor | None
+    space: NullSpace
+
+    @cached_property
+    def missing_deviation(self) -> Tensor:
+        """Standard deviation d (X, Y, Z) of P(s n), closed-form."""
+        return self.space.variance(self.missing.square()).clamp_min(1e-12).sqrt()
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation (X, Y, Z) of the whole error."""
+        if self.measured is None:
+            return self.missing_deviation
+        known = self.space.measured_variance(self.measured.square())
+        return (self.missing_deviation.square() + known).sqrt()
+
+    def missing_noise(self, seed: int) -> Tensor:
+        """Return P(s n) (X, Y, Z)."""
+        return self.space.project(self.missing * white(self.missing, seed))
+
+    def measured_noise(self, seed: int) -> Tensor | None:
+        """Return R(t n') (X, Y, Z), or None without noise in the scan."""
+        if self.measured is None:
+            return None
+        return self.space.measured(self.measured * white(self.measured, (seed, 1)))
+
+    def draw(self, seed: int) -> Tensor:
+        """Return a Gaussian sample of the error (X, Y, Z)."""
+        sample, known = self.missing_noise(seed), self.measured_noise(seed)
+        return sample if known is None else sample + known
+
+
+def white(like: Tensor, seed: int | tuple[int, int]) -> Tensor:
+    """Return white noise of the shape of `like`, the same on every device."""
+    number, stream = seed if isinstance(seed, tuple) else (seed, 0)
+    generator = torch.Generator().manual_seed(number + (stream << 40))
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def local_scale(
+    network: ScaleNetwork,
+    problem: Problem,
+    mean: Tensor,
+    start: Tensor,
+    precision: str,
+    *,
+    factor: float = 1.0,
+    max_voxels: int | None = None,
+) -> LocalScale:
+    """Return how large the error of a restored image is.
+
+    Parameters
+    ----------
+    network
+        Scale head.
+    problem
+        What was restored; needs its operator.
+    mean, start
+        Restored image that agrees with the measurement (``problem.agree``), and the start of the
+        problem, both (X, Y, Z).
+    precision
+        A key of ``PRECISIONS``.
+    factor
+        Both scales are multiplied with it (calibration).
+    max_voxels
+        How many are pushed through the network at a time.
+    """
+    if problem.operator is None:
+        raise ValueError("the operator of the acquisition is needed")
+    order = axis_order(problem.condition)
+    back = [order.index(axis) for axis in range(3)]
+    numbers = scale_numbers(reorder(problem.condition, order), problem.noise)[None]
+    images = [pad_to_multiple(part.permute(order), FOLD).contiguous() for part in (mean, start)]
+    logs = _stream(network, images[0], images[1], numbers, problem.noise, precision, max_voxels)
+    cut = (slice(None), *(slice(0, mean.shape[axis]) for axis in order))
+    scales = (factor * logs[cut].exp()).permute(0, *(1 + axis for axis in back)).contiguous()
+    measured = scales[1] if problem.noise > 0 else None
+    return LocalScale(scales[0], measured, NullSpace(problem.operator))
+
+
+def _stream(
+    network: ScaleNetwork,
+    mean: Tensor,
+    start: Tensor,
+    numbers: Tensor,
+    noise: float,
+    precision: str,
+    max_voxels: int | None,
+) -> Tensor:
+    """Logarithms of both scales (2, X, Y, Z), planes pushed through the network."""
+    device = mean.device
+    voxels = max_voxels or (CUDA_VOXELS if device.type == "cuda" else CPU_VOXELS)
+    step = max(1, voxels // (FOLD * mean.shape[1] * mean.shape[2])) * FOLD
+    inputs = scale_inputs(mean, start)
+    result = mean.new_empty((2, *mean.shape))
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        pipeline = network.stream(numbers.to(device), PRECISIONS[precision])
+        done = 0
+        for begin in range(0, mean.shape[0], step):
+            end = min(begin + step, mean.shape[0])
+            folded = fold(inputs[None, :, begin:end])
+            folded = folded.contiguous(memory_format=torch.channels_last_3d)
+            ready = unfold(pipeline.push(folded, last=end == mean.shape[0]).float())[0]
+            until = done + ready.shape[1]
+            guess = inputs[3, done:until] + math.log(MIDDLE_NOISE)
+            result[:, done:until] = log_scales(ready, guess, noise)
+            done = until
+    return result
