@@ -16,6 +16,7 @@ import difflib
 import importlib
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -53,6 +54,7 @@ OTHER_OPERATORS = (
     "ReplaceOrWithAnd", "AddNot", "ZeroIterationForLoop", "ReplaceUnaryOperator_USub_UAdd",
     "ReplaceUnaryOperator_Delete_Not", "ReplaceBreakWithContinue", "ReplaceContinueWithBreak",
 )  # fmt: skip
+SECONDS = 120  # of the processor, for the tests of one fault: a loop without an end is noticed
 PRELOADED = ("torch", "scipy.ndimage", "scipy.stats", "skimage.metrics", "hypothesis", "nibabel")
 
 
@@ -125,6 +127,7 @@ def _child(copy: Path, tests: Sequence[str]) -> int:
     """Run tests in the copy; only in a fork."""
     import pytest
 
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     os.chdir(copy)
     sys.path[:0] = [str(copy), str(copy / "tests")]
     silent = os.open(os.devnull, os.O_WRONLY)
@@ -134,7 +137,7 @@ def _child(copy: Path, tests: Sequence[str]) -> int:
     return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files]))
 
 
-def notices(copy: Path, tests: Sequence[str], limit: float = 120.0) -> bool:
+def notices(copy: Path, tests: Sequence[str], limit: float = 1200.0) -> bool:
     """Whether one of the tests fails (or hangs) in the copy."""
     pid = os.fork()
     if pid == 0:

@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the build of the documentation changes: nothing is loaded from elsewhere.
+"""What the build of the documentation checks and changes.
 
-The theme's search in pages that are opened as files needs a small script, which its template takes
-from a public server; a copy lies in docs/assets.
+It fails where a measured number differs from its result table (:mod:`figures`). Nothing is loaded
+from elsewhere: the theme's search in pages that are opened as files needs a small script, which
+its template takes from a public server; a copy lies in docs/assets.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
+
+from mkdocs.exceptions import PluginError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import figures
 
 REMOTE = "https://unpkg.com/iframe-worker/shim"
 LOCAL = "assets/iframe-worker.js"
+
+
+def on_pre_build(**_: Any) -> None:
+    """Compare the pages with the result tables."""
+    found = figures.check()
+    if found:
+        raise PluginError("\n".join(["Numbers that differ from their tables:", *found]))
 
 
 def on_post_page(output: str, **_: Any) -> str:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every measured number of README, documentation and cards is that of its result table."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from conftest import ROOT
+
+
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "tools/figures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+figures = load_tool()
+TABLES = sorted(ROOT.glob("bids_moediff/data/models/*/results/*.json"))
+
+
+def test_the_pages_agree_with_their_tables() -> None:
+    assert figures.check() == []
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_a_table_says_how_it_was_made(path: Path) -> None:
+    table = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("command", "sha256", "precision", "date", "processor"):
+        assert table[key], key
+    assert re.fullmatch(r"[0-9a-f]{8,64}", table["sha256"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", table["date"])
+    assert 0 < table["people"] <= table["images"]
+    assert {type(value) for value in table["values"].values()} <= {int, float}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A checkout of one page, one model and one table of its weights."""
+    folder = tmp_path / "bids_moediff/data/models/student/results"
+    folder.mkdir(parents=True)
+    (folder.parent / "model.safetensors").write_bytes(b"weights")
+    table = {
+        "command": "measure", "sha256": figures.checksum(folder.parent / "model.safetensors"),
+        "precision": "bf16", "date": "2026-01-01", "processor": "one", "images": 7, "people": 6,
+        "interval": "", "values": {"gain": 2.345},
+        "rows": [{"name": "a", "gain": 2.345}, {"name": "b"}],
+        "views": {"all": {"columns": [["name", "{name}"], ["gain", "{gain:+.1f}"]]}},
+    }  # fmt: skip
+    (folder / "t.json").write_text(json.dumps(table))
+    (tmp_path / "docs").mkdir()
+    return tmp_path
+
+
+def page(root: Path, text: str) -> Path:
+    (root / "README.md").write_text(text)
+    return root
+
+
+FILLED = "# A\n\nGains <!-- figure: student/t gain .1f -->2.3<!-- /figure --> dB.\n"
+
+
+def test_a_right_page_has_no_problem(small: Path) -> None:
+    assert figures.check(page(small, FILLED)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FILLED.replace("2.3<", "2.4<"), "the table '2.3'"),
+        (FILLED.replace("gain .1f", "loss .1f"), "no number loss"),
+        (FILLED.replace("student/t", "student/u"), "no result table"),
+        (FILLED + "It gains 3.1 dB.\n", "typed by hand"),
+        (FILLED + "| a | 0.91 |\n", "typed by hand"),
+        ("# A\n<!-- figure: student/t gain -->2.35\n", "not closed"),
+        ("# A\n<!-- table: student/t all --><!-- /table -->\n", "differs"),
+        ("# A\n<!-- weights: student/t -->shipped weights 0<!-- /weights -->\n", "the page says"),
+    ],
+)
+def test_what_differs_is_found(small: Path, text: str, words: str) -> None:
+    found = figures.check(page(small, text))
+    assert any(words in line for line in found), found
+
+
+def test_code_that_shows_a_mark_is_left_alone(small: Path) -> None:
+    code = "Write:\n\n    <!-- figure: any/thing x --><!-- /figure --> 1.0 dB\n\nSo.\n"
+    text = FILLED + code + "```\n<!-- table: any/thing x -->\n```\n"
+    assert figures.check(page(small, text)) == []
+    assert figures.render(text, small) == text
+
+
+def test_a_table_is_filled_and_says_whose_it_is(small: Path) -> None:
+    text = figures.render("# A\n<!-- table: student/t all --><!-- /table -->\n", small)
+    assert "| name | gain |\n|---|---|\n| a | +2.3 |\n| b | n/a |\n" in text
+    assert "without a mark" in figures.check(page(small, text))[0]
+    whole = figures.render(text + "<!-- source: student/t --><!-- /source -->\n", small)
+    assert "shipped weights" in whole and "7 images of 6 people" in whole
+    assert figures.check(page(small, whole)) == []
+    # The same words in the section of another heading do not count.
+    assert figures.check(page(small, whole.replace("<!-- source", "## B\n<!-- source")))
+
+
+def test_new_weights_make_old_numbers_earlier_ones(small: Path) -> None:
+    (small / "bids_moediff/data/models/student/model.safetensors").write_bytes(b"others")
+    figures.checksum.cache_clear()
+    assert "without a mark" in figures.check(page(small, FILLED))[0]
+    told = figures.render(FILLED + "Of <!-- weights: student/t --><!-- /weights -->.", small)
+    assert "earlier weights" in told
+    assert figures.check(page(small, told)) == []
+    figures.checksum.cache_clear()
+
+
+def test_the_command_finds_a_number_changed_by_hand(tmp_path: Path) -> None:
+    for name in ("README.md", "docs", "tools/figures.py"):
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    models = tmp_path / "bids_moediff/data/models"
+    shutil.copytree(ROOT / "bids_moediff/data/models", models)
+    command = [sys.executable, str(tmp_path / "tools/figures.py")]
+    assert subprocess.run(command, check=False).returncode == 0
+    text = (tmp_path / "README.md").read_text()
+    changed = re.sub(r"(<!-- figure: [^>]+ -->)\d+", r"\g<1>99", text, count=1)
+    (tmp_path / "README.md").write_text(changed)
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 1 and "README.md" in run.stdout and "99" in run.stdout
+    assert subprocess.run([*command, "--write"], check=False).returncode == 0
+    assert (tmp_path / "README.md").read_text() == text
