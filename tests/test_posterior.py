@@ -178,5 +178,6 @@ def test_fold_is_lossless():
 
 def test_white_noise_depends_on_seed_and_stream_alone():
     like = torch.empty(5, 6, 7)
-    assert torch.equal(white(like, 3), white(like, (3, 0)))
+    assert torch.equal(white(like, 3), white(like, 3))
+    assert not torch.equal(white(like, 3), white(like, 3 + 2**40))
     assert not torch.equal(white(like, (3, 1)), white(like, 3))

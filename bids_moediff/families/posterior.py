@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,9 +92,9 @@ class LocalScale:
 
 def white(like: Tensor, seed: int | tuple[int, int]) -> Tensor:
     """Return white noise of the shape of `like`, the same on every device."""
-    number, stream = seed if isinstance(seed, tuple) else (seed, 0)
-    generator = torch.Generator().manual_seed(number + (stream << 40))
-    return torch.randn(like.shape, generator=generator).to(like)
+    # Numpy's generators hear all bits of a seed, torch's only the lower 32.
+    noise = np.random.default_rng(seed).standard_normal(tuple(like.shape), dtype=np.float32)
+    return torch.from_numpy(noise).to(like)
 
 
 def local_scale(

@@ -66,7 +66,9 @@ def variances(patch: Crop, logs: Tensor) -> tuple[Tensor, Tensor]:
     first, second, third = (patch[f"diagonal{axis}"] for axis in range(3))
     share = first[:, None, None] * second[None, :, None] * third[None, None, :]
     missing = (1 - 2 * share) * before[0] + _along(before[0], squares)
-    return missing.clamp_min(SMALLEST_VARIANCE), _along(before[1], squares)
+    # In a gap between slices nothing is measured.
+    measured = _along(before[1], squares)
+    return missing.clamp_min(SMALLEST_VARIANCE), measured.clamp_min(SMALLEST_VARIANCE)
 
 
 def losses(network: ScaleNetwork, patches: Sequence[Crop], border: int) -> tuple[Tensor, Tensor]:
