@@ -5,9 +5,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from bids_moediff.errors import GraphError, MoediffError
+from bids_moediff.runtime import progress_bar
 
 INTERRUPTED = 130
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -48,17 +48,15 @@ def set_threads(count: int) -> None:
 
 
 class ProgressBar:
-    """A bar on a terminal, plain lines elsewhere; both on stderr."""
+    """A bar on a terminal and lines, both on stderr."""
 
     def __init__(self, total: int, unit: str) -> None:
-        from tqdm import tqdm
-
-        self._bar: Any = tqdm(total=total, unit=unit, disable=None, smoothing=0.1)
+        self._bar = progress_bar.ProgressBar(f"{unit}s", total)
 
     def __call__(self, line: str = "") -> None:
         """One more is done; `line` says what came out."""
         if line:
-            self._bar.write(line, file=sys.stderr)
+            print(line, file=sys.stderr, flush=True)
         self._bar.update()
 
     def close(self) -> None:

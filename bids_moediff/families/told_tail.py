@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from bids_moediff.errors import UsageError
 from bids_moediff.families.whole_volume import apply_to_volume
 from bids_moediff.imaging.told import EXTRA_NUMBERS
 from bids_moediff.networks.last_layer import ACQUISITION_NUMBERS, within_training
 from bids_moediff.networks.mean import FOLD, OUTPUT_GAIN, MeanNetwork, space_to_depth
+from bids_moediff.runtime.progress_bar import track
 from bids_moediff.training.batches import patches
 from bids_moediff.training.lag_moments import ConditionedMoments, lag_moments
 from bids_moediff.training.recipe import Recipe
@@ -168,7 +168,7 @@ class ToldTailStage(Stage):
     def begin(self, batches: Iterator[Batch]) -> None:
         """The fit."""
         count = -(-self.recipe.fitted_patches // self.recipe.batch)
-        chosen = tqdm(itertools.islice(batches, count), "patches", count, leave=False)
+        chosen = track(itertools.islice(batches, count), "patches", count)
         fit_told_tail(self.teacher, self.network, chosen, self.recipe)
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bids_moediff.errors import DeviceError, MoediffError, UsageError
 from bids_moediff.imaging.protocols import ACQUISITIONS
+from bids_moediff.runtime.progress_bar import ProgressBar
 from bids_moediff.runtime.resources import has_bfloat16
 from bids_moediff.runtime.sink import write_text
 
@@ -232,8 +232,7 @@ class Trainer:
                 counted += 1
                 record |= {"step": step + 1, "seconds": time.monotonic() - begun}
                 record["memory"] = self.stage.memory()
-                bar.update()
-                bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+                bar.update(note=f"loss {logs['loss']:.4f}")
                 self._plan(step + 1, bar)
                 last = step + 1 == self.recipe.steps
                 if last or (step + 1) % self.recipe.evaluate_every == 0:
@@ -269,7 +268,7 @@ class Trainer:
         for step in itertools.count(step=self.recipe.steps_per_volume):
             yield self.stage.batch(self.window.at(step), rng)
 
-    def _plan(self, step: int, bar: Any) -> None:
+    def _plan(self, step: int, bar: ProgressBar) -> None:
         """Fix the number of steps of a training in a given time."""
         if self.budget is None:
             return
@@ -279,8 +278,8 @@ class Trainer:
         self.budget = None
         self.recipe = self.stage.recipe = dataclasses.replace(self.recipe, steps=planned)
         self.record["recipe"] = self.recipe.to_dict()
-        bar.total = planned
-        tqdm.write(f"{planned} steps fit into the time")
+        bar.expect(planned)
+        print(f"{planned} steps fit into the time", flush=True)
 
     def _step(self, objective: nn.Module, optimiser: Any, step: int) -> dict[str, float]:
         recipe = self.recipe
@@ -321,7 +320,7 @@ class Trainer:
             with _disk(self.folder), (self.folder / CURVE_NAME).open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             _draw(board, row)
-            tqdm.write(summary(row))
+            print(summary(row), flush=True)
         score = self._broadcast(score)
         better = record["best"] is None or score[0] > record["best"]
         record["waited"] = 0 if better else record["waited"] + 1
@@ -389,15 +388,10 @@ class Trainer:
         finally:
             writer.close()
 
-    def _bar(self) -> Any:
-        return tqdm(
-            total=self.recipe.steps,
-            initial=self.record["step"],
-            desc=self.recipe.stage,
-            unit="step",
-            disable=not self.main,
-            mininterval=2.0,
-        )
+    def _bar(self) -> ProgressBar:
+        recipe = self.recipe
+        done = self.record["step"]
+        return ProgressBar(recipe.stage, recipe.steps, done=done, shown=self.main)
 
 
 def check_device(device: str) -> None:
@@ -425,7 +419,7 @@ def supported(recipe: Recipe, device: str) -> Recipe:
     """
     if not on_processor(device) or recipe.precision == "fp32" or has_bfloat16():
         return recipe
-    tqdm.write("This processor has no bfloat16: training in 32 bits.", file=sys.stderr)
+    print("This processor has no bfloat16: training in 32 bits.", file=sys.stderr)
     return dataclasses.replace(recipe, precision="fp32")
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from tqdm import tqdm
 
 from bids_moediff.imaging.acquisition import Axis
 from bids_moediff.imaging.simulation import Degraded, degrade, draw, fixed
+from bids_moediff.runtime.progress_bar import track
 from bids_moediff.runtime.sink import write_bytes
 
 from .contrast import bias_field, random_contrast, synthesise, tissue_codes
@@ -263,8 +263,10 @@ class Window:
         for index in wanted:
             if index not in self._made:
                 self._made[index] = self._pool.submit(self._source, index)
-        bar = tqdm(self._indices(step), "volumes", disable=self._quiet or not fresh, leave=False)
-        return [self._made[index].result() for index in bar]
+        indices = self._indices(step)
+        shown = bool(fresh) and not self._quiet
+        waiting = track(indices, "volumes", len(indices), shown=shown)
+        return [self._made[index].result() for index in waiting]
 
     def close(self) -> None:
         """Stop making volumes."""

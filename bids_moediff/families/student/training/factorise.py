@@ -10,14 +10,15 @@ nothing is trained by gradients yet.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from bids_moediff.families.student.network import Factorised, StudentNetwork
 from bids_moediff.networks.mean import BLOCK_GAIN, MeanNetwork, normalise, space_to_depth
+from bids_moediff.runtime.progress_bar import track
 from bids_moediff.training.stage import Batch, relative_weight
 
 # Features this near the border of a patch see its zero padding.
@@ -150,8 +151,9 @@ def factorise(
     folded = [normalise(space_to_depth(batch["start"][:, None])) for batch in batches]
     theirs = [_kept(teacher.head(part.contiguous(memory_format=order))) for part in folded]
     ours = list(theirs)
-    pairs = list(zip(teacher.body, student.body, strict=True))
-    for index, (block, squeezed) in enumerate(tqdm(pairs, "layers", disable=quiet, leave=False)):
+    pairs: list[Any] = list(zip(teacher.body, student.body, strict=True))
+    layers = track(pairs, "layers", len(pairs), shown=not quiet)
+    for index, (block, squeezed) in enumerate(layers):
         scales = [(1 + film[2 * index], film[2 * index + 1]) for film in films]
         wanted = [_kept(block.first(part.float())) for part in theirs]
         fit.layer(squeezed.first, block.first.weight, ours, wanted)

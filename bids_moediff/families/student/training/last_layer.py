@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from bids_moediff.errors import UsageError
 from bids_moediff.families.load import init_parts
 from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.networks.mean import OUTPUT_GAIN, MeanNetwork, space_to_depth
+from bids_moediff.runtime.progress_bar import track
 from bids_moediff.training.batches import patches
 from bids_moediff.training.recipe import Recipe
 from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, Stage, charbonnier
@@ -190,7 +190,7 @@ class TailStage(Stage):
         """The fit."""
         recipe = self.recipe
         count = -(-recipe.fitted_patches // recipe.batch)
-        chosen = tqdm(itertools.islice(batches, count), "patches", count, leave=False)
+        chosen = track(itertools.islice(batches, count), "patches", count)
         refit_tail(
             self.teacher, self.network, chosen,
             places=recipe.places, border=recipe.border, ridge=recipe.ridge, seed=recipe.seed,
