@@ -39,6 +39,8 @@ ANATOMICAL_SUFFIXES = (
 
 MODELS = ("auto", "moediff", "student", "crfm", "nsmoe")
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
 FINEST_DEFAULT = 0.7  # mm: the voxel size of --output-resolution auto
 
 RESTORATION = "super-resolution"
@@ -208,10 +210,10 @@ class Options:
     )
     precision: str = option(
         "auto",
-        one_of("auto", "fp32", "bf16", "fp16"),
+        one_of(*PRECISIONS),
         "arithmetic of the networks",
         group=RESOURCES,
-        metavar="{auto,fp32,bf16,fp16}",
+        metavar="{" + ",".join(PRECISIONS) + "}",
     )
     batch_size: int | None = option(
         None,

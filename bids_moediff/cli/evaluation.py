@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bids_moediff.cli.common import set_threads
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
 from bids_moediff.errors import UsageError
-from bids_moediff.options import Options
+from bids_moediff.options import PRECISIONS, Options
 
 if TYPE_CHECKING:
     from bids_moediff.evaluation.benchmark import Method
@@ -48,7 +48,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", nargs="+", default=[], metavar="NAME", help="names or folders of models"
     )
     model.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
-    model.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    model.add_argument("--precision", default="auto", choices=PRECISIONS)
     add_options(model, SAMPLING)
     add_old_spelling(model, "--seed", "random_seed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")

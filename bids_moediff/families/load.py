@@ -11,13 +11,16 @@ from torch import nn
 from bids_moediff.errors import UsageError
 from bids_moediff.families import OWN, family
 from bids_moediff.networks.composite import Composite
+from bids_moediff.networks.int8 import RANGES_NAME, multiplies_integers, read_ranges
 from bids_moediff.networks.model_folder import (
     BRAIN_MASK,
     CONFIG_NAME,
     LoadedModel,
     build,
     read_model,
+    resolve,
 )
+from bids_moediff.networks.precision import INT8
 from bids_moediff.training.run_folder import read_run
 
 from .choice import check_restores
@@ -45,7 +48,12 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> L
         for a missing or unreadable file, a checksum that does not match, an unknown family, a
         wrong configuration, and weights of other names or shapes.
     """
-    return read_model(name_or_dir, build_network, device)
+    model = read_model(name_or_dir, build_network, device)
+    ranges = read_ranges(resolve(name_or_dir), model.sha256)
+    for part in model.network.modules():
+        if hasattr(part, "int8_ranges"):
+            part.int8_ranges = ranges  # type: ignore[assignment]
+    return model
 
 
 def make_restorer(model: LoadedModel, device: torch.device, precision: str) -> Restorer:
@@ -53,7 +61,27 @@ def make_restorer(model: LoadedModel, device: torch.device, precision: str) -> R
     check_restores(model.config, model.name)
     make = family(model.config["family"]).restorer
     assert make is not None
+    if precision == INT8:
+        check_integers(model, device)
     return make(model.network, device, precision)
+
+
+def has_integers(model: LoadedModel) -> bool:
+    """Return whether the folder holds what ``--precision int8`` needs."""
+    return any(getattr(part, "int8_ranges", ()) for part in model.network.modules())
+
+
+def check_integers(model: LoadedModel, device: torch.device) -> None:
+    """UsageError where ``--precision int8`` cannot run."""
+    reason = ""
+    if device.type != "cpu":
+        reason = "runs on processors only"
+    elif not has_integers(model):
+        reason = f"needs {RANGES_NAME} in the model folder, and {model.name} has none"
+    elif not multiplies_integers():
+        reason = "needs a processor with VNNI or AMX instructions"
+    if reason:
+        raise UsageError(f"--precision int8 {reason}; leave the option out.")
 
 
 Parts = Mapping[str, nn.Module]

@@ -10,6 +10,7 @@ from scipy import ndimage
 from bids_moediff.families.protocol import Problem, Progress
 from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.imaging.grid import Shape
+from bids_moediff.networks.int8 import Range, with_integers
 from bids_moediff.networks.mean import (
     FOLD,
     OUTPUT_GAIN,
@@ -17,18 +18,19 @@ from bids_moediff.networks.mean import (
     normalise,
     space_to_depth,
 )
+from bids_moediff.networks.precision import INT8, PRECISIONS, floating
 from bids_moediff.networks.streaming import Chain
 
 # Voxels pushed at a time: enough to keep every core busy, little enough for the caches of a CPU.
 CPU_VOXELS = 500_000
 CUDA_VOXELS = 16_000_000
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Streaming(Protocol):
     """A network whose planes may be pushed through one after another."""
 
     config: Any
+    int8_ranges: tuple[Range, ...]
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Return the weights."""
@@ -63,11 +65,13 @@ def apply_to_volume(
     step = max(1, voxels // (network.config.multiple * plane)) * network.config.multiple
     kind = torch.float32
     if precision is not None:
-        kind = PRECISIONS[precision]
+        kind = PRECISIONS[floating(precision)]
     elif torch.is_autocast_enabled(device.type):
         kind = torch.get_autocast_dtype(device.type)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         pipeline = network.stream(told, kind)
+        if precision == INT8:
+            pipeline = with_integers(pipeline, network.int8_ranges)
         result, done = volume.clone(), 0
         for begin in range(0, volume.shape[0], step):
             end = min(begin + step, volume.shape[0])

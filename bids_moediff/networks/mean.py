@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bids_moediff.networks.int8 import Range
 from bids_moediff.networks.last_layer import (
     apply_last_layer,
     last_layer_of,
@@ -125,6 +126,7 @@ class MeanNetwork(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.tail.weight)
         self.tail_terms: nn.Conv3d | None = None
+        self.int8_ranges: tuple[Range, ...] = ()  # set on loading, where the folder has them
         if self.config.conditioned_tail:
             numbers = self.config.condition_dim + self.config.extra_numbers
             self.tail_terms = nn.Conv3d(width, numbers * FOLD**3, 3, padding=1)

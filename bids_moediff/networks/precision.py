@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where mixed precision must not reach: latents, gates, losses (differences of near equals)."""
+"""Arithmetic of networks, and where mixed precision must not reach.
+
+That is latents, gates and losses: differences of near equals.
+"""
 
 import torch
+
+from bids_moediff.runtime.resources import has_bfloat16
 
 
 def full_precision(device: torch.device) -> torch.autocast:
@@ -9,9 +14,19 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"  # residual blocks of the regression network (networks/int8.py)
+
+
+def floating(precision: str) -> str:
+    """Return the key of ``PRECISIONS`` for what does not run in integers."""
+    if precision == INT8:
+        return "bf16" if has_bfloat16() else "fp32"
+    return precision
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which convolutions run in ``precision`` (a key of ``KINDS``)."""
-    return torch.autocast(device.type, KINDS[precision], enabled=precision != "fp32")
+    """Context in which convolutions run in ``precision``, a key of ``PRECISIONS`` or ``int8``."""
+    kind = floating(precision)
+    enabled = kind != "fp32"
+    return torch.autocast(device.type, PRECISIONS[kind] if enabled else None, enabled=enabled)

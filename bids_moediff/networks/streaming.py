@@ -15,7 +15,7 @@ returns the planes that are ready, which may be none; ``last`` says that no more
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,21 +67,30 @@ class Pointwise:
         weight = layer.weight
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
         factor = scale[:, None, None, None, None] if isinstance(scale, Tensor) else scale
-        self._weight = _prepared(weight * factor, kind)
-        self._bias = _prepared(bias * scale + shift, kind)
-        self._activate = activate
+        self._set(weight * factor, bias * scale + shift, kind, activate)
+
+    def _set(self, weight: Tensor, bias: Tensor, kind: torch.dtype, activate: bool) -> None:
+        self.weight, self.bias = _prepared(weight, kind), _prepared(bias, kind)
+        self.activate = activate
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, kind: torch.dtype) -> Self:
+        """The same from weights (K, C, 3, 3, 3) and bias (K,), without activation."""
+        part = cls.__new__(cls)
+        part._set(weight, bias, kind, activate=False)
+        return part
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, as many out."""
-        planes = planes.to(self._weight.dtype)
+        planes = planes.to(self.weight.dtype)
         if planes.shape[DEPTH] == 0:
-            return planes.new_zeros((1, self._weight.shape[0], 0, *planes.shape[3:]))
+            return planes.new_zeros((1, self.weight.shape[0], 0, *planes.shape[3:]))
         return self._apply(planes, 0)
 
     def _apply(self, planes: Tensor, border: int) -> Tensor:
         padding = (0, border, border)
-        out = functional.conv3d(planes, self._weight, self._bias, padding=padding)
-        return functional.silu(out, inplace=True) if self._activate else out
+        out = functional.conv3d(planes, self.weight, self.bias, padding=padding)
+        return functional.silu(out, inplace=True) if self.activate else out
 
 
 class Convolution(Pointwise):
@@ -92,25 +101,25 @@ class Convolution(Pointwise):
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
-        kind = self._weight.dtype
+        kind = self.weight.dtype
         border = planes.new_zeros((1, planes.shape[1], 1, *planes.shape[3:]), dtype=kind)
         known = [border if self._tail is None else self._tail, planes]
         if last:
             known.append(border)
-        joined = _joined(known, kind)
-        if joined.shape[DEPTH] < 3:
-            self._tail = joined
-            return planes.new_zeros((1, len(self._weight), 0, *planes.shape[3:]), dtype=kind)
-        self._tail = joined[:, :, -2:].clone(memory_format=torch.channels_last_3d)
-        return self._apply(joined, 1)
+        together = joined(known, kind)
+        if together.shape[DEPTH] < 3:
+            self._tail = together
+            return planes.new_zeros((1, len(self.weight), 0, *planes.shape[3:]), dtype=kind)
+        self._tail = together[:, :, -2:].clone(memory_format=torch.channels_last_3d)
+        return self._apply(together, 1)
 
     def _apply(self, planes: Tensor, border: int) -> Tensor:
-        if not pays(self._weight):
+        if not pays(self.weight):
             return super()._apply(planes, border)
         if self._fast is None:
-            self._fast = Winograd(self._weight, self._bias)
+            self._fast = Winograd(self.weight, self.bias)
         out = self._fast(planes)
-        return functional.silu(out, inplace=True) if self._activate else out
+        return functional.silu(out, inplace=True) if self.activate else out
 
 
 class NarrowConvolution(Convolution):
@@ -121,7 +130,7 @@ class NarrowConvolution(Convolution):
 
     def __init__(self, layer: nn.Conv3d, kind: torch.dtype) -> None:
         super().__init__(layer, kind)
-        self._weight = _prepared(torch.cat(self._weight.split(1, dim=4), dim=1), kind)
+        self.weight = _prepared(torch.cat(self.weight.split(1, dim=4), dim=1), kind)
 
     def _apply(self, planes: Tensor, border: int) -> Tensor:
         _, channels, count, rows, columns = planes.shape
@@ -130,10 +139,10 @@ class NarrowConvolution(Convolution):
         beside[:, :channels, ..., border:] = planes[..., : columns - border]
         beside[:, channels : 2 * channels] = planes
         beside[:, 2 * channels :, ..., : columns - border] = planes[..., border:]
-        return functional.conv3d(beside, self._weight, self._bias, padding=(0, border, 0))
+        return functional.conv3d(beside, self.weight, self.bias, padding=(0, border, 0))
 
 
-def _joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
+def joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
     """Planes one after the other in the order that convolutions want; cast on the way."""
     _, channels, _, rows, columns = parts[0].shape
     size = (1, channels, sum(part.shape[DEPTH] for part in parts), rows, columns)
@@ -152,11 +161,11 @@ class Chain:
     """Parts one after the other."""
 
     def __init__(self, *parts: Part) -> None:
-        self._parts = parts
+        self.parts = list(parts)
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
-        for part in self._parts:
+        for part in self.parts:
             planes = part.push(planes, last)
         return planes
 
@@ -168,13 +177,13 @@ class Residual:
     """
 
     def __init__(self, part: Part) -> None:
-        self._part = part
+        self.part = part
         self._waiting: list[Tensor] = []
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Planes in, finished planes out."""
         # Small changes to a large sum get lost in 16 bits.
-        total = self._part.push(planes, last).float()
+        total = self.part.push(planes, last).float()
         self._waiting.append(planes)
         done = 0
         while done < total.shape[DEPTH]:

@@ -15,7 +15,7 @@ import torch
 
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.model_folder import available
-from bids_moediff.options import Options
+from bids_moediff.options import PRECISIONS, Options
 
 from .speed import ZOOM, artificial_head
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--models", nargs="+", default=None, help="default: all that are shipped")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     parser.add_argument("--size", type=int, default=96, help="side of the cube, mm")
     options = parser.parse_args(argv)
     torch.manual_seed(0)

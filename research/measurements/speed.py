@@ -22,7 +22,9 @@ import torch
 from bids_moediff.families.cost import stage_macs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.model_folder import available, read_config
-from bids_moediff.options import Options
+from bids_moediff.networks.precision import PRECISIONS as KINDS
+from bids_moediff.networks.precision import floating
+from bids_moediff.options import PRECISIONS, Options
 from bids_moediff.runtime.platform import (
     allowed_processors,
     keep_freed_memory,
@@ -83,10 +85,10 @@ def artificial_head(shape: Shape, seed: int = 0) -> nib.Nifti1Image:
 
 def convolution_throughput(device: torch.device, precision: str, seconds: float = 1.5) -> float:
     """Sustained multiply-accumulates a second of 3x3x3 convolutions with 64 channels."""
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = KINDS[floating(precision)]
     size = 48 if device.type == "cpu" else 128
-    weight = torch.randn(CHANNELS, CHANNELS, 3, 3, 3, device=device, dtype=kinds[precision])
-    block = torch.randn(1, CHANNELS, *(size,) * 3, device=device, dtype=kinds[precision])
+    weight = torch.randn(CHANNELS, CHANNELS, 3, 3, 3, device=device, dtype=kind)
+    block = torch.randn(1, CHANNELS, *(size,) * 3, device=device, dtype=kind)
     weight, block = (t.to(memory_format=torch.channels_last_3d) for t in (weight, block))
 
     def run() -> None:
@@ -190,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--models", nargs="+", default=None, help="default: all that are shipped")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=allowed_processors())
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 96, 128, 160], help="side of a cube, mm"

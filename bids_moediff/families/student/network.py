@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bids_moediff.networks.int8 import Range
 from bids_moediff.networks.json_config import JsonConfig
 from bids_moediff.networks.last_layer import apply_last_layer, last_layer_of, seen
 from bids_moediff.networks.mean import (
@@ -137,6 +138,7 @@ class StudentNetwork(nn.Module):
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
         )
         self.tail_terms: nn.Conv3d | None = None
+        self.int8_ranges: tuple[Range, ...] = ()  # set on loading, where the folder has them
         if self.config.conditioned_tail:
             terms = (self.config.condition_dim + self.config.extra_numbers) * FOLD**3
             self.tail_terms = nn.Conv3d(width, terms, 3, padding=1)
