@@ -121,6 +121,17 @@ def to_spaces(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
+def to_combine(value: Any) -> str | Path:
+    """Return ``off``, ``auto``, or the path of a file of groups."""
+    word = str(value)
+    if word in ("off", "auto"):
+        return word
+    if "/" in word or word.endswith(".json"):
+        return to_path(value)
+    near = closest(word, ("off", "auto"))
+    raise ValueError(f"{word!r} is neither off nor auto nor a file such as groups.json{near}")
+
+
 def to_device(value: Any) -> str:
     """Return ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     if str(value).startswith("mps"):

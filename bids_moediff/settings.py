@@ -19,6 +19,7 @@ from bids_moediff.converters import (
     labels,
     one_of,
     several_of,
+    to_combine,
     to_device,
     to_flag,
     to_path,
@@ -199,6 +200,20 @@ class Settings(Options):
         group=RESTORATION,
         metavar="DIR",
     )
+    combine: str | Path = option(
+        "off",
+        to_combine,
+        "combine scans of one contrast to one image: off, auto (scans of a session that differ in "
+        "acq-, dir-, run- or chunk- only), or a JSON file with lists of image paths",
+        group=OUTPUTS,
+        metavar="{off,auto,FILE}",
+    )
+    combine_only: bool = option(
+        False,
+        to_flag,
+        "of scans that are combined write no results of their own",
+        group=OUTPUTS,
+    )
     output_spaces: tuple[str, ...] = option(
         (),
         to_spaces,
@@ -360,6 +375,8 @@ def _check_together(settings: Settings) -> None:
     both = set(settings.participant_label) & set(settings.exclude_participant_label)
     if both:
         raise UsageError(f"sub-{sorted(both)[0]} is both asked for and left out.")
+    if settings.combine_only and settings.combine == "off":
+        raise UsageError("--combine-only goes with --combine auto or --combine FILE.")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from scipy.spatial.transform import Rotation
 
 from bids_moediff.combination.alignment import align
 from bids_moediff.combination.estimate import joint_estimate
-from bids_moediff.combination.frame import coverage, frame_zooms, scan_zooms, union_grid
-from bids_moediff.combination.observation import Observation
+from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
+from bids_moediff.combination.observation import Observation, total
 from bids_moediff.combination.registration import register
-from bids_moediff.combination.resampling import Grid, Resampler, decompose
+from bids_moediff.combination.resampling import Resampler, decompose
 from bids_moediff.combination.scans import Combined, combine
 from bids_moediff.combination.shading import fit_shading, shading_map
 from bids_moediff.combination.slice_weights import slice_weights
@@ -296,3 +296,15 @@ def test_dark_slices_are_found(stacks: list[Scan], without_third: Combined) -> N
     assert result.scans[2].dark == [11, 12]
     assert not result.scans[0].dark and not result.scans[1].dark
     assert error(result.image) < error(without_third.image)
+
+
+def test_sums_do_not_depend_on_threads() -> None:
+    values = torch.randn(40, 50, 60, generator=torch.Generator().manual_seed(0)) ** 3
+    found, threads = set(), torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.add(total(values))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1

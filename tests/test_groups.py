@@ -29,7 +29,8 @@ def test_stacks_and_repeats_of_a_session_belong_together():
     assert [member.key for member in group.images] == [
         "sub-01_ses-a_acq-ax_T2w", "sub-01_ses-a_acq-ax_run-2_T2w", "sub-01_ses-a_acq-sag_T2w",
     ]  # fmt: skip
-    assert group.name == "sub-01_ses-a_T2w" and not remarks
+    assert group.name == "sub-01_ses-a_T2w"
+    assert ["acq-cor" in words and "left out" in words for words in remarks] == [True]
 
 
 def test_other_echo_times_are_another_contrast():

@@ -82,4 +82,8 @@ def test_the_dry_run_names_scans_that_belong_together(tmp_path, capsys):
     assert app([*words, "--device", "cpu"]) == 0
     line = " ".join(capsys.readouterr().out.split())
     assert "sub-01_T1w: 3 scans of one contrast" in line
-    assert "bids_moediff-superres sub-01/anat/sub-01_acq-axial_T1w.nii.gz" in line
+    assert "--combine auto" in line
+    assert app([*words, "--device", "cpu", "--combine", "auto"]) == 0
+    assert "sub-01_desc-srcombined_T1w: combined from sub-01_acq-axial_T1w" in " ".join(
+        capsys.readouterr().out.split()
+    )

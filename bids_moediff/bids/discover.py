@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from bids_moediff.bids.groups import find_groups
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import RESERVED, parse_name
 from bids_moediff.bids.query import FilterQueries, filters_in_force, load_filters
@@ -129,7 +130,9 @@ def _discover(settings: Settings, label: str, queries: FilterQueries) -> Partici
     notices: list[str] = []
     sidecars = Sidecars(settings.bids_dir)
     images = tuple(_select(found, settings, sidecars, notices))
-    return Participant(label, images, (*sidecars.remarks, *notices))
+    groups, remarks = find_groups(images, settings.combine)
+    notices = [*sidecars.remarks, *notices, *remarks]
+    return Participant(label, images, tuple(notices), tuple(group.image for group in groups))
 
 
 def require_an_image(settings: Settings, labels: Sequence[str]) -> None:

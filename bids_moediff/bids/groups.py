@@ -1,33 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which images are scans of one contrast in one session, and so can be combined."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import UsageError
 
 # Entities in which scans of one contrast may differ.
 REPEATED = ("acq", "dir", "run", "chunk")
 TIMES = ("EchoTime", "InversionTime")
 TIME_TOLERANCE = 0.01  # of the time
+DESCRIPTION = "desc-srcombined"  # tells a combined image from the scans that share its name
 
 
 @dataclass(frozen=True)
 class ScanGroup:
-    """Two scans or more of one subject, session and contrast, in the order of their names."""
+    """Two scans or more of one subject and contrast, in the order of their names."""
 
     images: tuple[AnatomicalImage, ...]
 
     @property
+    def entities(self) -> dict[str, str]:
+        """Entities that all scans share."""
+        return {
+            key: value
+            for key, value in self.images[0].entities.items()
+            if all(image.entities.get(key) == value for image in self.images)
+        }
+
+    @property
     def name(self) -> str:
         """Entities that all scans share, and the suffix."""
-        first = self.images[0]
-        shared = [
-            f"{key}-{value}"
-            for key, value in first.entities.items()
-            if all(image.entities.get(key) == value for image in self.images)
-        ]
-        return "_".join([*shared, first.suffix])
+        shared = [f"{key}-{value}" for key, value in self.entities.items()]
+        return "_".join([*shared, self.images[0].suffix])
+
+    @property
+    def image(self) -> AnatomicalImage:
+        """The image that the scans are to be combined to; ``desc-`` tells its key from theirs."""
+        first, shared = self.images[0], self.name.rpartition("_")[0]
+        name = f"{shared}_{DESCRIPTION}_{first.suffix}.nii.gz"
+        return AnatomicalImage(
+            first.path.with_name(name),
+            PurePosixPath(first.relative_path).with_name(name).as_posix(),
+            self.entities,
+            first.suffix,
+            {},
+            members=self.images,
+        )
+
+
+def is_group(key: str) -> bool:
+    """Whether a key is that of a combined image."""
+    return f"_{DESCRIPTION}_" in key
+
+
+def find_groups(
+    images: Sequence[AnatomicalImage], combine: str | Path
+) -> tuple[list[ScanGroup], list[str]]:
+    """Return the groups of a participant's images, and remarks on what is not combined.
+
+    Parameters
+    ----------
+    images
+        Of one participant.
+    combine
+        ``"off"``, ``"auto"`` (:func:`group_scans`) or a file of groups.
+
+    Raises
+    ------
+    UsageError
+        For a file that cannot be used (:func:`read_groups`).
+    """
+    if combine == "off":
+        return [], []
+    if combine == "auto":
+        return group_scans(images)
+    return _named_groups(images, read_groups(Path(combine)))
 
 
 def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], list[str]]:
@@ -43,10 +94,12 @@ def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], lis
     groups
         In the order of their first image.
     remarks
-        One sentence for each name that several groups would share; these are no groups.
+        One sentence for each name that several groups would share (these are no groups), and for
+        each image with a problem that would belong to a group.
     """
     sets: list[list[AnatomicalImage]] = []
-    for image in sorted(images, key=lambda image: image.relative_path):
+    ordered = sorted(images, key=lambda image: image.relative_path)
+    for image in ordered:
         if image.problem is not None:
             continue
         place = next((members for members in sets if _alike(members[0], image)), None)
@@ -54,12 +107,23 @@ def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], lis
             sets.append([image])
         else:
             place.append(image)
-    groups = [ScanGroup(tuple(members)) for members in sets if len(members) > 1]
+    groups, remarks = _of_one_name([ScanGroup(tuple(found)) for found in sets if len(found) > 1])
+    for image in ordered:
+        group = next((group for group in groups if _alike(group.images[0], image)), None)
+        if image.problem is not None and group is not None:
+            remarks.append(
+                f"{image.relative_path} is left out of {group.name}: it cannot be read."
+            )
+    return groups, remarks
+
+
+def _of_one_name(groups: list[ScanGroup]) -> tuple[list[ScanGroup], list[str]]:
+    """Groups whose name no other has, and a sentence for each name that several would share."""
     names = [group.name for group in groups]
     twice = sorted({name for name in names if names.count(name) > 1})
     remarks = [
-        f"{name}: several sets of scans with different echo or inversion times would share this "
-        "name; they are not combined."
+        f"{name}: several sets of scans would share this name (such as those of different echo "
+        "or inversion times); they are not combined."
         for name in twice
     ]
     return [group for group in groups if group.name not in twice], remarks
@@ -79,3 +143,65 @@ def _alike(one: AnatomicalImage, other: AnatomicalImage) -> bool:
 
 def _fixed(image: AnatomicalImage) -> dict[str, str]:
     return {key: value for key, value in image.entities.items() if key not in REPEATED}
+
+
+def read_groups(path: Path) -> list[list[str]]:
+    """Read a file of groups: a JSON list of lists of image paths relative to the data set.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, is of another form, or a group has scans of several subjects or
+        suffixes.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--combine {path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(content, list) or not all(_is_group(group) for group in content):
+        raise UsageError(
+            f"--combine {path}: expected a list of groups, each a list of two image paths or "
+            'more, such as [["sub-01/anat/sub-01_acq-ax_T2w.nii.gz", '
+            '"sub-01/anat/sub-01_acq-sag_T2w.nii.gz"]].'
+        )
+    for group in content:
+        suffixes = {name.rsplit("_", 1)[-1].split(".")[0] for name in group}
+        subjects = {PurePosixPath(name).parts[0] for name in group}
+        if len(suffixes) > 1 or len(subjects) > 1:
+            raise UsageError(
+                f"--combine {path}: the scans of a group are of one subject and one suffix; "
+                f"these are not: {', '.join(group)}."
+            )
+    return content
+
+
+def _is_group(group: object) -> bool:
+    return (
+        isinstance(group, list)
+        and all(isinstance(name, str) and name for name in group)
+        and len(set(group)) == len(group) > 1
+    )
+
+
+def _named_groups(
+    images: Sequence[AnatomicalImage], wanted: Sequence[Sequence[str]]
+) -> tuple[list[ScanGroup], list[str]]:
+    """Groups as a file names them, and a sentence for each scan that is not there."""
+    known = {image.relative_path: image for image in images}
+    subjects = {PurePosixPath(name).parts[0] for name in known}
+    groups, remarks = [], []
+    for names in wanted:
+        if PurePosixPath(names[0]).parts[0] not in subjects:
+            continue  # of another participant
+        remarks += [
+            f"{name} is named by --combine, but is not among the images to process."
+            for name in names
+            if name not in known
+        ]
+        found = tuple(known[name] for name in sorted(names) if name in known)
+        if len(found) > 1:
+            groups.append(ScanGroup(found))
+        else:
+            remarks.append(f"{', '.join(names)}: fewer than two scans, nothing to combine.")
+    unique, more = _of_one_name(groups)
+    return unique, remarks + more

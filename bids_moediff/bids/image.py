@@ -26,6 +26,8 @@ class AnatomicalImage:
         Sidecars merged by the inheritance principle.
     problem
         Why the image cannot be read, in one sentence, where that shows already on disk.
+    members
+        Scans that it is to be combined from: then there is no such file (``bids.groups``).
     """
 
     path: Path
@@ -34,6 +36,12 @@ class AnatomicalImage:
     suffix: str
     metadata: Mapping[str, Any]
     problem: str | None = None
+    members: tuple["AnatomicalImage", ...] = ()
+
+    @property
+    def sources(self) -> tuple["AnatomicalImage", ...]:
+        """Images of the data set that it comes from."""
+        return self.members or (self,)
 
     @property
     def key(self) -> str:
@@ -53,6 +61,7 @@ class AnatomicalImage:
             "suffix": self.suffix,
             "metadata": dict(self.metadata),
             "problem": self.problem,
+            "members": [member.to_json() for member in self.members],
             "stamp": _stamp(self.path),
         }
         return json.dumps(fields)
@@ -62,7 +71,8 @@ class AnatomicalImage:
         """Inverse of :meth:`to_json`."""
         fields = json.loads(text)
         del fields["stamp"]
-        return cls(**{**fields, "path": Path(fields["path"])})
+        members = tuple(cls.from_json(member) for member in fields["members"])
+        return cls(**{**fields, "path": Path(fields["path"]), "members": members})
 
 
 def _stamp(path: Path) -> list[int]:
@@ -76,8 +86,17 @@ def _stamp(path: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Participant:
-    """A participant (label without ``sub-``), the images to process and remarks for the log."""
+    """A participant (label without ``sub-``), the images to process and remarks for the log.
+
+    ``groups``: images to be combined from several of ``images``.
+    """
 
     label: str
     images: tuple[AnatomicalImage, ...]
     notices: tuple[str, ...] = ()
+    groups: tuple[AnatomicalImage, ...] = ()
+
+    @property
+    def results(self) -> tuple[AnatomicalImage, ...]:
+        """Everything that there is to be a result of: images, then groups."""
+        return (*self.images, *self.groups)

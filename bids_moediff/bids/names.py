@@ -117,5 +117,7 @@ def figure_path(image: AnatomicalImage, desc: str, extension: str = ".svg") -> P
         raise ValueError(f"a figure is .svg or .png, not {extension}")
     if not re.fullmatch(r"[A-Za-z0-9]+", desc):
         raise ValueError(f"{desc!r} is not a label")
+    # A combined image bears a desc- already, which keeps its pictures apart from those of a scan.
+    desc = image.entities.get("desc", "") + desc
     name = build_name({**image.entities, "desc": desc}, image.suffix, extension)
     return _folder(image.entities, "figures") / name

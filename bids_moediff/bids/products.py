@@ -87,6 +87,8 @@ class Product:
         Set where an image may have several.
     figure
         Its picture in the report, if any.
+    of_group
+        Whether it is made of several scans that are combined, not of one.
     """
 
     key: str
@@ -100,6 +102,7 @@ class Product:
     wanted: Callable[[Settings], bool] = lambda settings: True
     each: Several | None = None
     figure: Figure | None = None
+    of_group: bool = False
 
     @property
     def label(self) -> str:
@@ -206,6 +209,18 @@ _ROWS = (
         made_by="ToStandardSpace",
         each=Several(lambda settings, image: settings.output_spaces, lambda tpl: {"space": tpl}),
     ),
+    Product(
+        key="srcombined",
+        entities={"desc": "srcombined"},
+        description="super-resolved image, combined from several scans",
+        of_group=True,
+    ),
+    Product(
+        key="srcount",
+        entities={"desc": "srcount"},
+        description="number of scans that a voxel of srcombined was combined from",
+        of_group=True,
+    ),
 )
 PRODUCTS: Mapping[str, Product] = {row.key: row for row in _ROWS}
 
@@ -232,6 +247,8 @@ def find_product(key: str) -> Product:
 def wanted_products(settings: Settings, image: AnatomicalImage) -> Iterator[Product]:
     """Yield what a run writes about an image, in order."""
     for row in PRODUCTS.values():
+        if row.of_group != bool(image.members):
+            continue
         if row.each is None and row.wanted(settings):
             yield row
         elif row.each is not None:

@@ -47,7 +47,7 @@ def build_sidecar(
         Keys of the standard first.
     """
     row, record = find_product(product), record or {}
-    content: dict[str, Any] = {"Sources": [source_uri(image)]}
+    content: dict[str, Any] = {"Sources": [source_uri(source) for source in image.sources]}
     if row.suffix is None:
         mask = record.get("BrainMask", record)
         content["SkullStripped"] = mask.get("method") == "nonzero"

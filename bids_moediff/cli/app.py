@@ -70,6 +70,7 @@ def _check_order(given: Mapping[str, Any]) -> None:
 
 def _dispatch(settings: Settings) -> int:
     from bids_moediff.bids.dataset import check_input, check_output
+    from bids_moediff.bids.groups import read_groups
     from bids_moediff.bids.query import load_filters
     from bids_moediff.runtime.temporary import require_temporary_folder
 
@@ -81,6 +82,8 @@ def _dispatch(settings: Settings) -> int:
 
         return run_group(settings)
     load_filters(settings.bids_filter_file)
+    if isinstance(settings.combine, Path):
+        read_groups(settings.combine)
     if settings.dry_run:
         from bids_moediff.cli.dry_run import print_plan
 

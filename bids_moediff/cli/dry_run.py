@@ -39,6 +39,12 @@ class PlannedImage:
     seconds: float = 0.0
     problem: str | None = None
     source: AnatomicalImage | None = None
+    zooms_out: Zooms | None = None
+
+    @property
+    def scans(self) -> tuple[AnatomicalImage, ...]:
+        """What it is to be combined from; nothing for an image."""
+        return self.source.members if self.source is not None else ()
 
 
 def print_plan(settings: Settings) -> int:
@@ -77,7 +83,8 @@ def print_plan(settings: Settings) -> int:
 def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
     """What is unusual about the voxels asked for, one line for all images that it concerns."""
     untouched, coarser = [], []
-    for row in rows:
+    images = [row for row in rows if row.source is not None and not row.scans]
+    for row in images:
         zooms = row.zooms_in or (1.0, 1.0, 1.0)
         target = settings.output_zooms(zooms)
         if not gets_finer(zooms, target):
@@ -88,13 +95,22 @@ def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             yield f"{names[0]}{more}: {words}"
-    groups, remarks = group_scans([row.source for row in rows if row.source is not None])
+    for row in rows:
+        if row.scans:
+            yield f"{row.name}: combined from {', '.join(scan.key for scan in row.scans)}."
+    if settings.combine == "off":
+        yield from _to_combine([row.source for row in images if row.source is not None])
+
+
+def _to_combine(images: list[AnatomicalImage]) -> Iterator[str]:
+    """What could be combined."""
+    groups, remarks = group_scans(images)
     if groups:
         more = f" (and {len(groups) - 1} more sets)" if len(groups) > 1 else ""
         files = " ".join(image.relative_path for image in groups[0].images)
         yield (
-            f"{groups[0].name}{more}: {len(groups[0].images)} scans of one contrast. To combine "
-            f"them to one volume: bids_moediff-superres {files} {groups[0].name}.nii.gz"
+            f"{groups[0].name}{more}: {len(groups[0].images)} scans of one contrast ({files}). "
+            "To combine them to one image: --combine auto."
         )
     yield from remarks
 
@@ -112,6 +128,8 @@ def plan_images(settings: Settings, device: str, model: str) -> Iterator[Planned
             print(f"bids_moediff: {notice}", file=sys.stderr)
         for image in participant.images:
             yield _plan_image(image, settings, device, model, threads)
+        for group in participant.groups:
+            yield _plan_group(group, settings, device, model)
 
 
 def _plan_image(
@@ -139,6 +157,23 @@ def _plan_image(
         cost.job_gigabytes,
         cost.seconds,
         source=image,
+        zooms_out=settings.output_zooms(zooms),
+    )
+
+
+def _plan_group(
+    group: AnatomicalImage, settings: Settings, device: str, model: str
+) -> PlannedImage:
+    from bids_moediff.workflows.sizes import output_voxels, result_cost
+
+    cost = result_cost(group, settings, model, device)
+    return PlannedImage(
+        group.key,
+        matrix_out=cost.shape,
+        gigabytes=cost.job_gigabytes,
+        seconds=cost.seconds,
+        source=group,
+        zooms_out=output_voxels(group, settings),
     )
 
 
@@ -179,15 +214,15 @@ def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
     for heading in ("matrix in", "voxel in (mm)", "matrix out", "voxel out (mm)", "GB", "min"):
         table.add_column(heading, justify="right")
     for row in rows:
-        if row.problem is not None or row.matrix_in is None or row.zooms_in is None:
+        if row.problem is not None:
             table.add_row(row.name, "cannot be read")
             continue
         table.add_row(
             row.name,
-            " x ".join(map(str, row.matrix_in)),
-            " x ".join(f"{zoom:.4g}" for zoom in row.zooms_in),
+            " x ".join(map(str, row.matrix_in or ())) or f"{len(row.scans)} scans",
+            " x ".join(f"{zoom:.4g}" for zoom in row.zooms_in or ()),
             " x ".join(map(str, row.matrix_out or ())),
-            " x ".join(f"{zoom:.4g}" for zoom in settings.output_zooms(row.zooms_in)),
+            " x ".join(f"{zoom:.4g}" for zoom in row.zooms_out or ()),
             f"{row.gigabytes:.1f}",
             f"{row.seconds / 60:.1f}",
         )

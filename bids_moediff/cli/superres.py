@@ -124,8 +124,9 @@ def check_model(typed: dict[str, Any]) -> int:
 
 def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """Process a request file: 0 if every image was done, 1 if some failed."""
+    from bids_moediff.inference.batch import run_request
     from bids_moediff.inference.request import Request
-    from bids_moediff.inference.worker import ProgressLines, run_request, with_typed
+    from bids_moediff.inference.worker import ProgressLines, with_typed
 
     if not namespace.results:
         raise UsageError("--request needs --results FILE as well.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .observation import Observation
+from .observation import Observation, total
 
 STEPS = 12
 # Share of the first gradient that ends the iteration. An earlier stop, at residuals as large as
@@ -82,4 +82,4 @@ def _back(scans: Sequence[Observation], residuals: Sequence[torch.Tensor]) -> to
 
 
 def _dot(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float((first * second).sum(dtype=torch.float64))
+    return total(first * second)

@@ -2,12 +2,26 @@
 """The grid of the result: axes of the first scan, field of view of all."""
 
 from collections.abc import Sequence
+from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 
-from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
+from bids_moediff.imaging.grid import Shape, Triple, output_grid, voxel_sizes
 
-from .resampling import Grid, nearest_axes
+
+class Grid(NamedTuple):
+    """Voxel counts and the 4x4 affine from voxel to world coordinates (mm)."""
+
+    shape: Shape
+    affine: np.ndarray
+
+
+def nearest_axes(linear: np.ndarray) -> tuple[list[int], list[int]]:
+    """Source axis for each target axis, and the target axes that run backwards."""
+    scaled = linear / np.abs(linear).sum(axis=1, keepdims=True)
+    best = max(permutations(range(3)), key=lambda p: sum(abs(scaled[p[k], k]) for k in range(3)))
+    return list(best), [k for k in range(3) if linear[best[k], k] < 0]
 
 
 def scan_zooms(affine: np.ndarray, frame: np.ndarray, zooms: Sequence[float]) -> Triple:

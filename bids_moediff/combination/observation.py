@@ -10,6 +10,12 @@ from bids_moediff.imaging.acquisition import Operator
 from .resampling import Resampler
 
 
+def total(values: torch.Tensor) -> float:
+    """Sum of (X, Y, Z) in double precision, the same whatever the number of threads."""
+    # Threads share out the rows; a sum to one number would be shared out itself.
+    return float(values.sum(dim=-1, dtype=torch.float64).numpy().sum())
+
+
 @dataclass(frozen=True)
 class Observation:
     """One scan as equations: measured = shading * A(move(volume)) + noise.
@@ -52,5 +58,5 @@ class Observation:
     def misfit(self, residual: torch.Tensor) -> float:
         """Root mean square of a residual over the noise, by the weights of its voxels."""
         weights = self.weights.expand_as(residual)
-        squares = float((weights * residual * residual).sum(dtype=torch.float64))
-        return (squares / max(float(weights.sum(dtype=torch.float64)), 1.0)) ** 0.5 / self.sigma
+        squares = total(weights * residual * residual)
+        return (squares / max(total(weights), 1.0)) ** 0.5 / self.sigma

@@ -16,17 +16,12 @@ import numpy as np
 import torch
 
 from bids_moediff.errors import ImageError
-from bids_moediff.imaging.grid import Shape, Triple
+from bids_moediff.imaging.grid import Triple
+
+from .frame import Grid, nearest_axes
 
 TAIL = 8  # voxels beyond the largest shift: there the bridge between the two ends may ring
 LARGEST_SHEAR = 1.5  # voxels a voxel; turned by less than 45 degrees a head needs less
-
-
-class Grid(NamedTuple):
-    """Voxel counts and the 4x4 affine from voxel to world coordinates (mm)."""
-
-    shape: Shape
-    affine: np.ndarray
 
 
 class Shear(NamedTuple):
@@ -233,13 +228,6 @@ class Resampler:
             centres = [c + side.target for c, side in zip(centre, self._sides, strict=True)]
             chain.append((shear, _phases(shear, lengths, centres, device)))
         return chain
-
-
-def nearest_axes(linear: np.ndarray) -> tuple[list[int], list[int]]:
-    """Source axis for each target axis, and the target axes that run backwards."""
-    scaled = linear / np.abs(linear).sum(axis=1, keepdims=True)
-    best = max(permutations(range(3)), key=lambda p: sum(abs(scaled[p[k], k]) for k in range(3)))
-    return list(best), [k for k in range(3) if linear[best[k], k] < 0]
 
 
 def _permuted(

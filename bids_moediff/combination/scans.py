@@ -18,7 +18,7 @@ from bids_moediff.imaging.masks import head_mask_array
 
 from .alignment import SAME_HEAD, Alignment, align
 from .estimate import Estimate, joint_estimate
-from .frame import union_grid
+from .frame import scan_zooms, union_grid
 from .view import Scan, Setting, View, mean_of, noise_of, weigh_slices
 
 SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
@@ -113,6 +113,8 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     alignment, reasons = _leave_out(scans, alignment)
     used = [scans[index] for index in alignment.kept]
     moves = [alignment.moves[index] for index in alignment.kept]
+    # The axes are those of the first scan that is used.
+    zooms = scan_zooms(used[0].image.affine, scans[0].image.affine, zooms)
     setting = Setting(union_grid([scan.grid for scan in used], moves, zooms), _range(used[0]))
     views = _bring_together(setting, used, moves, report)
     estimate, views = _estimate(views, lambda share: report("estimate", share))

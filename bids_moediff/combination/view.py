@@ -13,9 +13,9 @@ from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import voxel_sizes
 from bids_moediff.imaging.noise_level import read_noise
 
-from .frame import coverage
-from .observation import Observation
-from .resampling import Grid, Resampler
+from .frame import Grid, coverage
+from .observation import Observation, total
+from .resampling import Resampler
 from .shading import fit_shading, shading_map
 from .slice_weights import along, slice_axis, slice_weights, weights_on_frame
 
@@ -142,7 +142,7 @@ class Setting:
             )
             shading = torch.from_numpy(shading_map(coefficients, observation.measured.shape))
             restored = restored / torch.from_numpy(shading_map(coefficients, restored.shape))
-            brightness = float(shading.mean())
+            brightness = total(shading) / shading.numel()
         to_frame = Resampler(grid_of(scan.single), self.frame, move)
         if scan.error is None:
             error = torch.full(self.frame.shape, UNKNOWN_ERROR)

@@ -48,7 +48,8 @@ def participant_state(output_dir: Path, label: str) -> dict[str, str]:
     """
     last = last_items(log_folder(output_dir, label))
     if not last:
-        found = any((output_dir / f"sub-{label}").rglob("*_desc-sr_*.nii.gz"))
+        names = ("*_desc-sr_*.nii.gz", "*_desc-srcombined_*.nii.gz")
+        found = any(path for name in names for path in (output_dir / f"sub-{label}").rglob(name))
         return {"status": "done" if found else "missing", "message": ""}
     failures = [
         f"{key}: {item['message']}" for key, item in last.items() if item["status"] != "done"

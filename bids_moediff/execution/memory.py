@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from bids_moediff.bids.image import Participant
 from bids_moediff.bids.past_runs import write_plan
 from bids_moediff.settings import Settings
-from bids_moediff.workflows.participant import RunPlan, network_cost, run_file
+from bids_moediff.workflows.participant import RunPlan, run_file
+from bids_moediff.workflows.sizes import result_cost
 
 
 def plan_memory(
     settings: Settings, participants: Sequence[Participant], plan: RunPlan, available_gb: float
 ) -> None:
-    """Write the plan of each participant and warn where the memory is too small for an image.
+    """Write the plan of each participant and warn where the memory is too small for a result.
 
     Parameters
     ----------
@@ -26,8 +27,8 @@ def plan_memory(
     most, largest = 0.0, ""
     for participant in participants:
         needed = {
-            image.key: network_cost(image, settings, plan).job_gigabytes
-            for image in participant.images
+            item.key: result_cost(item, settings, plan.model, plan.devices[0]).job_gigabytes
+            for item in participant.results
         }
         write_plan(run_file(settings, plan, participant).parent, available_gb, needed)
         most, largest = max([(most, largest), *((gb, key) for key, gb in needed.items())])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_moediff.bids.groups import is_group
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.workflows.folder_names import participant_workflow_name
 
@@ -125,11 +126,14 @@ def print_summary(
 
     console = Console(stderr=True, soft_wrap=False)
     bad = [outcome for outcome in outcomes if outcome.status == "failed"]
-    images = [outcome for outcome in outcomes if outcome.image]
-    done = sum(outcome.status == "done" for outcome in images)
+    results = [outcome for outcome in outcomes if outcome.image]
+    images = [outcome for outcome in results if not is_group(outcome.image)]
+    groups = [outcome for outcome in results if is_group(outcome.image)]
+    combined = f", {_done(groups)} of {len(groups)} groups combined" if groups else ""
     remarks = f"; remarks on files: {skipped}, see above" if skipped else ""
-    console.print(f"{done} of {len(images)} images done{remarks}.", highlight=False)
-    for words, names in _shared_warnings(images):
+    done = f"{_done(images)} of {len(images)} images done"
+    console.print(f"{done}{combined}{remarks}.", highlight=False)
+    for words, names in _shared_warnings(results):
         several = f" ({len(names)} images)" if len(names) > 1 else ""
         console.print(f"Warning, {names[0]}{several}: {words}", highlight=False, markup=False)
     if bad:
@@ -145,6 +149,10 @@ def print_summary(
         console.print(f"Report: {reports[0]}{more}", highlight=False, markup=False)
     if next_command:
         console.print(f"Next: {next_command}", highlight=False, markup=False)
+
+
+def _done(outcomes: Sequence[Outcome]) -> int:
+    return sum(outcome.status == "done" for outcome in outcomes)
 
 
 def _shared_warnings(images: Sequence[Outcome]) -> list[tuple[str, list[str]]]:

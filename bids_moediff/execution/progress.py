@@ -26,6 +26,9 @@ STAGES = {
     "student": (0.03, 0.98),
     "mean": (0.03, 0.75),
     "experts": (0.75, 0.98),
+    "register": (0.0, 0.3),
+    "bring together": (0.3, 0.5),
+    "estimate": (0.5, 0.98),
     "done": (1.0, 1.0),
 }
 SOONEST = 0.05  # of an image: an estimate before this would be a guess

@@ -189,6 +189,9 @@ def _run_batch(
             continue
         for notice in participant.notices:
             print(f"bids_moediff: {notice}", file=sys.stderr)
+        for group in participant.groups if needs_network(settings) else ():
+            names = ", ".join(scan.key for scan in group.members)
+            print(f"bids_moediff: {group.key}: to be combined from {names}.", file=sys.stderr)
         notices += len(participant.notices)
         if participant.images:  # filters may leave none
             participants.append(participant)
@@ -201,7 +204,7 @@ def _run_batch(
             return outcomes, notices
         crash_folder = execute(settings, workflow, plan, limits)
     for participant in participants:
-        keys = [image.key for image in participant.images]
+        keys = [item.key for item in participant.results]
         path = run_file(settings, plan, participant)
         outcomes += read_outcomes(participant.label, keys, path, crash_folder)
     return outcomes, notices

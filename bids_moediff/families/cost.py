@@ -66,6 +66,22 @@ def estimate(
     )
 
 
+# Combining scans (docs/combining.md, "What it costs"), by voxel of the result: the volumes of the
+# estimate, and those of each scan.
+_BYTES_PER_COMBINED_VOXEL = (60.0, 40.0)
+_SECONDS_PER_COMBINED_VOXEL = 5e-6  # and scan
+
+
+def combination_cost(shape: tuple[int, int, int], scans: int) -> Estimate:
+    """Return the cost of combining restored `scans` to one image of `shape` voxels."""
+    voxels, (common, each) = math.prod(shape), _BYTES_PER_COMBINED_VOXEL
+    return Estimate(
+        round(_BASE_GIGABYTES + voxels * (common + each * scans) / 1e9, 2),
+        round(_BASE_SECONDS + voxels * scans * _SECONDS_PER_COMBINED_VOXEL, 1),
+        shape,
+    )
+
+
 # A network nobody has a count for is taken to cost as much as the first shipped mean, at the
 # rates of the experts.
 UNKNOWN_MACS = 101_000.0

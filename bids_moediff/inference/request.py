@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the app and its child process tell each other: one request, one result an image.
+"""What the app and its child process tell each other: one request, one result an image or group.
 
 Both sides read and write these classes, so a key is written once. Imports neither torch nor numpy.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class ImageRequest:
         Statements of the sidecar (``ACQUISITION_KEYS``).
     acquisition
         How the image was sampled, as ``Acquisition.to_dict`` gives it; wins over the rest.
+    zooms
+        Voxel size of the result (mm, axis order of the image) in place of that of the options.
+    with_error
+        Whether the expected error is mapped even if the options do not ask for it.
     """
 
     key: str
@@ -50,11 +54,38 @@ class ImageRequest:
     bias_field: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     acquisition: Mapping[str, Any] | None = None
+    zooms: Sequence[float] | None = None
+    with_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRequest:
+    """Scans that are to be combined once each is restored.
+
+    Parameters
+    ----------
+    key
+        Name of the group in progress and results.
+    out_dir
+        Folder for what is made of it.
+    zooms
+        Voxel size of the result in mm, in the axis order of the first of ``scans``.
+    scans
+        Name of each scan, and the key of its image in this request.
+    lost
+        Name of each scan of the group that could not be prepared, and why in one sentence.
+    """
+
+    key: str
+    out_dir: str
+    zooms: Sequence[float]
+    scans: Mapping[str, str]
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """All images of a participant, and what decides their results.
+    """All images of a participant, groups of them to combine, and what decides their results.
 
     ``device`` may name several with commas, one of which is taken; ``model_reason`` says why this
     model, for the record.
@@ -62,8 +93,14 @@ class Request:
 
     options: Options
     images: tuple[ImageRequest, ...]
+    groups: tuple[GroupRequest, ...] = ()
     device: str = "auto"
     model_reason: str = ""
+
+    @property
+    def items(self) -> tuple[ImageRequest | GroupRequest, ...]:
+        """All that there is to be a result of, in order."""
+        return (*self.images, *self.groups)
 
     def write(self, path: Path) -> Path:
         """Write the request file."""
@@ -72,6 +109,7 @@ class Request:
             "device": self.device,
             "model_reason": self.model_reason,
             "images": [asdict(image) for image in self.images],
+            "groups": [asdict(group) for group in self.groups],
         }
         return write_json(content, path)
 
@@ -92,12 +130,16 @@ class Request:
         if not isinstance(content, dict) or not isinstance(content.get("images"), list):
             raise UsageError(f"{where} has no list 'images'.")
         _check_keys(content, cls, where)
-        images = []
         for entry in content["images"]:
             _check_keys(entry, ImageRequest, f"An image of {path.name}")
-            images.append(ImageRequest(**entry))
-        options = Options.from_dict(content.get("options", {}), where)
-        return cls(**{**content, "options": options, "images": tuple(images)})
+        for entry in content.get("groups", ()):
+            _check_keys(entry, GroupRequest, f"A group of {path.name}")
+        read = {
+            "options": Options.from_dict(content.get("options", {}), where),
+            "images": tuple(ImageRequest(**entry) for entry in content["images"]),
+            "groups": tuple(GroupRequest(**entry) for entry in content.get("groups", ())),
+        }
+        return cls(**{**content, **read})
 
 
 def _check_keys(content: Any, kind: type, where: str) -> None:
@@ -108,14 +150,18 @@ def _check_keys(content: Any, kind: type, where: str) -> None:
     for key in content:
         if key not in known:
             raise UsageError(f"{where} has the unknown key {key!r}{closest(key, known)}.")
-    needed = ("key", "image", "out_dir") if kind is ImageRequest else ("images",)
+    needed = [
+        item.name
+        for item in fields(kind)
+        if item.default is MISSING and item.default_factory is MISSING and item.name != "options"
+    ]
     if missing := [key for key in needed if key not in content]:
         raise UsageError(f"{where} lacks {', '.join(missing)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageResult:
-    """What became of one image.
+    """What became of one image or group.
 
     Parameters
     ----------

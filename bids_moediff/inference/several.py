@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several scans through one network, each alone, and then combined to one volume."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.options import FINEST_DEFAULT, Options
 
 from .request import ImageRequest
-from .super_resolver import Result, SuperResolver
+from .super_resolver import SuperResolver
 from .worker import Prepared, Scan, enhance_prepared, prepare
 
 Progress = Callable[[str, str, float], None]
@@ -29,11 +29,19 @@ SHARED_KEYS = (
 
 
 @dataclass(frozen=True)
+class Alone:
+    """A scan restored by itself: image, map of the expected error if there is one, and record."""
+
+    image: nib.Nifti1Image
+    error: nib.Nifti1Image | None
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class CombinedResult:
-    """The combined volume, the result of each scan alone, and the record for the sidecar."""
+    """The combined volume and the record for the sidecar."""
 
     combined: Combined
-    singles: list[Result]
     record: dict[str, Any]
 
 
@@ -65,7 +73,6 @@ def combine_images(
     report = progress or (lambda key, stage, fraction: None)
     frame = scans[0][1].image.affine
     zooms = _zooms([scan.image.affine for _, scan in scans], options)
-    restored, singles = [], []
     ready = []
     for told, scan in scans:
         own = replace(
@@ -73,16 +80,59 @@ def combine_images(
             output_resolution=scan_zooms(scan.image.affine, frame, zooms),
             outputs=tuple(dict.fromkeys((*options.outputs, "uncertainty"))),
         )
-        prepared = prepare(scan, told, own)
-        _refuse_finer(told.key, prepared, own)
-        ready.append((told, scan, prepared, own))
+        ready.append((told, scan, _prepared(told, scan, own), own))
+    restored: list[RestoredScan] = []
+    record: Mapping[str, Any] = {}
     # All scans were looked at before minutes are spent on the first.
     for told, scan, prepared, own in ready:
         result = enhance_prepared(resolver, scan, prepared, own, partial(report, told.key))
-        singles.append(result)
-        restored.append(_restored(told.key, prepared, result))
+        alone = Alone(result.image, result.standard_deviation, result.record)
+        restored.append(_restored(told.key, prepared, alone))
+        record = record or result.record
     combined = combine(restored, zooms, progress=partial(report, "combined"))
-    return CombinedResult(combined, singles, _record(combined, singles, zooms))
+    return CombinedResult(combined, _record(combined, record))
+
+
+def combine_restored(
+    scans: Sequence[tuple[ImageRequest, Scan, Alone]],
+    zooms: Sequence[float],
+    options: Options,
+    progress: Callable[[str, float], None],
+    lost: Mapping[str, str],
+) -> CombinedResult:
+    """Combine scans that were restored one by one.
+
+    Parameters
+    ----------
+    scans
+        At least two; the first gives the axes of the result.
+    zooms
+        Voxel size of the result (mm) in the axis order of the first scan.
+    options
+        With which they were restored.
+    progress
+        Called with the stage and the share that is done.
+    lost
+        Name of each further scan of the group that could not be used, and why; for the record.
+
+    Raises
+    ------
+    ImageError
+        If the scans cannot be combined.
+    """
+    frame = scans[0][1].image.affine
+    first, second, third = zooms
+    restored = []
+    for told, scan, alone in scans:
+        own = replace(options, output_resolution=scan_zooms(scan.image.affine, frame, zooms))
+        restored.append(_restored(told.key, _prepared(told, scan, own), alone))
+    combined = combine(restored, (first, second, third), progress=progress)
+    record = _record(combined, scans[0][2].record)
+    record["CombinedScans"] += [
+        {"Scan": name, "Used": False, "Reason": words} for name, words in lost.items()
+    ]
+    record["Warnings"] += [f"{name} was left out: {words}" for name, words in lost.items()]
+    return CombinedResult(combined, record)
 
 
 def _zooms(affines: Sequence[np.ndarray], options: Options) -> Triple:
@@ -92,35 +142,36 @@ def _zooms(affines: Sequence[np.ndarray], options: Options) -> Triple:
     return frame_zooms(affines, (FINEST_DEFAULT,) * 3)
 
 
-def _refuse_finer(key: str, prepared: Prepared, options: Options) -> None:
-    """ImageError if a scan is finer than the result would be."""
+def _prepared(told: ImageRequest, scan: Scan, options: Options) -> Prepared:
+    """The scan on its measured voxels; ImageError if it is finer than the result would be."""
+    prepared = prepare(scan, told, options)
     sizes = voxel_sizes(prepared.measured.image.affine)
     if any(own < asked * 0.999 for own, asked in zip(sizes, options.zooms, strict=True)):
         raise ImageError(
-            f"{key} has voxels of {' x '.join(f'{z:.3g}' for z in sizes)} mm, finer than the "
+            f"{told.key} has voxels of {' x '.join(f'{z:.3g}' for z in sizes)} mm, finer than the "
             "output voxels asked for: to combine scans ask for --output-resolution auto."
         )
+    return prepared
 
 
-def _restored(key: str, prepared: Prepared, result: Result) -> RestoredScan:
+def _restored(key: str, prepared: Prepared, alone: Alone) -> RestoredScan:
     image = prepared.measured.image
     data = np.asarray(image.dataobj, dtype=np.float32)
     return RestoredScan(
         key,
         nib.Nifti1Image(data, image.affine, image.header),
         prepared.sampling.acquisition,
-        result.image,
-        result.standard_deviation,
+        alone.image,
+        alone.error,
         prepared.noise.sigma or None,
     )
 
 
-def _record(combined: Combined, singles: Sequence[Result], zooms: Triple) -> dict[str, Any]:
-    """What ran, for the sidecar of the combined volume."""
-    first = singles[0].record
+def _record(combined: Combined, first: Mapping[str, Any]) -> dict[str, Any]:
+    """What ran, for the sidecar of the combined volume; ``first`` is that of a scan."""
     return {
         **{key: first[key] for key in SHARED_KEYS if key in first},
-        "OutputVoxelSize": [round(size, 6) for size in zooms],
+        "OutputVoxelSize": [round(size, 6) for size in voxel_sizes(combined.image.affine)],
         "CombinedScans": [scan.record() for scan in combined.scans],
         "CombinationSteps": combined.steps,
         "Warnings": combined.warnings,

@@ -70,6 +70,14 @@ class Result:
         return self.maps.get("srstd")
 
 
+def without_expected_error(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without what it says of a map of the expected error."""
+    kept = {key: value for key, value in record.items() if not key.startswith("ExpectedError")}
+    about_map = (NO_DEVIATION, SPREAD_ONLY, OTHER_WEIGHTS)
+    kept["Warnings"] = [words for words in record["Warnings"] if words not in about_map]
+    return kept
+
+
 def assumed_acquisition(image: nib.Nifti1Image, options: Options) -> Acquisition:
     """Return how an image without a sidecar is taken to be sampled: the options, or its voxels."""
     as_stored = Measured(image, None, None, (False, False, False), "header")

@@ -1,23 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the child process does: images through one network, each with its result.
-
-The results file is rewritten after every image. A key that it already holds as done or failed is
-not processed again, so a run that was killed half-way is continued by the same command; the key
-that was under way reads ``"running"``.
-"""
+"""What the child process does to one image, how it says how far it is, and how it is stopped."""
 
 import json
 import math
 import os
 import signal
 import threading
-import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
 import nibabel as nib
@@ -25,9 +16,8 @@ import numpy as np
 import torch
 
 from bids_moediff.converters import to_device
-from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.families.choice import choose
-from bids_moediff.families.cost import estimate
 from bids_moediff.imaging.acquisition import Acquisition
 from bids_moediff.imaging.grid import voxel_sizes
 from bids_moediff.imaging.noise_level import NoiseReading, read_noise
@@ -40,11 +30,9 @@ from bids_moediff.preprocessing.measured_voxels import (
     find_measured,
 )
 from bids_moediff.runtime.device_lock import hold_device
-from bids_moediff.runtime.platform import peak_memory_gb
-from bids_moediff.runtime.sink import write_json, write_nifti
 
 from .pose import Inputs
-from .request import ImageRequest, ImageResult, Request, read_results, write_results
+from .request import ImageRequest, Request
 from .super_resolver import Result, SuperResolver
 from .warnings import residual_warning
 
@@ -87,25 +75,6 @@ class ProgressLines:
             print(text, file=self._stream, flush=True)
 
 
-def run_request(request: Request, results_file: Path, progress: ProgressLines) -> int:
-    """Process every image that is not settled: 0 if all are done, 1 if some failed."""
-    results = read_results(results_file)
-
-    def note(key: str, result: ImageResult) -> None:
-        results[key] = result
-        write_results(results, results_file)
-
-    todo = [i for i in request.images if i.key not in results or not results[i.key].settled]
-    if todo:
-        with held_device(request.device, progress) as device:
-            progress(None, "loading", 0.0)
-            loaded = load(request, device)
-            for image in todo:
-                note(image.key, ImageResult(status="running"))
-                note(image.key, _attempt(loaded, image, progress))
-    return 0 if all(result.done for result in results.values()) else 1
-
-
 def held_device(
     choice: str, progress: Callable[[str | None, str, float], None]
 ) -> AbstractContextManager[str]:
@@ -140,48 +109,6 @@ def load(request: Request, device: str) -> Loaded:
     return Loaded(resolver, request.options, choice.model, request.model_reason or choice.reason)
 
 
-def _attempt(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> ImageResult:
-    """Result of one image; nothing but a request to stop escapes."""
-    try:
-        return _process(loaded, image, progress)
-    except MoediffError as error:
-        return ImageResult(status="failed", message=str(error))
-    except Exception as error:
-        if _is_out_of_memory(error):
-            return ImageResult(status="failed", message=memory_sentence(loaded, image))
-        traceback.print_exc()
-        reason = " ".join(str(error).split())[:300]
-        message = f"Super-resolution failed unexpectedly ({type(error).__name__}: {reason})."
-        return ImageResult(status="failed", message=message)
-
-
-def _process(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> ImageResult:
-    started = time.monotonic()
-    result = enhance_image(
-        loaded.resolver,
-        Scan(*(_open(path) for path in (image.image, image.mask, image.bias_field))),
-        image,
-        loaded.options,
-        partial(progress, image.key),
-    )
-    folder = Path(image.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for key, product in {"sr": result.image, **result.maps}.items():
-        files[key] = str(folder / f"{key}.nii")  # read once, soon: packing takes longer
-        write_nifti(product, Path(files[key]))
-    record = {**result.record, "ModelChoice": loaded.model_reason}
-    write_json(record, folder / "record.json")
-    progress(image.key, "done", 1.0)
-    return ImageResult(
-        status="done",
-        files=files,
-        record=record,
-        seconds=round(time.monotonic() - started, 3),
-        peak_memory_gb=peak_memory_gb(),
-    )
-
-
 @dataclass(frozen=True)
 class Scan:
     """A conformed scan with what was prepared of it, on one grid."""
@@ -189,10 +116,6 @@ class Scan:
     image: nib.Nifti1Image
     mask: nib.Nifti1Image | None = None
     bias_field: nib.Nifti1Image | None = None
-
-
-def _open(path: str | None) -> Any:
-    return nib.Nifti1Image.from_filename(path) if path else None
 
 
 @dataclass(frozen=True)
@@ -307,28 +230,6 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
 def _rounded(value: float) -> float:
     """Four digits: images come in units from 1e-6 to 1e6."""
     return float(f"{value:.4g}")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch raises RuntimeError on the processor, OutOfMemoryError on a card.
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
-
-
-def memory_sentence(loaded: Loaded, image: ImageRequest) -> str:
-    """What an image that did not fit would have needed."""
-    header = nib.Nifti1Image.from_filename(image.image).header
-    needed = estimate(
-        tuple(int(n) for n in header.get_data_shape()[:3]),
-        tuple(float(z) for z in header.get_zooms()[:3]),
-        loaded.options,
-        model=loaded.model,
-        device=loaded.resolver.device.type,
-    )
-    return (
-        f"Super-resolution ran out of memory: the image needs about {needed.gigabytes:.1f} GB; "
-        "give it more memory, a smaller --batch-size or coarser output voxels."
-    )
 
 
 def with_typed(request: Request, typed: dict[str, Any], device: str | None) -> Request:

@@ -41,6 +41,7 @@ from bids_moediff.inference.request import (
 from bids_moediff.options import Options
 from bids_moediff.runtime.sink import write_json
 
+from .groups import PlannedGroup, request_groups
 from .step import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 ANY_EXIT_CODE = range(-64, 256)
@@ -67,7 +68,7 @@ class DescribePrepared(ImageStep):
 
     def _run_interface(self, runtime: Any) -> Any:
         source = AnatomicalImage.from_json(self.inputs.source)
-        entry: dict[str, Any] = {"failure": self.before}
+        entry: dict[str, Any] = {"failure": self.before, "key": source.key}
         if not self.before:
             bias_field = self.inputs.bias_field
             prepared = ImageRequest(
@@ -88,6 +89,8 @@ class _RequestInputSpec(BaseInterfaceInputSpec):
     entries = InputMultiObject(File(exists=True), mandatory=True, desc="from DescribePrepared")
     options = traits.Dict(mandatory=True, desc="what decides the result (Options.to_dict)")
     model_reason = traits.Str(usedefault=True, desc="why this model, for the record")
+    groups = traits.List(traits.Dict, [], usedefault=True, desc="PlannedGroup.to_dict of each")
+    combine_only = traits.Bool(False, usedefault=True, desc="no results of single scans of groups")
 
 
 class _RequestOutputSpec(TraitedSpec):
@@ -95,20 +98,26 @@ class _RequestOutputSpec(TraitedSpec):
 
 
 class WriteRequest(SimpleInterface):
-    """Gather the entries of all images of a participant in one request file."""
+    """Gather the entries of all images of a participant, and groups of them, in one request."""
 
     input_spec = _RequestInputSpec
     output_spec = _RequestOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        images = []
+        prepared, lost = {}, {}
         for path in self.inputs.entries:
             entry = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not entry.pop("failure"):
-                images.append(ImageRequest(**entry))
+            if failure := entry.pop("failure"):
+                lost[entry["key"]] = failure
+            else:
+                prepared[entry["key"]] = ImageRequest(**entry)
+        options = Options.from_dict(self.inputs.options, "The workflow")
+        planned = [PlannedGroup(**group) for group in self.inputs.groups]
+        images, groups = request_groups(prepared, lost, planned, options, self.inputs.combine_only)
         request = Request(
-            options=Options.from_dict(self.inputs.options, "The workflow"),
+            options=options,
             images=tuple(images),
+            groups=tuple(groups),
             model_reason=self.inputs.model_reason,
         )
         path = request.write(Path(runtime.cwd) / "request.json")
@@ -143,7 +152,7 @@ class SuperResolve(CommandLine):
     def _run_interface(self, runtime: Any, correct_return_codes: Any = ANY_EXIT_CODE) -> Any:
         results = Path(runtime.cwd) / self.inputs.results
         results.unlink(missing_ok=True)
-        keys = [image.key for image in Request.read(Path(self.inputs.request)).images]
+        keys = [item.key for item in Request.read(Path(self.inputs.request)).items]
         settled: dict[str, ImageResult] = {}
         log = []
         while pending := [key for key in keys if key not in settled]:

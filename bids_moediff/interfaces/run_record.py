@@ -79,6 +79,8 @@ class ImageStatus(SimpleInterface):
             item["quality"] = read_json(self.inputs.quality)
         if isdefined(self.inputs.results):
             result = read_json(self.inputs.results).get(key, {})
+            if result.get("status") == "failed" and not self.inputs.failure:
+                item |= {"status": "failed", "message": result["message"]}
             record = result.get("record", {})
             item["record"] = record
             item["warnings"] += record.get("Warnings", [])
@@ -91,7 +93,7 @@ class ImageStatus(SimpleInterface):
 
 
 def _empty_item(source: AnatomicalImage) -> dict[str, Any]:
-    return {
+    item = {
         "key": source.key,
         "source": source.relative_path,
         "suffix": source.suffix,
@@ -101,13 +103,15 @@ def _empty_item(source: AnatomicalImage) -> dict[str, Any]:
         "quality": {},
         "warnings": [],
     }
+    scans = {"scans": [scan.relative_path for scan in source.members]} if source.members else {}
+    return item | scans
 
 
 def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, str]:
     """Products of an image that are on disk, relative to the output folder."""
     products = {}
     for name, row in PRODUCTS.items():
-        if row.each is not None:
+        if row.each is not None or row.of_group != bool(source.members):
             continue
         path = derivative_path(source, name, zooms if row.on_output_grid else None)
         if (output_dir / path).exists():
@@ -121,7 +125,7 @@ def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> di
     found = last_items(log_folder(output_dir, source.entities["sub"])).get(source.key)
     if found is not None:
         return item | found
-    if "sr" in existing_products(output_dir, source, zooms):
+    if {"sr", "srcombined"} & set(existing_products(output_dir, source, zooms)):
         return {**item, "status": "done"}
     return {**item, "message": "The image was not super-resolved yet."}
 

@@ -156,6 +156,17 @@ def stated_zooms(header: nib.Nifti1Header) -> tuple[float, float, float]:
     return x, y, z
 
 
+def stated_affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """Return the affine by which :func:`conform` places an image (mm).
+
+    Raises
+    ------
+    ImageError
+        If the header states no voxel size that can be.
+    """
+    return _affine(image, image.shape[:3], "the image", [])[0]
+
+
 def _unit(header: nib.Nifti1Header) -> str:
     """Unit of length; millimetres where the code is none that NIfTI knows."""
     try:

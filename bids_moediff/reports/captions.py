@@ -35,6 +35,11 @@ COMPARE_CAPTION = (
     "Same slices, same grey window, same scale. The input is drawn with its own voxels, nothing "
     "is smoothed. L and R are the patient's left and right (radiological view)."
 )
+PAIR_CAPTION = (
+    "Each scan in the slices of the combined image, before registration (where its header places "
+    "it) and after. Point at a picture, or choose it with the Tab key, and it alternates with the "
+    "combined image: after registration edges must stay where they are."
+)
 
 
 def drawn_products() -> list[Product]:

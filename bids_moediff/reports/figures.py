@@ -174,6 +174,11 @@ def _greys(scene: Scene, volume: Volume) -> dict[str, np.ndarray]:
     }
 
 
+def write_row(scene: Scene, paint: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
+    """Pixels of the three planes (height, width, 3), with letters, positions and a title."""
+    return _row(scene, paint, title).save(path)
+
+
 def write_input(scene: Scene, path: Path) -> Path:
     """The input at its own voxels in three planes."""
     title = f"Input, voxels of {_zooms(scene.original)}"

@@ -175,7 +175,11 @@ def read_rows(
     groupings = sorted({name for known in people.values() for name in known})
     rows: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
-    patterns = ("sub-*/anat/*_desc-sr_*.json", "sub-*/ses-*/anat/*_desc-sr_*.json")
+    patterns = [
+        f"sub-*/{folder}anat/*_desc-{desc}_*.json"
+        for folder in ("", "ses-*/")
+        for desc in ("sr", "srcombined")
+    ]
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         try:
             entities, suffix, _ = parse_name(path.name)
@@ -192,11 +196,14 @@ def read_rows(
 
 
 def _row(entities: dict[str, str], suffix: str, sidecar: Mapping[str, Any]) -> dict[str, Any]:
-    own = {key: value for key, value in entities.items() if key != "desc"}
+    scans = sidecar.get("CombinedScans")
+    # A combined image may share the other entities with a scan.
+    own = {key: value for key, value in entities.items() if key != "desc" or scans}
     row: dict[str, Any] = {
         "bids_name": build_name(own, suffix, ""),
         "participant": entities["sub"],
         "session": entities.get("ses"),
+        "scans": sum(scan["Used"] for scan in scans) if scans else 1,
     }
     row |= {name: sidecar.get(key) for name, key, _ in RECORD_COLUMNS}
     for word, key in VOXEL_COLUMNS:
@@ -217,8 +224,10 @@ def _clean(value: Any) -> Any:
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Columns of the table; the session only where there are sessions."""
-    return [name for name in rows[0] if name != "session" or any(row["session"] for row in rows)]
+    """Columns of the table; session and scans only where there is more than one."""
+    unused = set() if any(row["session"] for row in rows) else {"session"}
+    unused |= set() if any(row["scans"] > 1 for row in rows) else {"scans"}
+    return [name for name in rows[0] if name not in unused]
 
 
 def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
@@ -226,6 +235,7 @@ def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
         "bids_name": "name of the super-resolved image without its description",
         "participant": "label of the participant, without sub-",
         "session": "label of the session, without ses-",
+        "scans": "number of scans that the image was made from",
         "scanner_of_image": "maker, model and field strength of the scanner",
         "n_warnings": "number of warnings",
         "warnings": "warnings in words",

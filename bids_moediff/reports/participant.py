@@ -25,7 +25,8 @@ from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.quality.figures import DESCRIPTIONS
-from bids_moediff.reports import captions, facts
+from bids_moediff.reports import captions, combined, facts, figures
+from bids_moediff.reports.figures import Scene
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.runtime.sink import write_text
 
@@ -35,7 +36,11 @@ PLOTS = ("profile", "histogram")
 
 @dataclass(frozen=True)
 class Section:
-    """What a page shows of one image; ``pictures`` are ``data:`` addresses by name."""
+    """What a page shows of one image; ``pictures`` are ``data:`` addresses by name.
+
+    ``scans``: rows of ``combined.HEADS`` for an image that was combined from several; ``pairs``:
+    name and pictures of each, before and after registration.
+    """
 
     source: str
     status: str
@@ -49,6 +54,8 @@ class Section:
     all_figures: list[tuple[str, str, str]]
     products: list[tuple[str, str]]
     added: str = ""
+    scans: list[tuple[str, ...]] = field(default_factory=list)
+    pairs: list[tuple[str, str, str]] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     view: dict[str, Any] | None = None
 
@@ -96,6 +103,8 @@ def write_participant_report(
         "finished": run.get("finished", ""),
         "figures": captions.figures(),
         "compare_caption": captions.COMPARE_CAPTION,
+        "pair_caption": captions.PAIR_CAPTION,
+        "scan_heads": combined.HEADS,
     }
     single = environment().get_template("participant.html")
     sections = []
@@ -106,7 +115,7 @@ def write_participant_report(
             write_text(text, root / section.page)
             # A page holds megabytes: the index keeps one picture of each.
             thumbnail = {key: section.pictures[key] for key in ("sr",) if key in section.pictures}
-            section = replace(section, pictures=thumbnail, view=None)
+            section = replace(section, pictures=thumbnail, view=None, pairs=[])
         sections.append(section)
     template = environment().get_template("index.html") if len(items) > 1 else single
     text = template.render(sections=sections, index="", **common)
@@ -137,7 +146,8 @@ def _section(output_dir: Path, item: Mapping[str, Any], raw_dir: Path | None) ->
         message=str(item.get("message") or ""),
         page=PurePosixPath(source).name.split(".")[0] + ".html" if source else "",
         warnings=list(dict.fromkeys(item.get("warnings") or record.get("Warnings") or ())),
-        summary=facts.summary(record),
+        summary=facts.summary(record) or combined.summary(record),
+        scans=combined.table(record),
         facts=facts.run_card(item, record),
         main_figures=[
             (words, facts.number(quality[name], unit), DESCRIPTIONS[name])
@@ -172,9 +182,16 @@ def _illustrated(
     }
     if raw_dir is not None and (raw_dir / section.source).exists():
         products["raw"] = raw_dir / section.source
-    view, added = None, ""
+    record, members = item.get("record") or {}, {}
+    if "srcombined" in products:
+        members = combined.scan_paths(output_dir, item["scans"], raw_dir)
+        first = next(scan["Scan"] for scan in record["CombinedScans"] if scan["Used"])
+        products |= {"sr": products["srcombined"], **members[first]}
+    view, added, pairs = None, "", []
     if "sr" in products and ("raw" in products or "preproc" in products):
-        view, change = draw_pictures(output_dir, image, products)
+        scene, view, change = draw_pictures(output_dir, image, products)
+        if members:
+            pairs = combined.draw_pairs(output_dir, image, scene, record, members)
         noise = (item.get("quality") or {}).get("noise_sigma")
         added = facts.added(change, noise)
         view["widths"], view["heights"] = _extents(view["description"])
@@ -183,7 +200,8 @@ def _illustrated(
         for name in ("input", "sr", *captions.figures())
     }
     pictures = {name: _address(path) for name, path in paths.items() if path.exists()}
-    return replace(section, pictures=pictures, view=view, added=added)
+    shown = [(pair.name, _address(pair.before), _address(pair.after)) for pair in pairs]
+    return replace(section, pictures=pictures, view=view, added=added, pairs=shown)
 
 
 def _address(path: Path) -> str:
@@ -203,7 +221,7 @@ def _extents(description: Mapping[str, Any]) -> tuple[dict[str, float], dict[str
 
 def draw_pictures(
     output_dir: Path, image: AnatomicalImage, products: Mapping[str, Path]
-) -> tuple[dict[str, Any], float]:
+) -> tuple[Scene, dict[str, Any], float]:
     """Draw every picture that the products of an image allow.
 
     Parameters
@@ -218,12 +236,14 @@ def draw_pictures(
 
     Returns
     -------
+    scene
+        Volumes, frame and slices of the pictures.
     view
         Volumes for the viewer, see :func:`bids_moediff.reports.viewer.make_view`.
     change
         Root mean square of result minus cubic interpolation in the brain, in input units.
     """
-    from bids_moediff.reports import figures, plots, viewer
+    from bids_moediff.reports import plots, viewer
     from bids_moediff.reports.canvas import Volume
 
     def load(name: str) -> Any:
@@ -251,7 +271,7 @@ def draw_pictures(
             figures.DRAW[row.figure.draw](scene, overlay, path(row.key))
             overlays[row.key] = overlay
     view = viewer.make_view(scene, overlays.get("srstd"), overlays.get("gates"))
-    return view, figures.change(scene, cubic)
+    return scene, view, figures.change(scene, cubic)
 
 
 def label_names(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.families import family
+from bids_moediff.interfaces.groups import PlannedGroup
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
 from bids_moediff.networks.model_folder import read_config
 from bids_moediff.options import FINEST_DEFAULT
@@ -23,9 +24,10 @@ def init_superres_wf(
     devices: Sequence[str],
     gigabytes: float,
     num_threads: int = 1,
+    groups: Sequence[PlannedGroup] = (),
     name: str = "superres_wf",
 ) -> Workflow:
-    """Super-resolve the images of one participant.
+    """Super-resolve the images of one participant, and combine those that belong together.
 
     Workflow Graph
         .. workflow::
@@ -50,6 +52,8 @@ def init_superres_wf(
         Estimated memory of the largest image.
     num_threads
         Threads of the network on the processor.
+    groups
+        Scans to combine.
     name
         Name of the workflow.
 
@@ -61,13 +65,15 @@ def init_superres_wf(
     Outputs
     -------
     results
-        JSON file with one entry an image.
+        JSON file with one entry an image or group.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _methods(settings, model)
+    workflow.__desc__ = _methods(settings, model, combine=bool(groups))
     inputnode = pe.Node(niu.IdentityInterface(fields=["entries"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["results"]), name="outputnode")
     write_request = _init_request_node(settings, model, model_reason)
+    write_request.inputs.groups = [group.to_dict() for group in groups]
+    write_request.inputs.combine_only = settings.combine_only
     superres = _init_network_node(devices, gigabytes, num_threads)
     workflow.connect([
         (inputnode, write_request, [("entries", "entries")]),
@@ -100,7 +106,7 @@ def _init_network_node(devices: Sequence[str], gigabytes: float, num_threads: in
     return superres
 
 
-def _methods(settings: Settings, model: str) -> str:
+def _methods(settings: Settings, model: str, combine: bool) -> str:
     zooms = settings.output_resolution
     if isinstance(zooms, str):
         size = f"{FINEST_DEFAULT:g} mm, or that of the input along axes where it is smaller"
@@ -126,5 +132,11 @@ The mean of {settings.num_samples} samples is reported.
         text += """\
 The error to be expected of each voxel (one standard deviation) was estimated from the local size
 of the detail that the network had added, with a factor measured on heads of known truth.
+"""
+    if combine:
+        text += """\
+Scans of one contrast were combined: the super-resolved images were registered rigidly to one
+another (correlation, *SimpleITK* [@simpleitk]), and the image that explains the measured voxels of
+all scans was estimated around their weighted mean by conjugate gradients.
 """
     return text

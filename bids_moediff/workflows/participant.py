@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph of a run: participants side by side, their images side by side, one network each."""
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -16,17 +14,16 @@ from bids_moediff import __version__
 from bids_moediff.bids.carried_maps import find_maps
 from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
-from bids_moediff.families.cost import Estimate, estimate
 from bids_moediff.interfaces.carried_maps import CarryMaps
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
-from bids_moediff.preprocessing.conform import stated_zooms
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
 from .chain import BESIDE, Chain
 from .network import init_superres_wf
 from .preparation import init_image_preparation_wf
-from .products import init_image_products_wf
+from .products import init_group_products_wf, init_image_products_wf
+from .sizes import float32_gigabytes, output_voxels, planned_group, result_cost
 
 # What the report shows of the settings: nothing that is a path.
 REPORTED_SETTINGS = (
@@ -150,7 +147,6 @@ def init_single_subject_wf(
     None; products go to the output folder.
     """
     workflow = Workflow(name=participant_workflow_name(participant.label))
-    images = participant.images
     collect = pe.Node(
         CollectRun(
             label=participant.label,
@@ -161,15 +157,17 @@ def init_single_subject_wf(
         name="collect",
         run_without_submitting=True,
     )
-    statuses = _init_merge("statuses", images)
+    statuses = _init_merge("statuses", _told_of(participant, settings))
     workflow.connect(statuses, "out", collect, "statuses")
     if settings.stage == "report":
-        for number, image in enumerate(images, 1):
+        for number, image in enumerate(participant.results, 1):
             workflow.connect(
                 _init_status(image, settings, plan), "status", statuses, f"in{number}"
             )
     else:
-        _connect_processing(workflow, images, settings, plan)
+        superres_wf = _connect_processing(workflow, participant, settings, plan)
+        if superres_wf is not None:
+            _connect_groups(workflow, participant, settings, plan)
     if settings.stage in ("all", "report"):
         report = pe.Node(
             ParticipantReport(label=participant.label, output_dir=str(settings.output_dir)),
@@ -182,12 +180,18 @@ def init_single_subject_wf(
     return workflow
 
 
+def _told_of(participant: Participant, settings: Settings) -> Sequence[AnatomicalImage]:
+    """What the record of a run tells of: groups only where they are combined."""
+    return participant.images if settings.stage == "preproc" else participant.results
+
+
 def _connect_processing(
-    workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: RunPlan
-) -> None:
+    workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
+) -> Workflow | None:
     """Preparation of each image; network and products where the stage asks for them."""
-    superres_wf = _add_network(workflow, images, settings, plan)
-    for number, image in enumerate(images, 1):
+    superres_wf = _add_network(workflow, participant, settings, plan)
+    only_combined = _only_combined(participant, settings)
+    for number, image in enumerate(participant.images, 1):
         maps = find_maps(image, settings.carry) if settings.carry else ()
         prepare_wf = init_image_preparation_wf(
             settings=settings,
@@ -211,6 +215,9 @@ def _connect_processing(
             entries = workflow.get_node("entries")
             workflow.connect(prepare_wf, "outputnode.entry", entries, f"in{number}")
             workflow.connect(superres_wf, "outputnode.results", status, "results")
+            if image.key in only_combined:
+                chain.step(status)
+                continue
             products_wf = _add_products(chain, image, settings, prepare_wf, superres_wf)
             figures = [(f"outputnode.{field}", field) for field in ("quality", "doubts")]
             workflow.connect([(products_wf, status, figures)])
@@ -218,6 +225,44 @@ def _connect_processing(
                 carry = _init_carry_maps(image, settings, maps)
                 chain.step(carry, image=(prepare_wf, "image"))
         chain.step(status)
+    return superres_wf
+
+
+def _only_combined(participant: Participant, settings: Settings) -> set[str]:
+    """Keys of the scans that get no results of their own."""
+    if not settings.combine_only:
+        return set()
+    return {scan.key for group in participant.groups for scan in group.members}
+
+
+def _connect_groups(
+    workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
+) -> None:
+    """What is combined, after the network."""
+    for number, group in enumerate(participant.groups, len(participant.images) + 1):
+        zooms = output_voxels(group, settings)
+        products_wf = init_group_products_wf(
+            settings=replace(settings, output_resolution=zooms),
+            source=group,
+            name=f"products_{node_name(group)}_wf",
+        )
+        masks = pe.Node(
+            niu.Merge(len(group.members)),
+            name=f"masks_{node_name(group)}",
+            run_without_submitting=True,
+        )
+        for place, scan in enumerate(group.members, 1):
+            prepare_wf = workflow.get_node(f"prepare_{node_name(scan)}_wf")
+            workflow.connect(prepare_wf, "outputnode.mask_record", masks, f"in{place}")
+        results = (workflow.get_node("superres_wf"), "outputnode.results")
+        status = _init_status(group, settings, plan)
+        workflow.connect([
+            (masks, products_wf, [("out", "inputnode.mask_records")]),
+            (results[0], products_wf, [(results[1], "inputnode.results")]),
+            (results[0], status, [(results[1], "results")]),
+            (status, workflow.get_node("statuses"), [("status", f"in{number}")]),
+        ])  # fmt: skip
+        Chain(workflow, products_wf).step(status)
 
 
 def _add_products(
@@ -229,7 +274,7 @@ def _add_products(
 ) -> Workflow:
     """What is made of an image after the network."""
     products_wf = init_image_products_wf(
-        settings=settings.for_image(_shape_and_zooms(image)[1]),
+        settings=replace(settings, output_resolution=output_voxels(image, settings)),
         source=image,
         name=f"products_{node_name(image)}_wf",
     )
@@ -250,26 +295,32 @@ def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[
         maps=[str(path) for path in maps],
         folder=str(settings.carry),
         output_dir=str(settings.output_dir),
-        output_resolution=settings.for_image(_shape_and_zooms(image)[1]).zooms,
+        output_resolution=output_voxels(image, settings),
     )
     return pe.Node(carry, name=f"carry_{node_name(image)}", mem_gb=3.0)
 
 
 def _add_network(
-    workflow: Workflow, images: Sequence[AnatomicalImage], settings: Settings, plan: RunPlan
+    workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
 ) -> Workflow | None:
     """The network of the participant; None where the stage has none."""
     if settings.stage not in ("all", "sr"):
         return None
+    images = participant.images
     superres_wf = init_superres_wf(
         settings=settings,
         model=plan.model,
         model_reason=plan.model_reason,
         devices=plan.devices,
         gigabytes=max(
-            (network_cost(image, settings, plan).gigabytes for image in images), default=1.0
+            (
+                result_cost(item, settings, plan.model, plan.devices[0]).gigabytes
+                for item in participant.results
+            ),
+            default=1.0,
         ),
         num_threads=plan.num_threads,
+        groups=[planned_group(group, settings) for group in participant.groups],
     )
     entries = _init_merge("entries", images)
     workflow.connect(entries, "out", superres_wf, "inputnode.entries")
@@ -286,7 +337,7 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> p
             source=image.to_json(),
             stage=settings.stage,
             output_dir=str(settings.output_dir),
-            zooms=settings.output_zooms(_shape_and_zooms(image)[1]),
+            zooms=output_voxels(image, settings),
             run_id=plan.run_id,
         ),
         name=f"status_{node_name(image)}",
@@ -307,34 +358,3 @@ def node_name(image: AnatomicalImage) -> str:
     """
     parts = "_".join(image.key.split("_")[1:]).replace("-", "_")
     return re.sub(r"[^A-Za-z0-9_]", lambda sign: f"_x{ord(sign[0]):x}_", parts)
-
-
-def _shape_and_zooms(image: AnatomicalImage) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Of the header; of a 1 mm head where the header cannot be read (the image fails later)."""
-    try:
-        header = nib.Nifti1Image.from_filename(str(image.path)).header
-        shape = tuple(int(n) for n in header.get_data_shape()[:3])
-        zooms = stated_zooms(header)
-    except Exception:
-        shape, zooms = (), (0.0, 0.0, 0.0)
-    if len(shape) != 3 or not all(0 < zoom < math.inf for zoom in zooms):
-        return (256, 256, 192), (1.0, 1.0, 1.0)
-    return shape, zooms
-
-
-def float32_gigabytes(image: AnatomicalImage) -> float:
-    """Size of the image as float32."""
-    shape, _ = _shape_and_zooms(image)
-    return 4e-9 * shape[0] * shape[1] * shape[2]
-
-
-def network_cost(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> Estimate:
-    """Estimated memory and time of the network for this image."""
-    shape, zooms = _shape_and_zooms(image)
-    return estimate(
-        shape,
-        zooms,
-        settings,
-        model=plan.model,
-        device=plan.devices[0],
-    )

@@ -11,6 +11,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.products import NETWORK, PREPARATION, Product, wanted_products
+from bids_moediff.interfaces.groups import GroupRecord
 from bids_moediff.interfaces.network import SelectResult
 from bids_moediff.interfaces.products import MAKERS, SidecarRecord, WriteProduct
 from bids_moediff.interfaces.quality import ImageQuality
@@ -82,6 +83,64 @@ def init_image_products_wf(
     sources |= {"mask": (inputnode, "mask"), "record": (record, "record")}
     write_products(chain, products, sources, settings, source)
     workflow.connect([(quality, outputnode, [("quality", "quality"), ("doubts", "doubts")])])
+    chain.leave(outputnode)
+    return workflow
+
+
+def init_group_products_wf(
+    *, settings: Settings, source: AnatomicalImage, name: str = "group_products_wf"
+) -> Workflow:
+    """Pick what several scans were combined to, and write it.
+
+    Workflow Graph
+        .. workflow::
+
+            from pathlib import Path
+            from bids_moediff.bids.image import AnatomicalImage
+            from bids_moediff.settings import Settings
+            from bids_moediff.workflows.products import init_group_products_wf
+            scan = AnatomicalImage(Path(), "sub-01/anat/sub-01_T1w.nii", {"sub": "01"}, "T1w", {})
+            group = AnatomicalImage(
+                Path(), "sub-01/anat/sub-01_T1w.nii", {"sub": "01"}, "T1w", {}, members=(scan,)
+            )
+            wf = init_group_products_wf(settings=Settings().for_image((1, 1, 1)), source=group)
+
+    Parameters
+    ----------
+    settings
+        Output folder and voxel size are taken from here.
+    source
+        The group (an image with members).
+    name
+        Name of the workflow.
+
+    Inputs
+    ------
+    results
+        Results of the participant.
+    mask_records
+        How the brain mask of each scan was made.
+
+    Outputs
+    -------
+    failure
+        What went wrong so far.
+    """
+    workflow = Workflow(name=name)
+    fields = ["results", "mask_records"]
+    inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["failure"]), name="outputnode")
+    products = list(wanted_products(settings, source))
+    given = [row.key for row in products]
+    picking = SelectResult(products=given, key=source.key)
+    select = pe.Node(picking, name="select", run_without_submitting=True)
+    workflow.connect(inputnode, "results", select, "results")
+    record = pe.Node(GroupRecord(), name="record", run_without_submitting=True)
+    chain = Chain(workflow, select).step(
+        record, result=(select, "result"), mask_records=(inputnode, "mask_records")
+    )
+    sources: dict[str, tuple[Any, str]] = {key: (select, key) for key in given}
+    write_products(chain, products, sources | {"record": (record, "record")}, settings, source)
     chain.leave(outputnode)
     return workflow
 

@@ -24,8 +24,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_moediff.combination.estimate import joint_estimate
+from bids_moediff.combination.frame import Grid
 from bids_moediff.combination.registration import register
-from bids_moediff.combination.resampling import Grid, Resampler
+from bids_moediff.combination.resampling import Resampler
 from bids_moediff.combination.scans import combine
 from bids_moediff.combination.view import Scan, Setting, grid_of
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request, worked off: every image through one network, then groups of them combined.
+
+The results file is rewritten after every image. A key that it already holds as done or failed is
+not processed again, so a run that was killed half-way is continued by the same command; the key
+that was under way reads ``"running"``.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from bids_moediff.errors import ImageError, MoediffError
+from bids_moediff.families.cost import estimate
+from bids_moediff.options import Options
+from bids_moediff.runtime.platform import peak_memory_gb
+from bids_moediff.runtime.sink import write_json, write_nifti
+
+from .request import (
+    GroupRequest,
+    ImageRequest,
+    ImageResult,
+    Request,
+    read_results,
+    write_results,
+)
+from .several import Alone, combine_restored
+from .super_resolver import without_expected_error
+from .worker import Loaded, ProgressLines, Scan, enhance_image, held_device, load
+
+MORE_MEMORY = "give it more memory, a smaller --batch-size or coarser output voxels."
+
+
+def run_request(request: Request, results_file: Path, progress: ProgressLines) -> int:
+    """Process every image and group that is not settled: 0 if all are done, 1 if some failed."""
+    results = read_results(results_file)
+
+    def attempt(key: str, work: Callable[[], ImageResult], needed: Callable[[], str]) -> None:
+        results[key] = ImageResult(status="running")
+        write_results(results, results_file)
+        results[key] = _attempt(work, needed)
+        write_results(results, results_file)
+
+    todo = [item for item in request.items if not _settled(item.key, results)]
+    if todo:
+        with held_device(request.device, progress) as device:
+            progress(None, "loading", 0.0)
+            loaded = load(request, device)
+            for item in todo:
+                if isinstance(item, ImageRequest):
+                    work = partial(_process, loaded, item, progress)
+                    attempt(item.key, work, partial(memory_sentence, loaded, item))
+                else:
+                    work = partial(_combine, loaded, item, request, results, progress)
+                    attempt(item.key, work, lambda: f"Combining ran out of memory: {MORE_MEMORY}")
+    return 0 if all(result.done for result in results.values()) else 1
+
+
+def _settled(key: str, results: Mapping[str, ImageResult]) -> bool:
+    return key in results and results[key].settled
+
+
+def _attempt(work: Callable[[], ImageResult], needed: Callable[[], str]) -> ImageResult:
+    """Result of one image or group; nothing but a request to stop escapes."""
+    started = time.monotonic()
+    try:
+        return replace(
+            work(),
+            seconds=round(time.monotonic() - started, 3),
+            peak_memory_gb=peak_memory_gb(),
+        )
+    except MoediffError as error:
+        return ImageResult(status="failed", message=str(error))
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return ImageResult(status="failed", message=needed())
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:300]
+        message = f"Super-resolution failed unexpectedly ({type(error).__name__}: {reason})."
+        return ImageResult(status="failed", message=message)
+
+
+def _process(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> ImageResult:
+    options = _options_for(loaded.options, image)
+    result = enhance_image(
+        loaded.resolver, _scan(image), image, options, partial(progress, image.key)
+    )
+    record = {**result.record, "ModelChoice": loaded.model_reason}
+    if not loaded.options.wants_expected_error:
+        record = without_expected_error(record)
+    done = _written(image.out_dir, {"sr": result.image, **result.maps}, record)
+    progress(image.key, "done", 1.0)
+    return done
+
+
+def _options_for(options: Options, image: ImageRequest) -> Options:
+    """Options in force, changed by what the request says of one image."""
+    if image.zooms is not None:
+        first, second, third = image.zooms
+        options = replace(options, output_resolution=(first, second, third))
+    if image.with_error:
+        outputs = tuple(dict.fromkeys((*options.outputs, "uncertainty")))
+        options = replace(options, outputs=outputs)
+    return options
+
+
+def _combine(
+    loaded: Loaded,
+    group: GroupRequest,
+    request: Request,
+    results: Mapping[str, ImageResult],
+    progress: ProgressLines,
+) -> ImageResult:
+    """Combine the scans of a group that were restored; the record says what became of each."""
+    images = {image.key: image for image in request.images}
+    lost, scans = dict(group.lost), []
+    for name, key in group.scans.items():
+        if not results[key].done:
+            lost[name] = results[key].message
+            continue
+        image, done = images[key], results[key]
+        error = _open(done.files.get("srstd"))
+        alone = Alone(_open(done.files["sr"]), error, done.record)
+        scans.append((replace(image, key=name), _scan(image), alone))
+    if len(scans) < 2:
+        reasons = " ".join(f"{name}: {words}" for name, words in lost.items())
+        count = "one scan" if scans else "no scan"
+        raise ImageError(f"Nothing to combine, {count} could be used. {reasons}".strip())
+    result = combine_restored(
+        scans, group.zooms, loaded.options, partial(progress, group.key), lost
+    )
+    maps = {"srcombined": result.combined.image, "srcount": result.combined.count}
+    done = _written(group.out_dir, maps, {**result.record, "ModelChoice": loaded.model_reason})
+    progress(group.key, "done", 1.0)
+    return done
+
+
+def _written(
+    out_dir: str, maps: Mapping[str, nib.Nifti1Image], record: Mapping[str, Any]
+) -> ImageResult:
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for key, product in maps.items():
+        files[key] = str(folder / f"{key}.nii")  # read once, soon: packing takes longer
+        write_nifti(product, Path(files[key]))
+    write_json(record, folder / "record.json")
+    return ImageResult(status="done", files=files, record=record)
+
+
+def _scan(image: ImageRequest) -> Scan:
+    return Scan(*(_open(path) for path in (image.image, image.mask, image.bias_field)))
+
+
+def _open(path: str | None) -> Any:
+    return nib.Nifti1Image.from_filename(path) if path else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises RuntimeError on the processor, OutOfMemoryError on a card.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def memory_sentence(loaded: Loaded, image: ImageRequest) -> str:
+    """What an image that did not fit would have needed."""
+    header = nib.Nifti1Image.from_filename(image.image).header
+    needed = estimate(
+        tuple(int(n) for n in header.get_data_shape()[:3]),
+        tuple(float(z) for z in header.get_zooms()[:3]),
+        _options_for(loaded.options, image),
+        model=loaded.model,
+        device=loaded.resolver.device.type,
+    )
+    return (
+        "Super-resolution ran out of memory: the image needs about "
+        f"{needed.gigabytes:.1f} GB; {MORE_MEMORY}"
+    )

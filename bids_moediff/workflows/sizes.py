@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What headers tell before anything is computed: voxel sizes, memory, and the grid of a group."""
+
+import math
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.combination.frame import Grid, frame_zooms, scan_zooms, union_grid
+from bids_moediff.errors import ImageError
+from bids_moediff.families.cost import Estimate, combination_cost, estimate
+from bids_moediff.imaging.grid import Triple, voxel_sizes
+from bids_moediff.interfaces.groups import PlannedGroup
+from bids_moediff.options import FINEST_DEFAULT
+from bids_moediff.preprocessing.conform import stated_affine, stated_zooms
+from bids_moediff.settings import Settings
+
+Shape = tuple[int, ...]
+
+
+def shape_and_zooms(image: AnatomicalImage) -> tuple[Shape, tuple[float, ...]]:
+    """Of the header; of a 1 mm head where the header cannot be read (the image fails later)."""
+    try:
+        header = nib.Nifti1Image.from_filename(str(image.path)).header
+        shape = tuple(int(n) for n in header.get_data_shape()[:3])
+        zooms = stated_zooms(header)
+    except Exception:
+        shape, zooms = (), (0.0, 0.0, 0.0)
+    if len(shape) != 3 or not all(0 < zoom < math.inf for zoom in zooms):
+        return (256, 256, 192), (1.0, 1.0, 1.0)
+    return shape, zooms
+
+
+def float32_gigabytes(image: AnatomicalImage) -> float:
+    """Size of the image as float32."""
+    shape, _ = shape_and_zooms(image)
+    return 4e-9 * shape[0] * shape[1] * shape[2]
+
+
+def output_voxels(image: AnatomicalImage, settings: Settings) -> Triple:
+    """Voxel size (mm) of the result of an image or a group, along the axes of its first scan."""
+    if not image.members:
+        return settings.output_zooms(shape_and_zooms(image)[1])
+    if isinstance(settings.output_resolution, tuple):
+        return settings.output_resolution
+    affines = [grid.affine for grid in _grids(image).values()]
+    first, second, third = frame_zooms(affines, (FINEST_DEFAULT,) * 3)
+    return (round(first, 5), round(second, 5), round(third, 5))
+
+
+def planned_group(group: AnatomicalImage, settings: Settings) -> PlannedGroup:
+    """Return what the network is to be told of a group."""
+    return PlannedGroup(
+        key=group.key,
+        members=[scan.key for scan in group.members],
+        zooms=output_voxels(group, settings),
+        frame=next(iter(_grids(group).values())).affine.tolist(),
+    )
+
+
+def result_cost(image: AnatomicalImage, settings: Settings, model: str, device: str) -> Estimate:
+    """Estimated memory and time of the network for an image, of combining for a group."""
+    if not image.members:
+        shape, zooms = shape_and_zooms(image)
+        return estimate(shape, zooms, settings, model=model, device=device)
+    grids, zooms = list(_grids(image).values()), output_voxels(image, settings)
+    frame = union_grid(grids, [np.eye(4)] * len(grids), zooms)
+    combining = combination_cost(frame.shape, len(grids))
+    alone = []
+    for grid in grids:
+        own = replace(settings, output_resolution=scan_zooms(grid.affine, grids[0].affine, zooms))
+        sizes = voxel_sizes(grid.affine)
+        alone.append(estimate(grid.shape, sizes, own, model=model, device=device).gigabytes)
+    return replace(combining, gigabytes=max(combining.gigabytes, *alone))
+
+
+def _grids(group: AnatomicalImage) -> dict[str, Grid]:
+    """Grid of each scan whose header can be read, by its key; one of 1 mm where none can."""
+    found = {}
+    for scan in group.members:
+        try:
+            image = nib.Nifti1Image.from_filename(str(scan.path))
+            first, second, third = (int(n) for n in image.shape[:3])
+            found[scan.key] = Grid((first, second, third), stated_affine(image))
+        except (OSError, ValueError, ImageError, nib.filebasedimages.ImageFileError):
+            continue
+    return found or {group.key: Grid((256, 256, 192), np.eye(4))}
