@@ -205,11 +205,17 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
     assert (thin.axis, thin.told) == (Axis("box", 0.5), Axis("gaussian", 1.0))
     assert thin.noise == 2 and not thin.plain
     assert parse_protocol("x2iso-kspace-halfhann+untold").filter == "half-hann"
+    low = parse_protocol("lowfield")
+    assert low.ratios((0, 1, 2)) == (1.5, 1.5, 5) and low.ratios((0, 2)) == (1.5, 1, 5)
+    profiles = [axis.profile for axis in low.acquisition((0, 1, 2)).axes]
+    assert profiles == ["kspace", "kspace", "gaussian"]
     for wrong in (
         "x2iso-kspace-boxcar",
         "x4slices-box0",
         "x2iso-kspace+nois4",
         "x2iso-box+told-x",
+        "x2iso-box+plane1.5",
+        "x4slices-box+plane0.5",
     ):
         with pytest.raises(UsageError, match="is not a protocol"):
             parse_protocol(wrong)

@@ -112,7 +112,7 @@ def protocol_task(loaded: Loaded, protocol: Protocol) -> Task:
     if protocol.plain:
         return task
     truth = torch.from_numpy(task.truth)
-    true = Acquisition((protocol.axis,) * 3)
+    true = protocol.acquisition(loaded.axes)
     made = measure(truth, grids, true)
     coarse = filter_kspace(made.coarse.numpy(), protocol.filter)
     if protocol.noise:
@@ -122,7 +122,7 @@ def protocol_task(loaded: Loaded, protocol: Protocol) -> Task:
     told: Acquisition = true
     metadata: dict[str, Any] | None = None
     if isinstance(protocol.told, Axis):
-        told = Acquisition((protocol.told,) * 3)
+        told = protocol.acquisition(loaded.axes, protocol.told)
     elif protocol.told is not None:
         metadata = {"MRAcquisitionType": "3D" if protocol.isotropic else "2D"}
         if protocol.told == STATED:

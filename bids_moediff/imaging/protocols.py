@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_moediff.errors import UsageError, closest
-from bids_moediff.imaging.acquisition import PROFILES, Axis
+from bids_moediff.imaging.acquisition import PROFILES, Acquisition, Axis
 from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.simulated_filters import FILTERS
 
@@ -26,6 +26,7 @@ class Protocol:
     axis : how the coarse axes are sampled
     filter : what the scanner does to k-space, see :mod:`.simulated_filters`
     noise : Rician, in percent of the 90th percentile of the head
+    plane : of slices, voxel ratio in plane, Fourier-encoded
     told : the same axis where None ("told rightly"), another one, ``STATED`` (the slice thickness
         stands in the sidecar) or ``UNTOLD`` (nothing does): the last two go the way of the app
 
@@ -37,6 +38,7 @@ class Protocol:
     axis: Axis
     filter: str = "hard"
     noise: float = 0.0
+    plane: float = 1.0
     told: Axis | str | None = None
 
     @property
@@ -59,6 +61,8 @@ class Protocol:
         words = f"x{self.factor:g} {kind}, {profile}"
         if self.axis.fwhm != 1:
             words += f" {self.axis.fwhm:g}"
+        if self.plane != 1:
+            words += f", x{self.plane:g} in plane"
         if self.filter != "hard":
             words += f", {self.filter}"
         if self.noise:
@@ -70,10 +74,24 @@ class Protocol:
     def ratios(self, axes: Sequence[int]) -> Triple:
         """Voxel ratio per axis of a head whose `axes` hold truth."""
         chosen = axes if self.isotropic else axes[-1:]
-        first, second, third = (self.factor if axis in chosen else 1.0 for axis in range(3))
+        others = dict.fromkeys(axes, self.plane)
+        first, second, third = (
+            self.factor if axis in chosen else others.get(axis, 1.0) for axis in range(3)
+        )
         return (first, second, third)
 
+    def acquisition(self, axes: Sequence[int], axis: Axis | None = None) -> Acquisition:
+        """How a head whose `axes` hold truth is measured; `axis` replaces the protocol's own."""
+        used = axis or self.axis
+        if self.plane == 1:
+            return Acquisition((used,) * 3)
+        first, second, third = (used if k == axes[-1] else Axis("kspace") for k in range(3))
+        return Acquisition((first, second, third))
 
+
+# A stack of a portable 64 mT scanner, 1.5 x 1.5 x 5 mm of a head of 1 mm voxels. Its noise is a
+# guess: manufacturers state none.
+LOW_FIELD = "x5slices-gaussian+plane1.5+noise6"
 FILTER_KEYS = {name.replace("-", ""): name for name in FILTERS}
 _KEY = re.compile(
     r"x(\d+(?:\.\d+)?)(iso|slices)-(kspace|gaussian|box)(\d+(?:\.\d+)?)?(?:-([a-z]+))?"
@@ -85,15 +103,16 @@ def parse_protocol(key: str) -> Protocol:
     """Return the protocol of a short name.
 
     ``x2iso-kspace``, ``x4slices-box0.5`` (slices half as thick as their distance),
-    ``x2iso-kspace-halfhann`` (a filter); then ``+noise2`` (percent), and ``+told-gaussian1``,
-    ``+stated`` or ``+untold``.
+    ``x2iso-kspace-halfhann`` (a filter); then ``+plane1.5`` (ratio in the plane of slices),
+    ``+noise2`` (percent), and ``+told-gaussian1``, ``+stated`` or ``+untold``. ``lowfield`` is
+    :data:`LOW_FIELD`.
 
     Raises
     ------
     UsageError
         for anything else.
     """
-    head, *further = key.split("+")
+    head, *further = (LOW_FIELD if key == "lowfield" else key).split("+")
     match = _KEY.fullmatch(head)
     if match is None or not 1 < float(match[1]) <= 10:
         raise _wrong(key)
@@ -102,6 +121,8 @@ def parse_protocol(key: str) -> Protocol:
         values: dict[str, Any] = {"filter": FILTER_KEYS[match[5]]} if match[5] else {}
         for word in further:
             values |= _further(word)
+        if values.get("plane") and match[2] == "iso":
+            raise ValueError(key)
     except (KeyError, ValueError) as error:
         raise _wrong(key) from error
     return Protocol(key, float(match[1]), match[2] == "iso", axis, **values)
@@ -113,6 +134,8 @@ def _further(word: str) -> dict[str, Any]:
         return {"told": word}
     if told := _TOLD.fullmatch(word):
         return {"told": Axis(told[1], float(told[2] or 1))}
+    if word.startswith("plane") and 1 < float(word.removeprefix("plane")) <= 10:
+        return {"plane": float(word.removeprefix("plane"))}
     if not word.startswith("noise"):
         raise ValueError(word)
     return {"noise": float(word.removeprefix("noise"))}
@@ -123,7 +146,8 @@ def _wrong(key: str) -> UsageError:
     return UsageError(
         f"{key!r} is not a protocol{closest(key, DEFAULT_KEYS)}: write x2iso-kspace or "
         f"x4slices-gaussian (factor above 1, profile one of {', '.join(known)}), with a width "
-        "(box0.5), a filter (kspace-halfhann), +noise2, +told-box0.75, +stated or +untold."
+        "(box0.5), a filter (kspace-halfhann), +plane1.5, +noise2, +told-box0.75, +stated or "
+        "+untold; or lowfield."
     )
 
 

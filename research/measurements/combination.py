@@ -38,11 +38,19 @@ from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
 
+from .rendered import SEQUENCES, render
+
 THREE = (("ax2", 0), ("ax0", 1), ("ax1", 2))
 TWO = (("ax2", 0), ("ax0", 1))
 REPEATS = (("iso2", 0), ("iso2", 1))
-CASES = ("three", "two", "repeats", "noisy", "stranger", "shifted")
-NOISE, REPEAT_NOISE, LOUD = 0.03, 0.04, 0.15
+SETS = {  # scans and their noise
+    "three": (THREE, 0.03),
+    "two": (TWO, 0.03),
+    "repeats": (REPEATS, 0.04),
+    "lowfield": (THREE, 0.06),  # 1.5 x 1.5 x 5 mm of a head of 1 mm voxels
+}
+CASES = (*SETS, "noisy", "stranger", "shifted")
+NOISE, LOUD = 0.03, 0.15
 LARGEST_MOVE = 2.0  # mm and degrees; at least half of it
 
 
@@ -57,6 +65,7 @@ class Head:
 
     path: Path
     crop: tuple[int, int, int] | None
+    contrast: str | None = None  # of a label map
 
     @property
     def name(self) -> str:
@@ -66,6 +75,8 @@ class Head:
     @cached_property
     def truth(self) -> nib.Nifti1Image:
         """The whole image, float32."""
+        if self.contrast is not None:
+            return render(self.path, self.contrast)
         image = nib.Nifti1Image.from_filename(self.path)
         return nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
 
@@ -300,9 +311,8 @@ def measure(maker: Maker, heads: Sequence[Head], case: str) -> list[tuple[str, d
     """Figures of each head in one case."""
     found: list[tuple[str, dict[str, float]]] = []
     for index, head in enumerate(heads):
-        if case in ("three", "two", "repeats"):
-            kinds = {"three": THREE, "two": TWO, "repeats": REPEATS}[case]
-            noise = REPEAT_NOISE if case == "repeats" else NOISE
+        if case in SETS:
+            kinds, noise = SETS[case]
             made = [maker.scan(head, kind, k, noise) for kind, k in kinds]
             found.append((head.name, rows(head, made)))
         else:
@@ -320,10 +330,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--crop", type=int, nargs=3, help="scan this many voxels only")
     parser.add_argument("--model", default="student")
+    parser.add_argument(
+        "--rendered", choices=[*SEQUENCES], help="heads are label maps: their contrast at 64 mT"
+    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     crop = None if options.crop is None else tuple(options.crop)
-    heads = [Head(path, crop) for path in options.heads]
+    heads = [Head(path, crop, options.rendered) for path in options.heads]
     maker = Maker(options.out, options.model)
     for case in options.cases.split(","):
         found = measure(maker, heads, case)
