@@ -236,6 +236,14 @@ def _reference(body: str) -> str:
     return f"{who} ({plain['year']}). {plain['title']}. {where}.{doi}"
 
 
+def with_references(text: str) -> str:
+    """Return Markdown with the references that it names as ``[@key]`` listed at its end."""
+    references = bibliography()
+    keys = dict.fromkeys(re.findall(r"@([A-Za-z]\w*)", text))
+    lines = [f"* [@{key}] {references[key]}" for key in keys if key in references]
+    return text.strip() + "\n\n" + "".join(f"{line}\n" for line in lines)
+
+
 def write_citation(output_dir: Path, text: str) -> None:
     """Write the methods text and its bibliography to ``logs/CITATION.md`` and ``.bib``.
 
@@ -246,9 +254,5 @@ def write_citation(output_dir: Path, text: str) -> None:
     text
         Methods in Markdown with keys as ``[@key]``; the references named are listed at its end.
     """
-    references = bibliography()
-    keys = dict.fromkeys(re.findall(r"@([A-Za-z]\w*)", text))
-    lines = [f"* [@{key}] {references[key]}" for key in keys if key in references]
-    body = text.strip() + "\n\n" + "".join(f"{line}\n" for line in lines)
-    _write_if_new(body, output_dir / "logs" / "CITATION.md")
+    _write_if_new(with_references(text), output_dir / "logs" / "CITATION.md")
     _write_if_new(BIBLIOGRAPHY.read_text(encoding="utf-8"), output_dir / "logs" / "CITATION.bib")

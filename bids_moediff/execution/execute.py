@@ -124,8 +124,8 @@ def _keep_network_log(settings: Settings, plan: RunPlan, participant: Participan
             shutil.copyfile(source, folder / f"superres_{stream}.log")
 
 
-def write_methods(settings: Settings, workflow: Workflow) -> None:
-    """Write the methods text that the graph tells about itself: Markdown, bibliography, HTML.
+def write_methods(settings: Settings, text: str) -> None:
+    """Write a methods text: Markdown, bibliography, HTML.
 
     A run that only reports keeps the text of the run that did the work.
     """
@@ -134,7 +134,7 @@ def write_methods(settings: Settings, workflow: Workflow) -> None:
     logs = settings.output_dir / "logs"
     if settings.stage == "report" and (logs / "CITATION.md").is_file():
         return
-    write_citation(settings.output_dir, workflow.visit_desc())
+    write_citation(settings.output_dir, text)
     body = methods_html({"methods": (logs / "CITATION.md").read_text(encoding="utf-8")})
     head = '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Methods</title>\n'
     write_text(f"{head}{body}</html>\n", logs / "CITATION.html")

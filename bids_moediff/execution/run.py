@@ -5,6 +5,7 @@ Nothing heavy is imported here at module level: the environment of Nipype and of
 libraries has to be set before they are loaded.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.carried_maps import check_carried
 from bids_moediff.bids.discover import discover_participant, find_participants
@@ -63,8 +64,10 @@ def run_participants(settings: Settings) -> int:
     prepare_environment(settings.work_folder, limits.omp_nthreads)
     labels = find_participants(settings)
     from bids_moediff.bids.dataset import prepare_output
+    from bids_moediff.reports.methods import methods_text
     from bids_moediff.workflows.participant import RunPlan
 
+    from .execute import write_methods
     from .outcome import Outcome, exit_code, print_summary
 
     check_files(settings)
@@ -81,12 +84,14 @@ def run_participants(settings: Settings) -> int:
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
     )
     outcomes: list[Outcome] = []
+    told: list[dict[str, Any]] = []
     skipped = 0
     for start in range(0, len(labels), PARTICIPANTS_AT_ONCE):
         batch = labels[start:][:PARTICIPANTS_AT_ONCE]
-        found, notices = _run_batch(settings, batch, plan, limits)
+        found, notices = _run_batch(settings, batch, plan, limits, told)
         outcomes += found
         skipped += notices
+    write_methods(settings, methods_text(told))
     if settings.boilerplate_only:
         return 0
     code = exit_code(outcomes)
@@ -130,6 +135,15 @@ def check_files(settings: Settings) -> None:
         find_template(space)
 
 
+def recorded_items(path: Path) -> list[dict[str, Any]]:
+    """Return what a run's record says of each image for the methods text; nothing without one."""
+    if not path.is_file():
+        return []
+    items = json.loads(path.read_text(encoding="utf-8"))["images"]
+    wanted = ("key", "status", "preparation", "record")
+    return [{key: item[key] for key in wanted if key in item} for item in items]
+
+
 def needs_network(settings: Settings) -> bool:
     """Whether this run loads a model."""
     return settings.stage in ("all", "sr") and not settings.boilerplate_only
@@ -167,12 +181,20 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
 
 
 def _run_batch(
-    settings: Settings, labels: Sequence[str], plan: "RunPlan", limits: Limits
+    settings: Settings,
+    labels: Sequence[str],
+    plan: "RunPlan",
+    limits: Limits,
+    told: list[dict[str, Any]],
 ) -> "tuple[list[Outcome], int]":
-    """Outcomes of some participants, and the number of notices about files left out."""
-    from bids_moediff.workflows.participant import init_bids_moediff_wf, run_file
+    """Outcomes of some participants, and the number of notices about files left out.
 
-    from .execute import configure_nipype, execute, run_logs, write_methods
+    What is known of each image, for the methods text, is added to ``told``.
+    """
+    from bids_moediff.workflows.participant import init_bids_moediff_wf, run_file
+    from bids_moediff.workflows.planned import planned_items
+
+    from .execute import configure_nipype, execute, run_logs
     from .memory import plan_memory
     from .outcome import Outcome, failed, read_outcomes
 
@@ -199,12 +221,13 @@ def _run_batch(
         if needs_network(settings):
             plan_memory(settings, participants, plan, limits.memory_gb)
         workflow = init_bids_moediff_wf(settings, participants, plan)
-        write_methods(settings, workflow)
         if settings.boilerplate_only or not participants:
+            told += planned_items(participants, settings, plan)
             return outcomes, notices
         crash_folder = execute(settings, workflow, plan, limits)
     for participant in participants:
         keys = [item.key for item in participant.results]
         path = run_file(settings, plan, participant)
         outcomes += read_outcomes(participant.label, keys, path, crash_folder)
+        told += recorded_items(path)
     return outcomes, notices

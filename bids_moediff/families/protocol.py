@@ -140,7 +140,8 @@ class Family:
         Billion multiply-accumulates a second of each part: of one thread of a processor with
         bfloat16 (``"bf16"``) and without (``"fp32"``), and of a GPU (``"cuda"``).
     network_words
-        What the network is, for the methods text: "with …".
+        What ran on an image, for the methods text ("with …"), from the image's record
+        (``NetworksRun``); all that would run where the record is empty.
     card
         What the family is, for MODEL_CARD.md.
     experts

@@ -23,7 +23,7 @@ from .worker import Prepared, Scan, enhance_prepared, prepare
 Progress = Callable[[str, str, float], None]
 # What the record of a combined volume takes from that of its first scan.
 SHARED_KEYS = (
-    "Model", "ModelVersion", "ModelSHA256", "Sampler", "NumberOfSteps", "NumberOfSamples",
+    "Model", "ModelFamily", "ModelVersion", "ModelSHA256", "NetworksRun", "Sampler", "NumberOfSteps", "NumberOfSamples",
     "NoiseStrength", "RandomSeed", "Precision", "Device",
 )  # fmt: skip
 

@@ -29,6 +29,8 @@ from .pose import HEAD, Inputs, Posed, pose
 
 Progress = Callable[[str, float], None]
 CONSISTENCIES = ("end", "each-step", "off")
+# Keys of the record that say nothing where no network ran.
+SAMPLING = ("NumberOfSteps", "NumberOfSamples", "NoiseStrength", "SlicePlanes")
 
 NEVER_COMPARED = "This model was never compared with known truth: "
 NO_DEVIATION = NEVER_COMPARED + "no map of the expected error was made."
@@ -148,7 +150,13 @@ class SuperResolver:
             raise ImageError("this model takes no reference contrast; use a crfm model.")
         if options.consistency not in CONSISTENCIES:
             raise ValueError(f"consistency is one of {CONSISTENCIES}, not {options.consistency!r}")
-        report = progress or (lambda stage, fraction: None)
+        ran: dict[str, None] = {}
+
+        def report(stage: str, fraction: float) -> None:
+            ran[stage] = None
+            if progress is not None:
+                progress(stage, fraction)
+
         if inputs.acquisition is None:
             inputs = replace(inputs, acquisition=assumed_acquisition(image, options))
         target = options.output_zooms(voxel_sizes(image.affine))
@@ -165,6 +173,7 @@ class SuperResolver:
         notes = [*posed.warnings, *filter(None, [settled.left_out])]
         samples = self.restorer.restore(problem, settled.options, report)
         mean, variance, last = _average(samples, posed, options.consistency != "off")
+        networks = _networks(ran, last)
         report("done", 1.0)
         deviation = None
         if "uncertainty" in options.outputs or variance is not None:
@@ -178,7 +187,7 @@ class SuperResolver:
             posed.image(mean * posed.scale),
             maps,
             residual,
-            self._record(posed, problem, settled.options)
+            self._record(posed, problem, settled.options, networks)
             | {"ConsistencyResidual": round(residual, 8), "ExpertEvaluations": last.counts}
             | self._calibration_record(deviation is not None, posed.ratios)
             | self._experts_record("gates" in maps)
@@ -219,19 +228,35 @@ class SuperResolver:
         config = self.model.config
         return {"Experts": list(family(config["family"]).experts(config))} if written else {}
 
-    def _record(self, posed: Posed, problem: Problem, options: Options) -> dict[str, Any]:
+    def _record(
+        self, posed: Posed, problem: Problem, options: Options, networks: Sequence[str]
+    ) -> dict[str, Any]:
+        asked = options.record()
+        if not networks:  # nothing was sampled
+            asked = {key: value for key, value in asked.items() if key not in SAMPLING}
         return {
             "Model": self.model.name,
+            "ModelFamily": str(self.model.config["family"]),
             "ModelVersion": str(self.model.config.get("version", "")),
             "ModelSHA256": self.model.sha256,
             "Sampler": self.restorer.sampler(problem, options),
-            **options.record(),
+            "NetworksRun": list(networks),
+            **asked,
             "Precision": self.precision,
             "Device": self.device.type,
             "InputVoxelSize": [round(z, 6) for z in posed.coarse_zooms],
             "OutputVoxelSize": [round(z, 6) for z in posed.zooms],
             "EstimatedNoise": round(posed.noise * posed.scale, 6),
+            "ConsistencyNoise": round(posed.noise * posed.scale, 6),
         }
+
+
+def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:
+    """Parts of the network that ran, of all stages that told their progress."""
+    idle = {"interpolate"}
+    if last.counts is not None and not last.counts.get("evaluated"):
+        idle.add("experts")  # the gate gave them no place to work
+    return tuple(stage for stage in stages if stage not in idle)
 
 
 def _average(

@@ -40,6 +40,8 @@ class _StatusInputSpec(BaseInterfaceInputSpec):
     results = File(desc="results of the network")
     quality = File(desc="quality figures")
     doubts = File(desc="what is unusual about the scan")
+    bias_correction = traits.Bool(True, usedefault=True, desc="whether N4 ran")
+    unwarping = traits.Bool(False, usedefault=True, desc="whether gradient distortion was undone")
     run_id = traits.Str(mandatory=True, desc="makes the node run anew in every run")
 
 
@@ -72,7 +74,13 @@ class ImageStatus(SimpleInterface):
         if isdefined(self.inputs.notes):
             item["warnings"] += read_json(self.inputs.notes)
         if isdefined(self.inputs.mask_record):
-            item["warnings"] += read_json(self.inputs.mask_record).get("warnings", [])
+            mask = read_json(self.inputs.mask_record)
+            item["warnings"] += mask.get("warnings", [])
+            item["preparation"] = {
+                "BrainMask": mask["method"],
+                "BiasCorrection": self.inputs.bias_correction,
+                "GradientUnwarping": self.inputs.unwarping,
+            }
         if isdefined(self.inputs.doubts):
             item["warnings"] += read_json(self.inputs.doubts)
         if isdefined(self.inputs.quality):
@@ -99,6 +107,7 @@ def _empty_item(source: AnatomicalImage) -> dict[str, Any]:
         "suffix": source.suffix,
         "status": "failed",
         "message": "",
+        "preparation": {},
         "record": {},
         "quality": {},
         "warnings": [],
@@ -198,12 +207,13 @@ class ParticipantReport(SimpleInterface):
     output_spec = _ReportOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        from bids_moediff.bids.dataset import with_references
+        from bids_moediff.reports.methods import methods_text
         from bids_moediff.reports.participant import write_participant_report
 
         output_dir = Path(self.inputs.output_dir)
         run = read_json(self.inputs.run_file)
-        methods = output_dir / "logs" / "CITATION.md"
-        run["methods"] = methods.read_text(encoding="utf-8") if methods.exists() else ""
+        run["methods"] = with_references(methods_text(run["images"]))
         run["errors"] = [
             f"{item['key']}: {item['message']}"
             for item in run["images"]

@@ -4,6 +4,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .methods import averaged
+
 
 def number(value: Any, unit: str = "") -> str:
     """A value for a table: four significant digits, a dash for none."""
@@ -22,14 +24,16 @@ def summary(record: Mapping[str, Any]) -> str:
     if "InputVoxelSize" not in record or "OutputVoxelSize" not in record:
         return ""
     words = f"{_sizes(record['InputVoxelSize'])} became {_sizes(record['OutputVoxelSize'])}."
-    acquired = record.get("AcquiredVoxelSize") or record["InputVoxelSize"]
-    if any(a > 1.01 * b for a, b in zip(acquired, record["InputVoxelSize"], strict=True)):
-        words += f" The input was taken as measured with {_sizes(acquired)} and interpolated."
+    scan = "input"
+    if averaged(record):
+        acquired = _sizes(record["AcquiredVoxelSize"])
+        words += f" The input was taken as measured with {acquired} and interpolated."
+        scan = "input averaged over these voxels"
     residual = record.get("ConsistencyResidual")
     if residual is not None:
         share = f"{100 * residual:.2g} %" if residual > 1e-5 else "less than 0.001 %"
         words += (
-            " Measured again with the scanner's voxels, the result differs from the input by "
+            f" Measured again with the scanner's voxels, the result differs from the {scan} by "
             f"{share} (root of squares)."
         )
     return words

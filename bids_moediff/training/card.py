@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text of MODEL_CARD.md: what a model is, what it was trained on, how, and how well it did."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -9,11 +11,13 @@ from torch import nn
 if TYPE_CHECKING:
     from .run_folder import Run
 
+PARTS = ("training", "validation")
+PEOPLE = Path(__file__).resolve().parents[1] / "data" / "training_people.json"
 LIMITS = """\
-Research use. Trained on adult heads (and one child's) at 1.5 and 3 T with voxels of about 1 mm;
-contrasts other than T1w, T2w and FLAIR come from synthetic heads. Voxel ratios from 1.25 to 6 (on
-several axes at once up to 3) were seen. Detail that no scan measured is an estimate: do not read
-lesions off it alone.
+For research. Detail that no scan measured is an estimate: do not read lesions off it alone, and do
+not diagnose, plan a treatment or measure an effect by it without a check against scans that were
+measured finely. Not for infants, animals, other organs, or functional, diffusion or angiographic
+series. Training drew voxel ratios from 1.25 to 6, on several axes at once up to 3.
 """
 
 
@@ -61,6 +65,28 @@ def _stage(run: "Run") -> list[str]:
     return lines
 
 
+def _people(images: Iterable[str]) -> list[str]:
+    """Whose images a model has seen, as far as their sources say; nothing of unknown ones."""
+    known = json.loads(PEOPLE.read_text(encoding="utf-8"))
+    seen = {
+        tuple(row[key] for key in ("people", "scanner", "contrast"))
+        for image in images
+        for row in known
+        if image.startswith(row["prefix"])
+    }
+    if not seen:
+        return []
+    lines = [
+        "## People",
+        "",
+        "Whose images trained and steered it, as far as their sources say.",
+        "",
+    ]
+    lines += ["| people | scanner | contrast |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in sorted(seen)]
+    return [*lines, "", "Few people, mostly T1w. Of most neither age nor sex is stated.", ""]
+
+
 def model_card(
     config: Mapping[str, Any], network: nn.Module, runs: Sequence["Run"], text: str
 ) -> str:
@@ -71,6 +97,8 @@ def model_card(
     lines += ["The moving average of the weights is what is stored.", ""]
     for run in runs:
         lines += _stage(run)
+    data = [run.record["data"] for run in runs]
+    lines += _people(name for part in data for key in PARTS for name in part.get(key) or ())
     lines += ["![Loss and validation gain against the step](curve.png)", ""]
     lines += ["The same numbers stand in `curve.json`.", "", "## Limits", "", LIMITS]
     lines += ["## Licence", "", "Apache-2.0. Training data and their licences: docs/data.md."]

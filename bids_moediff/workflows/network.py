@@ -8,11 +8,8 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.families import family
 from bids_moediff.interfaces.groups import PlannedGroup
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
-from bids_moediff.networks.model_folder import read_config
-from bids_moediff.options import FINEST_DEFAULT
 from bids_moediff.settings import Settings
 
 
@@ -68,7 +65,6 @@ def init_superres_wf(
         JSON file with one entry an image or group.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _methods(settings, model, combine=bool(groups))
     inputnode = pe.Node(niu.IdentityInterface(fields=["entries"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["results"]), name="outputnode")
     write_request = _init_request_node(settings, model, model_reason)
@@ -104,39 +100,3 @@ def _init_network_node(devices: Sequence[str], gigabytes: float, num_threads: in
     )
     superres.inputs.environ = {"OMP_NUM_THREADS": str(num_threads), "NO_ET": "1"}
     return superres
-
-
-def _methods(settings: Settings, model: str, combine: bool) -> str:
-    zooms = settings.output_resolution
-    if isinstance(zooms, str):
-        size = f"{FINEST_DEFAULT:g} mm, or that of the input along axes where it is smaller"
-    else:
-        words = dict.fromkeys(zooms) if len(set(zooms)) == 1 else zooms
-        size = " x ".join(f"{zoom:g}" for zoom in words) + " mm"
-    config = read_config(model)
-    network = family(config["family"]).network_words(config)
-    text = f"""
-#### Super-resolution
-
-The images were super-resolved to a voxel size of {size}
-(isotropic where one number is given) with {network},
-implemented in *PyTorch* [@pytorch] (model `{model.rsplit("/", 1)[-1]}`).
-The result was projected onto the set of images that agree with the measured one under the declared
-acquisition, so that averaging it over the acquired voxels gives the measured image back.
-"""
-    if settings.num_samples > 1:
-        text += f"""\
-The mean of {settings.num_samples} samples is reported.
-"""
-    if settings.num_samples > 1 or "uncertainty" in settings.outputs:
-        text += """\
-The error to be expected of each voxel (one standard deviation) was estimated from the local size
-of the detail that the network had added, with a factor measured on heads of known truth.
-"""
-    if combine:
-        text += """\
-Scans of one contrast were combined: the super-resolved images were registered rigidly to one
-another (correlation, *SimpleITK* [@simpleitk]), and the image that explains the measured voxels of
-all scans was estimated around their weighted mean by conjugate gradients.
-"""
-    return text

@@ -63,7 +63,6 @@ def init_image_preparation_wf(
         One sentence if the image cannot be used, and if its brain mask cannot be had; else empty.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _methods(settings)
     conform, brain_mask, bias_field = _init_steps(settings, source, gigabytes, earlier_mask)
     conform.inputs.maps = [str(path) for path in maps]
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
@@ -120,28 +119,3 @@ def _init_describe(
         prepared = {"image": (conform, "image"), "bias_field": (bias_field, "bias_field")}
     chain.step(describe, mask=(brain_mask, "mask"), **prepared)
     return describe
-
-
-def _methods(settings: Settings) -> str:
-    text = """
-#### Preparation of the images
-
-Each image was read at its own voxel size and orientation.
-"""
-    if settings.gradient_coefficients:
-        text += """\
-The distortion by the scanner's gradients was undone with the vendor's spherical-harmonic
-coefficients (*gradunwarp*) in one cubic interpolation.
-"""
-    if settings.derivatives:
-        text += "Brain masks of an earlier pipeline were used where there were any.\n"
-    text += """\
-A brain mask was computed with a small convolutional network that had been trained on images
-synthesised from label maps.
-"""
-    if not settings.skip_bias_correction:
-        text += """\
-Intensity non-uniformity was estimated with the N4 algorithm [@n4] of *SimpleITK* [@simpleitk]
-within the brain mask.
-"""
-    return text

@@ -25,7 +25,7 @@ FAMILY = Family(
     macs=lambda config, options: {},
     rates={},
     takes_reference=True,
-    network_words=lambda config: (
+    network_words=lambda record: (
         "a network that a fine reference contrast of the same head guides"
     ),
     card="A fine reference contrast of the same head sharpens a coarse one.",

@@ -46,6 +46,20 @@ def _experts(config: Mapping[str, Any]) -> Sequence[str]:
     return tuple(section.get("experts", EXPERTS)) if section else ()
 
 
+def _network_words(record: Mapping[str, Any]) -> str:
+    ran = record.get("NetworksRun", ("mean", "experts"))
+    mixture = (
+        "a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR\n"
+        "[@moediffsr; @swin]"
+    )
+    if "mean" not in ran:
+        return mixture
+    regression = "a three-dimensional regression network"
+    if "experts" in ran:
+        return f"{regression}, whose result was refined by\n{mixture}"
+    return f"{regression}, the first part of a model after MoEDiff-SR\n[@moediffsr]"
+
+
 def _stages() -> "Sequence[StageEntry]":
     from bids_moediff.families.told_tail import MeanToldTailRecipe, ToldTailStage
     from bids_moediff.training.catalogue import StageEntry
@@ -80,10 +94,7 @@ FAMILY = Family(
         "fp32": {"mean": 60.0, "experts": 18.0},
         "cuda": {"mean": 20_000.0, "experts": 20_000.0},
     },
-    network_words=lambda config: (
-        "a mixture of three diffusion experts under a windowed-attention gate, after MoEDiff-SR\n"
-        "[@moediffsr; @swin]"
-    ),
+    network_words=_network_words,
     card="MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a gate that "
     "looks at multi-scale patch tokens.",
     experts=_experts,

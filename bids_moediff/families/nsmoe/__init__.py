@@ -24,6 +24,6 @@ FAMILY = Family(
     restorer=None,
     macs=lambda config, options: {},
     rates={},
-    network_words=lambda config: "steered kernels rendered at the output voxel size",
+    network_words=lambda record: "steered kernels rendered at the output voxel size",
     card="Blocks described by steered kernels, rendered at any voxel size.",
 )

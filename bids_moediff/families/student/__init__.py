@@ -59,9 +59,9 @@ FAMILY = Family(
         "fp32": {"student": 38.0},
         "cuda": {"student": 20_000.0},
     },
-    network_words=lambda config: (
-        "a convolutional network that restores the volume in one step, distilled from a\n"
-        "mixture of three diffusion experts after MoEDiff-SR [@moediffsr]"
+    network_words=lambda record: (
+        "a three-dimensional regression network that restores the volume in one step,\n"
+        "distilled from a larger model after MoEDiff-SR [@moediffsr]"
     ),
     card="One 3-D network, distilled from MoEDiff-SR, that restores any voxel size in one step.",
     stages=_stages,

@@ -52,6 +52,6 @@ FAMILY = Family(
     restorer=Unsharp,
     macs=lambda config, options: {"unsharp": 27.0},
     rates={"bf16": {"unsharp": 1.0}, "fp32": {"unsharp": 1.0}, "cuda": {"unsharp": 1.0}},
-    network_words=lambda config: NETWORK_WORDS,
+    network_words=lambda record: NETWORK_WORDS,
     card="Unsharp masking.",
 )

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods text and record say ran is what ran, told by hooks on the networks."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_moediff.bids.dataset import bibliography, with_references
+from bids_moediff.families import whole_volume
+from bids_moediff.families.moediff import restorer as moediff_restorer
+from bids_moediff.families.moediff.config import MoEDiffConfig
+from bids_moediff.families.moediff.model import MoEDiffModel
+from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.student import restorer as student_restorer
+from bids_moediff.families.student.network import StudentConfig, StudentNetwork
+from bids_moediff.inference.request import ImageRequest
+from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.worker import Scan, enhance_image
+from bids_moediff.networks.mean import MeanConfig, MeanNetwork
+from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.options import Options
+from bids_moediff.reports import facts
+from bids_moediff.reports.methods import methods_text
+from generated import head
+
+# Words of the text that stand for a part of a network, by the part's name in the record.
+WORDS = {
+    "mean": "regression network",
+    "experts": "diffusion experts",
+    "student": "regression network",
+}
+CITED = {"mean": "moediffsr", "experts": "swin", "student": "moediffsr"}
+
+
+def small(name: str) -> SuperResolver:
+    torch.manual_seed(0)
+    mean = MeanNetwork(MeanConfig(8, 1))
+    mixture = MoEDiffSR(MoEDiffConfig(width=8, embed_dim=32))
+    networks = {
+        "moediff": lambda: MoEDiffModel(mean, mixture),
+        "mean only": lambda: MoEDiffModel(mean, None),
+        "experts only": lambda: MoEDiffModel(None, mixture),
+        "student": lambda: StudentNetwork(StudentConfig(8, 2, (6, 5, 6, 5))),
+    }
+    family = "student" if name == "student" else "moediff"
+    loaded = LoadedModel(networks[name]().eval(), {"family": family}, "0" * 64, f"small {name}")
+    return SuperResolver(loaded, torch.device("cpu"), "fp32")
+
+
+@contextmanager
+def witnessed(resolver: SuperResolver) -> Iterator[set[str]]:
+    """Names of the parts that are entered: experts by hooks, whole volumes by a wrapper."""
+    seen: set[str] = set()
+    network: Any = resolver.model.network
+    experts = list(network.moediff.experts) if getattr(network, "moediff", None) else []
+    hooks = [
+        expert.register_forward_pre_hook(lambda *_: seen.add("experts")) for expert in experts
+    ]
+
+    def restore_volume(network: Any, *arguments: Any) -> torch.Tensor:
+        seen.add("student" if isinstance(network, StudentNetwork) else "mean")
+        return whole_volume.restore_volume(network, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (moediff_restorer, student_restorer):
+            patch.setattr(module, "restore_volume", restore_volume)
+        yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def thin() -> nib.Nifti1Image:
+    return nib.Nifti1Image(
+        np.asarray(head((16, 18, 14)).dataobj, np.float32), np.diag([3.6, 3.6, 4.2, 1])
+    )
+
+
+def run(resolver: SuperResolver, **options: Any) -> tuple[dict[str, Any], set[str]]:
+    with witnessed(resolver) as seen:
+        request = ImageRequest(key="", image="", out_dir="", metadata={})
+        found = enhance_image(resolver, Scan(thin()), request, Options(noise="none", **options))
+    return found.record, seen
+
+
+def item(key: str, record: dict[str, Any], **preparation: Any) -> dict[str, Any]:
+    usual = {"BrainMask": "network", "BiasCorrection": True, "GradientUnwarping": False}
+    return {
+        "key": key, "status": "done", "record": record, "preparation": usual | preparation
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["moediff", "mean only", "experts only", "student"])
+def test_parts_of_the_network_are_those_that_ran(name: str) -> None:
+    resolver = small(name)
+    for target, finer in ((1.8, True), (4.2, False)):
+        record, seen = run(resolver, output_resolution=(target,) * 3)
+        assert set(record["NetworksRun"]) == seen
+        assert bool(seen) is finer
+        text = methods_text([item("a", record)])
+        said = {part for part, words in WORDS.items() if words in text}
+        assert {WORDS[part] for part in said} == {WORDS[part] for part in seen}
+        assert (f"`small {name}`" in text) is finer
+        assert ("made to agree" in text) is finer
+        assert ("not restored" in text) is not finer
+        assert ("NumberOfSteps" in record) is finer
+        cited = set(re.findall(r"@(\w+)", text))
+        assert {CITED[part] for part in seen} <= cited
+        assert {"moediffsr", "swin"} & cited <= {"moediffsr", *(CITED[part] for part in seen)}
+        assert ("pytorch" in cited) is finer
+
+
+def test_experts_that_the_gate_skipped_are_not_named() -> None:
+    resolver = small("moediff")
+    record, _ = run(resolver, output_resolution=(1.8,) * 3)
+    assert record["ExpertEvaluations"]["evaluated"] > 0
+    text = methods_text([item("a", record | {"NetworksRun": ["mean"]})])
+    assert "expert" not in text and "gate" not in text and "@swin" not in text
+
+
+def test_an_axis_that_was_averaged_down_is_what_results_agree_with() -> None:
+    record, _ = run(
+        small("student"), output_resolution=(3.6,) * 3, acquired_resolution=(3.6, 7.2, 4.2)
+    )
+    assert record["AcquiredVoxelSize"][1] == pytest.approx(7.2)
+    text = methods_text([item("a", record)])
+    assert "agree with the image averaged down to 3.6 x 7.2 x 4.2 mm" in text
+    assert "agree with the measured image" not in text
+    assert "differs from the input averaged over these voxels" in facts.summary(record)
+    plain, _ = run(small("student"), output_resolution=(3.6,) * 3, acquired_resolution="header")
+    assert "agree with the measured image" in methods_text([item("a", plain)])
+    assert "averaged" not in facts.summary(plain)
+
+
+def test_agreement_within_the_noise_promises_no_exactness() -> None:
+    resolver = small("student")
+    request = ImageRequest(key="", image="", out_dir="", metadata={})
+    options = Options(noise=20.0, output_resolution=(1.8,) * 3)
+    record = enhance_image(resolver, Scan(thin()), request, options).record
+    assert record["ConsistencyNoise"] == pytest.approx(20.0, rel=1e-3)
+    text = methods_text([item("a", record)])
+    assert "within its noise" in text and "gives the" not in text
+
+
+def fake(**changes: Any) -> dict[str, Any]:
+    return {
+        "Model": "m", "ModelFamily": "student", "NetworksRun": ["student"],
+        "NumberOfSamples": 1, "InputVoxelSize": [2, 2, 2], "OutputVoxelSize": [1, 1, 1],
+        "AcquiredVoxelSize": [2, 2, 2],
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preparation", "there", "absent"),
+    [
+        ({}, ["convolutional network", "N4"], ["another pipeline", "gradients", "skull"]),
+        ({"BrainMask": "derivatives"}, ["another pipeline"], ["convolutional network"]),
+        ({"BrainMask": "nonzero"}, ["skull"], ["convolutional network", "another pipeline"]),
+        ({"BiasCorrection": False}, ["convolutional network"], ["N4", "@simpleitk"]),
+        ({"GradientUnwarping": True}, ["gradunwarp"], ["skull"]),
+    ],
+)
+def test_steps_of_the_preparation(
+    preparation: dict[str, Any], there: list[str], absent: list[str]
+) -> None:
+    text = methods_text([item("a", fake(), **preparation)])
+    assert all(words in text for words in there)
+    assert not any(words in text for words in absent)
+
+
+def test_images_that_differ_are_told_apart_and_failed_ones_not_at_all() -> None:
+    items = [
+        item("a", fake()),
+        item("b", fake(NetworksRun=[])),
+        item("c", fake(), BrainMask="derivatives"),
+        item("d", fake(Model="other", NumberOfSamples=4)),
+        {"key": "e", "status": "failed", "record": {}, "preparation": {}},
+    ]
+    text = methods_text(items)
+    assert "`a` and `c` were super-resolved" in text and "`d` were super-resolved" in text
+    assert "The mean of 4 samples" in text and "(model `other`)" in text
+    assert "`b` had voxels as small as asked for" in text
+    assert "mask of `c` was taken" in text
+    assert "`e`" not in text
+    assert "Super-resolution" not in methods_text([item("a", {})])
+    assert "Preparation" not in methods_text([{"key": "e", "status": "failed"}])
+
+
+def test_what_is_cited_is_listed_and_nothing_else() -> None:
+    text = with_references(methods_text([item("a", fake())]))
+    cited = set(re.findall(r"\[@(\w+)\]", text.partition("### References")[0]))
+    listed = re.findall(r"^\* \[@(\w+)\]", text, re.M)
+    assert set(listed) == cited and len(listed) == len(cited)
+    assert cited <= set(bibliography())
