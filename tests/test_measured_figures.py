@@ -80,6 +80,7 @@ def test_a_right_page_has_no_problem(small: Path) -> None:
         (FILLED.replace("student/t", "student/u"), "no result table"),
         (FILLED + "It gains 3.1 dB.\n", "typed by hand"),
         (FILLED + "| a | 0.91 |\n", "typed by hand"),
+        (FILLED + "Measured with 67f6b9c4.\n", "not the weights that ship"),
         ("# A\n<!-- figure: student/t gain -->2.35\n", "not closed"),
         ("# A\n<!-- table: student/t all --><!-- /table -->\n", "differs"),
         ("# A\n<!-- weights: student/t -->shipped weights 0<!-- /weights -->\n", "the page says"),

@@ -17,10 +17,11 @@ from bids_moediff.families.moediff import restorer as moediff_restorer
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.protocol import Restored
 from bids_moediff.families.student import restorer as student_restorer
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.inference.request import ImageRequest
-from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.super_resolver import SuperResolver, _networks
 from bids_moediff.inference.worker import Scan, enhance_image
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
@@ -179,14 +180,14 @@ def test_images_that_differ_are_told_apart_and_failed_ones_not_at_all() -> None:
         item("b", fake(NetworksRun=[])),
         item("c", fake(), BrainMask="derivatives"),
         item("d", fake(Model="other", NumberOfSamples=4)),
-        {"key": "e", "status": "failed", "record": {}, "preparation": {}},
+        item("e", fake(Model="gone"), BrainMask="nonzero") | {"status": "failed"},
     ]
     text = methods_text(items)
     assert "`a` and `c` were super-resolved" in text and "`d` were super-resolved" in text
     assert "The mean of 4 samples" in text and "(model `other`)" in text
     assert "`b` had voxels as small as asked for" in text
     assert "mask of `c` was taken" in text
-    assert "`e`" not in text
+    assert "`e`" not in text and "gone" not in text and "skull" not in text
     assert "Super-resolution" not in methods_text([item("a", {})])
     assert "Preparation" not in methods_text([{"key": "e", "status": "failed"}])
 
@@ -197,3 +198,12 @@ def test_what_is_cited_is_listed_and_nothing_else() -> None:
     listed = re.findall(r"^\* \[@(\w+)\]", text, re.M)
     assert set(listed) == cited and len(listed) == len(cited)
     assert cited <= set(bibliography())
+
+
+def test_experts_without_a_single_evaluation_did_not_run() -> None:
+    stages = ("interpolate", "mean", "experts")
+    ran = [
+        _networks(stages, Restored(torch.zeros(1), counts=counts))
+        for counts in (None, {"evaluated": 3, "skipped": 1}, {"evaluated": 0, "skipped": 4})
+    ]
+    assert ran == [("mean", "experts"), ("mean", "experts"), ("mean",)]

@@ -33,6 +33,9 @@ MARK = re.compile(r"(<!-- (figure|table|weights|source): ([^>]+?) -->)(.*?)(<!--
 GUARDED = ("README.md", "docs/benchmark.md", "docs/limits.md")
 TYPED = re.compile(r"[-+]?\d+(?:\.\d+)? dB|^\|.*\d\.\d.*\|$", re.M)
 DIGITS = 8
+# First digits of a checksum of weights, as pages name them.
+CHECKSUM = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8}(?=[0-9a-f]{0,4}\b)")
+NO_CHECKSUMS = {"e0184661"}  # an article's number
 
 
 class FigureError(Exception):
@@ -170,10 +173,24 @@ def problems(text: str, guarded: bool, root: Path = ROOT) -> list[str]:
         found.append("a mark is not closed.")
     if not found:
         found += _without_source(text, root)
+    found += _other_weights(text, root)
     if guarded:
         typed = TYPED.findall(MARK.sub("", without))
         found += [f"typed by hand: {words[:60]!r}." for words in typed]
     return found
+
+
+def _other_weights(text: str, root: Path) -> list[str]:
+    """Checksums of weights that do not ship, in a paragraph that does not call them earlier."""
+    files = root.glob("bids_moediff/data/models/*/*.safetensors")
+    shipped = {checksum(path)[:DIGITS] for path in files} | NO_CHECKSUMS
+    return [
+        f"{digits}: not the weights that ship; say that they are earlier ones."
+        for paragraph in re.split(r"\n\s*\n", text)
+        if "earlier" not in paragraph
+        for digits in CHECKSUM.findall(paragraph)
+        if digits not in shipped
+    ]
 
 
 def _without_source(text: str, root: Path) -> list[str]:
