@@ -192,6 +192,16 @@ def test_images_that_differ_are_told_apart_and_failed_ones_not_at_all() -> None:
     assert "Preparation" not in methods_text([{"key": "e", "status": "failed"}])
 
 
+def test_combined_scans_are_told_and_agree_with_all_of_them() -> None:
+    several = {key: value for key, value in fake().items() if key != "AcquiredVoxelSize"}
+    group = item("g", several | {"CombinedScans": [{}, {}]})
+    text = methods_text([item("a", fake()), group])
+    assert "Scans of one contrast were combined" in text and "@simpleitk" in text
+    assert "The result was made to agree" in text
+    alone = methods_text([group])
+    assert "combined" in alone and "super-resolved" in alone and "made to agree" not in alone
+
+
 def test_what_is_cited_is_listed_and_nothing_else() -> None:
     text = with_references(methods_text([item("a", fake())]))
     cited = set(re.findall(r"\[@(\w+)\]", text.partition("### References")[0]))

@@ -23,8 +23,8 @@ from .worker import Prepared, Scan, enhance_prepared, prepare
 Progress = Callable[[str, str, float], None]
 # What the record of a combined volume takes from that of its first scan.
 SHARED_KEYS = (
-    "Model", "ModelFamily", "ModelVersion", "ModelSHA256", "NetworksRun", "Sampler", "NumberOfSteps", "NumberOfSamples",
-    "NoiseStrength", "RandomSeed", "Precision", "Device",
+    "Model", "ModelFamily", "ModelVersion", "ModelSHA256", "NetworksRun", "Sampler",
+    "NumberOfSteps", "NumberOfSamples", "NoiseStrength", "RandomSeed", "Precision", "Device",
 )  # fmt: skip
 
 
