@@ -28,12 +28,12 @@ from bids_moediff.options import Options
 from generated import dataset, head, untrained_model
 
 TOY = Path(__file__).parent / "toy_family"
-RESTORING = ("moediff", "student", "toy")
+RESTORING = ("moediff", "student", "nsmoe", "toy")
 CONFIGS = {
     "student": {"student": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4]}},
     "toy": {"toy": {"gain": 0.5}},
     "crfm": {"crfm": {}},
-    "nsmoe": {"nsmoe": {}},
+    "nsmoe": {"nsmoe": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4], "hidden": 8}},
     "brainmask": {"brainmask": {}},
 }
 

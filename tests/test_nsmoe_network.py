@@ -1,33 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""N-SMoE: the decoder against analytic images, blocks, encoder and critic."""
+"""N-SMoE: kernels against analytic images, blocks against their definition, encoder, restorer."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bids_moediff.families.load import load_model
-from bids_moediff.families.nsmoe.blocks import assemble, axis_plan, cut
+from bids_moediff.families.nsmoe import blocks as block_module
+from bids_moediff.families.nsmoe import restorer
+from bids_moediff.families.nsmoe.blocks import add_blocks, axis_plan, plans
 from bids_moediff.families.nsmoe.kernels import (
     Kernels,
-    covariances,
+    basis,
     gates,
+    polynomials,
+    precisions,
     render,
-    rotation_matrices,
+    render_polynomials,
+    steered,
 )
 from bids_moediff.families.nsmoe.network import (
-    LaplacianResizer,
+    PER_KERNEL,
     NSMoEConfig,
     NSMoENetwork,
+    numbers_of,
     regular_centres,
-    resize,
 )
-from bids_moediff.families.nsmoe.training import Critic
-from bids_moediff.networks import model_folder
+from bids_moediff.imaging.told import MIDDLE_NOISE
 
-TINY = NSMoEConfig(block=8, kernels=4, inner=8, width=8, heads=2)
+TINY = NSMoEConfig(channels=8, blocks=1, ranks=(4, 4, 4, 4), hidden=8)
+TOLD = torch.tensor([0.0, 0.5, 1.0, 0.0, 1.0, 1.0, 0.1, 0.0, 0.2, 0.0, 0.4])
 
 
 @pytest.fixture(autouse=True)
@@ -35,192 +38,212 @@ def seed() -> None:
     torch.manual_seed(8)
 
 
+def turn(angle: float) -> torch.Tensor:
+    return torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+def rotations(dims: int, *shape: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(*shape, dims, dims))[0]
+
+
 def random_kernels(dims: int, blocks: int = 2, count: int = 5) -> Kernels:
+    scales = 0.2 + 0.5 * torch.rand(blocks, count, dims)
     return Kernels(
-        torch.rand(blocks, count, dims),
+        2 * torch.rand(blocks, count, dims) - 1,
+        steered(scales, rotations(dims, blocks, count)),
         torch.randn(blocks, count),
-        0.1 + 0.3 * torch.rand(blocks, count, dims),
-        torch.randn(blocks, count, 1 if dims == 2 else 4),
+        torch.randn(blocks, count),
+        torch.randn(blocks, count, dims),
     )
 
 
-def test_one_kernel_is_a_constant() -> None:
-    kernels = Kernels(
-        torch.rand(1, 1, 2), torch.tensor([[3.5]]), torch.rand(1, 1, 2), torch.rand(1, 1, 1)
-    )
-    assert torch.allclose(render(kernels, torch.rand(1, 50, 2)), torch.tensor(3.5))
+def trained_network(config: NSMoEConfig = TINY) -> NSMoENetwork:
+    """Weights that make kernels of all sorts."""
+    network = NSMoENetwork(config).eval()
+    torch.nn.init.normal_(network.read.weight, std=0.5)
+    torch.nn.init.normal_(network.read.bias, std=0.5)
+    return network
 
 
-def test_two_equal_kernels_are_an_analytic_edge() -> None:
-    """Equal covariances make a logistic edge half way between the centres."""
-    scale = 0.2
+def test_one_kernel_is_a_plane() -> None:
+    kernels = random_kernels(3, 1, 1)
+    points = torch.rand(1, 50, 3)
+    wanted = kernels.values[0, 0] + points[0] @ kernels.slopes[0, 0]
+    assert torch.allclose(render(kernels, points)[0], wanted, atol=1e-6)
+
+
+def test_two_alike_kernels_are_an_analytic_edge() -> None:
+    """Equal precision makes a logistic edge; its place follows from the weights."""
+    scale, weight = 0.3, 0.7
     kernels = Kernels(
-        torch.tensor([[[0.2, 0.5], [0.6, 0.5]]]),
+        torch.tensor([[[-0.4, 0.0], [0.4, 0.0]]]),
+        (torch.eye(2) / scale).expand(1, 2, 2, 2),
+        torch.tensor([[weight, 0.0]]),
         torch.tensor([[1.0, 5.0]]),
-        torch.full((1, 2, 2), scale),
-        torch.zeros(1, 2, 1),
+        torch.zeros(1, 2, 2),
     )
-    x = torch.linspace(0, 1, 41)
+    x = torch.linspace(-1, 1, 41)
     points = torch.stack([x, torch.full_like(x, 0.9)], -1)[None]
-    steepness = (0.6 - 0.2) / (scale + 1e-4) ** 2
-    wanted = 1 + 4 / (1 + np.exp(-steepness * (x.numpy() - 0.4)))
-    assert np.allclose(render(kernels, points)[0].numpy(), wanted, atol=1e-4)
+    wanted = 1 + 4 / (1 + np.exp(weight - 0.8 / scale**2 * x.numpy()))
+    assert np.allclose(render(kernels, points)[0].numpy(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_gates_are_the_mahalanobis_softmax(dims: int) -> None:
+def test_shares_are_the_weighted_mahalanobis_softmax(dims: int) -> None:
     kernels, points = random_kernels(dims), torch.rand(2, 7, dims)
-    sigma = np.linalg.inv(covariances(kernels).double().numpy())
     offset = (points[:, :, None] - kernels.centres[:, None]).double().numpy()
-    distance = np.einsum("bmki,bkij,bmkj->bmk", offset, sigma, offset)
-    power = np.exp(-0.5 * distance)
+    matrix = precisions(kernels).double().numpy()
+    distance = np.einsum("bmki,bkij,bmkj->bmk", offset, matrix, offset)
+    power = np.exp(kernels.log_weights.numpy()[:, None]) * np.exp(-0.5 * distance)
     wanted = power / power.sum(-1, keepdims=True)
-    assert np.allclose(gates(kernels, points).numpy(), wanted, atol=1e-4)
+    assert np.allclose(gates(kernels, points).numpy(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_rotations_are_proper_and_scales_are_the_eigenvalues(dims: int) -> None:
-    kernels = random_kernels(dims)
-    rotation = rotation_matrices(kernels.rotations).double()
-    unit = torch.eye(dims, dtype=torch.float64).expand_as(rotation)
-    assert torch.allclose(rotation @ rotation.transpose(-1, -2), unit, atol=1e-5)
-    assert torch.allclose(torch.linalg.det(rotation), torch.ones(2, 5).double(), atol=1e-5)
-    roots = torch.linalg.eigvalsh(covariances(kernels).double()).sqrt()
-    wanted = (kernels.scales.double() + 1e-4).sort(-1).values
-    assert torch.allclose(roots, wanted, atol=1e-4)
+def test_angle_and_scales_agree_with_the_factors(dims: int) -> None:
+    scales, axes = 0.2 + torch.rand(4, dims), rotations(dims, 4)
+    factors = steered(scales, axes)
+    assert torch.equal(factors, factors.tril()) and (factors.diagonal(0, -2, -1) > 0).all()
+    covariance = axes @ torch.diag_embed(scales**2) @ axes.transpose(-1, -2)
+    inverse = factors @ factors.transpose(-1, -2)
+    assert torch.allclose(inverse @ covariance, torch.eye(dims).expand(4, -1, -1), atol=1e-4)
 
 
 def test_rotating_the_kernels_rotates_the_image() -> None:
-    kernels, angle = random_kernels(2), 0.8
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    turned = Kernels(
-        (kernels.centres - 0.5) @ turn.T + 0.5,
-        kernels.values,
-        kernels.scales,
-        kernels.rotations + angle,
+    scales, axes, turned = 0.2 + torch.rand(1, 5, 2), rotations(2, 1, 5), turn(0.8)
+    plain = random_kernels(2, 1)
+    kernels = Kernels(
+        plain.centres, steered(scales, axes), plain.log_weights, plain.values, plain.slopes
     )
-    points = torch.rand(2, 30, 2)
-    there = (points - 0.5) @ turn.T + 0.5
-    assert torch.allclose(render(turned, there), render(kernels, points), atol=1e-4)
-
-
-def test_tiny_scales_stay_finite_and_within_the_values() -> None:
-    kernels = random_kernels(3)
-    sharp = Kernels(kernels.centres, kernels.values, 0 * kernels.scales, kernels.rotations)
-    out = render(sharp, torch.rand(2, 100, 3) * 3 - 1)
-    low, high = kernels.values.amin(1, keepdim=True), kernels.values.amax(1, keepdim=True)
-    assert ((out >= low - 1e-5) & (out <= high + 1e-5)).all()
-
-
-@pytest.mark.parametrize(("size_in", "size_out"), [(16, 16), (17, 30), (9, 27), (20, 11), (5, 8)])
-def test_windows_of_the_blocks_sum_to_one(size_in: int, size_out: int) -> None:
-    plan = axis_plan(size_in, size_out, 8, torch.device("cpu"))
-    total = torch.zeros(size_out).index_add(0, plan.indices.flatten(), plan.weights.flatten())
-    assert torch.allclose(total, torch.ones(size_out), atol=1e-5)
-    count = cut(torch.rand(1, 1, size_in, 16), 8).shape[1]
-    assert count == len(plan.indices) * 5
+    moved = Kernels(
+        plain.centres @ turned.T,
+        steered(scales, turned @ axes),
+        plain.log_weights,
+        plain.values,
+        plain.slopes @ turned.T,
+    )
+    points = torch.rand(1, 30, 2)
+    assert torch.allclose(render(moved, points @ turned.T), render(kernels, points), atol=1e-4)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_blocks_that_hold_a_plane_give_the_plane_back(dims: int) -> None:
-    """Kernels fitted to a straight ramp in every block: placed right, the ramp is seamless."""
-    size_in, size_out, block = (12, 9, 8)[:dims], (20, 9, 13)[:dims], 4
-    axes = [torch.arange(n) + 0.5 for n in size_in]
-    ramp = sum(torch.meshgrid(*axes, indexing="ij"))[None, None].float()
-    blocks = cut(ramp, block)[0]
-    # one very wide pair of kernels is a straight line: tanh(u) ~ u
-    reach, step = 1e-3, 1.0 / 2e-3
-    means = blocks.flatten(1).mean(1)
-    centres = torch.full((len(blocks), 2, dims), 0.5)
-    centres[:, 0] -= reach / 2 / dims
-    centres[:, 1] += reach / 2 / dims
-    scale = math.sqrt(reach / dims * step) * 0.1
-    slope = block * dims  # of the block's ramp along (1, 1, ...) in block coordinates, per axis
-    gain = 4 * (scale + 1e-4) ** 2 * dims / reach * slope / dims / 2
-    values = torch.stack([means - gain, means + gain], 1)
-    rotation = torch.tensor([0.0] if dims == 2 else [1.0, 0, 0, 0]).expand(len(blocks), 2, -1)
-    kernels = Kernels(centres, values, torch.full((len(blocks), 2, dims), scale), rotation)
-    out = assemble(kernels, size_in, size_out, block)
-    fine = [(torch.arange(b) + 0.5) * a / b for a, b in zip(size_in, size_out, strict=True)]
-    wanted = sum(torch.meshgrid(*fine, indexing="ij")).float()
-    inner = tuple(slice(4, -4) if b > 9 else slice(3, -3) for b in size_out)
-    assert torch.allclose(out[inner], wanted[inner], atol=0.1)
+def test_matrix_products_agree_with_the_definition(dims: int) -> None:
+    kernels, points = random_kernels(dims), torch.rand(2, 9, dims)
+    shares, said = polynomials(kernels)
+    wanted = render(kernels, points)
+    assert torch.allclose(render_polynomials(shares, said, basis(points)), wanted, atol=1e-4)
+    shared = render_polynomials(shares, said, basis(points[0]))
+    assert torch.allclose(shared[0], wanted[0], atol=1e-4)
 
 
-def test_resizer_starts_as_interpolation_and_adds_bands() -> None:
-    resizer, x = LaplacianResizer(2, 12), torch.rand(2, 1, 8, 8)
-    assert torch.equal(resizer(x), resize(x, 12))
-    kernel = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1]))[None, None] / 16
-    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
-    blurred = torch.nn.functional.conv2d(padded, kernel)
-    assert torch.allclose(resizer.blur(x), blurred, atol=1e-6)
-    with torch.no_grad():
-        resizer.weights[0], resizer.biases[0] = 0.7, 0.1
-    wanted = resize(x, 12) + torch.tanh(0.7 * resize(blurred - x, 12) + 0.1)
-    assert torch.allclose(resizer(x), wanted, atol=1e-6)
+@pytest.mark.parametrize(
+    ("count", "size", "zoom"), [(8, 16, 1.0), (8, 24, 2 / 3), (8, 40, 0.4), (8, 11, 16 / 11)]
+)
+def test_weights_of_the_blocks_sum_to_one(count: int, size: int, zoom: float) -> None:
+    plan = axis_plan(count, size, zoom, torch.device("cpu"))
+    total = torch.zeros(size).index_add(0, plan.indices.flatten(), plan.weights.flatten())
+    assert torch.allclose(total, torch.ones(size), atol=1e-5)
+    assert (plan.places[plan.weights > 0].abs() <= 1).all()
 
 
-@pytest.mark.parametrize("count", [4, 8, 12, 16])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_starting_centres_are_distinct_and_inside(count: int, dims: int) -> None:
-    centres = regular_centres(count, dims)
-    assert centres.shape == (count, dims)
+def blocks_by_definition(kernels: Kernels, counts, shape, zooms) -> torch.Tensor:
+    """Every block at every voxel, with cosine-squared weights."""
+    axes = [(torch.arange(size) + 0.5) * zoom for size, zoom in zip(shape, zooms, strict=True)]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    total, weight = torch.zeros(shape), torch.zeros(shape)
+    corners = torch.cartesian_prod(*(torch.arange(count) for count in counts))
+    for number, corner in enumerate(corners):
+        local = (places - 2 * corner - 1) / 2
+        inside = (local.abs() < 1).all(-1)
+        share = torch.where(inside, torch.cos(math.pi / 2 * local).square().prod(-1), 0.0)
+        own = kernels.of(slice(number, number + 1))
+        total += share * render(own, local.reshape(1, -1, 3)).reshape(shape)
+        weight += share
+    return total / weight
+
+
+@pytest.mark.parametrize(
+    ("shape", "zooms"),
+    [
+        ((10, 8, 12), (1.0, 1.0, 1.0)),
+        ((15, 12, 18), (2 / 3,) * 3),
+        ((7, 8, 30), (10 / 7, 1.0, 0.4)),
+    ],
+)
+def test_blocks_overlap_as_defined_whatever_the_rows(shape, zooms) -> None:
+    counts = (5, 4, 6)
+    kernels = random_kernels(3, math.prod(counts), 4)
+    rows = plans(counts, shape, zooms, torch.device("cpu"))
+    wanted = blocks_by_definition(kernels, counts, shape, zooms)
+    for room in (10**9, 30_000, 1000):
+        found = add_blocks(torch.zeros(shape), kernels, rows, room)
+        assert torch.allclose(found, wanted, atol=2e-4), room
+
+
+def test_one_encoding_at_three_sizes() -> None:
+    """Rendered finer and coarser, the same image: voxel centres that coincide hold the same."""
+    encoding = torch.randn(PER_KERNEL * 4, 6, 5, 4)
+    network = trained_network()
+    plain = network.render(encoding, (12, 10, 8))
+    fine = network.render(encoding, (36, 30, 24), (1 / 3,) * 3)
+    assert torch.allclose(fine[1::3, 1::3, 1::3], plain, atol=1e-5)
+    odd = network.render(encoding, (4, 10, 24), (3.0, 1.0, 1 / 3))
+    assert torch.allclose(odd[:, :, 1::3], plain[1::3], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 12])
+def test_starting_centres_are_distinct_and_inside(count: int) -> None:
+    centres = regular_centres(count)
+    assert centres.shape == (count, 3)
     assert len({tuple(c) for c in centres.tolist()}) == count
-    assert (centres > 0).all() and (centres < 1).all()
+    assert (centres.abs() < 1).all()
 
 
-def test_intensity_scale_and_offset_pass_through() -> None:
-    network = NSMoENetwork(TINY).eval()
-    image = torch.rand(1, 1, 16, 12)
-    base = network(image, (25, 12))
-    assert base.shape == (1, 1, 25, 12)
-    scaled = network(100 * image + 7, (25, 12))
-    assert torch.allclose(scaled, 100 * base + 7, rtol=1e-2, atol=0.2)
+def test_untrained_it_is_the_start() -> None:
+    start = torch.rand(2, 1, 8, 8, 6)
+    with torch.no_grad():
+        assert torch.equal(NSMoENetwork(TINY)(start, TOLD.expand(2, -1)), start)
 
 
-def test_finer_grid_shows_the_same_image() -> None:
-    """Rendering at three times the size hits the coarse voxel centres again."""
-    network = NSMoENetwork(TINY).eval()
-    image = torch.rand(1, 1, 16, 16)
-    coarse, fine = network(image, (16, 16)), network(image, (48, 48))
-    assert torch.allclose(fine[:, :, 1::3, 1::3], coarse, atol=1e-4)
+def test_rows_of_a_volume_equal_the_whole(monkeypatch) -> None:
+    """Streamed in planes, turned to the order of the axes, odd sizes padded."""
+    network, start = trained_network(), torch.rand(20, 14, 10)
+    order = [2, 0, 1]  # ratios of the turned volume ascend
+    told = TOLD.clone()
+    told[order], told[[3 + axis for axis in order]] = TOLD[:3], TOLD[3:6]
+    turned = start.permute(order)
+    with torch.no_grad():
+        wanted = network(turned[None, None], TOLD[None])[0, 0].permute(1, 2, 0)
+    assert (wanted - start).abs().max() > 0.01
+    monkeypatch.setattr(restorer, "CPU_VOXELS", 700)
+    monkeypatch.setattr(block_module, "ROOM", 50_000)
+    found = restorer.apply_to_volume(network, start, told, "fp32")
+    assert torch.allclose(found, wanted, atol=1e-5)
+    odd = restorer.apply_to_volume(network, start[:19], told, "fp32")
+    assert odd.shape == (19, 14, 10)
+    assert torch.allclose(odd[:4], wanted[:4], atol=1e-5)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_learns_an_image(dims: int) -> None:
-    config = NSMoEConfig(dims=dims, block=8, kernels=8, inner=8, width=8, heads=2)
-    network = NSMoENetwork(config).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    size = (16,) * 2 if dims == 2 else (8,) * 3
-    image = torch.zeros(1, 1, *size)
-    image[:, :, size[0] // 2 + 1 :] = 1
-    errors = []
-    for _ in range(30):
-        loss = (network(image, size) - image).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        errors.append(float(loss.detach()))
-    assert errors[-1] < 0.7 * errors[0]
+def test_a_voxel_sees_no_further_than_the_receptive_radius() -> None:
+    network, start = trained_network(), torch.rand(1, 1, 40, 8, 8)
+    changed = start.clone()
+    changed[:, :, 20] += 0.5
+    with torch.no_grad():
+        difference = network(changed, TOLD[None]) - network(start, TOLD[None]) - (changed - start)
+    touched = difference[0, 0].abs().amax((1, 2)) > 1e-7
+    reach = max(abs(int(place) - 20) for place in touched.nonzero()[:, 0])
+    assert 4 < reach <= TINY.receptive_radius
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_critic(dims: int) -> None:
-    critic = Critic(dims, width=4)
-    size = (16, 12, 8)[:dims]
-    assert critic(torch.rand(2, 1, *size)).shape == (2, 1, *size)
-    for _ in range(30):  # power iteration, in training mode
-        critic(torch.rand(1, 1, *size))
-    for layer in (critic.down1, critic.down2, critic.up1, critic.up2):
-        norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
-        assert float(norm) == pytest.approx(1.0, rel=0.05)
+def test_the_noise_of_slices_is_told() -> None:
+    told = torch.zeros(10)
+    assert numbers_of(told, 0.0)[-1] == 0
+    assert float(numbers_of(told, MIDDLE_NOISE)[-1]) == pytest.approx(0.5)
+    assert numbers_of(told.expand(3, 10), torch.tensor(0.1)).shape == (3, 11)
 
 
-def test_model_folder_and_errors(tmp_path: Path) -> None:
-    config = {"family": "nsmoe", "nsmoe": TINY.to_dict()}
-    model_folder.save_model(NSMoENetwork(TINY), config, tmp_path / "nsmoe", "")
-    assert isinstance(load_model(tmp_path / "nsmoe").network, NSMoENetwork)
-    with pytest.raises(ValueError, match="2 dimensions"):
-        NSMoENetwork(TINY)(torch.rand(1, 1, 8, 8, 8), (8, 8, 8))
-    with pytest.raises(ValueError, match="even"):
-        NSMoEConfig(block=7)
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="four numbers"):
+        NSMoEConfig(ranks=(4, 4))
+    with pytest.raises(ValueError, match="kernel"):
+        NSMoEConfig(kernels=0)

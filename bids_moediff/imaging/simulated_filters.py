@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters that scanners apply to k-space, and Rician noise, for scans that are simulated.
+"""Filters that scanners apply to k-space, ghosts and noise, for scans that are simulated.
 
 The acquisition operator (:mod:`.acquisition`) is separable. A scanner's filter may not be: an
 elliptical readout and radial windows need the Fourier transform of the volume. The simulation
@@ -72,3 +72,26 @@ def add_rician_noise(data: np.ndarray, sigma: float, seed: int | Sequence[int]) 
     real = data + sigma * random.standard_normal(data.shape, dtype=np.float32)
     imaginary = sigma * random.standard_normal(data.shape, dtype=np.float32)
     return np.hypot(real, imaginary).astype(np.float32)
+
+
+def add_coil_noise(data: np.ndarray, sigma: float, coils: int, seed: int) -> np.ndarray:
+    """Root of the sum of squares of coils that see ``data`` alike, each with complex noise.
+
+    The noise is noncentral chi; with one coil it is that of :func:`add_rician_noise`. Float32.
+    """
+    random = np.random.default_rng(seed)
+    squares = np.zeros(data.shape, dtype=np.float32)
+    for _ in range(coils):
+        real = data / np.sqrt(coils) + sigma * random.standard_normal(data.shape, dtype=np.float32)
+        imaginary = sigma * random.standard_normal(data.shape, dtype=np.float32)
+        squares += np.square(real, dtype=np.float32) + imaginary**2
+    return np.sqrt(squares)
+
+
+def add_ghost(data: np.ndarray, share: float, axis: int) -> np.ndarray:
+    """Image with a ghost of ``share`` of its brightness, half a field of view away on an axis.
+
+    What every second line of k-space with another phase leaves; float32.
+    """
+    shifted = np.roll(data, data.shape[axis] // 2, axis)
+    return np.asarray((1 - share) * data + share * shifted, dtype=np.float32)

@@ -17,16 +17,23 @@ MARGIN = 8
 TRIES = 200
 
 
-def _collect(
+def collect(
     draw: Callable[[], dict[str, torch.Tensor] | None], count: int
-) -> list[dict[str, torch.Tensor]]:
+) -> dict[str, torch.Tensor]:
+    """Return `count` draws stacked, those that are None repeated.
+
+    Raises
+    ------
+    UsageError
+        if too many of them are None.
+    """
     items: list[dict[str, torch.Tensor]] = []
     for _ in range(TRIES * count):
         item = draw()
         if item is not None:
             items.append(item)
             if len(items) == count:
-                return items
+                return {key: torch.stack([one[key] for one in items]) for key in items[0]}
     raise UsageError(
         "The training volumes hold too little head for the recipe's patches: the masks are empty "
         "almost everywhere."
@@ -55,8 +62,7 @@ def patches(
         images = {k: v[tuple(cut)].float() for k, v in volume.items() if v.ndim == 3}
         return images | {k: v.to(device) for k, v in volume.items() if v.ndim < 3}
 
-    items = _collect(draw, count)
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    return collect(draw, count)
 
 
 def _slice(
@@ -107,8 +113,7 @@ def slices(
     def draw() -> dict[str, torch.Tensor] | None:
         return _slice(volumes[int(rng.integers(len(volumes)))], crop, context, rng)
 
-    items = _collect(draw, count)
-    batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    batch = collect(draw, count)
     codes = batch.pop("tissue")[:, 0]
     tissue = torch.stack([codes == code for code in (1, 2, 3)], dim=1)
     extra = {key: batch[key] for key in ("maps", "given") if key in batch}

@@ -123,6 +123,11 @@ class Recipe:
         """Whether scans are drawn as they come, and known in part (:mod:`.uncertain`)."""
         return False
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether such scans have ghosts and the noise of several coils besides."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for the state and the model card."""
         values = asdict(self)

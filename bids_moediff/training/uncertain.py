@@ -16,7 +16,13 @@ from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.consistency import consistent_start
 from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.interpolation import interpolate
-from bids_moediff.imaging.simulated_filters import FILTERS, add_rician_noise, filter_kspace
+from bids_moediff.imaging.simulated_filters import (
+    FILTERS,
+    add_coil_noise,
+    add_ghost,
+    add_rician_noise,
+    filter_kspace,
+)
 from bids_moediff.imaging.simulation import ONES, Grids
 from bids_moediff.imaging.simulation import measure as measure_exactly
 from bids_moediff.imaging.told import told_numbers
@@ -33,6 +39,8 @@ NOISE_UNKNOWN = 0.06  # share of noisy scans of which it is not known
 UNKNOWN_WIDTH = 0.75
 SOFT_SHARE, SOFT = 0.12, (0.6, 1.1)
 THIN = 0.65  # slices that the teacher was not trained for
+GHOST_SHARE, GHOST = 0.15, (0.01, 0.05)
+COIL_SHARE, COILS = 0.3, (2, 9)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class UncertainPlan:
 
     `ramp` is the part of the slices' width over which their flanks rise (trapezoids); noise and
     `told_noise` are fractions of the range; `blur` (standard deviation in voxels) makes the head
-    itself soft.
+    itself soft. `ghost` is its share of the brightness, along `ghost_axis`; more than one of
+    `coils` makes the noise noncentral chi.
     """
 
     ratios: Triple
@@ -52,6 +61,9 @@ class UncertainPlan:
     noise: float = 0.0
     told_noise: float = 0.0
     blur: float = 0.0
+    ghost: float = 0.0
+    ghost_axis: int = 0
+    coils: int = 1
 
     @property
     def beyond_teacher(self) -> bool:
@@ -140,13 +152,27 @@ def draw_uncertain(rng: np.random.Generator, *, spare_first: bool = False) -> Un
     )  # fmt: skip
 
 
+def draw_disturbed(rng: np.random.Generator, *, spare_first: bool = False) -> UncertainPlan:
+    """A random plan with ghosts and the noise of several coils besides.
+
+    Their order is the scanner's: profile, filter and ghost are linear and commute, the noise comes
+    last, and the coils are combined after it.
+    """
+    plan = draw_uncertain(rng, spare_first=spare_first)
+    ghost = float(rng.uniform(*GHOST)) if rng.random() < GHOST_SHARE else 0.0
+    axis, coils = int(rng.integers(2)), int(rng.integers(*COILS))
+    if rng.random() >= COIL_SHARE:
+        coils = 1
+    return replace(plan, ghost=ghost, ghost_axis=axis, coils=coils)
+
+
 @dataclass(frozen=True)
 class Uncertain:
     """A fine volume as it was measured; all images (X, Y, Z) on the grid that is covered.
 
     `start` and `condition` (6 numbers and those of :mod:`bids_moediff.imaging.told`) are what a
     network gets; `clear_start` and `clear_condition` (6) what the teacher gets; `by_truth` says
-    that the truth is to be learnt instead of its output.
+    that the truth is to be learnt instead of its output; `told_noise` is the noise that is told.
     """
 
     start: torch.Tensor
@@ -155,6 +181,7 @@ class Uncertain:
     clear_start: torch.Tensor
     clear_condition: tuple[float, ...]
     by_truth: bool
+    told_noise: float
 
 
 def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
@@ -182,7 +209,11 @@ def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
         ]
         scan = torch.stack(stacks).mean(0)
     array = filter_kspace(scan.cpu().numpy(), plan.filter)
-    if plan.noise > 0:
+    if plan.ghost > 0:
+        array = add_ghost(array, plan.ghost, plan.ghost_axis)
+    if plan.noise > 0 and plan.coils > 1:
+        array = add_coil_noise(array, plan.noise, plan.coils, seed)
+    elif plan.noise > 0:
         array = add_rician_noise(array, plan.noise, seed)
     scan = torch.from_numpy(array).to(fine.device)
     extra = told_numbers(plan.told, ratios, plan.told_noise)
@@ -193,4 +224,5 @@ def measure(fine: torch.Tensor, plan: UncertainPlan, seed: int) -> Uncertain:
         start(made.operator, clear, 0.0),
         plan.true.condition(ONES, ratios),
         plan.beyond_teacher,
+        plan.told_noise,
     )

@@ -26,7 +26,7 @@ from .pack import BRIGHT, TrainingHead, head_weights
 from .recipe import Recipe
 from .sharpness import PROFILES, Grid, draw_grid, to_larger_voxels
 from .tensor_filters import box_mean, dilate, erode
-from .uncertain import draw_uncertain, measure
+from .uncertain import draw_disturbed, draw_uncertain, measure
 
 # A degraded volume loses up to a coarse voxel of each side.
 SPARE = 6
@@ -138,11 +138,13 @@ def _measured(
 ) -> tuple[Degraded | None, Volume]:
     """`start`, `target` and `condition` of a scan of `image`, and what recipes ask for besides."""
     if recipe.uncertain:
-        scan = measure(image, draw_uncertain(rng, spare_first=spared), seed)
+        plans = draw_disturbed if recipe.disturbed else draw_uncertain
+        scan = measure(image, plans(rng, spare_first=spared), seed)
         volume = {"start": scan.start, "target": scan.truth, "clear_start": scan.clear_start}
         volume["condition"] = torch.tensor(scan.condition)
         volume["clear_condition"] = torch.tensor(scan.clear_condition)
         volume["by_truth"] = torch.tensor(scan.by_truth)
+        volume["noise"] = torch.tensor(scan.told_noise)
         return None, volume
     if recipe.acquisition:
         plan = fixed(recipe.acquisition, spare_first=spared)
@@ -199,7 +201,7 @@ def make_volume(
         result["maps"] = result["maps"][(slice(None), *cut)]
     if finish is not None:
         result = finish(result, degraded)
-    keep = ("condition", "clear_condition", "by_truth", "tissue", "given")
+    keep = ("condition", "clear_condition", "by_truth", "noise", "tissue", "given")
     return {k: v.contiguous() if k in keep else v.half().contiguous() for k, v in result.items()}
 
 

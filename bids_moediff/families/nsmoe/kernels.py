@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steered mixture-of-experts regression: the continuous decoder of N-SMoE.
 
-A block is K kernels with centre, value, scales and rotation. A point x in [0, 1]^d belongs to
-kernel k with the softmax over k of -1/2 (x - mu)^T Sigma^-1 (x - mu), Sigma = R diag(s + 1e-4)^2
-R^T, and the image there is the mean of the values with these weights. There is no grid: it can be
-rendered at any voxel size.
+A block is K kernels. A point x belongs to kernel k with the softmax over k of
+log w_k - 1/2 (x - mu_k)^T P_k (x - mu_k), where P_k = L_k L_k^T is a precision matrix by its
+Cholesky factor; there kernel k says v_k + s_k^T x, and the block is the mean of what the kernels
+say. There is no grid: a block can be rendered at any voxel size.
 """
 
 from __future__ import annotations
@@ -14,55 +14,98 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCALE_FLOOR = 1e-4
-
 
 @dataclass(frozen=True)
 class Kernels:
     """K steered kernels for each of B blocks in d = 2 or 3 dimensions.
 
-    ``centres`` (B, K, d) in [0, 1]; ``values`` (B, K); ``scales`` (B, K, d), positive, in units of
-    the block; ``rotations`` (B, K, 1) angle for d = 2, (B, K, 4) quaternion (any length, w first)
-    for d = 3.
+    Parameters
+    ----------
+    centres
+        (B, K, d), in units of half a block, its centre at 0.
+    factors
+        (B, K, d, d), lower triangular with a positive diagonal: Cholesky factors of the precision
+        matrices.
+    log_weights
+        (B, K), any number.
+    values, slopes
+        (B, K) and (B, K, d): what a kernel says at the block's centre, and its change.
     """
 
     centres: Tensor
+    factors: Tensor
+    log_weights: Tensor
     values: Tensor
-    scales: Tensor
-    rotations: Tensor
+    slopes: Tensor
+
+    def of(self, blocks: slice | Tensor) -> Kernels:
+        """Return the kernels of some of the blocks."""
+        parts = (self.centres, self.factors, self.log_weights, self.values, self.slopes)
+        return Kernels(*(part[blocks] for part in parts))
 
 
-def rotation_matrices(rotations: Tensor) -> Tensor:
-    """Angles (..., 1) or quaternions (..., 4) to matrices (..., d, d)."""
-    if rotations.shape[-1] == 1:
-        cosine, sine = rotations[..., 0].cos(), rotations[..., 0].sin()
-        rows = [torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)]
-        return torch.stack(rows, -2)
-    w, x, y, z = torch.nn.functional.normalize(rotations, dim=-1).unbind(-1)
-    rows = [
-        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], -1),
-        torch.stack([2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)], -1),
-        torch.stack([2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1),
-    ]
-    return torch.stack(rows, -2)
+def precisions(kernels: Kernels) -> Tensor:
+    """Return the precision matrices P = L L^T, (B, K, d, d)."""
+    return kernels.factors @ kernels.factors.transpose(-1, -2)
 
 
-def covariances(kernels: Kernels) -> Tensor:
-    """Sigma_k = R diag(s + 1e-4)^2 R^T, (B, K, d, d)."""
-    rotation = rotation_matrices(kernels.rotations)
-    scaled = rotation * (kernels.scales + SCALE_FLOOR)[..., None, :]
-    return scaled @ scaled.transpose(-1, -2)
+def steered(scales: Tensor, rotations: Tensor) -> Tensor:
+    """Return the Cholesky factors of the precision of covariances R diag(scales)^2 R^T.
+
+    Parameters
+    ----------
+    scales
+        (..., d), standard deviations along the axes of the kernel.
+    rotations
+        (..., d, d), columns are these axes.
+    """
+    turned = rotations / scales[..., None, :]
+    return torch.linalg.cholesky(turned @ turned.transpose(-1, -2))
 
 
 def gates(kernels: Kernels, points: Tensor) -> Tensor:
-    """Share of every kernel at points (B, M, d), (B, M, K); sums to one over the kernels."""
+    """Return the share of every kernel at points (B, M, d), (B, M, K); they sum to one."""
     offset = points[:, :, None] - kernels.centres[:, None]
-    rotation = rotation_matrices(kernels.rotations)
-    along = torch.einsum("bmkd,bkde->bmke", offset, rotation)  # R^T (x - mu)
-    distance = (along / (kernels.scales + SCALE_FLOOR)[:, None]).square().sum(-1)
-    return torch.softmax(-0.5 * distance, dim=-1)
+    along = torch.einsum("bmkd,bkde->bmke", offset, kernels.factors)  # L^T (x - mu)
+    return torch.softmax(kernels.log_weights[:, None] - 0.5 * along.square().sum(-1), dim=-1)
 
 
 def render(kernels: Kernels, points: Tensor) -> Tensor:
-    """Image values (B, M) at points (B, M, d)."""
-    return (gates(kernels, points) * kernels.values[:, None]).sum(-1)
+    """Return the blocks' values (B, M) at points (B, M, d), straight from the definition."""
+    said = kernels.values[:, None] + torch.einsum("bmd,bkd->bmk", points, kernels.slopes)
+    return (gates(kernels, points) * said).sum(-1)
+
+
+def polynomials(kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """Return what the kernels are at x as coefficients of :func:`basis`.
+
+    The logarithms of the shares before the softmax, (B, K, 1 + d + d (d + 1) / 2), and what the
+    kernels say, (B, K, 1 + d).
+    """
+    precision = precisions(kernels)
+    pulled = (precision @ kernels.centres[..., None])[..., 0]
+    constant = kernels.log_weights - 0.5 * (pulled * kernels.centres).sum(-1)
+    size = precision.shape[-1]
+    rows, columns = torch.triu_indices(size, size)
+    # Off the diagonal each product of coordinates stands for two entries.
+    halves = precision.new_tensor([0.5 if i == j else 1.0 for i, j in zip(rows, columns)])  # noqa: B905
+    quadratic = -precision[..., rows, columns] * halves
+    shares = torch.cat([constant[..., None], pulled, quadratic], -1)
+    return shares, torch.cat([kernels.values[..., None], kernels.slopes], -1)
+
+
+def basis(points: Tensor) -> Tensor:
+    """Return 1, the coordinates and their products at points (..., M, d), (..., terms, M)."""
+    rows, columns = torch.triu_indices(points.shape[-1], points.shape[-1])
+    products = points[..., rows] * points[..., columns]
+    return torch.cat([torch.ones_like(points[..., :1]), points, products], -1).transpose(-1, -2)
+
+
+def render_polynomials(shares: Tensor, said: Tensor, terms: Tensor) -> Tensor:
+    """Return the same as :func:`render`, (B, M), of :func:`polynomials` and :func:`basis`.
+
+    Two matrix products, so that a processor's matrix units do the work. `terms` is (terms, M) if
+    the blocks share their points, else (B, terms, M).
+    """
+    weights = torch.softmax(shares @ terms, dim=1)
+    return (weights * (said @ terms[..., : said.shape[-1], :])).sum(1)

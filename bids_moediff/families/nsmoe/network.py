@@ -1,189 +1,204 @@
 # SPDX-License-Identifier: Apache-2.0
-"""N-SMoE: an encoder from image blocks to steered kernels, and its critic.
+"""N-SMoE: an encoder from a volume to steered kernels, rendered as a residual over the start.
 
-Blocks (2-D or 3-D) pass a learned Laplacian resizer, residual convolution levels with attention
-at the coarse one, and an attention pooling in which each kernel asks for its own parameters.
-Intensities are normalised block by block and restored in the kernels' values.
+The encoder is 3-D and works on the consistently interpolated scan: the features of the regression
+network (:class:`bids_moediff.networks.factorised.FactorisedTrunk`), then, in place of its last
+layer, a head that is also told the noise and gives each folded voxel, the middle of a block, its
+kernels.
+Kernels alone would cap fidelity at block-smooth images, so what they render is added to the start.
+The encoding belongs to no grid: it can be rendered at any voxel size.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_moediff.families.nsmoe.blocks import assemble, cut
-from bids_moediff.families.nsmoe.kernels import Kernels
-from bids_moediff.networks.attention import Attention
+from bids_moediff.imaging.told import EXTRA_NUMBERS, MIDDLE_NOISE
+from bids_moediff.networks.factorised import FactorisedTrunk
 from bids_moediff.networks.json_config import JsonConfig
+from bids_moediff.networks.last_layer import ACQUISITION_NUMBERS
+from bids_moediff.networks.mean import FOLD, OUTPUT_GAIN
+from bids_moediff.networks.streaming import Chain, Convolution, Pointwise
+
+from .blocks import add_blocks, plans
+from .kernels import Kernels
+
+DIMS = 3
+TRIANGLE = DIMS * (DIMS + 1) // 2
+# Centre, Cholesky factor, log-weight, value and slope of a kernel.
+PER_KERNEL = 2 * DIMS + TRIANGLE + 2
+NUMBERS = ACQUISITION_NUMBERS + EXTRA_NUMBERS + 1
+# In half blocks: how far centres may move, and a kernel's precision (1 / width) before learning.
+REACH, STEEPNESS = 0.6, 2.0
+# The precision lies within these powers of e around STEEPNESS.
+STEEPER = 2.0
 
 
 @dataclass(frozen=True)
 class NSMoEConfig(JsonConfig):
     """Hyperparameters.
 
-    ``dims`` 2 or 3; ``block`` voxels of a low-resolution block (even); ``kernels`` K; ``inner``
-    size that the resizer brings blocks to (a multiple of 4); ``bands`` L of the resizer.
+    Attributes
+    ----------
+    channels, blocks, ranks
+        Of the encoder, as of the student.
+    hidden
+        Channels of the head's hidden layer.
+    kernels
+        Kernels of a block.
+    features, features_sha256
+        Shipped model whose features these are, and the SHA-256 of its weights; empty: the encoder
+        has weights of its own.
     """
 
-    dims: int = 2
-    block: int = 8
-    kernels: int = 12
-    inner: int = 16
-    bands: int = 3
-    width: int = 32
-    heads: int = 4
+    channels: int = 128
+    blocks: int = 10
+    ranks: tuple[int, ...] = (64, 64, 112, 112)
+    hidden: int = 96
+    kernels: int = 4
+    features: str = ""
+    features_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.dims not in (2, 3):
-            raise ValueError(f"dims must be 2 or 3, not {self.dims}")
-        if self.block % 2 or self.inner % 4:
-            raise ValueError("block must be even and inner a multiple of 4")
+        if len(self.ranks) != 4 or not all(1 <= rank <= self.channels for rank in self.ranks):
+            raise ValueError(f"ranks need four numbers from 1 to {self.channels}")
+        if self.kernels < 1:
+            raise ValueError("a block needs at least one kernel")
+
+    @property
+    def multiple(self) -> int:
+        """Sizes must be multiples of this."""
+        return FOLD
+
+    @property
+    def receptive_radius(self) -> int:
+        """Fine voxels beyond which an input voxel cannot matter, along each axis."""
+        return FOLD * (2 * self.blocks + 3) + 2 * FOLD
 
 
-def convolution(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
-    """Convolution class for this many dimensions."""
-    return nn.Conv2d if dims == 2 else nn.Conv3d
-
-
-def resize(x: Tensor, size: int) -> Tensor:
-    """Bilinear or trilinear to a square or cube."""
-    dims = x.dim() - 2
-    mode = "bilinear" if dims == 2 else "trilinear"
-    return functional.interpolate(x, size=(size,) * dims, mode=mode, align_corners=False)
-
-
-class LaplacianResizer(nn.Module):
-    """resize(x) + sum over bands of tanh(w_l resize(blur(x_l) - x_l) + b_l), x_{l+1} = blur(x_l).
-
-    The blur is binomial (1 2 1) / 4 along every axis. Starts as plain interpolation.
-    """
-
-    def __init__(self, bands: int, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.weights, self.biases = (nn.Parameter(torch.zeros(bands)) for _ in range(2))
-
-    @staticmethod
-    def blur(x: Tensor) -> Tensor:
-        """Binomial filter, edges replicated."""
-        for axis in range(2, x.dim()):
-            last = x.shape[axis] - 1
-            ahead = torch.cat([x.narrow(axis, 1, last), x.narrow(axis, last, 1)], axis)
-            behind = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, last)], axis)
-            x = 0.25 * ahead + 0.5 * x + 0.25 * behind
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, *any) -> (B, 1, size, ...)."""
-        out, band = resize(x, self.size), x
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            blurred = self.blur(band)
-            out = out + torch.tanh(weight * resize(blurred - band, self.size) + bias)
-            band = blurred
-        return out
-
-
-class ResidualLevel(nn.Module):
-    """Two convolutions added to the input."""
-
-    def __init__(self, dims: int, channels: int) -> None:
-        super().__init__()
-        conv = convolution(dims)
-        self.first = conv(channels, channels, 3, padding=1)
-        self.second = conv(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
-        return x + self.second(functional.silu(self.first(functional.silu(x))))
-
-
-class KernelPooling(nn.Module):
-    """Each kernel's query attends to all positions and reads its own features, (B, K, C)."""
-
-    def __init__(self, kernels: int, channels: int, positions: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.position = nn.Parameter(0.02 * torch.randn(positions, channels))
-        self.queries = nn.Parameter(torch.randn(kernels, channels))
-        self.norm = nn.LayerNorm(channels)
-        self.attention = Attention(channels, heads)
-        self.key_value = nn.Linear(channels, 2 * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Positions (B, N, C) -> (B, K, C)."""
-        x = x + self.position
-        x = x + self.attention(self.norm(x))
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        query = self.queries.expand(x.shape[0], -1, -1)
-        parts = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
-        return functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
-
-
-def regular_centres(count: int, dims: int) -> Tensor:
-    """K starting centres spread over the block, (K, d)."""
-    side = math.ceil(count ** (1 / dims) - 1e-9)
+def regular_centres(count: int, dims: int = DIMS) -> Tensor:
+    """Return K starting centres spread over a block from -1 to 1, (K, d)."""
+    if count == 4 and dims == DIMS:  # a tetrahedron knows no axis
+        return 0.35 * torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).float()
+    side = 1
+    while side**dims < count:
+        side += 1
     cells = list(product(range(side), repeat=dims))
     picked = [cells[int((i + 0.5) * len(cells) / count)] for i in range(count)]
-    return (torch.tensor(picked, dtype=torch.float32) + 0.5) / side
+    return 1.4 * ((torch.tensor(picked, dtype=torch.float32) + 0.5) / side - 0.5)
+
+
+def numbers_of(told: Tensor, noise: Tensor | float) -> Tensor:
+    """Return what the network is told, (..., 11): :mod:`bids_moediff.imaging.told`, and the noise.
+
+    Those of `told` say nothing of the noise of slices; the last one does.
+    """
+    noise = torch.as_tensor(noise, dtype=told.dtype, device=told.device)
+    level = (noise / (noise + MIDDLE_NOISE)).expand(told.shape[:-1])
+    return torch.cat([told, level[..., None]], dim=-1)
 
 
 class NSMoENetwork(nn.Module):
-    """Any image in, any voxel size out; untrained, it gives a smooth image and not the input."""
+    """Any image in, any voxel size out; values start at zero (output = start)."""
 
     start_centres: Tensor
 
-    def __init__(self, config: NSMoEConfig | None = None) -> None:
+    def __init__(
+        self, config: NSMoEConfig | None = None, shared: FactorisedTrunk | None = None
+    ) -> None:
         super().__init__()
         self.config = config or NSMoEConfig()
         c = self.config
-        conv = convolution(c.dims)
-        self.resizer = LaplacianResizer(c.bands, c.inner)
-        self.body = nn.Sequential(
-            conv(1, c.width, 3, padding=1),
-            ResidualLevel(c.dims, c.width),
-            conv(c.width, 2 * c.width, 2, stride=2),
-            ResidualLevel(c.dims, 2 * c.width),
-            conv(2 * c.width, 4 * c.width, 2, stride=2),
-            ResidualLevel(c.dims, 4 * c.width),
-        )
-        positions = (c.inner // 4) ** c.dims
-        self.pooling = KernelPooling(c.kernels, 4 * c.width, positions, c.heads)
-        self.rotation_size = 1 if c.dims == 2 else 4
-        self.read = nn.Linear(4 * c.width, 2 * c.dims + 1 + self.rotation_size)
+        # Shared features belong to another model: no weights of this one.
+        self._shared = [shared] if shared is not None else []
+        if shared is None:
+            self.own = FactorisedTrunk(c.channels, c.blocks, c.ranks)
+        self.hidden = nn.Conv3d(c.channels, c.hidden, 3, padding=1)
+        self.tell = nn.Linear(NUMBERS, 2 * c.hidden)
+        self.read = nn.Conv3d(c.hidden, PER_KERNEL * c.kernels, 1)
         with torch.no_grad():
-            self.read.weight.mul_(0.1)
-        start = regular_centres(c.kernels, c.dims)
-        self.register_buffer("start_centres", start, persistent=False)
+            self.tell.weight.mul_(0.1)
+            self.tell.bias.zero_()
+            nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+            nn.init.zeros_(self.hidden.bias)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(self.read.weight, nonlinearity="linear").mul_(0.1)
+            nn.init.zeros_(self.read.bias)  # type: ignore[arg-type]
+            # Values and slopes: output = start.
+            self.read.weight.unflatten(0, (c.kernels, -1))[:, -(DIMS + 1) :] = 0
+        self.register_buffer("start_centres", regular_centres(c.kernels), persistent=False)
 
-    def encode(self, blocks: Tensor) -> Kernels:
-        """Blocks (B, block, ...) of image values to kernels in block coordinates."""
-        c = self.config
-        axes = tuple(range(1, blocks.dim()))
-        mean = blocks.mean(axes, keepdim=True)
-        deviation = blocks.std(axes, keepdim=True, unbiased=False) + 1e-4
-        x = self.body(self.resizer(((blocks - mean) / deviation)[:, None]))
-        read = self.read(self.pooling(x.flatten(2).transpose(1, 2))).float()
-        offset, value, scale, rotation = read.split([c.dims, 1, c.dims, self.rotation_size], -1)
-        centres = torch.sigmoid(torch.logit(self.start_centres) + offset)
-        spread = 0.5 / c.kernels ** (1 / c.dims)
-        scales = spread * functional.softplus(scale + math.log(math.e - 1))
-        if c.dims == 3:  # near the identity to begin with
-            rotation = rotation + rotation.new_tensor([1.0, 0.0, 0.0, 0.0])
-        flat = mean.flatten(1) + deviation.flatten(1) * value[..., 0]
-        return Kernels(centres, flat, scales, rotation)
+    @property
+    def trunk(self) -> FactorisedTrunk:
+        """The encoder's first layers, shared or its own."""
+        return self._shared[0] if self._shared else self.own
 
-    def forward(self, image: Tensor, size_out: tuple[int, ...]) -> Tensor:
-        """Image (B, 1, *size), at least half a block on each side, to (B, 1, *size_out)."""
-        size_in = tuple(image.shape[2:])
-        if len(size_in) != self.config.dims or len(size_out) != self.config.dims:
-            raise ValueError(f"this network works in {self.config.dims} dimensions")
-        blocks = cut(image, self.config.block)
-        outputs = [
-            assemble(self.encode(one), size_in, size_out, self.config.block) for one in blocks
-        ]
-        return torch.stack(outputs)[:, None]
+    def _apply(self, function: Callable[..., Any], recurse: bool = True) -> Self:
+        for trunk in self._shared:
+            trunk._apply(function, recurse)
+        return super()._apply(function, recurse)
+
+    def kernel_numbers(self, features: Tensor, told: Tensor) -> Tensor:
+        """Return the numbers of the kernels, (B, kernels * PER_KERNEL, x, y, z)."""
+        scale, shift = self.tell(told)[..., None, None, None].chunk(2, dim=1)
+        hidden = functional.silu(self.hidden(features) * (1 + scale) + shift)
+        return self.read(hidden)
+
+    def encode(self, start: Tensor, told: Tensor) -> Tensor:
+        """Return the encoding of a volume, (B, kernels * PER_KERNEL, X / 2, Y / 2, Z / 2).
+
+        Parameters
+        ----------
+        start
+            (B, 1, X, Y, Z), even sizes, the head in about [0, 1].
+        told
+            (B, 11), see :func:`numbers_of`.
+        """
+        return self.kernel_numbers(self.trunk(start, told), told)
+
+    def kernels(self, encoding: Tensor) -> Kernels:
+        """Return the kernels of one encoding (C, x, y, z), blocks in the order of its places."""
+        parts = encoding.float().flatten(1).T.unflatten(1, (self.config.kernels, PER_KERNEL))
+        sizes = [DIMS, DIMS, TRIANGLE - DIMS, 1, 1, DIMS]
+        moved, steeper, skewed, weight, value, slope = parts.split(sizes, -1)
+        diagonal = STEEPNESS * torch.exp(STEEPER * torch.tanh(steeper / STEEPER))
+        rows, columns = torch.tril_indices(DIMS, DIMS, -1)
+        factors = torch.diag_embed(diagonal)
+        factors[..., rows, columns] = STEEPNESS * skewed
+        return Kernels(
+            self.start_centres + REACH * torch.tanh(moved),
+            factors,
+            weight[..., 0],
+            OUTPUT_GAIN * value[..., 0],
+            OUTPUT_GAIN * slope,
+        )
+
+    def render(
+        self, encoding: Tensor, shape: tuple[int, ...], zooms: tuple[float, ...] = (1.0, 1.0, 1.0)
+    ) -> Tensor:
+        """Return the detail (*shape) that an encoding (C, x, y, z) adds to a start.
+
+        `zooms` are the output voxels in units of the encoded ones; outer corners are shared.
+        """
+        rows = plans(tuple(encoding.shape[1:]), shape, zooms, encoding.device)
+        zeros = torch.zeros(shape, device=encoding.device)
+        return add_blocks(zeros, self.kernels(encoding), rows)
+
+    def forward(self, start: Tensor, told: Tensor) -> Tensor:
+        """Return the super-resolved volume (B, 1, X, Y, Z) on the grid of the start."""
+        encodings = self.encode(start, told)
+        shape = tuple(start.shape[2:])
+        detail = torch.stack([self.render(encoding, shape) for encoding in encodings])
+        return start + detail[:, None]
+
+    def stream(self, told: Tensor, kind: torch.dtype) -> Chain:
+        """Return :meth:`encode` as a pipeline over folded planes, for one (1, 11)."""
+        scale, shift = self.tell(told)[0].chunk(2)
+        hidden = Convolution(self.hidden, kind, scale=1 + scale, shift=shift, activate=True)
+        return Chain(self.trunk.stream(told, kind), hidden, Pointwise(self.read, torch.float32))

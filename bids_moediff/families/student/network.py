@@ -16,26 +16,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bids_moediff.networks.factorised import FactorisedBlock
 from bids_moediff.networks.int8 import Range
 from bids_moediff.networks.json_config import JsonConfig
 from bids_moediff.networks.last_layer import apply_last_layer, last_layer_of, seen
 from bids_moediff.networks.mean import (
-    BLOCK_GAIN,
     FOLD,
     OUTPUT_GAIN,
     depth_to_space,
     normalise,
     space_to_depth,
 )
-from bids_moediff.networks.streaming import (
-    Chain,
-    Convolution,
-    NarrowConvolution,
-    Pointwise,
-    Residual,
-)
+from bids_moediff.networks.streaming import Chain, Convolution, NarrowConvolution
 
 
 @dataclass(frozen=True)
@@ -79,51 +72,6 @@ class StudentConfig(JsonConfig):
         return FOLD * (2 * self.blocks + 2) + FOLD
 
 
-class Factorised(nn.Module):
-    """3x3x3 convolution of `channels` features through few: reduce, core, expand.
-
-    Only the last part has a bias, so zero padding means what it means to the convolution that
-    the three stand for.
-    """
-
-    def __init__(self, channels: int, rank_in: int, rank_out: int) -> None:
-        super().__init__()
-        self.reduce = nn.Conv3d(channels, rank_in, 1, bias=False)
-        self.core = nn.Conv3d(rank_in, rank_out, 3, padding=1, bias=False)
-        self.expand = nn.Conv3d(rank_out, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, x, y, z) -> (B, C, x, y, z)."""
-        return self.expand(self.core(self.reduce(x)))
-
-    def stream(
-        self,
-        kind: torch.dtype,
-        scale: Tensor | float,
-        shift: Tensor | float = 0.0,
-        *,
-        activate: bool = False,
-    ) -> Chain:
-        """The same as a pipeline, its output scaled and shifted, with a SiLU if asked for."""
-        reduce, core = Pointwise(self.reduce, kind), Convolution(self.core, kind)
-        expand = Pointwise(self.expand, kind, scale=scale, shift=shift, activate=activate)
-        return Chain(reduce, core, expand)
-
-
-class FactorisedBlock(nn.Module):
-    """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
-
-    def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
-        self.first = Factorised(config.channels, *config.ranks[:2])
-        self.second = Factorised(config.channels, *config.ranks[2:])
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(B, C, x, y, z), twice (B, C, 1, 1, 1) -> (B, C, x, y, z)."""
-        hidden = functional.silu(self.first(x) * (1 + scale) + shift)
-        return x + BLOCK_GAIN * self.second(hidden)
-
-
 class StudentNetwork(nn.Module):
     """One-step super-resolution of volumes; the last layer starts at zero (output = start)."""
 
@@ -132,7 +80,7 @@ class StudentNetwork(nn.Module):
         self.config = config or StudentConfig()
         width, blocks = self.config.channels, self.config.blocks
         self.head = nn.Conv3d(FOLD**3, width, 3, padding=1)
-        self.body = nn.ModuleList(FactorisedBlock(self.config) for _ in range(blocks))
+        self.body = nn.ModuleList(FactorisedBlock(width, self.config.ranks) for _ in range(blocks))
         self.tail = nn.Conv3d(width, FOLD**3, 3, padding=1)
         self.film = nn.Sequential(
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
@@ -200,11 +148,9 @@ class StudentNetwork(nn.Module):
     def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
         """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
         film = [part[0, :, 0, 0, 0] for part in self.modulation(condition)]
-        blocks = []
-        for index, block in enumerate(self.body):
-            scale, shift = 1 + film[2 * index], film[2 * index + 1]
-            first = block.first.stream(kind, scale, shift, activate=True)  # type: ignore[operator, union-attr]
-            second = block.second.stream(kind, BLOCK_GAIN)  # type: ignore[operator, union-attr]
-            blocks.append(Residual(Chain(first, second)))
+        blocks = [
+            block.stream(kind, film[2 * index], film[2 * index + 1])  # type: ignore[operator]
+            for index, block in enumerate(self.body)
+        ]
         head = NarrowConvolution(self.head, torch.float32)
         return Chain(head, *blocks, Convolution(self.tail_of(condition), torch.float32))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bids_moediff.families.student.network import Factorised, StudentNetwork
+from bids_moediff.families.student.network import StudentNetwork
+from bids_moediff.networks.factorised import Factorised
 from bids_moediff.networks.mean import BLOCK_GAIN, MeanNetwork, normalise, space_to_depth
 from bids_moediff.runtime.progress_bar import track
 from bids_moediff.training.stage import Batch, relative_weight

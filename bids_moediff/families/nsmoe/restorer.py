@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One encoding of the start, rendered row by row while it comes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bids_moediff.families.protocol import (
+    NOTHING_TO_GAIN,
+    Problem,
+    Progress,
+    Restored,
+    Settled,
+)
+from bids_moediff.families.whole_volume import (
+    CPU_VOXELS,
+    CUDA_VOXELS,
+    PRECISIONS,
+    pad_to_multiple,
+    within_head_box,
+)
+from bids_moediff.imaging.axes import axis_order, reorder
+from bids_moediff.networks.mean import FOLD, normalise, space_to_depth
+from bids_moediff.networks.streaming import Chain
+from bids_moediff.options import Options
+
+from .blocks import AxisPlan, add_blocks, plans
+from .network import NSMoENetwork, numbers_of
+
+ONE_ESTIMATE = (
+    "N-SMoE gives one estimate: several samples, steps, texture and expert maps were asked for "
+    "and are left out; use --model moediff for them."
+)
+
+
+def push_planes(
+    pipeline: Chain, volume: Tensor, progress: Callable[[float], None] | None = None
+) -> Iterator[Tensor]:
+    """Yield (C, n, y, z) of a pipeline over folded planes as they become ready, n above 0."""
+    voxels = CUDA_VOXELS if volume.is_cuda else CPU_VOXELS
+    step = max(1, voxels // (FOLD * volume[0].numel())) * FOLD
+    for begin in range(0, volume.shape[0], step):
+        end = min(begin + step, volume.shape[0])
+        folded = normalise(space_to_depth(volume[None, None, begin:end]))
+        folded = folded.contiguous(memory_format=torch.channels_last_3d)
+        ready = pipeline.push(folded, last=end == volume.shape[0])
+        if ready.shape[2]:
+            yield ready[0]
+        if progress is not None:
+            progress(end / volume.shape[0])
+
+
+def encode_volume(
+    network: NSMoENetwork,
+    start: Tensor,
+    told: Tensor,
+    precision: str,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[Tensor]:
+    """Yield the encoding of (X, Y, Z), axes by voxel ratio and sides even, plane by plane."""
+    with torch.inference_mode(), torch.autocast(start.device.type, enabled=False):
+        pipeline = network.stream(told[None], PRECISIONS[precision])
+        yield from push_planes(pipeline, start, progress)
+
+
+def apply_to_volume(
+    network: NSMoENetwork,
+    start: Tensor,
+    told: Tensor,
+    precision: str,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Return the super-resolved (X, Y, Z) of a start; memory grows with a plane.
+
+    `told` (11,) is that of :func:`.network.numbers_of`, in the order of the volume's axes.
+    """
+    order = axis_order(told)
+    device = next(network.parameters()).device
+    volume = pad_to_multiple(start.permute(order), FOLD).contiguous().to(device)
+    shape = tuple(volume.shape)
+    blocks = tuple(size // FOLD for size in shape)
+    first, *others = plans(blocks, shape, (1.0, 1.0, 1.0), device)
+    result, done = volume.clone(), 0
+    with torch.inference_mode():
+        for planes in encode_volume(network, volume, reorder(told, order), precision, progress):
+            own = slice(done, done + planes.shape[1])
+            rows = AxisPlan(first.indices[own], first.places[own], first.weights[own])
+            add_blocks(result, network.kernels(planes), [rows, *others])
+            done = own.stop
+    cut = result[tuple(slice(0, start.shape[axis]) for axis in order)]
+    return cut.permute([order.index(axis) for axis in range(3)]).contiguous().to(start.device)
+
+
+class NSMoERestorer:
+    """N-SMoE on its device."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+        assert isinstance(network, NSMoENetwork)
+        self.network, self.device, self.precision = network, device, precision
+
+    def settle(self, options: Options, problem: Problem) -> Settled:
+        """One estimate, one step, no texture."""
+        asked = (
+            "gates" in options.outputs
+            or max(options.num_samples, options.num_steps or 1) > 1
+            or options.noise_strength > 0
+        )
+        plain = replace(options, num_samples=1, num_steps=1, noise_strength=0.0, planes=1)
+        return Settled(plain, ONE_ESTIMATE if asked else "")
+
+    def restore(
+        self, problem: Problem, options: Options, progress: Progress
+    ) -> Iterator[Restored]:
+        """Yield the one estimate."""
+        start = problem.start()
+        if not problem.nothing_to_gain:
+            told = numbers_of(problem.told, problem.noise)
+
+            def run(volume: Tensor) -> Tensor:
+                return apply_to_volume(
+                    self.network,
+                    volume,
+                    told,
+                    self.precision,
+                    lambda fraction: progress("kernels", fraction),
+                )
+
+            start = within_head_box(run, start) if problem.within_head else run(start)
+        yield Restored(start)
+
+    def sampler(self, problem: Problem, options: Options) -> str:
+        """Return what ran."""
+        if problem.nothing_to_gain:
+            return NOTHING_TO_GAIN
+        return "steered kernels over the interpolated input"
