@@ -33,7 +33,9 @@ CONFIGS = {
     "student": {"student": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4]}},
     "toy": {"toy": {"gain": 0.5}},
     "crfm": {"crfm": {}},
-    "nsmoe": {"nsmoe": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4], "hidden": 8}},
+    "nsmoe": {
+        "nsmoe": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4], "hidden": 8, "kernels": 4}
+    },
     "brainmask": {"brainmask": {}},
 }
 

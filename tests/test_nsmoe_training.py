@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from bids_moediff.errors import UsageError
-from bids_moediff.families.nsmoe.network import NSMoEConfig, NSMoENetwork
+from bids_moediff.errors import UsageError, WeightsError
+from bids_moediff.families.load import build_network, load_model
+from bids_moediff.families.nsmoe.network import NSMoEConfig, NSMoENetwork, numbers_of
 from bids_moediff.families.nsmoe.training import Critic, NSMoERecipe, NSMoEStage
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.imaging.simulated_filters import add_coil_noise, add_ghost
-from bids_moediff.networks.model_folder import save_model
+from bids_moediff.networks.model_folder import read_config, save_model
 from bids_moediff.training.pack import BRIGHT, TrainingHead
 from bids_moediff.training.uncertain import draw_disturbed, draw_uncertain
 from bids_moediff.training.volumes import make_volume
@@ -69,8 +70,6 @@ def test_the_head_learns_and_the_features_stay(student: Path, volumes: list) -> 
 
 def test_features_of_a_volume_are_those_of_the_network(student: Path, volumes: list) -> None:
     stage, volume = NSMoEStage(RECIPE, CPU, [student]), volumes[0]
-    from bids_moediff.families.nsmoe.network import numbers_of
-
     told = numbers_of(volume["condition"], volume["noise"])[None]
     with torch.no_grad():
         wanted = stage.network.trunk(volume["start"].float()[None, None], told)[0]
@@ -78,8 +77,6 @@ def test_features_of_a_volume_are_those_of_the_network(student: Path, volumes: l
 
 
 def test_the_first_layers_are_the_students(student: Path) -> None:
-    from bids_moediff.families.load import load_model
-
     given = load_model(student).network.state_dict()
     stage = NSMoEStage(RECIPE, CPU, [student])
     taken = stage.network.state_dict()
@@ -154,10 +151,6 @@ def test_disturbed_draws_are_the_uncertain_ones_and_more() -> None:
 
 
 def test_shared_features_are_no_weights_of_its_own(student: Path, tmp_path: Path) -> None:
-    from bids_moediff.errors import WeightsError
-    from bids_moediff.families.load import load_model
-    from bids_moediff.networks.model_folder import read_config
-
     shape = SHAPE | {"features": f"{student}/"}
     stage = NSMoEStage(replace(RECIPE, network=shape), CPU, [])
     assert {name.split(".")[0] for name in stage.network.state_dict()} == {
@@ -175,6 +168,4 @@ def test_shared_features_are_no_weights_of_its_own(student: Path, tmp_path: Path
     config = read_config(tmp_path / "model")
     config["nsmoe"]["features_sha256"] = "0" * 64
     with pytest.raises(WeightsError, match="other weights"):
-        from bids_moediff.families.load import build_network
-
         build_network(config)

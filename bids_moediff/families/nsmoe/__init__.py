@@ -28,14 +28,7 @@ def _restorer(network: Any, device: Any, precision: str) -> Restorer:
 
 def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
     """Convolutions of the encoder, and the matrix products of rendering."""
-    shape = {
-        "channels": 128,
-        "blocks": 10,
-        "ranks": (64, 64, 112, 112),
-        "hidden": 96,
-        "kernels": 4,
-    }
-    shape |= config["nsmoe"]
+    shape = config["nsmoe"]
     channels, ranks, kernels = shape["channels"], shape["ranks"], shape["kernels"]
     cores = 27 * (ranks[0] * ranks[1] + ranks[2] * ranks[3])
     blocks = shape["blocks"] * (cores + channels * sum(ranks))
