@@ -26,7 +26,7 @@ from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
 from bids_moediff.runtime.sink import table_text, write_text
 
-BLOCK = 80
+BLOCK, BORDER = 72, 8  # voxels; the border is not judged: the cut head wraps around there
 PROTOCOLS = (
     "x2iso-kspace+noise4", "x4slices-gaussian", "x2iso-kspace", "x4slices-gaussian+noise4",
     "x1.5iso-kspace", "x3iso-kspace",
@@ -41,8 +41,10 @@ def middle(loaded: Loaded) -> Loaded:
     for places, size in zip(inside, loaded.truth.shape, strict=True):
         first = max(0, min((places[0] + places[-1] - BLOCK) // 2, size - BLOCK))
         cut.append(slice(int(first), int(first) + BLOCK))
-    box = tuple(cut)
-    return replace(loaded, truth=loaded.truth[box], mask=loaded.mask[box])
+    box, mask = tuple(cut), np.zeros_like(loaded.mask)
+    inner = tuple(slice(side.start + BORDER, side.stop - BORDER) for side in cut)
+    mask[inner] = loaded.mask[inner]
+    return replace(loaded, truth=loaded.truth[box], mask=mask[box])
 
 
 def noise_of(task: Task, protocol: Protocol) -> float:

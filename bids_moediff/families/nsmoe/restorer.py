@@ -17,12 +17,12 @@ from bids_moediff.families.protocol import (
 from bids_moediff.families.whole_volume import (
     CPU_VOXELS,
     CUDA_VOXELS,
-    PRECISIONS,
     pad_to_multiple,
     within_head_box,
 )
 from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.networks.mean import FOLD, normalise, space_to_depth
+from bids_moediff.networks.precision import PRECISIONS
 from bids_moediff.networks.streaming import Chain
 from bids_moediff.options import Options
 
