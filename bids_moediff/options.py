@@ -202,8 +202,9 @@ class Options:
     )
     outputs: tuple[str, ...] = option(
         (),
-        several_of("gates", "uncertainty"),
-        "further outputs: gates (expert maps), uncertainty (expected error of each voxel)",
+        several_of("gates", "uncertainty", "kernels"),
+        "further outputs: gates (expert maps), uncertainty (expected error of each voxel), "
+        "kernels (of --model nsmoe, in a region, with a table)",
         group=OUTPUTS,
         metavar="KIND",
         many=True,

@@ -10,6 +10,7 @@ import torch
 from bids_moediff.families.nsmoe import blocks as block_module
 from bids_moediff.families.nsmoe import restorer
 from bids_moediff.families.nsmoe.blocks import add_blocks, axis_plan, plans
+from bids_moediff.families.nsmoe.export import Region
 from bids_moediff.families.nsmoe.kernels import (
     Kernels,
     basis,
@@ -233,6 +234,34 @@ def test_a_voxel_sees_no_further_than_the_receptive_radius() -> None:
     touched = difference[0, 0].abs().amax((1, 2)) > 1e-7
     reach = max(abs(int(place) - 20) for place in touched.nonzero()[:, 0])
     assert 4 < reach <= TINY.receptive_radius
+
+
+def test_kernels_of_a_region_are_the_ones_that_render_it() -> None:
+    """The table gives back the centre of the leading kernel, wherever the volume was turned."""
+    torch.manual_seed(2)
+    network, start = trained_network(), 0.5 * torch.ones(24, 20, 22)
+    order, offset = [2, 0, 1], (0, 0, 0)
+    region = Region(order, offset, (4, 3, 2), 4)
+    encoding = torch.randn(PER_KERNEL * 4, 11, 12, 10)
+    for done in range(0, 11, 3):
+        region.visit(done, encoding[:, done : done + 3])
+    labels, rows = region.described(network, tuple(start.shape))
+    inside = labels > 0
+    assert inside[6:14, 4:12, 8:16].all() and int(inside.sum()) == 8**3
+    assert [row["index"] for row in rows] == sorted(labels[inside].unique().int().tolist())
+    kernels = network.kernels(encoding)
+    row = rows[len(rows) // 2]
+    block, kernel = divmod(row["index"] - 1, 4)
+    place = torch.unravel_index(torch.tensor(block), (4, 4, 4))
+    z, x, y = (int(p) + first for p, first in zip(place, (4, 3, 2), strict=True))
+    number = (z * 12 + x) * 10 + y
+    centre = 2 * torch.tensor([x, y, z]) + 0.5 + 2 * kernels.centres[number, kernel][[1, 2, 0]]
+    found = torch.tensor([row[name] for name in "ijk"])
+    assert torch.allclose(found, centre, atol=2e-3)
+    widths = 2 / torch.linalg.eigvalsh(precisions(kernels)[number, kernel]).sqrt()
+    assert row["width_3"] == pytest.approx(float(widths[0]), rel=1e-2)
+    across = [row[f"across_{name}"] for name in "ijk"]
+    assert sum(value**2 for value in across) == pytest.approx(1, abs=1e-2)
 
 
 def test_the_noise_of_slices_is_told() -> None:

@@ -14,8 +14,8 @@ from bids_moediff.errors import ImageError, UsageError
 MAP_SUFFIXES = ("mask", "dseg", "probseg")
 # What a map may have beside the entities of its image.
 MAP_ENTITIES = frozenset({"space", "seg", "label", "desc"})
-# Brain masks on the output grid are made anew, and experts' maps are this app's own.
-OWN = ({"desc": "brain"}, {"seg": "moegate"})
+# Brain masks on the output grid are made anew, and maps of experts and kernels are this app's own.
+OWN = ({"desc": "brain"}, {"seg": "moegate"}, {"seg": "kernel"})
 # What a sidecar says of the labels themselves; the rest holds for the old grid.
 KEPT_KEYS = ("Description", "Type", "LabelMap", "Manual", "Atlas")
 

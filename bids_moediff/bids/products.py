@@ -17,6 +17,8 @@ from bids_moediff.settings import Settings
 PREPARATION, NETWORK = "preparation", "network"
 # Key of the record that names the volumes of the gate maps; sidecars have it as LabelMap.
 EXPERTS = "Experts"
+# Key of the record with rows about the labels of maps, by product; they become its table.
+TABLES = "LabelTables"
 
 Record = Mapping[str, Any]
 
@@ -114,6 +116,10 @@ def _experts(record: Record) -> Sequence[str]:
     return record.get(EXPERTS, ())
 
 
+def _kernel_names(record: Record) -> Mapping[str, int]:
+    return {row["name"]: row["index"] for row in record.get(TABLES, {}).get("kernels", ())}
+
+
 def _wants_gates(settings: Settings) -> bool:
     return "gates" in settings.outputs
 
@@ -200,6 +206,23 @@ _ROWS = (
             "Colour shows which expert has the largest weight, brightness the anatomy.",
             "leading expert",
             "Expert with the largest weight",
+        ),
+    ),
+    Product(
+        key="kernels",
+        entities={"seg": "kernel"},
+        suffix="dseg",
+        extensions=(".nii.gz", ".json", ".tsv"),
+        sidecar=lambda record: {"LabelMap": _kernel_names(record), **record},
+        description="leading kernel in a region",
+        wanted=lambda settings: "kernels" in settings.outputs,
+        figure=Figure(
+            "Kernels of a region",
+            "A cube in the middle of the head; each colour is the part in which one kernel leads. "
+            "Long and thin parts lie along edges. The table beside the map has each kernel's "
+            "place, widths and direction.",
+            "kernels",
+            "Leading kernel",
         ),
     ),
     Product(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The JSON beside each product: what the standard requires and what ran."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bids_moediff.bids.dataset import RAW
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.bids.products import EXPERTS, find_product
+from bids_moediff.bids.products import EXPERTS, TABLES, find_product
 from bids_moediff.runtime.sink import table_text
 
 
@@ -59,10 +59,13 @@ def build_sidecar(
         content["SpatialReference"] = source_uri(image)
     content |= row.sidecar(record)
     content.pop(EXPERTS, None)
+    content.pop(TABLES, None)
     return content
 
 
-def label_table(sidecar: Mapping[str, Any]) -> str:
-    """Return the table beside a map of labels: voxel value and name."""
+def label_table(sidecar: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the table beside a map of labels: voxel value and name, or what is known of each."""
+    if rows:
+        return table_text(rows, [*rows[0]])
     rows = [{"index": number, "name": name} for name, number in sidecar["LabelMap"].items()]
     return table_text(rows, ["index", "name"])

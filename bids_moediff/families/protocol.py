@@ -94,13 +94,14 @@ class Settled:
 class Restored:
     """One sample on the output grid, before it is made to agree with the measurement.
 
-    ``maps`` are further outputs by the key of their product, ``counts`` how many evaluations of
-    experts ran and were skipped.
+    ``maps`` are further outputs by the key of their product, ``tables`` rows that describe the
+    labels of a map, ``counts`` how many evaluations of experts ran and were skipped.
     """
 
     image: Tensor
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     counts: Mapping[str, int] | None = None
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 class Restorer(Protocol):

@@ -170,12 +170,21 @@ def head_box(start: torch.Tensor, margin: int) -> Box:
     return sides[0], sides[1], sides[2]
 
 
+def head_boxes(start: torch.Tensor) -> tuple[Box, Box]:
+    """Return what of (X, Y, Z) a network sees, and what of its result is taken."""
+    seen, kept = head_box(start, MARGIN), head_box(start, KEPT)
+    if start[seen].numel() >= WORTH * start.numel():
+        whole = (slice(0, start.shape[0]), slice(0, start.shape[1]), slice(0, start.shape[2]))
+        return whole, whole
+    return seen, kept
+
+
 def within_head_box(
     network: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor
 ) -> torch.Tensor:
     """What `network` makes of (X, Y, Z) in the box of the head; air outside stays as it is."""
-    seen, kept = head_box(start, MARGIN), head_box(start, KEPT)
-    if start[seen].numel() >= WORTH * start.numel():
+    seen, kept = head_boxes(start)
+    if start[seen].shape == start.shape:
         return network(start)
     inside = network(start[seen].contiguous())
     shifted = [

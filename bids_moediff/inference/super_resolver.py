@@ -35,6 +35,7 @@ SAMPLING = ("NumberOfSteps", "NumberOfSamples", "NoiseStrength", "SlicePlanes")
 NEVER_COMPARED = "This model was never compared with known truth: "
 NO_DEVIATION = NEVER_COMPARED + "no map of the expected error was made."
 SPREAD_ONLY = NEVER_COMPARED + "the map of the expected error holds the spread of samples only."
+NO_KERNELS = "This model does not describe images by kernels: no map of kernels was made."
 OTHER_WEIGHTS = (
     "The map of the expected error was calibrated with other weights than these: its size is "
     "approximate."
@@ -180,6 +181,8 @@ class SuperResolver:
             deviation, said = self._deviation(mean, variance, posed)
             notes += said
         maps = {key: posed.image(data) for key, data in last.maps.items()}
+        if "kernels" in settled.options.outputs and "kernels" not in maps:
+            notes.append(NO_KERNELS)
         if deviation is not None:
             maps["srstd"] = posed.image(deviation)
         residual = posed.residual(mean)
@@ -191,6 +194,7 @@ class SuperResolver:
             | {"ConsistencyResidual": round(residual, 8), "ExpertEvaluations": last.counts}
             | self._calibration_record(deviation is not None, posed.ratios)
             | self._experts_record("gates" in maps)
+            | ({"LabelTables": dict(last.tables)} if last.tables else {})
             | {"Warnings": notes},
         )
 

@@ -12,7 +12,7 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
-from bids_moediff.bids.products import find_product
+from bids_moediff.bids.products import TABLES, find_product
 from bids_moediff.bids.sidecar import build_sidecar, label_table
 from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
@@ -210,7 +210,8 @@ class WriteProduct(ImageStep):
         def write_beside() -> None:
             sidecar = build_sidecar(source, key, zooms, record)
             if ".tsv" in row.extensions:
-                write_text(label_table(sidecar), name(".tsv"))
+                rows = record.get(TABLES, {}).get(row.key, ())
+                write_text(label_table(sidecar, rows), name(".tsv"))
             write_json(sidecar, name(".json"))
 
         main = name(row.extensions[0])

@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -346,12 +347,38 @@ def write_winner(scene: Scene, overlay: Overlay, path: Path) -> Path:
     return board.save(path)
 
 
+def write_kernels(scene: Scene, overlay: Overlay, path: Path) -> Path:
+    """Labels of a small region, each in a colour over the result, enlarged in three planes."""
+    places = [np.flatnonzero(overlay.volume.data.any(tuple({0, 1, 2} - {a}))) for a in range(3)]
+    if not all(len(found) for found in places):
+        places = [np.arange(size) for size in overlay.volume.data.shape[:3]]
+    table = np.array([(255, 255, 255), *LABEL_COLOURS], dtype=np.float32)
+    side = 320
+    board = Canvas(3 * (side + GAP), side + 30)
+    board.write(overlay.words, 6, 6, fontweight="bold")
+    for number, plane in enumerate(ORDER):
+        axis = NORMAL[plane]
+        cut: list[Any] = [slice(found[0], found[-1] + 1) for found in places]
+        cut[axis] = int(places[axis][len(places[axis]) // 2])
+        labels = overlay.volume.data[tuple(cut)].astype(int)
+        tissue = canvas.grey(scene.enhanced.data[tuple(cut)], scene.window).astype(np.float32)
+        colour = table[np.where(labels > 0, 1 + labels % len(LABEL_COLOURS), 0)]
+        panel = np.rint(tissue * (0.35 + 0.65 * colour / 255)).astype(np.uint8)
+        panel = panel.swapaxes(0, 1)[::-1, ::-1]  # right and front at the left, as elsewhere
+        factor = max(1, side // max(panel.shape[:2]))
+        panel = panel.repeat(factor, 0).repeat(factor, 1)[:side, :side]
+        board.put(panel, number * (side + GAP), 30)
+        board.letters(plane, number * (side + GAP), 30, (panel.shape[1], panel.shape[0]))
+    return board.save(path)
+
+
 # Drawers of products, by the name in their row (bids/products.py).
 DRAW: Mapping[str, Callable[[Scene, Overlay, Path], Path]] = {
     "outline": write_mask,
     "amount": write_amount,
     "expert weights": write_gates,
     "leading expert": write_winner,
+    "kernels": write_kernels,
 }
 
 

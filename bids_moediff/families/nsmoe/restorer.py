@@ -27,6 +27,7 @@ from bids_moediff.networks.streaming import Chain
 from bids_moediff.options import Options
 
 from .blocks import AxisPlan, add_blocks, plans
+from .export import Region
 from .network import NSMoENetwork, numbers_of
 
 ONE_ESTIMATE = (
@@ -71,10 +72,13 @@ def apply_to_volume(
     told: Tensor,
     precision: str,
     progress: Callable[[float], None] | None = None,
+    visit: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Return the super-resolved (X, Y, Z) of a start; memory grows with a plane.
 
     `told` (11,) is that of :func:`.network.numbers_of`, in the order of the volume's axes.
+    `visit` is called with encodings (C, n, y, z), axes by voxel ratio, and the number of blocks
+    before them.
     """
     order = axis_order(told)
     device = next(network.parameters()).device
@@ -88,6 +92,8 @@ def apply_to_volume(
             own = slice(done, done + planes.shape[1])
             rows = AxisPlan(first.indices[own], first.places[own], first.weights[own])
             add_blocks(result, network.kernels(planes), [rows, *others])
+            if visit is not None:
+                visit(done, planes)
             done = own.stop
     cut = result[tuple(slice(0, start.shape[axis]) for axis in order)]
     return cut.permute([order.index(axis) for axis in range(3)]).contiguous().to(start.device)
@@ -115,20 +121,31 @@ class NSMoERestorer:
     ) -> Iterator[Restored]:
         """Yield the one estimate."""
         start = problem.start()
-        if not problem.nothing_to_gain:
-            told = numbers_of(problem.told, problem.noise)
+        if problem.nothing_to_gain:
+            yield Restored(start)
+            return
+        told = numbers_of(problem.told, problem.noise)
+        region = None
+        if "kernels" in options.outputs:
+            region = Region.around_head(start, problem, axis_order(told))
 
-            def run(volume: Tensor) -> Tensor:
-                return apply_to_volume(
-                    self.network,
-                    volume,
-                    told,
-                    self.precision,
-                    lambda fraction: progress("kernels", fraction),
-                )
+        def run(volume: Tensor) -> Tensor:
+            return apply_to_volume(
+                self.network,
+                volume,
+                told,
+                self.precision,
+                lambda fraction: progress("kernels", fraction),
+                None if region is None else region.visit,
+            )
 
-            start = within_head_box(run, start) if problem.within_head else run(start)
-        yield Restored(start)
+        shape = start.shape
+        start = within_head_box(run, start) if problem.within_head else run(start)
+        if region is None:
+            yield Restored(start)
+        else:
+            labels, rows = region.described(self.network, shape)
+            yield Restored(start, {"kernels": labels}, tables={"kernels": rows})
 
     def sampler(self, problem: Problem, options: Options) -> str:
         """Return what ran."""
