@@ -126,7 +126,7 @@ def quick_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_half_precision")
-@pytest.mark.parametrize("model", available())
+@pytest.mark.parametrize("model", [name for name in available() if name in ("moediff", "student")])
 def test_half_precision_of_the_shipped_models_stays_below_a_thousandth(model):
     """Largest error of any voxel in the middle of the demo head, over the range of the head."""
     image = nib.load(DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz")

@@ -9,8 +9,8 @@ import torch
 
 from bids_moediff.families.load import load_model
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
-from bids_moediff.networks.factorised import Factorised
 from bids_moediff.networks import model_folder
+from bids_moediff.networks.factorised import Factorised
 from bids_moediff.networks.mean import OUTPUT_GAIN, depth_to_space
 
 TINY = StudentConfig(6, 2, (4, 3, 4, 5))

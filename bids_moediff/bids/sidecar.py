@@ -66,6 +66,6 @@ def build_sidecar(
 def label_table(sidecar: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the table beside a map of labels: voxel value and name, or what is known of each."""
     if rows:
-        return table_text(rows, [*rows[0]])
-    rows = [{"index": number, "name": name} for name, number in sidecar["LabelMap"].items()]
-    return table_text(rows, ["index", "name"])
+        return table_text([dict(row) for row in rows], [*rows[0]])
+    names = [{"index": number, "name": name} for name, number in sidecar["LabelMap"].items()]
+    return table_text(names, ["index", "name"])
