@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors import safe_open
 
 from conftest import ROOT
 
@@ -40,6 +42,15 @@ def test_a_table_says_how_it_was_made(path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", table["date"])
     assert 0 < table["people"] <= table["images"]
     assert {type(value) for value in table["values"].values()} <= {int, float}
+
+
+@pytest.mark.parametrize("model", ["moediff", "student"])
+def test_a_card_counts_the_weights_that_ship(model: str) -> None:
+    folder = ROOT / "bids_moediff/data/models" / model
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        count = sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    stated = re.search(r"^([\d.]+) million weights", (folder / "MODEL_CARD.md").read_text(), re.M)
+    assert stated is not None and float(stated[1]) == pytest.approx(count / 1e6, abs=0.005)
 
 
 @pytest.fixture
