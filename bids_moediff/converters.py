@@ -7,7 +7,7 @@ that the reader of the source completes with its place.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,28 @@ def one_of(*choices: str) -> Convert:
             known = ", ".join(choices)
             raise ValueError(f"{value!r} is none of {known}{closest(str(value), choices)}")
         return value
+
+    return convert
+
+
+def to_reference(suffixes: Sequence[str]) -> Convert:
+    """Return a converter for ``auto``, a suffix, or entities and a suffix: ``ses-01_T1w``."""
+
+    def convert(value: Any) -> str:
+        words = str(value)
+        *entities, suffix = words.split("_")
+        if words == "auto":
+            return words
+        if suffix not in suffixes:
+            raise ValueError(
+                f"{words!r} does not end in a contrast such as T1w"
+                f"{closest(suffix, (*suffixes, 'auto'))}"
+            )
+        for part in entities:
+            key, _, label = part.partition("-")
+            if not (key.isalnum() and label.replace("+", "").isalnum()):
+                raise ValueError(f"{part!r} in {words!r} is not an entity such as ses-01")
+        return words
 
     return convert
 

@@ -25,6 +25,7 @@ from bids_moediff.converters import (
     to_output,
     to_path,
     to_planes,
+    to_reference,
     whole,
 )
 from bids_moediff.errors import UsageError, closest
@@ -195,10 +196,12 @@ class Options:
     )
     reference: str | None = option(
         None,
-        one_of(*ANATOMICAL_SUFFIXES),
-        "suffix of a sharper contrast of the same session that guides --model crfm",
+        to_reference(ANATOMICAL_SUFFIXES),
+        "sharper contrast of the same subject that guides --model crfm: auto (the finest other "
+        "contrast, of the same session if there is one), a suffix, or entities and a suffix such "
+        "as ses-01_acq-mprage_T1w",
         group=RESTORATION,
-        metavar="SUFFIX",
+        metavar="{auto,SUFFIX}",
     )
     outputs: tuple[str, ...] = option(
         (),

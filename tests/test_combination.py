@@ -15,7 +15,6 @@ from bids_moediff.combination.alignment import align
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
 from bids_moediff.combination.observation import Observation, total
-from bids_moediff.combination.registration import register
 from bids_moediff.combination.resampling import Resampler, decompose
 from bids_moediff.combination.scans import Combined, combine
 from bids_moediff.combination.shading import fit_shading, shading_map
@@ -25,6 +24,7 @@ from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import initial_estimate
+from bids_moediff.imaging.registration import register
 
 STACKS = Path(__file__).parent / "data" / "three_stacks"
 ZOOMS = (2.4, 2.4, 2.4)

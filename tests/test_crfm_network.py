@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CRFM: resampling on aligned grids, gradients, projection, any ratio."""
+"""CRFM: features, streaming, and what an absent reference does."""
 
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from bids_moediff.families.crfm.network import (
-    CRFMConfig,
-    CRFMNetwork,
-    ProjectionBlock,
-    resize_area,
-    resize_cubic,
-    scaled_gradient,
+from bids_moediff.families.crfm.features import (
+    Guides,
+    box_mean,
+    features,
+    gradient_scale,
+    gradients,
+    regression,
+    windows,
 )
-from bids_moediff.families.load import load_model
-from bids_moediff.networks import model_folder
+from bids_moediff.families.crfm.network import CRFMConfig, CRFMNetwork, change, fold
+from bids_moediff.families.crfm.restorer import correct_volume
 
-TINY = CRFMConfig(channels=4, blocks=2)
+TINY = CRFMConfig(channels=6, blocks=2)
+CONDITION = torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0, 1.2])
 
 
 @pytest.fixture(autouse=True)
@@ -26,99 +27,101 @@ def seed() -> None:
     torch.manual_seed(7)
 
 
-@pytest.mark.parametrize("size", [(8, 12, 9), (16, 12, 10), (11, 20, 9)])
-def test_cubic_keeps_outer_corners_and_straight_lines(size: tuple[int, ...]) -> None:
-    shape = (8, 6, 9)
+def network() -> CRFMNetwork:
+    """A network whose last layer is not zero."""
+    made = CRFMNetwork(TINY).eval()
+    torch.nn.init.normal_(made.tail.weight, std=0.05)
+    return made
 
-    def line(sizes: tuple[int, ...]) -> torch.Tensor:
-        axes = [(torch.arange(n) + 0.5) / n for n in sizes]
-        return (axes[0][:, None, None] + 2 * axes[1][:, None] - axes[2])[None, None]
 
-    out = resize_cubic(line(shape), size)
-    inner = tuple(
-        slice(-(-2 * b // a), b - -(-2 * b // a)) for a, b in zip(shape, size, strict=True)
+def volumes(shape: tuple[int, ...] = (22, 18, 20)) -> list[torch.Tensor]:
+    """Base, start, reference and round trip."""
+    return [torch.rand(shape) for _ in range(4)]
+
+
+def test_windows_follow_the_measured_voxels() -> None:
+    small, large = windows([0.0, 1.0, 2.0])
+    assert all(size % 2 for size in (*small, *large))
+    assert small[0] < small[1] < small[2] and all(a < b for a, b in zip(small, large, strict=True))
+    assert small[2] > 4 * 2  # two measured voxels at x4
+
+
+def test_regression_finds_a_linear_relation_and_no_other() -> None:
+    known = torch.rand(1, 1, 20, 20, 20)
+    empty = torch.zeros_like(known)
+    slope, agreement = regression(Guides(empty, 0.9 - 0.5 * known, empty, known), (7, 7, 7))
+    assert float((slope + 0.5).abs().max()) < 0.01 and float(agreement.min()) > 0.98
+    stranger = torch.rand_like(known)
+    _, agreement = regression(Guides(empty, stranger, empty, known), (7, 7, 7))
+    assert float(agreement.mean()) < 0.05
+
+
+def test_box_means_stop_at_the_border() -> None:
+    volume = torch.rand(1, 2, 7, 9, 30)
+    found = box_mean(volume, (3, 5, 21))
+    assert torch.allclose(found[0, 1, 4, 0, 15], volume[0, 1, 3:6, :3, 5:26].mean())
+    assert torch.allclose(found[0, 0, 0, 4, 29], volume[0, 0, :2, 2:7, 19:].mean())
+
+
+def test_the_detail_of_a_linear_relation_is_proposed_exactly() -> None:
+    fine = torch.rand(1, 1, 20, 20, 20)
+    trip = box_mean(fine, (1, 1, 5))
+    guides = Guides(0.4 * trip, 0.4 * trip, fine, trip)
+    found = features(guides, [0.0, 0.0, 2.0], 1.0)
+    wanted = 0.4 * (fine - trip)
+    inner = (..., *(slice(6, -6),) * 3)
+    assert torch.allclose(found.proposals[:, :1][inner], wanted[inner], atol=0.02)
+
+
+def test_gradients_are_central_and_their_scale_is_a_percentile() -> None:
+    line = torch.arange(12.0)[None, None, :, None, None].expand(1, 1, 12, 8, 8)
+    found = gradients(line)[0]
+    assert torch.allclose(found[0, 1:-1], torch.ones(10, 8, 8))
+    assert float(found[1:].abs().max()) == 0
+    assert gradient_scale(3 * line[0, 0]) == pytest.approx(3)
+    assert gradient_scale(torch.zeros(8, 8, 8)) == 1
+
+
+@pytest.mark.parametrize("voxels", [1, 22 * 20 * 4])
+def test_slabs_give_the_result_of_the_whole(voxels: int) -> None:
+    made, guides = network(), volumes()
+    whole = correct_volume(made, guides, CONDITION)
+    parts = correct_volume(made, guides, CONDITION, max_voxels=voxels)
+    assert torch.allclose(whole, parts, atol=1e-5)
+    ratios = CONDITION[:3].tolist()
+    found = features(
+        Guides(*(one[None, None] for one in guides)), ratios, gradient_scale(guides[2])
     )
-    assert torch.allclose(out[0, 0][inner], line(size)[0, 0][inner], atol=1e-5)
-    assert torch.allclose(resize_cubic(line(shape), shape), line(shape), atol=1e-6)
+    output = made(fold(found), CONDITION[None])
+    direct = guides[0] + change(found, output)[0, 0]
+    assert float((whole - guides[0]).abs().max()) > 0.01
+    assert torch.allclose(whole, direct, atol=1e-4)
 
 
-def test_cubic_interpolates_with_keys_kernel() -> None:
-    impulse = torch.zeros(1, 1, 9, 1, 1)
-    impulse[0, 0, 4] = 1
-    out = resize_cubic(impulse, (18, 1, 1))[0, 0, :, 0, 0]
-    distance = np.abs((np.arange(18) + 0.5) / 2 - 4.5)
-    a = -0.5
-    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
-    wanted = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    assert np.allclose(out.numpy(), wanted, atol=1e-6)
+def test_axes_are_brought_into_the_trained_order() -> None:
+    made, guides = network(), volumes((20, 20, 20))
+    whole = correct_volume(made, guides, CONDITION)
+    turned = correct_volume(
+        made, [one.permute(2, 0, 1) for one in guides], CONDITION[[2, 0, 1, 5, 3, 4]]
+    )
+    assert torch.allclose(turned, whole.permute(2, 0, 1), atol=1e-5)
 
 
-def test_gradient_is_central_and_scaled() -> None:
-    image = torch.rand(2, 1, 9, 8, 7)
-    image[1] *= 50
-    found = scaled_gradient(image).double().numpy()
-    for row in range(2):
-        x = np.pad(image[row, 0].double().numpy(), 1, mode="edge")
-        centre = (slice(1, -1),) * 3
-        wanted = np.stack([np.gradient(x, axis=axis)[centre] for axis in range(3)])
-        scale = np.sort(np.abs(wanted).ravel())[round(0.99 * wanted.size) - 1]
-        assert np.allclose(found[row], wanted / scale, atol=1e-4)
-    assert torch.equal(scaled_gradient(torch.ones(1, 1, 4, 4, 4)), torch.zeros(1, 3, 4, 4, 4))
+def test_beyond_the_field_of_view_of_the_reference_the_base_stays() -> None:
+    made, guides = network(), volumes()
+    guides[2][10:] = 0
+    changed = correct_volume(made, guides, CONDITION) - guides[0]
+    assert float(changed[12:].abs().max()) == 0
+    assert float(changed[:8].abs().max()) > 0
+    guides[2].zero_()
+    assert torch.equal(correct_volume(made, guides, CONDITION), guides[0])
 
 
-def test_back_projection_corrects_what_the_round_trip_loses() -> None:
-    coarse = torch.rand(1, 3, 6, 6, 6)
-    size = (12, 12, 18)
-    up = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")
-
-    def loss(fine: torch.Tensor) -> float:
-        return float((resize_area(fine, (6, 6, 6)) - coarse).norm())
-
-    assert loss(ProjectionBlock.back_project(coarse, size)) < 0.7 * loss(up)
-    same = ProjectionBlock.back_project(coarse, (6, 6, 6))
-    assert torch.allclose(same, coarse, atol=1e-6)
-
-
-@pytest.mark.parametrize("ratio", [(1, 1, 2), (1, 1, 4), (3, 3, 3), (1.5, 1, 2.25)])
-def test_untrained_is_cubic_interpolation_at_any_ratio(ratio: tuple[float, ...]) -> None:
-    target = torch.rand(1, 1, 8, 6, 4)
-    size = tuple(round(n * r) for n, r in zip((8, 6, 4), ratio, strict=True))
-    out = CRFMNetwork(TINY)(target, torch.rand(1, 1, *size))
-    assert torch.equal(out, resize_cubic(target, size))
-
-
-def test_reference_and_target_both_matter_once_trained() -> None:
-    network = CRFMNetwork(TINY).eval()
-    torch.nn.init.normal_(network.leave.weight, std=0.1)
-    target, reference = torch.rand(1, 1, 4, 8, 8), torch.rand(1, 1, 8, 8, 8)
-    residual = network(target, reference) - resize_cubic(target, (8, 8, 8))
-    for t, r in ((target.flip(2), reference), (target, reference.flip(2))):
-        other = network(t, r) - resize_cubic(t, (8, 8, 8))
-        assert (other - residual).abs().max() > 1e-4
-    with pytest.raises(ValueError, match="at least as fine"):
-        network(reference, target)
-
-
-def test_learns_from_the_reference() -> None:
-    network = CRFMNetwork(TINY).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
-    truth = torch.rand(1, 1, 8, 8, 8)
-    target, reference = resize_area(truth, (8, 8, 4)), 1 - truth
-    errors = []
-    for _ in range(60):
-        loss = (network(target, reference) - truth).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        errors.append(float(loss.detach()))
-    assert errors[-1] < 0.7 * errors[0]
-    assert all(p.grad is not None for p in network.parameters())
-
-
-def test_model_folder(tmp_path: Path) -> None:
-    config = {"family": "crfm", "crfm": TINY.to_dict()}
-    model_folder.save_model(CRFMNetwork(TINY), config, tmp_path / "crfm", "")
-    assert isinstance(load_model(tmp_path / "crfm").network, CRFMNetwork)
-    with pytest.raises(ValueError, match="colour"):
-        CRFMConfig.from_dict({"colour": 3})
+def test_the_window_and_the_condition_matter() -> None:
+    made, guides = network(), volumes()
+    other = CONDITION.clone()
+    other[5] = 0.8
+    assert not torch.equal(
+        correct_volume(made, guides, CONDITION), correct_volume(made, guides, other)
+    )
+    assert replace(TINY, channels=8) != TINY

@@ -28,11 +28,11 @@ from bids_moediff.options import Options
 from generated import dataset, head, untrained_model
 
 TOY = Path(__file__).parent / "toy_family"
-RESTORING = ("moediff", "student", "nsmoe", "toy")
+RESTORING = ("moediff", "student", "crfm", "nsmoe", "toy")
 CONFIGS = {
     "student": {"student": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4]}},
     "toy": {"toy": {"gain": 0.5}},
-    "crfm": {"crfm": {}},
+    "crfm": {"crfm": {"channels": 6, "blocks": 1}},
     "nsmoe": {
         "nsmoe": {"channels": 8, "blocks": 2, "ranks": [4, 4, 4, 4], "hidden": 8, "kernels": 4}
     },
@@ -55,6 +55,9 @@ def model_folder(name: str, folder: Path) -> Path:
         return untrained_model(folder)
     torch.manual_seed(0)
     config = {"family": name, "version": "test", **CONFIGS[name]}
+    if name == "crfm":
+        base = model_folder("student", folder.with_name(f"{folder.name}-base"))
+        config["crfm"] = {**config["crfm"], "base": str(base)}
     network = build_network(config)
     for parameter in network.parameters():
         if parameter.ndim > 1:

@@ -17,7 +17,7 @@ from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks import model_folder
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import read_config, save_model
-from bids_moediff.options import Options
+from bids_moediff.options import MODELS, Options
 from conftest import ROOT, run_script
 from generated import dataset, untrained_model
 
@@ -57,9 +57,10 @@ def test_auto_chooses_by_what_is_asked_for_and_by_device(device, options, there,
 
 
 def test_a_reference_that_no_network_would_look_at_is_refused():
-    for options in (Options(reference="T1w"), Options(reference="T1w", model="moediff")):
-        with pytest.raises(UsageError, match="crfm"):
-            choose(options, "cpu")
+    with pytest.raises(UsageError, match="crfm"):
+        choose(Options(reference="T1w"), "cpu", shipped=BOTH)
+    with pytest.raises(UsageError, match="crfm"):
+        choose(Options(reference="T1w", model="moediff"), "cpu")
 
 
 def test_what_is_asked_for_by_name_is_taken():
@@ -103,11 +104,14 @@ def test_a_run_with_the_student_says_so(tmp_path):
 
 
 def test_no_plan_for_a_model_that_does_not_exist(tmp_path):
+    missing = [name for name in MODELS if name not in ("auto", *model_folder.available())]
+    if not missing:
+        pytest.skip("every model that can be named comes with the package")
     data = dataset(tmp_path / "data", {"sub-01_T1w": 0})
-    call = ["bids_moediff", data, tmp_path / "out", "participant", "--model", "crfm", "--dry-run"]
-    done = run_script(*call, cwd=tmp_path)
+    call = ["bids_moediff", data, tmp_path / "out", "participant", "--dry-run"]
+    done = run_script(*call, "--model", missing[0], cwd=tmp_path)
     assert done.returncode == 78
-    assert "no model 'crfm'" in done.stderr
+    assert f"no model '{missing[0]}'" in done.stderr
 
 
 def test_counted_arithmetic_equals_torchs():

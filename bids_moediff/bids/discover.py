@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,14 @@ IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 ANATOMICAL_ENTITIES = frozenset(
     {"sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk"}
 )
+
+
+def with_others(settings: Settings, participant: Participant) -> Participant:
+    """Return a participant with all images, of any session and contrast, that may guide one."""
+    wide = replace(
+        settings, modalities=ANATOMICAL_SUFFIXES, session_label=(), bids_filter_file=None
+    )
+    return replace(participant, others=discover_participant(wide, participant.label).images)
 
 
 def find_participants(settings: Settings) -> list[str]:

@@ -89,12 +89,14 @@ class Participant:
     """A participant (label without ``sub-``), the images to process and remarks for the log.
 
     ``groups``: images to be combined from several of ``images``.
+    ``others`` are all images of the participant that may guide another one, where that is wanted.
     """
 
     label: str
     images: tuple[AnatomicalImage, ...]
     notices: tuple[str, ...] = ()
     groups: tuple[AnatomicalImage, ...] = ()
+    others: tuple[AnatomicalImage, ...] = ()
 
     @property
     def results(self) -> tuple[AnatomicalImage, ...]:

@@ -48,6 +48,9 @@ def build_sidecar(
     """
     row, record = find_product(product), record or {}
     content: dict[str, Any] = {"Sources": [source_uri(source) for source in image.sources]}
+    reference = record.get("Reference") or {}
+    if row.on_output_grid and reference.get("Used"):
+        content["Sources"].append(f"bids:{RAW}:{reference['Source']}")
     if row.suffix is None:
         mask = record.get("BrainMask", record)
         content["SkullStripped"] = mask.get("method") == "nonzero"

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_moediff.bids.discover import discover_participant, find_participants, nothing_to_process
+from bids_moediff.bids.discover import (
+    discover_participant,
+    find_participants,
+    nothing_to_process,
+    with_others,
+)
 from bids_moediff.bids.groups import group_scans
-from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.errors import ImageError, MoediffError
-from bids_moediff.families.choice import choose
+from bids_moediff.families.choice import choose, takes_reference
 from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
 from bids_moediff.networks.model_folder import resolve
 from bids_moediff.runtime.devices import require_devices
@@ -72,12 +77,36 @@ def print_plan(settings: Settings) -> int:
             f"{len(good)} images, at most {peak:.1f} GB at a time, "
             f"about {minutes:.0f} min of super-resolution. Nothing was written."
         )
+    if takes_reference(choice.model):
+        for words in _references(good, settings):
+            console.print(words, highlight=False, markup=False)
     for words in _remarks(good, settings):
         console.print(words, highlight=False, markup=False)
     failed = [row for row in rows if row.problem is not None]
     for row in failed:
         print(f"bids_moediff: {row.problem}", file=sys.stderr)
     return ImageError.exit_code if failed else 0
+
+
+def _references(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
+    """One line for each image: what guides it, or why nothing does."""
+    from bids_moediff.bids.references import choose_reference
+    from bids_moediff.preprocessing.conform import file_zooms
+
+    images = [row.source for row in rows if row.source is not None and not row.source.members]
+    others: dict[str, Participant] = {}
+    for image in images:
+        label = image.entities["sub"]
+        if label not in others:
+            others[label] = with_others(settings, Participant(label, ()))
+        choice = choose_reference(
+            image,
+            others[label].others,
+            settings.reference or "auto",
+            lambda one: file_zooms(one.path),
+        )
+        words = choice.reason if choice.image is None else f"guided by {choice.reason}."
+        yield f"{image.key}: {words}"
 
 
 def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:

@@ -50,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     one = parser.add_argument_group("one image")
     one.add_argument("--mask", type=Path, help="brain mask on the grid of the image")
     one.add_argument(
+        "--reference",
+        dest="reference_file",
+        type=Path,
+        metavar="FILE",
+        help="another contrast of the same subject, on any grid, that guides --model crfm",
+    )
+    one.add_argument(
         "--carry",
         type=Path,
         nargs="+",
@@ -156,6 +163,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
             device=namespace.device or "auto",
             progress=progress,
             key=source.name,
+            reference=conform(namespace.reference_file)[0] if namespace.reference_file else None,
         )
     finally:
         close()
@@ -180,8 +188,10 @@ def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
             f"{output} exists. The last of several images is the one to write: name another one, "
             "or remove it."
         )
-    if namespace.mask or namespace.carry:
-        raise UsageError("--mask and --carry go with one image; several are combined without.")
+    if namespace.mask or namespace.carry or namespace.reference_file:
+        raise UsageError(
+            "--mask, --carry and --reference go with one image; several are combined without."
+        )
     from bids_moediff.inference.simple import restore_several
     from bids_moediff.inference.worker import Scan
     from bids_moediff.preprocessing.conform import conform

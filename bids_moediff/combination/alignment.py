@@ -10,8 +10,7 @@ from scipy import ndimage
 
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
-
-from .registration import register
+from bids_moediff.imaging.registration import register
 
 COMPARED_AT = 3.0  # mm: finer detail differs between stacks, coarser hides another head
 BLOCK = 8  # voxels of that size along the side of the blocks that are compared

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.carried_maps import check_carried
-from bids_moediff.bids.discover import discover_participant, find_participants
+from bids_moediff.bids.discover import discover_participant, find_participants, with_others
 from bids_moediff.bids.earlier_masks import check_derivatives
 from bids_moediff.bids.image import Participant
 from bids_moediff.errors import MoediffError, UsageError
-from bids_moediff.families.choice import choose
+from bids_moediff.families.choice import choose, takes_reference
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import Limits
 from bids_moediff.runtime.resources import plan as plan_resources
@@ -216,7 +216,8 @@ def _run_batch(
             print(f"bids_moediff: {group.key}: to be combined from {names}.", file=sys.stderr)
         notices += len(participant.notices)
         if participant.images:  # filters may leave none
-            participants.append(participant)
+            guided = takes_reference(plan.model)
+            participants.append(with_others(settings, participant) if guided else participant)
     with run_logs(settings, plan, participants):
         if needs_network(settings):
             plan_memory(settings, participants, plan, limits.memory_gb)

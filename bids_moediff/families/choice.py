@@ -57,7 +57,12 @@ def choose(
             _check_reference(options, config)
             check_restores(config, Path(asked_for).name)
         return ModelChoice(asked_for, "asked for")
-    _check_reference(options, {})
+    names = available() if shipped is None else list(shipped)
+    if options.reference is not None:
+        guided = [name for name in names if takes_reference(name)]
+        if not guided:
+            _check_reference(options, {})
+        return ModelChoice(guided[0], "chosen for the reference contrast")
     asked = {
         "several samples": options.num_samples > 1,
         "texture (noise strength above 0)": options.noise_strength > 0,
@@ -70,7 +75,6 @@ def choose(
     if wanted:
         reason = f"chosen for {wanted}: the student has none, or a less certain one"
         return ModelChoice("moediff", reason)
-    names = available() if shipped is None else list(shipped)
     if "student" not in names:
         return ModelChoice("moediff", "chosen because no student model comes with this package")
     if device.startswith("cuda"):
@@ -79,6 +83,12 @@ def choose(
         reason = "chosen because the student saves little on a processor without bfloat16"
         return ModelChoice("moediff", reason)
     return ModelChoice("student", "chosen for the processor: about half of the full model's time")
+
+
+def takes_reference(model: str) -> bool:
+    """Whether a reference contrast guides this model (a name or a folder)."""
+    kind = read_config(model).get("family")
+    return kind is not None and kind not in BRAIN_MASK and family(kind).takes_reference
 
 
 def check_restores(config: Mapping[str, Any], name: str) -> None:

@@ -44,7 +44,11 @@ class Problem:
     operator
         From the output grid to the acquired one, for samplers.
     reference
-        Another contrast on the output grid, if there is one.
+        Another contrast on the output grid, about [0, 1], if there is one; 0 where it was not
+        measured.
+    round_trip
+        What is left of a volume (X, Y, Z) that goes through the acquisition and is interpolated
+        like ``start``.
     within_head
         Whether networks may leave out air far from the head; training runs them everywhere.
     """
@@ -59,6 +63,7 @@ class Problem:
     agree: Callable[[Tensor], Tensor]
     operator: Operator | None = None
     reference: Tensor | None = None
+    round_trip: Callable[[Tensor], Tensor] = lambda volume: volume
     within_head: bool = True
 
     @property

@@ -204,7 +204,8 @@ def measure(
 class Degraded:
     """A fine volume as the scanner would have measured it, and where the networks start.
 
-    `start`, `truth` (X, Y, Z) on the grid that the measurement covers; `condition` (6 numbers).
+    `start`, `truth` (X, Y, Z) on the grid that the measurement covers; `condition` (6 numbers);
+    `plan` is what was done.
     """
 
     start: torch.Tensor
@@ -213,6 +214,7 @@ class Degraded:
     operator: Operator
     measured: torch.Tensor
     noise: float
+    plan: Degradation
 
 
 def degrade(
@@ -231,4 +233,4 @@ def degrade(
     made = measure(fine, grids, acquisition, noise)
     start = initial_estimate(made.coarse, made.operator, ratios, ONES, sigma)
     condition = acquisition.condition(ONES, ratios)
-    return Degraded(start, made.truth, condition, made.operator, made.coarse, sigma)
+    return Degraded(start, made.truth, condition, made.operator, made.coarse, sigma, degradation)

@@ -155,7 +155,8 @@ def _written(
 
 
 def _scan(image: ImageRequest) -> Scan:
-    return Scan(*(_open(path) for path in (image.image, image.mask, image.bias_field)))
+    paths = (image.image, image.mask, image.bias_field, image.reference)
+    return Scan(*(_open(path) for path in paths))
 
 
 def _open(path: str | None) -> Any:

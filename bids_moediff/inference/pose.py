@@ -15,20 +15,23 @@ from bids_moediff.imaging.consistency import agree, consistent_start
 from bids_moediff.imaging.grid import Shape, Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.noise import tissue_noise
+from bids_moediff.imaging.reference import resample_reference
 from bids_moediff.imaging.told import told_numbers
 
 from .warnings import range_warnings
 
 HEAD = 0.1  # of the scale: brighter voxels belong to the head
+LEAST_OVERLAP = 0.01  # of the field of view that a reference covers
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What comes with an image: mask, bias field and reference on its grid; how it was sampled.
+    """What comes with an image: mask and bias field on its grid; how it was sampled.
 
     Without an acquisition the image counts as Fourier-encoded on all axes. ``noise`` is the
     standard deviation of the image's noise in its units: the result agrees with the image within
-    it, and exactly where it is None.
+    it, and exactly where it is None. ``reference`` is another contrast of the same head, of any
+    grid, in the world coordinates of the image.
     """
 
     mask: nib.Nifti1Image | None = None
@@ -57,6 +60,7 @@ class Posed:
     noise: float
     field_coarse: torch.Tensor | None = None
     field_fine: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -70,6 +74,12 @@ class Posed:
         coarse = self.measured if self.field_coarse is None else self.measured / self.field_coarse
         start = interpolate(coarse, self.coarse_zooms, self.shape, self.zooms)
         return consistent_start(self.operator, start, coarse, self.noise)
+
+    def round_trip(self, volume: torch.Tensor) -> torch.Tensor:
+        """Return what is left of a volume that is measured like the image, interpolated."""
+        coarse = self.operator.forward(volume)
+        start = interpolate(coarse, self.coarse_zooms, self.shape, self.zooms)
+        return consistent_start(self.operator, start, coarse)
 
     def finish(self, restored: torch.Tensor, consistent: bool = True) -> torch.Tensor:
         """Put the shading back and make the volume agree with the measurement."""
@@ -99,6 +109,8 @@ class Posed:
             noise=self.noise,
             agree=self.agree,
             operator=self.operator,
+            reference=self.reference,
+            round_trip=self.round_trip,
         )
 
     def residual(self, restored: torch.Tensor) -> float:
@@ -161,8 +173,21 @@ def pose(
         acquisition,
         _noise(measured, inputs, acquisition, scale, voxel_sizes(image.affine), coarse),
         *fields,
+        _reference(inputs.reference, shape, affine_out, device),
         warnings=[*notes, *range_warnings(coarse, fine, acquisition)],
     )
+
+
+def _reference(
+    image: nib.Nifti1Image | None, shape: Shape, affine: np.ndarray, device: torch.device
+) -> torch.Tensor | None:
+    """The reference on the output grid, about [0, 1]; None where the two do not meet."""
+    if image is None:
+        return None
+    data = resample_reference(image, shape, affine)
+    if not np.isfinite(data).all() or (data > 0).mean() < LEAST_OVERLAP:
+        return None
+    return torch.from_numpy(data / np.percentile(data[data > 0], 99.5)).to(device)
 
 
 def _noise(

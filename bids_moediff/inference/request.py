@@ -45,6 +45,10 @@ class ImageRequest:
         Voxel size of the result (mm, axis order of the image) in place of that of the options.
     with_error
         Whether the expected error is mapped even if the options do not ask for it.
+    reference
+        NIfTI file of another contrast in the world coordinates of the image; may be absent.
+    reference_record
+        How the reference was chosen and aligned, for the sidecar.
     """
 
     key: str
@@ -56,6 +60,8 @@ class ImageRequest:
     acquisition: Mapping[str, Any] | None = None
     zooms: Sequence[float] | None = None
     with_error: bool = False
+    reference: str | None = None
+    reference_record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images without BIDS: for the plain tool and ``from bids_moediff import super_resolve``."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.imaging.reference import use_reference
 from bids_moediff.options import Options
 
 from .request import ImageRequest, Request
@@ -24,6 +27,7 @@ def super_resolve(
     *,
     mask: nib.spatialimages.SpatialImage | None = None,
     metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    reference: nib.spatialimages.SpatialImage | None = None,
     device: str = "auto",
     **options: Any,
 ) -> nib.Nifti1Image:
@@ -45,6 +49,10 @@ def super_resolve(
     metadata
         Statements of a BIDS sidecar such as ``SliceThickness`` (mm); of several scans, one
         mapping for each.
+    reference
+        Another contrast of the same subject, at least as fine where ``image`` is coarse, on any
+        grid. It is registered, and left out with a warning where that fails; ``model`` is then
+        ``"crfm"`` unless it is given.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     **options
@@ -71,17 +79,23 @@ def super_resolve(
     values = {"output_resolution": output_resolution, **options}
     asked = Options.from_dict(values, "super_resolve")
     if isinstance(image, Sequence):
-        _check_several(image, mask, metadata)
+        _check_several(image, mask, metadata, reference)
         scans = [Scan(_plain(scan)) for scan in image]
         return restore_several(scans, asked, metadata=metadata, device=device).combined.image  # type: ignore[arg-type]
     if isinstance(metadata, Sequence):
         raise UsageError("super_resolve: a list of metadata goes with a list of images.")
     scan = Scan(_plain(image), None if mask is None else _plain(mask))
-    return restore(scan, asked, metadata=metadata, device=device).image
+    other = None if reference is None else _plain(reference)
+    result = restore(scan, asked, metadata=metadata, device=device, reference=other)
+    if other is not None and not result.record["Reference"]["Used"]:
+        warnings.warn(result.record["Reference"]["Reason"], stacklevel=2)
+    return result.image
 
 
-def _check_several(images: Sequence[Any], mask: Any, metadata: Any) -> None:
+def _check_several(images: Sequence[Any], mask: Any, metadata: Any, reference: Any) -> None:
     """UsageError for what does not go with a list of images."""
+    if reference is not None:
+        raise UsageError("super_resolve: a reference goes with one image, not with a list.")
     if mask is not None or isinstance(metadata, Mapping) or len(images) < 2:
         raise UsageError(
             "super_resolve: several scans take no mask, and a list of metadata; a list holds two "
@@ -97,16 +111,26 @@ def restore(
     device: str = "auto",
     progress: Progress | None = None,
     key: str = "image",
+    reference: nib.Nifti1Image | None = None,
 ) -> Result:
     """Restore a conformed scan; the result's record is that of a sidecar.
 
-    ``progress`` is called with ``key``, the stage and how far it is (0 to 1).
+    ``progress`` is called with ``key``, the stage and how far it is (0 to 1). ``reference`` is
+    another contrast of the same subject, which is registered first.
     """
     report = progress or (lambda key, stage, fraction: None)
+    record: dict[str, Any] = {}
+    if reference is not None:
+        options = replace(options, reference=options.reference or "auto")
+        aligned = use_reference(scan.image, reference)
+        record = aligned.record
+        scan = replace(scan, reference=aligned.image)
     request = Request(options=options, images=(), device=device)
     with held_device(device, report) as place:
         loaded = load(request, place)
-        told = ImageRequest(key=key, image="", out_dir="", metadata=metadata or {})
+        told = ImageRequest(
+            key=key, image="", out_dir="", metadata=metadata or {}, reference_record=record
+        )
         result = enhance_image(
             loaded.resolver,
             scan,

@@ -147,8 +147,9 @@ class SuperResolver:
 
         """
         inputs = inputs or Inputs()
-        if inputs.reference is not None:
-            raise ImageError("this model takes no reference contrast; use a crfm model.")
+        kind = family(self.model.config["family"])
+        if inputs.reference is not None and not kind.takes_reference:
+            raise ImageError("this model takes no reference contrast; use --model crfm.")
         if options.consistency not in CONSISTENCIES:
             raise ValueError(f"consistency is one of {CONSISTENCIES}, not {options.consistency!r}")
         ran: dict[str, None] = {}

@@ -111,11 +111,12 @@ def load(request: Request, device: str) -> Loaded:
 
 @dataclass(frozen=True)
 class Scan:
-    """A conformed scan with what was prepared of it, on one grid."""
+    """A conformed scan with what was prepared of it, on one grid; an aligned reference of any."""
 
     image: nib.Nifti1Image
     mask: nib.Nifti1Image | None = None
     bias_field: nib.Nifti1Image | None = None
+    reference: nib.Nifti1Image | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,12 @@ def enhance_image(
     """Super-resolve a scan from the voxels that were measured (:func:`prepare`)."""
     # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
     options = options.for_image(voxel_sizes(scan.image.affine))
-    return enhance_prepared(resolver, scan, prepare(scan, told, options), options, progress)
+    result = enhance_prepared(resolver, scan, prepare(scan, told, options), options, progress)
+    if told.reference_record:
+        result.record["Reference"] = dict(told.reference_record)
+        if not told.reference_record["Used"]:
+            result.record["Warnings"].append(told.reference_record["Reason"])
+    return result
 
 
 def enhance_prepared(
@@ -179,6 +185,7 @@ def enhance_prepared(
         measured.bias_field,
         sampling.acquisition,
         noise.sigma if sampling.acquisition.erases_detail else certain_noise(noise, data),
+        scan.reference,
     )
     result = resolver.enhance(measured.image, options, inputs, progress)
     if sentence := residual_warning(data, noise.sigma, result.residual):

@@ -41,6 +41,7 @@ from bids_moediff.inference.request import (
 from bids_moediff.options import Options
 from bids_moediff.runtime.sink import write_json
 
+from .files import read_json
 from .groups import PlannedGroup, request_groups
 from .step import FAILED_FILE, ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
@@ -54,6 +55,8 @@ class _DescribeInputSpec(ImageStepInputSpec):
     image = File(desc="conformed image")
     mask = File(desc="brain mask")
     bias_field = File(desc="bias field, if one was estimated")
+    reference = File(desc="aligned reference, if there is one that may be used")
+    reference_record = File(desc="JSON: how it was chosen and aligned")
 
 
 class _DescribeOutputSpec(ImageStepOutputSpec):
@@ -70,7 +73,8 @@ class DescribePrepared(ImageStep):
         source = AnatomicalImage.from_json(self.inputs.source)
         entry: dict[str, Any] = {"failure": self.before, "key": source.key}
         if not self.before:
-            bias_field = self.inputs.bias_field
+            bias_field, reference = self.inputs.bias_field, self.inputs.reference
+            chosen = self.inputs.reference_record
             prepared = ImageRequest(
                 key=source.key,
                 image=self.inputs.image,
@@ -78,6 +82,8 @@ class DescribePrepared(ImageStep):
                 mask=self.inputs.mask,
                 bias_field=bias_field if isdefined(bias_field) else None,
                 metadata={k: source.metadata[k] for k in ACQUISITION_KEYS if k in source.metadata},
+                reference=reference if isdefined(reference) else None,
+                reference_record=read_json(chosen) if isdefined(chosen) else {},
             )
             entry |= asdict(prepared)
         self._results["entry"] = str(write_json(entry, Path(runtime.cwd) / "entry.json"))

@@ -167,6 +167,19 @@ def stated_affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     return _affine(image, image.shape[:3], "the image", [])[0]
 
 
+def file_zooms(path: Path) -> tuple[float, float, float]:
+    """Return the voxel size (mm) that a file states; infinite where it is no 3-D image."""
+    try:
+        header = nib.Nifti1Image.from_filename(str(path)).header
+        zooms = stated_zooms(header)
+        volume = [int(n) for n in header.get_data_shape()[3:]]
+    except Exception:
+        return (np.inf, np.inf, np.inf)
+    if len(header.get_data_shape()) < 3 or any(n != 1 for n in volume) or min(zooms) <= 0:
+        return (np.inf, np.inf, np.inf)
+    return zooms
+
+
 def _unit(header: nib.Nifti1Header) -> str:
     """Unit of length; millimetres where the code is none that NIfTI knows."""
     try:

@@ -12,6 +12,12 @@ COMPARISONS = {
         "super-resolution is for, a structure that is new is a reason for doubt. The fourth "
         "column is the third minus the second.",
     ),
+    "reference": (
+        "Reference contrast",
+        "The image that guided the restoration, as stored and after registration, with outlines "
+        "of the restored image over all panels. In the right column the outlines should run "
+        "along the edges of the reference; where they do not, its detail was of no use.",
+    ),
     "difference": (
         "What was added to interpolation",
         "Super-resolved image minus cubic interpolation of the input, in units of the input; the "

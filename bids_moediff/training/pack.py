@@ -38,6 +38,7 @@ class TrainingHead:
     validation : kept out of training, to steer it
     start : of a pair, the coarse scan on this grid as the networks get it, in the same units
     condition : of a pair, the six numbers that describe its acquisition
+    reference : another contrast of the same head on this grid, in the same units
 
     """
 
@@ -50,6 +51,7 @@ class TrainingHead:
     validation: bool = False
     start: np.ndarray | None = None
     condition: tuple[float, ...] | None = None
+    reference: np.ndarray | None = None
 
 
 def bounding_box(volume: np.ndarray, margin: int) -> tuple[slice, ...]:
@@ -132,6 +134,8 @@ def save_pack(heads: Sequence[TrainingHead], path: Path) -> str:
         arrays[f"v{index}"] = head.volume
         if head.start is not None:
             arrays[f"s{index}"] = head.start
+        if head.reference is not None:
+            arrays[f"r{index}"] = head.reference
         meta.append(
             {
                 "name": head.name,
@@ -167,6 +171,8 @@ def load_pack(path: Path) -> list[TrainingHead]:
                     values["condition"] = tuple(values["condition"])
                 if f"s{index}" in archive:
                     values["start"] = archive[f"s{index}"]
+                if f"r{index}" in archive:
+                    values["reference"] = archive[f"r{index}"]
                 heads.append(TrainingHead(volume=archive[f"v{index}"], **values))
             return heads
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
@@ -215,6 +221,8 @@ def _check_head(head: TrainingHead) -> None:
         head.start is None or head.start.shape != volume.shape or head.condition is None
     ):
         raise UsageError(f"{head.name} is a pair whose two grids differ.")
+    if head.reference is not None and head.reference.shape != volume.shape:
+        raise UsageError(f"{head.name} has a reference on another grid.")
 
 
 def select_heads(heads: Sequence[TrainingHead], megabytes: float) -> list[TrainingHead]:

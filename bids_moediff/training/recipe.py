@@ -128,6 +128,11 @@ class Recipe:
         """Whether such scans have ghosts and the noise of several coils besides."""
         return False
 
+    @property
+    def reference_count(self) -> int:
+        """How many reference contrasts are drawn for each volume (:mod:`.references`)."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for the state and the model card."""
         values = asdict(self)

@@ -35,6 +35,7 @@ class Case:
     cubic: torch.Tensor
     operator: Operator | None = None
     measured: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
     def psnr(self, image: torch.Tensor) -> float:
         """PSNR of `image` (X, Y, Z) in the mask, range 1 (99.5th percentile of the head)."""
@@ -61,7 +62,9 @@ def _paired_case(head: TrainingHead, cut: tuple[slice, ...], device: torch.devic
     return Case(head.name, PAIRED, start, truth, box_mean(truth, 5) > 0.06, condition, start)
 
 
-def _protocol_case(head: TrainingHead, image: torch.Tensor, name: str) -> Case:
+def _protocol_case(
+    head: TrainingHead, image: torch.Tensor, name: str, reference: torch.Tensor | None
+) -> Case:
     ratios, profile = ACQUISITIONS[name]
     acquisition = Acquisition.uniform(profile)
     grids = replace(Grids.inside(image.shape, ONES, ratios, multiple=2), device=image.device)
@@ -77,6 +80,7 @@ def _protocol_case(head: TrainingHead, image: torch.Tensor, name: str) -> Case:
         interpolate(made.coarse, ratios, shape, ONES),
         made.operator,
         made.coarse,
+        None if reference is None else reference[:x, :y, :z],
     )
 
 
@@ -99,8 +103,14 @@ def make_cases(
         if head.kind == "pair":
             cases.append(_paired_case(head, cut, torch.device(device)))
             continue
-        image = torch.from_numpy(np.ascontiguousarray(head.volume[cut])).to(device).float()
-        cases += [_protocol_case(head, image / BRIGHT, name) for name in names]
+        image, reference = (
+            None
+            if one is None
+            else torch.from_numpy(np.ascontiguousarray(one[cut])).to(device).float() / BRIGHT
+            for one in (head.volume, head.reference)
+        )
+        assert image is not None
+        cases += [_protocol_case(head, image, name, reference) for name in names]
     if not cases:
         raise UsageError("No real head is kept out for validation, only label maps.")
     return cases

@@ -24,6 +24,7 @@ from .contrast import bias_field, random_contrast, synthesise, tissue_codes
 from .guidance import displacement, log_jacobian, warp_labels
 from .pack import BRIGHT, TrainingHead, head_weights
 from .recipe import Recipe
+from .references import draw_reference, with_lesions
 from .sharpness import PROFILES, Grid, draw_grid, to_larger_voxels
 from .tensor_filters import box_mean, dilate, erode
 from .uncertain import draw_disturbed, draw_uncertain, measure
@@ -57,6 +58,8 @@ def _arrange(
     least = [int(np.ceil((recipe.smallest + SPARE) * factor)) for factor in factors]
     flipped = tuple(int(axis) for axis in np.flatnonzero(rng.random(3) < 0.5))
     arrays = [head.volume] + ([head.start] if head.start is not None else [])
+    if recipe.reference_count and head.reference is not None and head.kind != "pair":
+        arrays.append(head.reference)
     arrays = [np.flip(array.transpose(order), flipped) for array in arrays]
     sizes = list(zip(arrays[0].shape, blocks, strict=True))
     corner = [int(rng.integers(0, max(size - block, 0) + 1)) for size, block in sizes]
@@ -156,6 +159,26 @@ def _measured(
     return degraded, volume | {"condition": torch.tensor(degraded.condition)}
 
 
+def _references(
+    head: TrainingHead,
+    made: Simulated,
+    arrays: Sequence[np.ndarray],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    others: Sequence[TrainingHead],
+) -> Volume:
+    """References of a head that was rendered; lesions are then put into its image."""
+    if not recipe.reference_count:
+        return {}
+    own = torch.from_numpy(arrays[0]).to(made.image.device) if arrays else None
+    drawn = {
+        f"reference{index}": draw_reference(head, made, own, others, rng)
+        for index in range(recipe.reference_count)
+    }
+    made.image = with_lesions(made, rng)
+    return drawn
+
+
 def make_volume(
     head: TrainingHead,
     recipe: Recipe,
@@ -164,12 +187,14 @@ def make_volume(
     finish: Finish | None = None,
     *,
     tissue: bool = False,
+    others: Sequence[TrainingHead] = (),
 ) -> Volume:
     """Degrade one head at random.
 
     Returns float16 `start`, `target`, `weight` (X, Y, Z), float32 `condition` (6,), and, if asked
     for, uint8 `tissue` (see :func:`.contrast.tissue_codes`) and the guidance `maps` (2, X, Y, Z)
-    with which of them are `given`; and what `finish` adds.
+    with which of them are `given`; `reference0` and so on, if the recipe wants them (strangers are
+    taken from `others`); and what `finish` adds.
     """
     seed = int(rng.integers(2**62))
     grid = draw_grid(head, recipe.interpolated, recipe.coarsen_share, rng)
@@ -183,11 +208,13 @@ def make_volume(
         condition = torch.from_numpy(arrays[2])
     else:
         made = _simulate(head, volume, recipe, rng, seed)
+        clear = _references(head, made, arrays[1:], recipe, rng, others)
         if grid.changes:
             made = made.coarsened(factors, PROFILES[int(rng.random() < 0.3)])
+            clear = {key: to_larger_voxels(one, factors, BOX) for key, one in clear.items()}
         degraded, images = _measured(made.image, recipe, rng, seed + 1, grid.spared is not None)
         start, target, condition = (images.pop(key) for key in ("start", "target", "condition"))
-        clear = images
+        clear = {key: one[tuple(map(slice, target.shape))] for key, one in clear.items()} | images
     cut = tuple(slice(0, size) for size in target.shape)
     result = {"start": start, "target": target, "weight": made.weight[cut]}
     result |= clear | {"condition": condition}
@@ -201,8 +228,11 @@ def make_volume(
         result["maps"] = result["maps"][(slice(None), *cut)]
     if finish is not None:
         result = finish(result, degraded)
-    keep = ("condition", "clear_condition", "by_truth", "noise", "tissue", "given")
-    return {k: v.contiguous() if k in keep else v.half().contiguous() for k, v in result.items()}
+    keep = ("clear_condition", "by_truth", "noise", "tissue", "given")
+    return {
+        k: v.contiguous() if k in keep or v.ndim < 3 else v.half().contiguous()
+        for k, v in result.items()
+    }
 
 
 class Source:
@@ -237,7 +267,9 @@ class Source:
     def _make(self, index: int) -> Volume:
         rng = np.random.default_rng([self.recipe.seed, self.rank, index])
         head = self.heads[int(rng.choice(len(self.heads), p=self._probability))]
-        return make_volume(head, self.recipe, rng, self.device, self.finish, tissue=self.tissue)
+        return make_volume(
+            head, self.recipe, rng, self.device, self.finish, tissue=self.tissue, others=self.heads
+        )
 
 
 class Window:

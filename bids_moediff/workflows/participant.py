@@ -13,8 +13,11 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from bids_moediff.bids.carried_maps import find_maps
 from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
+from bids_moediff.bids.references import ReferenceChoice, choose_reference
+from bids_moediff.families.choice import takes_reference
 from bids_moediff.interfaces.carried_maps import CarryMaps
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
+from bids_moediff.preprocessing.conform import file_zooms
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
@@ -30,6 +33,7 @@ REPORTED_SETTINGS = (
     "output_resolution",
     "num_steps",
     "num_samples",
+    "reference",
     "noise_strength",
     "planes",
     "consistency",
@@ -186,6 +190,7 @@ def _connect_processing(
                 find_brain_mask(image, settings.derivatives) if settings.derivatives else None
             ),
             maps=maps,
+            reference=_reference(image, participant, settings, plan),
             name=f"prepare_{node_name(image)}_wf",
         )
         status = _init_status(image, settings, plan)
@@ -248,6 +253,16 @@ def _connect_groups(
             (status, workflow.get_node("statuses"), [("status", f"in{number}")]),
         ])  # fmt: skip
         Chain(workflow, products_wf).step(status)
+
+
+def _reference(
+    image: AnatomicalImage, participant: Participant, settings: Settings, plan: RunPlan
+) -> ReferenceChoice | None:
+    """What guides the restoration of an image, where the model takes a reference."""
+    if not takes_reference(plan.model):
+        return None
+    wanted = settings.reference or "auto"
+    return choose_reference(image, participant.others, wanted, lambda one: file_zooms(one.path))
 
 
 def _add_products(

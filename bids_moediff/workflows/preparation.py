@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image from the data set, ready for the network, and what was prepared on disk."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from bids_moediff.bids.earlier_masks import EarlierMask
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.products import PREPARATION, wanted_products
+from bids_moediff.bids.references import ReferenceChoice
 from bids_moediff.interfaces.network import DescribePrepared
 from bids_moediff.interfaces.preparation import BiasField, BrainMask, Conform
+from bids_moediff.interfaces.reference import AlignReference
 from bids_moediff.settings import Settings
 
 from .chain import BESIDE, FAILURES, Chain
@@ -30,6 +33,7 @@ def init_image_preparation_wf(
     gigabytes: float,
     earlier_mask: EarlierMask | None = None,
     maps: Sequence[Path] = (),
+    reference: ReferenceChoice | None = None,
     name: str = "image_preparation_wf",
 ) -> Workflow:
     """Conform one image, find its brain and its bias field, write them, describe them.
@@ -52,6 +56,8 @@ def init_image_preparation_wf(
         What another pipeline has for this image.
     maps, name
         What is to be carried along (what is on another grid is told of); of the workflow.
+    reference
+        What guides the restoration, if the model takes a reference.
 
     Outputs
     -------
@@ -71,6 +77,12 @@ def init_image_preparation_wf(
     chain.beside().leave(outputnode, BESIDE)
     chain.step(bias_field, image=image, mask=mask)
     describe = _init_describe(chain.beside(), settings, source, (conform, brain_mask, bias_field))
+    if reference is not None:
+        align = _init_align(settings, source, reference)
+        Chain(workflow, conform).step(align, image=image)
+        workflow.connect([
+            (align, describe, [("reference", "reference"), ("record", "reference_record")]),
+        ])  # fmt: skip
     products = [row for row in wanted_products(settings, source) if row.made_by == PREPARATION]
     known = {"preproc": (bias_field, "corrected"), "mask": mask, "record": record}
     write_products(chain, products, known, settings, source)
@@ -104,6 +116,19 @@ def _init_steps(
         if earlier_mask.path:
             brain_mask.inputs.precomputed = str(earlier_mask.path)
     return conform, brain_mask, bias_field
+
+
+def _init_align(
+    settings: Settings, source: AnatomicalImage, reference: ReferenceChoice
+) -> pe.Node:
+    """The step that registers the reference."""
+    interface = AlignReference(
+        source=source.to_json(),
+        reference="" if reference.image is None else reference.image.to_json(),
+        choice=json.dumps(reference.record()),
+        output_dir=str(settings.output_dir),
+    )
+    return pe.Node(interface, name="align_reference", mem_gb=2.0)
 
 
 def _init_describe(

@@ -26,16 +26,11 @@ from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.imaging.simulation import ONES, Degraded
 from bids_moediff.networks.mean import MeanNetwork
 from bids_moediff.training.batches import patches
+from bids_moediff.training.lesions import LesionPlan, lesion_field
 from bids_moediff.training.recipe import Recipe
 from bids_moediff.training.stage import Batch, Gains, Init, Stage, autocast, charbonnier
-from bids_moediff.training.tensor_filters import gaussian
 from bids_moediff.training.validation import Case, gains
 from bids_moediff.training.volumes import Volume
-
-TISSUE = 0.25  # of the range: where a blob may be put
-DARKEST = 0.05  # of the range: what a dark blob leaves of the tissue
-WOBBLE, WOBBLE_WIDTH = 0.2, 1.5  # how irregular an outline is (of the radius), and its scale
-EDGE = 1.0  # voxels from full contrast to none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,57 +72,6 @@ class StudentLesionsRecipe(LesionsRecipe):
     stage: ClassVar[str] = "student-lesions"
 
 
-def _blob(shape: Sequence[int], diameter: float, rng: np.random.Generator) -> Tensor:
-    """One blob of contrast 1 in the middle of `shape`: an ellipsoid with a wavy, soft outline."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    grid = torch.meshgrid(
-        *(torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape), indexing="ij"
-    )
-    turned = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
-    stretch = torch.exp(0.25 * torch.randn(3, generator=generator))
-    stretch = stretch / stretch.prod() ** (1 / 3)
-    along = torch.einsum("ij,jxyz->ixyz", turned, torch.stack(grid)) / stretch[:, None, None, None]
-    waves = gaussian(torch.randn(*shape, generator=generator), WOBBLE_WIDTH)
-    waves = waves / waves.std().clamp_min(1e-6)
-    radius = diameter / 2 * (1 + WOBBLE * waves.clamp(-2, 2))
-    position = (along.square().sum(0).sqrt() - radius) / EDGE + 0.5
-    return 0.5 * (1 + torch.cos(torch.pi * position.clamp(0, 1)))
-
-
-def lesion_field(
-    truth: Tensor, weight: Tensor, recipe: LesionsRecipe, rng: np.random.Generator
-) -> Tensor:
-    """Blobs to be added to `truth` (X, Y, Z), in units of its range.
-
-    Their diameters (`recipe.diameters`, in voxels) and contrasts (`recipe.contrasts`) are drawn
-    anew for each; their centres lie in tissue, at least `recipe.spacing` voxels apart.
-    """
-    field = torch.zeros_like(truth)
-    smooth = gaussian(truth, 1.0)
-    places = torch.nonzero((smooth > TISSUE) & (weight > 0.5))
-    low, high = (float(np.log(size)) for size in recipe.diameters)
-    chosen = np.empty((0, 3))
-    for index in rng.permutation(len(places))[: recipe.tries]:
-        centre = places[int(index)].tolist()
-        if len(chosen) and np.linalg.norm(chosen - centre, axis=1).min() < recipe.spacing:
-            continue
-        diameter = float(np.exp(rng.uniform(low, high)))
-        reach = int(np.ceil(0.8 * diameter)) + 2
-        begin = [c - reach for c in centre]
-        if min(begin) < 0 or any(
-            b + 2 * reach >= n for b, n in zip(begin, truth.shape, strict=True)
-        ):
-            continue
-        chosen = np.vstack([chosen, centre])
-        contrast = float(rng.uniform(recipe.contrasts[0], recipe.contrasts[1]))
-        if rng.random() < 0.5:
-            contrast = -min(contrast, float(smooth[tuple(centre)]) - DARKEST)
-        box = tuple(slice(b, b + 2 * reach + 1) for b in begin)
-        field[box] += contrast * _blob([2 * reach + 1] * 3, diameter, rng).to(field)
-    # A dark blob may reach out of the tissue, where there is nothing to take away.
-    return torch.maximum(field, -(truth - DARKEST).clamp_min(0.0)).where(field < 0, field)
-
-
 def _networks(recipe: LesionsRecipe, init: Init) -> tuple[Any, Any]:
     """What is taught, and what says what it should put out: the teacher, or itself before."""
     parts: Any = init_parts(init)
@@ -148,6 +92,7 @@ class LesionsStage(Stage):
     def __init__(self, recipe: LesionsRecipe, device: torch.device, init: Init):
         taught, reference = _networks(recipe, init)
         self.recipe, self.device = recipe, device
+        self.plan = LesionPlan(recipe.diameters, recipe.contrasts, recipe.spacing, recipe.tries)
         self.network = taught.float().to(device)
         self.reference = reference.float().to(device).eval().requires_grad_(False)
         multiple = self.network.config.multiple
@@ -166,7 +111,7 @@ class LesionsStage(Stage):
         # What is drawn depends on the volume alone, as all that a volume holds.
         seed = np.array(float(degraded.measured.double().sum())).view(np.uint64)
         rng = np.random.default_rng(int(seed))
-        field = lesion_field(degraded.truth, volume["weight"], self.recipe, rng)
+        field = lesion_field(degraded.truth, volume["weight"], self.plan, rng)
         x, y, z = (2.0**ratio for ratio in degraded.condition[:3])
         ratios: Triple = (x, y, z)
         operator = degraded.operator

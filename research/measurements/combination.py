@@ -25,7 +25,6 @@ from scipy.spatial.transform import Rotation
 
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid
-from bids_moediff.combination.registration import register
 from bids_moediff.combination.resampling import Resampler
 from bids_moediff.combination.scans import combine
 from bids_moediff.combination.view import Scan, Setting, grid_of
@@ -34,6 +33,7 @@ from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.metrics import psnr
+from bids_moediff.imaging.registration import register
 from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options

@@ -16,8 +16,9 @@ from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.imaging.simulation import ONES, Degradation, degrade, draw
 from bids_moediff.networks.mean import MeanNetwork
 from bids_moediff.networks.model_folder import save_model
+from bids_moediff.training.lesions import DARKEST, LesionPlan, blob, lesion_field
 from bids_moediff.training.volumes import make_volume
-from research.lesions.stage import DARKEST, LesionsRecipe, LesionsStage, _blob, lesion_field
+from research.lesions.stage import LesionsRecipe, LesionsStage
 from research.tests.lab_data import LAB, lab_tiny
 from training_data import heads, pack
 
@@ -51,7 +52,7 @@ def stage_of(init: list[Path], name: str = "lesions", **settings: object) -> Les
 @pytest.mark.parametrize("diameter", [3.0, 5.0, 8.0])
 def test_a_blob_has_the_volume_of_its_sphere(diameter: float) -> None:
     rng = np.random.default_rng(0)
-    blobs = [_blob([25, 25, 25], diameter, rng) for _ in range(20)]
+    blobs = [blob([25, 25, 25], diameter, rng) for _ in range(20)]
     volumes = [float((blob > 0.5).sum()) for blob in blobs]
     sphere = np.pi / 6 * diameter**3
     assert 0.85 * sphere < np.mean(volumes) < 1.3 * sphere
@@ -65,7 +66,7 @@ def test_blobs_lie_in_tissue_and_leave_it_positive() -> None:
     truth[8:56, 8:56, 8:56] = 0.4
     weight = torch.ones_like(truth)
     weight[:32] = 0.0
-    recipe = LesionsRecipe(diameters=(2.0, 6.0), contrasts=(0.1, 0.4), spacing=14.0)
+    recipe = LesionPlan(diameters=(2.0, 6.0), contrasts=(0.1, 0.4), spacing=14.0)
     field = lesion_field(truth, weight, recipe, np.random.default_rng(0)).numpy()
     again = lesion_field(truth, weight, recipe, np.random.default_rng(0)).numpy()
     assert np.array_equal(field, again)
@@ -84,7 +85,7 @@ def test_blobs_lie_in_tissue_and_leave_it_positive() -> None:
 
 def test_nothing_is_added_where_there_is_no_tissue() -> None:
     empty = torch.zeros(32, 32, 32)
-    field = lesion_field(empty, torch.ones(32, 32, 32), LesionsRecipe(), np.random.default_rng(0))
+    field = lesion_field(empty, torch.ones(32, 32, 32), LesionPlan(), np.random.default_rng(0))
     assert not field.any()
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CRFM: a fine reference contrast of the same head sharpens a coarse one.
+"""CRFM: a fine reference contrast of the same subject sharpens another image."""
 
-The network can be built and trained; no engine runs it yet, so its weights are refused.
-"""
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from collections.abc import Mapping
-from typing import Any
+from bids_moediff.families.protocol import Family, Restorer
+from bids_moediff.options import Options
 
-from bids_moediff.families.protocol import Family
+if TYPE_CHECKING:
+    from bids_moediff.training.catalogue import StageEntry
 
 
 def _build(config: Mapping[str, Any]) -> Any:
@@ -18,15 +19,54 @@ def _build(config: Mapping[str, Any]) -> Any:
     return CRFMNetwork(CRFMConfig.from_dict(section(config, "crfm")))
 
 
+def _restorer(network: Any, device: Any, precision: str) -> Restorer:
+    from .restorer import CRFMRestorer
+
+    return CRFMRestorer(network, device, precision)
+
+
+def _base(config: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any]]:
+    """Family and config.json of the model whose output is corrected."""
+    from bids_moediff.families import family
+    from bids_moediff.networks.model_folder import read_config
+
+    known = read_config(config["crfm"].get("base", "student"))
+    return family(known["family"]), known
+
+
+def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
+    """Convolutions of the base and of :class:`~.network.CRFMNetwork`."""
+    shape = config["crfm"]
+    channels = shape["channels"]
+    own = 27 * channels * (77 + 24 + 2 * shape["blocks"] * channels) / 8
+    kind, known = _base(config)
+    return {**kind.macs(known, options), "crfm": own}
+
+
+def _stages() -> "Sequence[StageEntry]":
+    from bids_moediff.training.catalogue import StageEntry
+
+    from .training import CRFMRecipe, CRFMStage
+
+    return (StageEntry(CRFMRecipe, CRFMStage, "crfm", "crfm"),)
+
+
 FAMILY = Family(
     name="crfm",
     build=_build,
-    restorer=None,
-    macs=lambda config, options: {},
-    rates={},
+    restorer=_restorer,
+    macs=_macs,
+    # Of the base: families/student; of the correction: docs/speed.md. A GPU was never measured.
+    rates={
+        "bf16": {"student": 185.0, "crfm": 30.0},
+        "fp32": {"student": 38.0, "crfm": 15.0},
+        "cuda": {"student": 20_000.0, "crfm": 5_000.0},
+    },
     takes_reference=True,
     network_words=lambda record: (
-        "a network that a fine reference contrast of the same head guides"
+        "a convolutional network whose output a second network corrects with the detail of a\n"
+        "reference contrast of the same subject, where both contrasts agree"
     ),
-    card="A fine reference contrast of the same head sharpens a coarse one.",
+    card="A fine reference contrast of the same subject sharpens another image.",
+    stages=_stages,
 )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the head moved between two scans: six parameters, by correlation of super-resolved images.
+"""How the head moved between two images of one subject: six parameters.
 
-The images of one subject and contrast differ by noise and by what their thick slices lost, so a
-correlation finds the move to a small fraction of a voxel. The same result whatever the number of
-threads.
+Images of one contrast differ by noise and by what thick slices lost, so their correlation finds
+the move to a small fraction of a voxel; images of two contrasts are brought together by mutual
+information. The same result whatever the number of threads.
 """
 
 from typing import Any
@@ -23,20 +23,27 @@ SAMPLED = (1.0, 0.5, 0.25)  # share of the voxels, regularly spaced: nothing is 
 FIRST_STEP = (3.0, 0.5, 0.1)  # mm
 LAST_STEP = (0.1, 0.02, 0.002)
 ITERATIONS = (60, 30, 20)
+BINS = 32  # of the joint histogram, for mutual information
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def register(
-    fixed: nib.Nifti1Image, moving: nib.Nifti1Image, start: np.ndarray | None = None
+    fixed: nib.Nifti1Image,
+    moving: nib.Nifti1Image,
+    start: np.ndarray | None = None,
+    *,
+    other_contrast: bool = False,
 ) -> np.ndarray:
     """Rigid move from world coordinates of `fixed` to those of `moving` (4x4, mm).
 
     Parameters
     ----------
     fixed, moving
-        Images of one subject and contrast, of any voxel size.
+        Images of one subject, of any voxel size.
     start
         A move that is nearly right: only the finest level runs.
+    other_contrast
+        Whether the two differ in contrast, so that mutual information is needed.
 
     Raises
     ------
@@ -46,20 +53,23 @@ def register(
     threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
     try:
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        return _register(fixed, moving, start)
+        return _register(fixed, moving, start, other_contrast)
     except RuntimeError as error:
-        raise ImageError("the scans could not be registered to one another.") from error
+        raise ImageError("the images could not be registered to one another.") from error
     finally:
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _register(
-    fixed: nib.Nifti1Image, moving: nib.Nifti1Image, start: np.ndarray | None
+    fixed: nib.Nifti1Image,
+    moving: nib.Nifti1Image,
+    start: np.ndarray | None,
+    other_contrast: bool,
 ) -> np.ndarray:
     data = np.asarray(fixed.dataobj, dtype=np.float32)
     mask = head_mask_array(data, voxel_sizes(fixed.affine))
     if not mask.any():
-        raise ImageError("a scan shows no head: it cannot be combined.")
+        raise ImageError("an image shows no head: it cannot be registered.")
     inside = nib.Nifti1Image(mask.astype(np.uint8), fixed.affine)
     centre = _TO_LPS @ fixed.affine @ [*np.argwhere(mask).mean(axis=0), 1.0]
     transform = SimpleITK.Euler3DTransform()
@@ -67,16 +77,24 @@ def _register(
     if start is not None:
         _set_matrix(transform, start)
     for level in range(len(LEVELS)) if start is None else (len(LEVELS) - 1,):
-        _refine(transform, fixed, moving, inside, level)
+        _refine(transform, (fixed, moving), inside, level, other_contrast)
     return _matrix(transform)
 
 
 def _refine(
-    transform: Any, fixed: nib.Nifti1Image, moving: nib.Nifti1Image, inside: Any, level: int
+    transform: Any,
+    images: tuple[nib.Nifti1Image, nib.Nifti1Image],
+    inside: Any,
+    level: int,
+    other_contrast: bool,
 ) -> None:
     """Improve the transform at one voxel size."""
+    fixed, moving = images
     method = SimpleITK.ImageRegistrationMethod()
-    method.SetMetricAsCorrelation()
+    if other_contrast:
+        method.SetMetricAsMattesMutualInformation(BINS)
+    else:
+        method.SetMetricAsCorrelation()
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(SAMPLED[level], 1)
     method.SetInterpolator(SimpleITK.sitkLinear)

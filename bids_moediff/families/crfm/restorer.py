@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base's image of a scan, corrected by a reference contrast."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from bids_moediff.families.load import load_model, make_restorer
+from bids_moediff.families.protocol import (
+    NOTHING_TO_GAIN,
+    Problem,
+    Progress,
+    Restored,
+    Restorer,
+    Settled,
+)
+from bids_moediff.families.whole_volume import CUDA_VOXELS, pad_to_multiple
+from bids_moediff.imaging.axes import axis_order, reorder
+from bids_moediff.networks.precision import PRECISIONS, floating
+from bids_moediff.options import Options
+
+from .features import Features, Guides, features, gradient_scale, reach
+from .network import CRFMNetwork, change, fold
+
+# Voxels of a slab: the windows reach beyond it, so thin slabs would be computed several times.
+CPU_VOXELS = 2_000_000
+
+NO_REFERENCE = "No reference contrast: the image was restored by {base} alone."
+OTHER_BASE = (
+    "The base model {base} has other weights than those that this model was trained with: the "
+    "reference may help less."
+)
+
+
+class CRFMRestorer:
+    """A CRFM network and its base on their device."""
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+        self.network = cast(CRFMNetwork, network)
+        self.device, self.precision = device, precision
+        base = load_model(self.network.config.base, device)
+        known = self.network.config.base_sha256
+        self.other_base = known not in ("", base.sha256)
+        self.base: Restorer = make_restorer(base, device, precision)
+
+    def settle(self, options: Options, problem: Problem) -> Settled:
+        """As the base follows them."""
+        settled = self.base.settle(options, problem)
+        notes, name = [settled.left_out], self.network.config.base
+        if problem.reference is None:
+            notes.append(NO_REFERENCE.format(base=name))
+        elif self.other_base:
+            notes.append(OTHER_BASE.format(base=name))
+        return replace(settled, left_out=" ".join(note for note in notes if note))
+
+    def restore(
+        self, problem: Problem, options: Options, progress: Progress
+    ) -> Iterator[Restored]:
+        """Yield the base's estimates, each corrected."""
+        for sample in self.base.restore(problem, options, progress):
+            if problem.reference is None or problem.nothing_to_gain:
+                yield sample
+            else:
+                yield replace(sample, image=self._corrected(sample.image, problem, progress))
+
+    def _corrected(
+        self, restored: torch.Tensor, problem: Problem, progress: Progress
+    ) -> torch.Tensor:
+        assert problem.reference is not None
+        reference = problem.reference.to(restored)
+        trip = problem.round_trip(reference)
+        guides = [problem.agree(restored), problem.start(), reference, trip]
+        return correct_volume(
+            self.network,
+            guides,
+            problem.condition,
+            lambda fraction: progress("reference", fraction),
+            precision=self.precision,
+        )
+
+    def sampler(self, problem: Problem, options: Options) -> str:
+        """Return what ran."""
+        if problem.nothing_to_gain:
+            return NOTHING_TO_GAIN
+        base = self.base.sampler(problem, options)
+        return base if problem.reference is None else f"{base}, corrected by a reference contrast"
+
+
+def correct_volume(
+    network: CRFMNetwork,
+    guides: list[torch.Tensor],
+    condition: torch.Tensor,
+    progress: Callable[[float], None] | None = None,
+    *,
+    precision: str = "fp32",
+    max_voxels: int | None = None,
+) -> torch.Tensor:
+    """Return the corrected base (X, Y, Z), a few planes at a time.
+
+    Parameters
+    ----------
+    network
+        On its device.
+    guides
+        Base, start, reference and its round trip, each (X, Y, Z); see :class:`.features.Guides`.
+    condition
+        (6,): log2 of the voxel ratio and profile width, for each axis.
+    progress
+        Called with the share that is done.
+    precision
+        Key of ``PRECISIONS``.
+    max_voxels
+        Of a slab; memory grows with it, the result does not change.
+    """
+    order, multiple = axis_order(condition), network.config.multiple
+    device = next(network.parameters()).device
+    told = reorder(condition, order)
+    scale = gradient_scale(guides[2])
+    turned = [pad_to_multiple(one.permute(order), multiple) for one in guides]
+    ratios = [float(value) for value in told[:3]]
+    margin = reach(ratios)
+    count, plane = turned[0].shape[0], turned[0].shape[1] * turned[0].shape[2]
+    voxels = max_voxels or (CUDA_VOXELS if device.type == "cuda" else CPU_VOXELS)
+    step = max(1, voxels // (multiple * plane)) * multiple
+    result, done = turned[0].clone(), 0
+    waiting: list[Features] = []
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        pipeline = network.stream(told[None].to(device), PRECISIONS[floating(precision)])
+        for begin in range(0, count, step):
+            end = min(begin + step, count)
+            low, high = max(0, begin - margin), min(count, end + margin)
+            slab = Guides(*(one[None, None, low:high].to(device) for one in turned))
+            found = _planes(features(slab, ratios, scale), begin - low, end - begin)
+            waiting.append(found)
+            ready = pipeline.push(fold(found), last=end == count)
+            planes = multiple * ready.shape[2]
+            if planes:
+                made = change(_taken(waiting, planes), ready.float())[0, 0]
+                result[done : done + planes] += made.to(result.device)
+                done += planes
+            if progress is not None:
+                progress(end / count)
+    sizes = [guides[0].shape[axis] for axis in order]
+    cut = result[: sizes[0], : sizes[1], : sizes[2]]
+    return cut.permute([order.index(axis) for axis in range(3)]).contiguous()
+
+
+def _each(found: Features, change: Callable[[torch.Tensor], torch.Tensor]) -> Features:
+    return Features(*(change(getattr(found, name)) for name in Features.__dataclass_fields__))
+
+
+def _planes(found: Features, first: int, count: int) -> Features:
+    """So many planes from the first one on."""
+    return _each(found, lambda part: part[:, :, first : first + count])
+
+
+def _taken(waiting: list[Features], planes: int) -> Features:
+    """The first planes of what waits for the network, which are removed from it."""
+    parts: list[Features] = []
+    missing = planes
+    while missing > 0:
+        first = waiting.pop(0)
+        held = first.known.shape[2]
+        parts.append(_planes(first, 0, min(held, missing)))
+        if held > missing:
+            waiting.insert(0, _planes(first, missing, held - missing))
+        missing -= held
+    names: Any = Features.__dataclass_fields__
+    return Features(*(torch.cat([getattr(part, name) for part in parts], 2) for name in names))

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reference contrast: chosen, registered, refused, used and recorded."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bids_moediff import super_resolve
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.references import choose_reference
+from bids_moediff.bids.sidecar import build_sidecar
+from bids_moediff.errors import UsageError
+from bids_moediff.families.load import build_network
+from bids_moediff.imaging.reference import (
+    LEAST_EDGES,
+    gradient_overlap,
+    resample_reference,
+    use_reference,
+)
+from bids_moediff.networks.model_folder import save_model
+from bids_moediff.options import Options
+from conftest import run_script
+from generated import dataset, head
+
+SIZES: Mapping[str, tuple[float, float, float]] = {
+    "ses-1_T1w": (1.0, 1.0, 1.0),
+    "ses-2_FLAIR": (1.0, 1.0, 3.0),
+    "ses-2_T2w": (0.5, 0.5, 5.0),
+    "ses-2_acq-fine_PDw": (0.9, 0.9, 0.9),
+    "ses-1_acq-broken_T1w": (np.inf, np.inf, np.inf),
+}
+
+
+def image(name: str) -> AnatomicalImage:
+    *parts, suffix = name.split("_")
+    entities = {"sub": "01", **dict(part.split("-") for part in parts)}
+    file = f"sub-01_{name}.nii.gz"
+    return AnatomicalImage(Path("/data", file), f"sub-01/anat/{file}", entities, suffix, {})
+
+
+IMAGES = [image(name) for name in SIZES]
+
+
+def sizes(one: AnatomicalImage) -> tuple[float, float, float]:
+    return SIZES[one.key.removeprefix("sub-01_")]
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted", "chosen", "words"),
+    [
+        ("ses-2_T2w", "auto", "ses-2_acq-fine_PDw", "same session"),
+        ("ses-2_T2w", "T1w", "ses-1_T1w", "of session 1"),
+        ("ses-2_FLAIR", "ses-1_T1w", "ses-1_T1w", "of session 1"),
+        ("ses-2_FLAIR", "acq-fine_PDw", "ses-2_acq-fine_PDw", "same session"),
+        ("ses-2_acq-fine_PDw", "auto", None, "clearly smaller voxels"),
+        ("ses-1_T1w", "T1w", None, "one itself"),
+        ("ses-2_FLAIR", "UNIT1", None, "no image that fits UNIT1"),
+        ("ses-2_FLAIR", "T2w", "ses-2_T2w", "same session"),  # coarser, but asked for
+    ],
+)
+def test_the_finest_of_the_session_guides(target, wanted, chosen, words) -> None:
+    choice = choose_reference(image(target), IMAGES, wanted, sizes)
+    assert (choice.image and choice.image.key) == (chosen and f"sub-01_{chosen}")
+    assert words in choice.reason
+    assert choice.record()["Used"] is False
+
+
+def test_what_reference_takes() -> None:
+    for words in ("auto", "T1w", "ses-01_acq-mprage_T1w"):
+        assert Options.from_dict({"reference": words}, "").reference == words
+    for words in ("t1w", "acq_T1w", "other", ""):
+        with pytest.raises(UsageError, match="--reference"):
+            Options.from_dict({"reference": words}, "")
+
+
+def sharp(contrast: str = "T2w", zooms: tuple[float, float, float] = (2.0, 2.0, 2.0)):
+    """A generated head with fine detail, in one of two contrasts."""
+    shape = tuple(int(n * z / new) for n, z, new in zip((44, 52, 40), (3.6, 3.6, 4.2), zooms,
+                                                       strict=True))  # fmt: skip
+    made = head(shape, zooms, seed=2)
+    data = np.asarray(made.dataobj, dtype=np.float32)
+    texture = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=shape), 1.5)
+    data = data * (1 + 1.5 * texture)
+    if contrast == "T1w":
+        data = np.where(data > 40, 700 - data, data).clip(0)
+    return nib.Nifti1Image(data.astype(np.float32), made.affine)
+
+
+def moved(one: nib.Nifti1Image, degrees: float, millimetres: float) -> nib.Nifti1Image:
+    angle = np.deg2rad(degrees)
+    move = np.eye(4)
+    move[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    move[:3, 3] = millimetres
+    return nib.Nifti1Image(np.asarray(one.dataobj), move @ one.affine)
+
+
+def test_registration_undoes_a_move_and_the_overlap_tells(recwarn) -> None:
+    target, reference = sharp(), sharp("T1w")
+    away = moved(reference, 4, 5)
+    choice = use_reference(target, away)
+    assert choice.record["Used"] and choice.aligned is not None
+    assert choice.record["EdgeOverlap"] > choice.record["EdgeOverlapBefore"] + 0.1
+    corner = target.affine @ [10, 10, 10, 1]
+    back = np.linalg.inv(away.affine @ np.linalg.inv(reference.affine)) @ choice.aligned.move
+    assert np.linalg.norm((back @ corner - corner)[:3]) == pytest.approx(
+        np.linalg.norm((np.array(choice.record["Move"]) @ corner - away.affine
+                        @ np.linalg.inv(reference.affine) @ corner)[:3]), abs=0.1)  # fmt: skip
+    assert np.linalg.norm((back @ corner - corner)[:3]) < 0.5  # mm
+
+
+def test_another_head_is_refused() -> None:
+    target = sharp()
+    data = np.random.default_rng(0).normal(size=target.shape).astype(np.float32)
+    noise = nib.Nifti1Image(300 + 100 * ndimage.gaussian_filter(data, 2), target.affine)
+    assert gradient_overlap(target, sharp("T1w")) > LEAST_EDGES > gradient_overlap(target, noise)
+    empty = nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), target.affine)
+    choice = use_reference(empty, target)
+    assert choice.image is None and not choice.record["Used"] and "No reference" in (
+        choice.record["Reason"])  # fmt: skip
+
+
+def test_larger_voxels_average_a_reference_and_beyond_it_there_is_nothing() -> None:
+    line = np.arange(40, dtype=np.float32)[:, None, None] + np.ones((40, 24, 24), np.float32)
+    reference = nib.Nifti1Image(line, np.eye(4))
+    affine = np.diag([4.0, 1.0, 1.0, 1.0])
+    affine[0, 3] = 1.5
+    found = resample_reference(reference, (12, 24, 24), affine)
+    assert np.allclose(found[2:8, 5:-5, 5:-5].mean((1, 2)), 2.5 + 4 * np.arange(2, 8), atol=0.05)
+    assert not found[10:].any()
+
+
+def crfm(folder: Path) -> Path:
+    """A tiny model whose output depends on the reference."""
+    torch.manual_seed(0)
+    student = {"channels": 8, "blocks": 1, "ranks": [4, 4, 4, 4]}
+    config = {"family": "student", "version": "test", "student": student}
+    base = folder / "base"
+    save_model(build_network(config), config, base, "")
+    config = {"family": "crfm", "version": "test"}
+    config["crfm"] = {"channels": 6, "blocks": 1, "base": str(base)}
+    network = build_network(config)
+    torch.nn.init.normal_(network.tail.weight, std=0.05)
+    save_model(network, config, folder / "crfm", "")
+    return folder / "crfm"
+
+
+def coarse(one: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Slices three times as thick."""
+    data = np.asarray(one.dataobj)
+    count = data.shape[2] // 3 * 3
+    thick = data[:, :, :count].reshape(*data.shape[:2], -1, 3).mean(3)
+    affine = one.affine @ np.diag([1, 1, 3, 1.0])
+    affine[:3, 3] = (one.affine @ [0, 0, 1, 1])[:3]
+    made = nib.Nifti1Image(thick.astype(np.float32), affine)
+    made.header.set_xyzt_units("mm", "sec")
+    return made
+
+
+def test_from_python_with_and_without_a_useful_reference(tmp_path: Path) -> None:
+    weights, target = crfm(tmp_path), coarse(sharp())
+    asked = {"weights": str(weights), "device": "cpu", "output_resolution": 2.0}
+    alone = super_resolve(target, **asked).get_fdata()
+    guided = super_resolve(target, reference=sharp("T1w"), **asked).get_fdata()
+    assert np.abs(guided - alone).max() > 1
+    noise = np.random.default_rng(0).normal(300, 50, target.shape).astype(np.float32)
+    with pytest.warns(UserWarning, match="No reference was used"):
+        refused = super_resolve(target, reference=nib.Nifti1Image(noise, target.affine), **asked)
+    assert np.array_equal(refused.get_fdata(), alone)
+    with pytest.raises(UsageError, match="one image"):
+        super_resolve([target, target], reference=target, **asked)
+
+
+def test_the_reference_is_a_source_where_it_was_used() -> None:
+    used = {"Used": True, "Source": "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz"}
+    record = {"Reference": used, "BrainMask": {"method": "network"}}
+    target = image("ses-2_T2w")
+    found = build_sidecar(target, "sr", (1.0, 1.0, 1.0), record)
+    assert found["Sources"] == [
+        f"bids:raw:{target.relative_path}",
+        "bids:raw:sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+    ]
+    used["Used"] = False
+    assert len(build_sidecar(target, "sr", (1.0, 1.0, 1.0), record)["Sources"]) == 1
+
+
+def test_through_the_app(tmp_path: Path) -> None:
+    """T1w in one session, FLAIR in the other; the T1w itself has no finer contrast."""
+    weights = crfm(tmp_path)
+    data = dataset(
+        tmp_path / "data",
+        {
+            "sub-01_ses-1_T1w": moved(sharp("T1w"), 2, 3),
+            "sub-01_ses-2_FLAIR": coarse(sharp()),
+        },
+    )
+    words = ["--weights", str(weights), "--output-resolution", "2", "--skip-bias-correction"]
+    call = ["bids_moediff", data, tmp_path / "out", "participant", *words, "--nprocs", "1"]
+    plan = run_script(*call, "--dry-run", cwd=tmp_path)
+    assert "sub-01_ses-2_FLAIR: guided by sub-01_ses-1_T1w (2 x 2 x 2 mm), of session 1" in (
+        plan.stdout)  # fmt: skip
+    assert "sub-01_ses-1_T1w: No reference was used" in plan.stdout
+    done = run_script(*call, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out" / "sub-01"
+    (sidecar,) = (out / "ses-2" / "anat").glob("*desc-sr_FLAIR.json")
+    record = json.loads(sidecar.read_text())
+    assert record["Reference"]["Used"] and record["Reference"]["EdgeOverlap"] > LEAST_EDGES
+    assert record["Sources"][1] == "bids:raw:sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz"
+    assert "reference contrast" in record["Sampler"]
+    (alone,) = (out / "ses-1" / "anat").glob("*desc-sr_T1w.json")
+    record = json.loads(alone.read_text())
+    assert not record["Reference"]["Used"] and len(record["Sources"]) == 1
+    assert any("No reference was used" in remark for remark in record["Warnings"])
+    assert next((out / "figures").glob("*ses-2*desc-reference_FLAIR.png")).stat().st_size > 1000
+    page = (tmp_path / "out" / "sub-01_ses-2_FLAIR.html").read_text()
+    assert "Reference contrast" in page
