@@ -192,6 +192,20 @@ def test_images_that_differ_are_told_apart_and_failed_ones_not_at_all() -> None:
     assert "Preparation" not in methods_text([{"key": "e", "status": "failed"}])
 
 
+@pytest.mark.parametrize(
+    ("ran", "guided"), [(["student", "reference"], True), (["student"], False)]
+)
+def test_a_reference_that_was_not_there_did_not_help(ran: list[str], guided: bool) -> None:
+    text = methods_text([item("a", fake(ModelFamily="crfm", NetworksRun=ran))])
+    assert ("corrects with the detail" in text) is guided
+    assert ("no reference contrast" in text) is not guided
+
+
+def test_the_kernels_of_nsmoe_are_named() -> None:
+    text = methods_text([item("a", fake(ModelFamily="nsmoe", NetworksRun=["kernels"]))])
+    assert "steered kernels" in text and "regression" not in text and "expert" not in text
+
+
 def test_combined_scans_are_told_and_agree_with_all_of_them() -> None:
     several = {key: value for key, value in fake().items() if key != "AcquiredVoxelSize"}
     group = item("g", several | {"CombinedScans": [{}, {}]})

@@ -43,6 +43,16 @@ def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
     return {**kind.macs(known, options), "crfm": own}
 
 
+def _network_words(record: Mapping[str, Any]) -> str:
+    # By its progress ("reference") where it ran, by its costs ("crfm") where it is planned.
+    if {"reference", "crfm"} & set(record.get("NetworksRun", ("crfm",))):
+        return (
+            "a convolutional network whose output a second network corrects with the detail of a\n"
+            "reference contrast of the same subject, where both contrasts agree"
+        )
+    return "a convolutional network (there was no reference contrast for a second one)"
+
+
 def _stages() -> "Sequence[StageEntry]":
     from bids_moediff.training.catalogue import StageEntry
 
@@ -63,10 +73,7 @@ FAMILY = Family(
         "cuda": {"student": 20_000.0, "crfm": 5_000.0},
     },
     takes_reference=True,
-    network_words=lambda record: (
-        "a convolutional network whose output a second network corrects with the detail of a\n"
-        "reference contrast of the same subject, where both contrasts agree"
-    ),
+    network_words=_network_words,
     card="A fine reference contrast of the same subject sharpens another image.",
     stages=_stages,
 )
