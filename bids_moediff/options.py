@@ -19,6 +19,7 @@ from bids_moediff.converters import (
     one_of,
     several_of,
     to_acquired,
+    to_flag,
     to_millimetres,
     to_noise,
     to_number,
@@ -37,6 +38,8 @@ DEFAULT_SUFFIXES = (
 ANATOMICAL_SUFFIXES = (
     *DEFAULT_SUFFIXES, "T1map", "T2map", "T2star", "PDmap", "FLASH", "PD", "angio",
 )  # fmt: skip
+# Free of the coils' shading: ratios, and quantities that were fitted.
+UNSHADED_SUFFIXES = frozenset({"UNIT1", "T1map", "T2map", "T2star", "PDmap"})
 
 MODELS = ("auto", "moediff", "student", "crfm", "nsmoe")
 
@@ -211,6 +214,21 @@ class Options:
         group=OUTPUTS,
         metavar="KIND",
         many=True,
+    )
+    non_negative: bool = option(
+        False,
+        to_flag,
+        "no value below zero (agreement with the scan is kept where it has signal)",
+        group=RESTORATION,
+        record="NonNegative",
+    )
+    output_dtype: str = option(
+        "auto",
+        one_of("auto", "float32"),
+        "how intensities are stored: auto (16-bit integers in steps of a small part of the noise, "
+        "less than half of the size) or float32",
+        group=OUTPUTS,
+        metavar="{auto,float32}",
     )
     precision: str = option(
         "auto",

@@ -32,6 +32,7 @@ from bids_moediff.options import (
     OUTPUTS,
     RESOURCES,
     RESTORATION,
+    UNSHADED_SUFFIXES,
     Options,
     converted,
     option,
@@ -291,6 +292,10 @@ class Settings(Options):
         The output folder is the one place that is known to be writable and large enough.
         """
         return self.work_dir or self.output_dir / ".work"
+
+    def corrects_bias(self, suffix: str) -> bool:
+        """Return True if a bias field is estimated for images of this suffix."""
+        return not self.skip_bias_correction and suffix not in UNSHADED_SUFFIXES
 
     def to_toml(self) -> str:
         """These settings as a TOML file that loads back equal; unset options are comments."""

@@ -155,7 +155,8 @@ def test_required_keys_of_sidecars():
     assert build_sidecar(image, "preproc", None, {"method": "nonzero"})["SkullStripped"] is True
     mask = build_sidecar(image, "srmask", (1.0, 1.0, 1.0))
     assert (mask["Resolution"], mask["SpatialReference"]) == ("1 mm isotropic", uri)
-    assert "SpatialReference" not in build_sidecar(image_of("sub-01_T1w.nii.gz"), "mask")
+    own = build_sidecar(image_of("sub-01_T1w.nii.gz"), "mask")
+    assert own["SpatialReference"] == "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
     stripped = {**record, "BrainMask": {"method": "nonzero"}}
     assert build_sidecar(image, "sr", zooms, stripped)["SkullStripped"] is True
     two = {**record, "Experts": ["cortex", "smooth"]}
@@ -205,10 +206,20 @@ def test_second_run_writes_nothing(settings):
     prepare_output(settings, {})
     before = {path: path.stat().st_mtime_ns for path in settings.output_dir.iterdir()}
     assert {path.name for path in before} == {
-        *("dataset_description.json", ".bidsignore", "descriptions.tsv")
+        *("dataset_description.json", ".bidsignore", "descriptions.tsv", "README")
     }
     prepare_output(settings, {})
     assert {path: path.stat().st_mtime_ns for path in settings.output_dir.iterdir()} == before
+
+
+def test_a_readme_of_somebody_else_stays(settings):
+    settings.output_dir.mkdir(parents=True)
+    (settings.output_dir / "README.md").write_text("mine")
+    prepare_output(settings, {})
+    assert not (settings.output_dir / "README").exists()
+    (settings.output_dir / "README.md").rename(settings.output_dir / "README")
+    prepare_output(settings, {})
+    assert (settings.output_dir / "README").read_text() == "mine"
 
 
 def test_bidsignore_is_as_documented(settings):
@@ -242,7 +253,7 @@ def test_twenty_jobs_start_in_one_folder(settings):
     assert len(seen | {(settings.output_dir / "dataset_description.json").read_text()}) == 1
     files = sorted(path.name for path in settings.output_dir.rglob("*") if path.is_file())
     assert files == sorted(
-        ["dataset_description.json", ".bidsignore", "descriptions.tsv"]
+        ["dataset_description.json", ".bidsignore", "descriptions.tsv", "README"]
         + [f"CITATION{number}.md" for number in range(5)]
     )
     for number in range(5):

@@ -206,9 +206,39 @@ def prepare_output(settings: Settings, environment: Mapping[str, str] | None = N
     content = description_of(settings, environment)
     if read_description(folder) != content:
         write_json(content, folder / "dataset_description.json")
+    _write_readme(folder)
     _write_if_new("".join(f"{line}\n" for line in IGNORED), folder / ".bidsignore")
     table = table_text(descriptions(), ["desc_id", "description"])
     _write_if_new(table, folder / "descriptions.tsv")
+
+
+README = """\
+Super-resolved images of the data set named in dataset_description.json, made by bids_moediff.
+
+*_res-*_desc-sr_<contrast>.nii.gz   super-resolved image on the output grid
+*_desc-preproc_<contrast>.nii.gz    input on its own grid, without the coils' shading
+*_desc-brain_mask.nii.gz            brain mask on the grid of the input
+*_res-*_desc-brain_mask.nii.gz      the same mask on the output grid
+*.json                              how each was made, from what, and what to beware of
+sub-*.html, group_*                 reports and tables
+logs/CITATION.md                    text for a methods section
+
+Images hold 16-bit integers where the noise allows: apply scl_slope, as every NIfTI reader does.
+Values below zero are ripples of sharp edges, mostly in air.
+
+Do not hand this folder to fmriprep --derivatives or smriprep --derivatives: they would find two
+brain masks on two grids for one image, and take the maps of experts (seg-moegate) for a
+segmentation of tissue. Hand them the super-resolved image as input instead, or single masks.
+"""
+READMES = ("README", "README.md", "README.rst", "README.txt")
+
+
+def _write_readme(folder: Path) -> None:
+    """Say what lies here, unless somebody else has written about it."""
+    path = folder / "README"
+    others = [name for name in READMES if (folder / name).exists()]
+    if not others or (path.is_file() and path.read_bytes().startswith(README[:40].encode())):
+        _write_if_new(README, path)
 
 
 def _write_if_new(text: str, path: Path) -> None:

@@ -19,6 +19,8 @@ PREPARATION, NETWORK = "preparation", "network"
 EXPERTS = "Experts"
 # Key of the record with rows about the labels of maps, by product; they become its table.
 TABLES = "LabelTables"
+# Key of the record that says how the bias field was estimated.
+BIAS_FIELD = "BiasFieldCorrection"
 
 Record = Mapping[str, Any]
 
@@ -87,6 +89,8 @@ class Product:
         Whether a run writes it.
     each
         Set where an image may have several.
+    intensities
+        Whether it holds the intensities of the image, whose noise says in which steps to store it.
     figure
         Its picture in the report, if any.
     of_group
@@ -103,6 +107,7 @@ class Product:
     made_by: str = NETWORK
     wanted: Callable[[Settings], bool] = lambda settings: True
     each: Several | None = None
+    intensities: bool = False
     figure: Figure | None = None
     of_group: bool = False
 
@@ -120,6 +125,10 @@ def _kernel_names(record: Record) -> Mapping[str, int]:
     return {row["name"]: row["index"] for row in record.get(TABLES, {}).get("kernels", ())}
 
 
+def _without(record: Record, key: str) -> Record:
+    return {name: value for name, value in record.items() if name != key}
+
+
 def _wants_gates(settings: Settings) -> bool:
     return "gates" in settings.outputs
 
@@ -130,7 +139,7 @@ _ROWS = (
         key="preproc",
         entities={"desc": "preproc"},
         on_output_grid=False,
-        sidecar=lambda record: {},
+        sidecar=lambda record: {BIAS_FIELD: record.get(BIAS_FIELD, "none")},
         description="input image, conformed, on its own grid",
         made_by=PREPARATION,
     ),
@@ -139,7 +148,7 @@ _ROWS = (
         entities={"desc": "brain"},
         suffix="mask",
         on_output_grid=False,
-        sidecar=lambda record: {"Type": "Brain", **record},
+        sidecar=lambda record: {"Type": "Brain", **_without(record, BIAS_FIELD)},
         description="brain mask",
         made_by=PREPARATION,
         figure=Figure(
@@ -155,11 +164,16 @@ _ROWS = (
         key="srmask",
         entities={"desc": "brain"},
         suffix="mask",
-        sidecar=lambda record: {"Type": "Brain"},
+        sidecar=lambda record: {"Type": "Brain", **record.get("BrainMask", {})},
         description="brain mask",
         made_by="ResampleMask",
     ),
-    Product(key="sr", entities={"desc": "sr"}, description="super-resolved image"),
+    Product(
+        key="sr",
+        entities={"desc": "sr"},
+        description="super-resolved image",
+        intensities=True,
+    ),
     Product(
         key="srstd",
         entities={"desc": "srstd"},
@@ -230,6 +244,7 @@ _ROWS = (
         entities={"desc": "sr"},
         description="super-resolved image in a standard space",
         made_by="ToStandardSpace",
+        intensities=True,
         each=Several(lambda settings, image: settings.output_spaces, lambda tpl: {"space": tpl}),
     ),
     Product(

@@ -58,7 +58,7 @@ def build_sidecar(
         if output_zooms is None:
             raise ValueError(f"{product} needs output_zooms")
         content["Resolution"] = resolution_text(output_zooms)
-    if row.suffix is not None and image.suffix != "T1w":
+    if row.suffix is not None:
         content["SpatialReference"] = source_uri(image)
     content |= row.sidecar(record)
     content.pop(EXPERTS, None)

@@ -39,6 +39,11 @@ def require_weights(settings: Settings, device: str) -> str:
     answer = subprocess.run(
         [*command, flag, choice.model], capture_output=True, text=True, check=False
     )
+    if answer.returncode < 0:
+        raise WeightsError(
+            f"The check of the weights was ended by signal {-answer.returncode}"
+            + (", most likely for want of memory." if answer.returncode == -9 else ".")
+        )
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise WeightsError(last.removeprefix("bids_moediff-superres: "))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bids_moediff.errors import GraphError, MoediffError
 from bids_moediff.runtime import progress_bar
+from bids_moediff.runtime.streams import tolerate_streams
 
 INTERRUPTED = 130
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -15,6 +16,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Run `work` on the arguments; an expected failure becomes a sentence and its exit code."""
+    tolerate_streams()
     try:
         return work(list(sys.argv[1:] if argv is None else argv))
     except MoediffError as error:

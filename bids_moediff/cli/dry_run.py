@@ -68,7 +68,7 @@ def print_plan(settings: Settings) -> int:
     if not rows:
         raise nothing_to_process(settings)
     console.print(_table(rows, settings))
-    console.print(f"Model {Path(choice.model).name}, {choice.reason}.")
+    console.print(f"Model {Path(choice.model).name}, {choice.reason}.", markup=False)
     good = [row for row in rows if row.problem is None]
     if good:
         peak = max(row.gigabytes for row in good)
@@ -237,17 +237,18 @@ def _header(image: AnatomicalImage) -> tuple[Triple, Zooms]:
 
 def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"What would be done in {settings.output_dir}")
+    table = Table(title=Text(f"What would be done in {settings.output_dir}"))
     table.add_column("image", overflow="fold")
     for heading in ("matrix in", "voxel in (mm)", "matrix out", "voxel out (mm)", "GB", "min"):
         table.add_column(heading, justify="right")
     for row in rows:
         if row.problem is not None:
-            table.add_row(row.name, "cannot be read")
+            table.add_row(Text(row.name), "cannot be read")
             continue
         table.add_row(
-            row.name,
+            Text(row.name),
             " x ".join(map(str, row.matrix_in or ())) or f"{len(row.scans)} scans",
             " x ".join(f"{zoom:.4g}" for zoom in row.zooms_in or ()),
             " x ".join(map(str, row.matrix_out or ())),

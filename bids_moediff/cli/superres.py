@@ -25,6 +25,7 @@ PROGRAM = "bids_moediff-superres"
 RESTORATION = (
     "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "noise",
     "random_seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency",
+    "non_negative", "output_dtype",
 )  # fmt: skip
 MODEL = ("model", "weights", "precision", "batch_size")
 
@@ -85,10 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
     from bids_moediff.inference.worker import STOP, stop
-    from bids_moediff.runtime.platform import keep_freed_memory
+    from bids_moediff.runtime.platform import die_with_parent, keep_freed_memory
+    from bids_moediff.runtime.streams import tolerate_streams
 
+    tolerate_streams()
     namespace = build_parser().parse_args(argv)
     *namespace.inputs, namespace.output = namespace.paths or [None]
+    if namespace.request or namespace.check_model:
+        die_with_parent()
     keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, stop)
@@ -167,7 +172,10 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
         )
     finally:
         close()
-    write_nifti(result.image, output)
+    step = _storage_step(result, Options(**typed).output_dtype)
+    write_nifti(result.image, output, step=step)
+    if step is not None:
+        result.record["IntensityStep"] = step
     write_json(result.record, output.with_name(f"{_stem(output)}.json"))
     for path, carried in maps.items():
         write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)
@@ -176,6 +184,18 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
     print(f"{output}: {size} mm, by {result.record['Model']}", file=sys.stderr)
     return 0
+
+
+def _storage_step(result: Any, wanted: str) -> float | None:
+    """Step in which the noise of the scan lets its result be stored; None for floats."""
+    import numpy as np
+
+    from bids_moediff.imaging.storage import storage_step
+
+    if wanted != "auto":
+        return None
+    largest = float(np.abs(np.asarray(result.image.dataobj)).max())
+    return storage_step(result.record.get("EstimatedNoise", 0.0), largest)
 
 
 def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
@@ -268,7 +288,7 @@ def _mask(path: Path, image: Any) -> Any:
 
     from bids_moediff.preprocessing.conform import conform
 
-    mask = conform(path)[0]
+    mask = conform(path, scan=False)[0]
     if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=0.01):
         sizes = [" x ".join(map(str, grid.shape)) for grid in (mask, image)]
         raise UsageError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bids_moediff.imaging.metrics import bootstrap_interval, intensity_range
+from bids_moediff.runtime.text import shown
 
 from .against_truth import COLUMNS, FIGURES, Pair, Row
 
@@ -70,7 +71,7 @@ def render(
 
     columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     return (
-        Environment(autoescape=True)
+        Environment(autoescape=True, finalize=shown)
         .from_string(TEMPLATE)
         .render(
             title=title,

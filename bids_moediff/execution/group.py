@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bids_moediff.bids.discover import find_participants
 from bids_moediff.bids.past_runs import last_items, log_folder
+from bids_moediff.runtime.text import one_line
 from bids_moediff.settings import Settings
 
 from .run import prepare_environment
@@ -61,6 +62,7 @@ def print_states(states: dict[str, dict[str, str]]) -> None:
     """Table of those who are not done, on standard error."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(stderr=True)
     count = {
@@ -73,5 +75,6 @@ def print_states(states: dict[str, dict[str, str]]) -> None:
         table = Table("participant", "status", "what went wrong")
         for label, state in states.items():
             if state["status"] != "done":
-                table.add_row(f"sub-{label}", state["status"], state["message"])
+                cells = (f"sub-{label}", state["status"], one_line(state["message"]))
+                table.add_row(*map(Text, cells))
         console.print(table)

@@ -9,12 +9,21 @@ after it.
 """
 
 import gc
+import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+
+from bids_moediff.runtime.platform import die_with_parent
+
+
+def _begin(folder: str, parent: int) -> None:
+    """Set up a worker, which ends with the run however that ends."""
+    die_with_parent(parent)
+    process_initializer(folder)
 
 
 class IsolatedMultiProcPlugin(MultiProcPlugin):
@@ -47,8 +56,8 @@ class IsolatedMultiProcPlugin(MultiProcPlugin):
     def _start(self, taskid: int, updatehash: bool = False) -> None:
         pool = ProcessPoolExecutor(
             max_workers=1,
-            initializer=process_initializer,
-            initargs=(self._cwd,),
+            initializer=_begin,
+            initargs=(self._cwd, os.getpid()),
             mp_context=get_context(self.plugin_args.get("mp_context")),
         )
         future = pool.submit(run_node, self._nodes[taskid], updatehash, taskid)

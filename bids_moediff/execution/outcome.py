@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bids_moediff.bids.groups import is_group
 from bids_moediff.errors import ImageError, MoediffError
+from bids_moediff.runtime.text import one_line
 from bids_moediff.workflows.folder_names import participant_workflow_name
 
 # Exit codes of the child process that concern the whole call outrank "some images failed".
@@ -45,7 +46,7 @@ class Outcome:
 
 def failed(participant: str, image: str, message: str, exit_code: int = 1) -> Outcome:
     """Outcome of something that failed."""
-    return Outcome(participant, image, "failed", message, exit_code)
+    return Outcome(participant, image, "failed", one_line(message), exit_code)
 
 
 def read_outcomes(
@@ -123,6 +124,7 @@ def print_summary(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(stderr=True, soft_wrap=False)
     bad = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -139,7 +141,8 @@ def print_summary(
     if bad:
         table = Table("participant", "image", "what went wrong", title="Failed")
         for outcome in bad:
-            table.add_row(f"sub-{outcome.participant}", outcome.image, outcome.message)
+            cells = (f"sub-{outcome.participant}", outcome.image, outcome.message)
+            table.add_row(*map(Text, cells))  # text is not markup: "[enforce fail …]"
         console.print(table)
     labels = sorted({outcome.participant for outcome in outcomes})
     reports = [path for label in labels if (path := output_dir / f"sub-{label}.html").is_file()]

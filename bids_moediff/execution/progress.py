@@ -127,10 +127,10 @@ class BarDisplay:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         self._progress = Progress(*columns, console=Console(file=stream), transient=False)
         self._bars: dict[str, Any] = {}

@@ -6,6 +6,10 @@ folders of its own participants only, and keeps its caches apart.
 """
 
 import atexit
+import fcntl
+import hashlib
+import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -34,11 +38,32 @@ def forget_failures(work_folder: Path, labels: Iterable[str]) -> None:
 
 
 def make_caches(work_folder: Path) -> Path:
-    """Make a folder for the caches of libraries, which goes when this process ends."""
+    """Make a folder for the caches of libraries, which goes when this process ends.
+
+    Those of runs of this machine that were killed go now: nobody holds their lock.
+    """
     work_folder.mkdir(parents=True, exist_ok=True)
-    caches = Path(tempfile.mkdtemp(prefix="cache-", dir=work_folder))
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    for left in work_folder.glob(f"cache-{machine}-*"):
+        with suppress(OSError):
+            os.close(_lock(left))
+            shutil.rmtree(left, ignore_errors=True)
+    caches = Path(tempfile.mkdtemp(prefix=f"cache-{machine}-", dir=work_folder))
+    with suppress(OSError):  # a file system without locks: the folder stays after a kill
+        _lock(caches)  # until this process ends
     atexit.register(_remove_caches, caches)
     return caches
+
+
+def _lock(caches: Path) -> int:
+    """Descriptor that holds the lock of a folder of caches; OSError if another process has it."""
+    descriptor = os.open(caches / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _remove_caches(caches: Path) -> None:

@@ -93,7 +93,7 @@ def takes_reference(model: str) -> bool:
 
 def check_restores(config: Mapping[str, Any], name: str) -> None:
     """WeightsError if no engine runs models of this family."""
-    kind = config.get("family")
+    kind = str(config.get("family"))
     if kind in BRAIN_MASK:
         raise WeightsError(f"{name} finds the brain; it does not restore images.")
     if family(kind).restorer is None:
@@ -105,7 +105,7 @@ def check_restores(config: Mapping[str, Any], name: str) -> None:
 
 def _check_reference(options: Options, config: Mapping[str, Any]) -> None:
     """UsageError for a reference contrast that the model would not look at."""
-    if options.reference is None or (config and family(config.get("family")).takes_reference):
+    if options.reference is None or (config and family(str(config.get("family"))).takes_reference):
         return
     takers = ", ".join(name for name in OWN if family(name).takes_reference)
     raise UsageError(f"--reference guides only models of the family {takers}.")

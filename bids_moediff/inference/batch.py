@@ -19,6 +19,7 @@ import nibabel as nib
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.families.cost import estimate
 from bids_moediff.options import Options
+from bids_moediff.runtime.allocation import is_out_of_memory
 from bids_moediff.runtime.platform import peak_memory_gb
 from bids_moediff.runtime.sink import write_json, write_nifti
 
@@ -78,7 +79,7 @@ def _attempt(work: Callable[[], ImageResult], needed: Callable[[], str]) -> Imag
     except MoediffError as error:
         return ImageResult(status="failed", message=str(error))
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return ImageResult(status="failed", message=needed())
         traceback.print_exc()
         reason = " ".join(str(error).split())[:300]
@@ -161,12 +162,6 @@ def _scan(image: ImageRequest) -> Scan:
 
 def _open(path: str | None) -> Any:
     return nib.Nifti1Image.from_filename(path) if path else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch raises RuntimeError on the processor, OutOfMemoryError on a card.
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
 def memory_sentence(loaded: Loaded, image: ImageRequest) -> str:

@@ -19,6 +19,7 @@ ACQUISITION_KEYS = (
     "MRAcquisitionType",
     "SliceThickness",
     "SpacingBetweenSlices",
+    "SliceEncodingDirection",
     "AcquisitionMatrixPE",
     "PartialFourier",
     "PulseSequenceType",

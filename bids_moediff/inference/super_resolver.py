@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import torch
 
-from bids_moediff.errors import DeviceError, ImageError
+from bids_moediff.errors import DeviceError, ImageError, WeightsError
 from bids_moediff.families import family
 from bids_moediff.families.load import load_model, make_restorer
 from bids_moediff.families.protocol import Problem, Restored
@@ -118,7 +118,12 @@ class SuperResolver:
         self.model, self.device = model, device
         self.restorer = make_restorer(model, device, self.precision)
         known = model.calibration
-        self.calibration = Calibration.from_dict(known) if known else None
+        try:
+            self.calibration = Calibration.from_dict(known) if known else None
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise WeightsError(
+                f"the calibration of {model.name} makes no sense: {error}"
+            ) from error
 
     @classmethod
     def from_pretrained(
@@ -175,6 +180,8 @@ class SuperResolver:
         notes = [*posed.warnings, *filter(None, [settled.left_out])]
         samples = self.restorer.restore(problem, settled.options, report)
         mean, variance, last = _average(samples, posed, options.consistency != "off")
+        if options.non_negative:
+            mean = posed.non_negative(mean, options.consistency != "off")
         networks = _networks(ran, last)
         report("done", 1.0)
         deviation = None

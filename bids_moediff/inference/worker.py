@@ -28,6 +28,7 @@ from bids_moediff.preprocessing.measured_voxels import (
     declared_acquisition,
     estimated_acquisition,
     find_measured,
+    slice_axis_remark,
 )
 from bids_moediff.runtime.device_lock import hold_device
 
@@ -123,13 +124,15 @@ class Scan:
 class Prepared:
     """A scan on the voxels that were measured, how they were sampled, and their noise.
 
-    ``likelihood``: of each acquisition that was compared, if any were.
+    ``likelihood``: of each acquisition that was compared, if any were; ``remarks`` on statements
+    of the sidecar.
     """
 
     measured: Measured
     sampling: Declared
     noise: NoiseReading
     likelihood: Mapping[str, float]
+    remarks: tuple[str, ...] = ()
 
 
 def prepare(scan: Scan, told: ImageRequest, options: Options) -> Prepared:
@@ -149,7 +152,8 @@ def prepare(scan: Scan, told: ImageRequest, options: Options) -> Prepared:
     weights: dict[str, float] = {}
     if sampling.source != "option":
         sampling, weights = estimated_acquisition(sampling, measured, told.metadata, noise.sigma)
-    return Prepared(measured, sampling, noise, weights)
+    remark = slice_axis_remark(told.metadata, measured.zooms)
+    return Prepared(measured, sampling, noise, weights, (remark,) if remark else ())
 
 
 def enhance_image(
@@ -188,6 +192,7 @@ def enhance_prepared(
         scan.reference,
     )
     result = resolver.enhance(measured.image, options, inputs, progress)
+    result.record["Warnings"] += prepared.remarks
     if sentence := residual_warning(data, noise.sigma, result.residual):
         result.record["Warnings"].append(sentence)
     result.record.update(

@@ -7,6 +7,7 @@ from typing import Any
 from nipype.interfaces.base import File, isdefined, traits
 
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.products import BIAS_FIELD
 from bids_moediff.errors import ImageError
 from bids_moediff.preprocessing.bias_field import bias_field, divide
 from bids_moediff.preprocessing.brain_mask import brain_mask
@@ -16,7 +17,7 @@ from bids_moediff.preprocessing.unwarp import read_coefficients, unwarp
 from bids_moediff.runtime.sink import write_json
 
 from .carried_maps import maps_on_grid
-from .files import load_image, save_image
+from .files import load_image, read_json, save_image
 from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 
@@ -91,10 +92,12 @@ class BrainMask(ImageStep):
 class _BiasFieldInputSpec(ImageStepInputSpec):
     image = File(desc="conformed image")
     mask = File(desc="brain mask")
+    record = File(desc="JSON: how the mask was made")
     skip = traits.Bool(False, usedefault=True, desc="no field: the prepared image is the input")
 
 
 class _BiasFieldOutputSpec(ImageStepOutputSpec):
+    record = File(desc="JSON: the same, and how the field was estimated")
     bias_field = File(desc="smooth positive field, mean 1 in the mask")
     corrected = File(desc="image divided by the field")
 
@@ -106,12 +109,16 @@ class BiasField(ImageStep):
     output_spec = _BiasFieldOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
+        method = "none" if self.inputs.skip else "N4 (SimpleITK), estimated in the brain mask"
+        record = {**read_json(self.inputs.record), BIAS_FIELD: method}
+        written = str(write_json(record, folder / "record.json"))
         if self.inputs.skip:
-            return {"corrected": self.inputs.image}
+            return {"corrected": self.inputs.image, "record": written}
         image = load_image(self.inputs.image)
         field = bias_field(image, load_image(self.inputs.mask))
         corrected = divide(image, field)
         return {
+            "record": written,
             "bias_field": save_image(field, folder / "bias_field.nii"),
             "corrected": save_image(corrected, folder / "corrected.nii"),
         }

@@ -20,11 +20,15 @@ from nipype.interfaces.base import (
 )
 
 from bids_moediff.errors import ImageError, MoediffError
+from bids_moediff.runtime.allocation import is_out_of_memory
+from bids_moediff.runtime.text import one_line
 
 LOGGER = logging.getLogger("nipype.interface")
 TRACEBACK_FILE = "traceback.txt"
 # Marks a folder whose result must not be reused by a later run.
 FAILED_FILE = "failed.txt"
+# Measured peak of a step over the size of the image as float32.
+COPIES_IN_MEMORY = 12
 
 
 class ImageStepInputSpec(BaseInterfaceInputSpec):
@@ -58,15 +62,21 @@ class ImageStep(SimpleInterface):
         """What went wrong before: the first sentence, or empty."""
         return str(self.inputs.failure or self.inputs.failure_beside)
 
+    def _gigabytes(self) -> float:
+        """Memory that the step needs, by the largest file it is given (they hold float32)."""
+        paths = [Path(value) for value in self.inputs.get().values() if isinstance(value, str)]
+        sizes = [path.stat().st_size for path in paths if path.suffix == ".nii" and path.is_file()]
+        return 0.4 + COPIES_IN_MEMORY * max(sizes, default=0) / 1e9
+
     def _run_interface(self, runtime: Any) -> Any:
         failure = self.before
         if not failure:
             try:
                 self._results.update(self._process(Path(runtime.cwd)))
             except MoediffError as error:
-                failure = str(error)
+                failure = one_line(error)
             except Exception as error:
-                failure = unexpected(type(self).__name__, error)
+                failure = unexpected(type(self).__name__, error, self._gigabytes())
                 (Path(runtime.cwd) / TRACEBACK_FILE).write_text(traceback.format_exc())
         if failure and not self.before:
             LOGGER.warning("%s: %s", type(self).__name__, failure)
@@ -77,9 +87,13 @@ class ImageStep(SimpleInterface):
         return runtime
 
 
-def unexpected(step: str, error: BaseException) -> str:
-    """Sentence for a failure nobody foresaw."""
-    reason = " ".join(str(error).split()) or "no reason given"
-    if isinstance(error, MemoryError):
-        return f"{step} ran out of memory: {reason}."
+def unexpected(step: str, error: BaseException, gigabytes: float = 0.0) -> str:
+    """Sentence for a failure nobody foresaw; ``gigabytes`` is what the step needs, if known."""
+    reason = one_line(error) or "no reason given"
+    if is_out_of_memory(error):
+        needs = f": it needs about {gigabytes:.1f} GB" if gigabytes else ""
+        return (
+            f"{step} ran out of memory{needs}; give the run more memory or fewer processes at a "
+            f"time (--nprocs)."
+        )
     return f"{step} failed unexpectedly ({type(error).__name__}: {reason})."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff.errors import WeightsError
 from bids_moediff.runtime.sink import write_bytes
+from bids_moediff.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,8 @@ WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 CALIBRATION_NAME = "calibration.json"  # how large the error of a result is; may be absent
 FORMAT_VERSION = 1
+MOST_WEIGHTS, MOST_CONFIG = 4 << 30, 4 << 20  # bytes
+LARGEST_NUMBER = 1_000_000  # in a configuration; seeds and steps of training are noted elsewhere
 
 Builder = Callable[[Mapping[str, Any]], "nn.Module"]
 
@@ -91,13 +95,16 @@ def resolve(name_or_dir: str | Path) -> Path:
 def build(config: Mapping[str, Any], builders: Mapping[str, Builder]) -> nn.Module:
     """Network with fresh weights from a whole config.json; WeightsError if it makes no sense."""
     family = config.get("family")
-    if family not in builders:
+    if not isinstance(family, str) or family not in builders:
         known = ", ".join(sorted(builders))
         raise WeightsError(f"unknown model family {family!r}; this version knows: {known}")
     try:
         return builders[str(family)](config)
-    except (TypeError, ValueError, ImportError) as error:
-        raise WeightsError(f"the configuration of the {family} model is wrong: {error}") from error
+    except Exception as error:  # the configuration is a file of others: any number may be in it
+        reason = one_line(error, 300)
+        raise WeightsError(
+            f"the configuration of the {family} model is wrong: {reason}"
+        ) from error
 
 
 def save_model(
@@ -144,35 +151,103 @@ def read_model(
 
     folder = resolve(name_or_dir)
     config = _read_config(folder / CONFIG_NAME)
+    if config.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        raise WeightsError(
+            f"{folder} has the format {str(config['format'])[:20]!r}; this version reads "
+            f"{FORMAT_VERSION}: update bids_moediff"
+        )
     weights = folder / WEIGHTS_NAME
-    try:
-        data = weights.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"cannot read {weights}: {error.strerror}") from error
+    data = _read_bytes(weights, MOST_WEIGHTS)
     digest = hashlib.sha256(data).hexdigest()
     if digest != config.get("sha256"):
         raise WeightsError(
             f"{weights} does not match the checksum in {CONFIG_NAME} "
-            f"(expected {config.get('sha256')}, found {digest})"
+            f"(expected {str(config.get('sha256'))[:64]}, found {digest})"
         )
-    network = builder(config)
     try:
         tensors = load(data)
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(
+            f"{weights} is not a safetensors file: {one_line(error, 300)}"
+        ) from error
+    check_size(builder, config, tensors)
+    network = builder(config)
+    try:
         floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
         network.load_state_dict(floats, strict=True)
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except RuntimeError as error:
+        reason = one_line(error, 300)
         raise WeightsError(f"{weights} does not fit its configuration: {reason}") from error
+    if not all(bool(t.isfinite().all()) for t in floats.values()):
+        raise WeightsError(f"{weights} holds values that are not finite numbers")
     calibration = folder / CALIBRATION_NAME
     known = _read_config(calibration) if calibration.is_file() else {}
     return LoadedModel(network.to(device).eval(), config, digest, folder.resolve().name, known)
 
 
+def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Refuse a configuration that asks for a larger network than the weights fill.
+
+    The network is built without memory, and given up at the first parameter too many: a
+    configuration may ask for 10^9 layers, and building them would take all memory before the
+    weights could be compared.
+
+    Raises
+    ------
+    WeightsError
+        for such a configuration, or one that makes no sense.
+    """
+    import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    if _largest_number(config) > LARGEST_NUMBER:
+        raise WeightsError(f"the configuration holds a number above {LARGEST_NUMBER:,}")
+    # Networks hold a few parameters twice where one part stands for another.
+    left = [2 * len(tensors) + 100, 2 * sum(tensor.numel() for tensor in tensors.values()) + 10**6]
+
+    def count(_module: Any, _name: str, parameter: Any) -> None:
+        left[0] -= 1
+        left[1] -= 0 if parameter is None else parameter.numel()
+        if min(left) < 0:
+            raise ValueError("it asks for a larger network than the weights fill")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            builder(config)
+    finally:
+        hook.remove()
+
+
+def _largest_number(value: Any) -> float:
+    """Largest number in a configuration, or length of a list in it."""
+    if isinstance(value, Mapping):
+        return max(map(_largest_number, value.values()), default=0)
+    if isinstance(value, (list, tuple)):
+        return max(len(value), max(map(_largest_number, value), default=0))
+    return abs(value) if isinstance(value, (int, float)) else 0
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
+    """Content of a regular file of at most ``most`` bytes; WeightsError for anything else."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise WeightsError(f"{path} is not a regular file")
+        if status.st_size > most:
+            raise WeightsError(
+                f"{path} has {status.st_size:,} bytes, more than any model ({most:,})"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
+        config = json.loads(_read_bytes(path, MOST_CONFIG))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"cannot read {path}: {one_line(error, 200)}") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} must hold a JSON object")
     return config
@@ -189,11 +264,9 @@ def available() -> list[str]:
 def read_config(name_or_dir: str | Path) -> dict[str, Any]:
     """config.json of a shipped model's name or of a folder; empty where it cannot be read."""
     try:
-        text = (_folder_of(name_or_dir) / CONFIG_NAME).read_text(encoding="utf-8")
-        config = json.loads(text)
-    except (OSError, ValueError):
+        return _read_config(_folder_of(name_or_dir) / CONFIG_NAME)
+    except WeightsError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _folder_of(name_or_dir: str | Path) -> Path:

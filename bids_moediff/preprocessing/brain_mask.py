@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brain mask of a head of any contrast: a small network on a coarse grid, outlined finely."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ from bids_moediff.errors import ImageError
 from bids_moediff.imaging.masks import head_mask_array, largest_component, outside_zeros
 from bids_moediff.imaging.separable import along_axes, tent_matrix
 
+from .head_pose import turned_head
+
 MODEL = "brainmask"
+SMALLEST, LARGEST = 50.0, 3000.0  # ml; beyond it is no brain
+# Local spread over that of numbers drawn from the whole range. Ratio images of MP2RAGE have 0.8 to
+# 1.1 in air and 0.06 to 0.45 in the head.
+NOISY = 0.6
+TINY = 1e-30
 
 
 def brain_mask(
@@ -46,13 +53,14 @@ def brain_mask(
     Raises
     ------
     ImageError
-        If no brain is found.
+        If no brain is found, or what is found is larger than any brain.
     WeightsError
         If the weights are missing or do not match their checksum.
     """
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))
-    logits, record = _network_logits(data, image.affine, str(model))
+    remarks: list[str] = []
+    logits, record = _network_logits(without_noisy_air(data), image.affine, str(model), remarks)
     mask = clean_mask(logits > record.pop("threshold"))
     method = "network"
     stripped = _stripped_brain(data, zooms, mask)
@@ -60,9 +68,14 @@ def brain_mask(
         mask, method = stripped, "nonzero"
     voxel_ml = float(np.prod(zooms)) / 1000.0
     volume = float(mask.sum()) * voxel_ml
-    if volume < 50.0:
+    if volume < SMALLEST:
         raise ImageError("no brain found in the image: is it a head, and is the contrast usual?")
-    record |= {"method": method, "volume_ml": round(volume, 1), "warnings": []}
+    if volume > LARGEST:
+        raise ImageError(
+            f"the brain mask would hold {volume:.0f} ml, more than any brain: the air is bright "
+            "or it is not a head; give a mask of another pipeline (--derivatives)"
+        )
+    record |= {"method": method, "volume_ml": round(volume, 1), "warnings": remarks}
     if not 700.0 <= volume <= 2200.0:
         record["warnings"].append(
             f"the brain mask holds {volume:.0f} ml, unusual for a whole brain: check it"
@@ -70,6 +83,29 @@ def brain_mask(
     result = nib.Nifti1Image(mask.astype(np.uint8), image.affine)
     result.header.set_xyzt_units("mm")
     return result, record
+
+
+def without_noisy_air(data: np.ndarray) -> np.ndarray:
+    """Return the image with dark air, where air is noise over the whole range of values.
+
+    Ratio images (UNIT1 of MP2RAGE without background suppression) are like that: no threshold
+    tells air from tissue there, but how much neighbours differ does.
+    """
+    low, high = np.percentile(data, [0.1, 99.9])
+    drawn = max(float(high - low), np.finfo(np.float32).tiny) / np.sqrt(12)
+    slabs = [
+        np.moveaxis(data, axis, 0)[part] for axis in (0, 1) for part in (np.s_[:3], np.s_[-3:])
+    ]
+    if max(float(np.median(_spread(slab)[1])) for slab in slabs) < NOISY * drawn:
+        return data
+    noisy = ndimage.uniform_filter(_spread(data), 3) > NOISY * drawn
+    return np.where(noisy, data.min(), data)
+
+
+def _spread(data: np.ndarray) -> np.ndarray:
+    """Standard deviation among the 27 neighbours of each voxel."""
+    mean = ndimage.uniform_filter(data, 3)
+    return np.sqrt(np.maximum(ndimage.uniform_filter(np.square(data), 3) - mean**2, 0))
 
 
 def clean_mask(mask: np.ndarray) -> np.ndarray:
@@ -82,13 +118,13 @@ def normalise(data: np.ndarray) -> np.ndarray:
     low = float(data.min())
     rest = data[data > low + 0.02 * (float(data.max()) - low)]
     high = float(np.percentile(rest, 99.5)) if rest.size else low
-    return np.clip((data - low) / max(high - low, 1e-6), 0.0, 1.0).astype(np.float32)
+    return np.clip((data - low) / max(high - low, TINY), 0.0, 1.0).astype(np.float32)
 
 
 def _network_logits(
-    data: np.ndarray, affine: np.ndarray, model: str
+    data: np.ndarray, affine: np.ndarray, model: str, remarks: list[str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Logits of brain on the grid of ``data``."""
+    """Logits of brain on the grid of ``data``; a remark if the head is turned."""
     import torch
 
     network, zoom, origin = _load(model)
@@ -99,8 +135,14 @@ def _network_logits(
     try:
         torch.set_num_threads(1)  # sums of floats depend on how they are shared out
         # Two looks at every place: a second grid between the voxels of the first, mirrored.
-        fine = _look(ras, zooms, network, zoom, 0.0, 1)
-        fine += _look(ras, zooms, network, zoom, zoom / 2, -1)
+        coarse = _coarse(ras, zooms, zoom, 0.0)
+        logits = _answer(network, coarse)
+        fine = _to_grid(logits, ras.shape, zooms, zoom, 0.0)
+        mirrored = _answer(network, _coarse(ras, zooms, zoom, zoom / 2)[::-1])[::-1]
+        fine += _to_grid(mirrored, ras.shape, zooms, zoom, zoom / 2)
+        answer = partial(_answer, network)
+        if words := turned_head(coarse, logits, answer, zoom, origin["threshold"]):
+            remarks.append(words)
     finally:
         torch.set_num_threads(threads)
     fine /= 2
@@ -108,27 +150,34 @@ def _network_logits(
     return np.asarray(apply_orientation(fine, back)), dict(origin)
 
 
-def _look(
-    ras: np.ndarray, zooms: np.ndarray, network: Any, zoom: float, shift: float, step: int
-) -> np.ndarray:
-    """Logits by a working grid of ``zoom`` mm that begins ``shift`` mm before the image.
-
-    ``step`` -1 mirrors it.
-    """
-    import torch
-
+def _coarse(ras: np.ndarray, zooms: np.ndarray, zoom: float, shift: float) -> np.ndarray:
+    """Image on a working grid of ``zoom`` mm that begins ``shift`` mm before it."""
     sizes = [
         max(1, round((size * own + shift) / zoom))
         for size, own in zip(ras.shape, zooms, strict=True)
     ]
-    grids = list(zip(ras.shape, zooms, sizes, strict=True))
-    coarse = along_axes(ras, [tent_matrix(n, z, m, zoom, -shift) for n, z, m in grids])
-    volume = np.pad(normalise(coarse), [(0, -size % network.multiple) for size in sizes])
+    grids = zip(ras.shape, zooms, sizes, strict=True)
+    return along_axes(ras, [tent_matrix(n, z, m, zoom, -shift) for n, z, m in grids])
+
+
+def _answer(network: Any, coarse: np.ndarray) -> np.ndarray:
+    """Logits of brain on the working grid."""
+    import torch
+
+    volume = np.pad(normalise(coarse), [(0, -size % network.multiple) for size in coarse.shape])
     with torch.inference_mode():
-        given = torch.from_numpy(np.ascontiguousarray(volume[::step]))
-        logits = network(given[None, None])[0, 0].numpy()[::step]
-    logits = np.clip(logits[tuple(slice(size) for size in sizes)], -8.0, 8.0)
-    return along_axes(logits, [tent_matrix(m, zoom, n, z, shift) for n, z, m in grids])
+        given = torch.from_numpy(np.ascontiguousarray(volume))
+        logits = network(given[None, None])[0, 0].numpy()
+    return np.asarray(logits[tuple(slice(size) for size in coarse.shape)])
+
+
+def _to_grid(
+    logits: np.ndarray, shape: tuple[int, ...], zooms: np.ndarray, zoom: float, shift: float
+) -> np.ndarray:
+    """Logits from the working grid to that of the image."""
+    grids = zip(logits.shape, shape, zooms, strict=True)
+    matrices = [tent_matrix(m, zoom, n, z, shift) for m, n, z in grids]
+    return along_axes(np.clip(logits, -8.0, 8.0), matrices)
 
 
 def _stripped_brain(

@@ -5,6 +5,7 @@ Nothing is interpolated or turned: the grid, the orientation (oblique ones too) 
 intensity stay those of the file.
 """
 
+import gzip
 import warnings
 import zlib
 from pathlib import Path
@@ -17,20 +18,27 @@ from nibabel.spatialimages import HeaderDataError
 
 from bids_moediff.errors import ImageError
 
+from .intensities import sound_intensities
+
 SMALLEST_SIZE = 6  # voxels along every axis
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.005, 100.0  # mm
 LARGEST_SHEAR = 5.0  # degrees
+PIECE = 1 << 24  # bytes that are unpacked at a time
+MOST_BEHIND = 1 << 26  # bytes behind the voxels (extensions, padding) that are unpacked
 UNIT_SCALES = {"meter": 1000.0, "micron": 0.001}
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
-def conform(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
+def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, list[str]]:
     """Read an anatomical image.
 
     Parameters
     ----------
     path
         NIfTI file, 3-D, or with further axes of one element.
+    scan
+        Whether its values are intensities (:mod:`bids_moediff.preprocessing.intensities`), not a
+        mask.
 
     Returns
     -------
@@ -42,7 +50,7 @@ def conform(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
     Raises
     ------
     ImageError
-        If the file is missing, not fetched, unreadable, cut short, empty, constant, complex or
+        If the file is missing, not fetched, unreadable, damaged, empty, constant, complex or
         coloured, a time series, or has fewer than 6 voxels along an axis.
 
     Notes
@@ -57,6 +65,8 @@ def conform(path: str | Path) -> tuple[nib.Nifti1Image, list[str]]:
     image, data = _read(path)
     data = _three_axes(data, path.name)
     data = _finite(data, path.name, remarks)
+    if scan:
+        data = sound_intensities(data, *_stored(image), remarks)
     affine, code = _affine(image, data.shape, path.name, remarks)
     header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
     header.set_data_dtype(np.float32)
@@ -102,6 +112,7 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
     if np.prod(image.shape[3:], dtype=int) > 1:  # before a long series is read
         volumes = int(np.prod(image.shape[3:]))
         raise ImageError(f"{path.name} holds {volumes} volumes; give one 3-D image")
+    _check_sum(path, image)
     try:
         with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -109,6 +120,32 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
     except _READ_ERRORS as error:
         raise ImageError(f"{path.name} is cut short or damaged") from error
     return image, data
+
+
+def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+    """ImageError where the check sum of a gzip file is not that of its content.
+
+    nibabel reads as far as the voxels go, and the sum stands behind them.
+    """
+    if path.suffix != ".gz":
+        return
+    wanted = int(np.prod(image.shape, dtype=float)) * image.get_data_dtype().itemsize
+    left = wanted + MOST_BEHIND
+    try:
+        with gzip.open(path) as stream:
+            while left > 0 and (piece := stream.read(PIECE)):
+                left -= len(piece)
+    except gzip.BadGzipFile as error:
+        raise ImageError(f"{path.name} is damaged (check sum); copy it again") from error
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path.name} is cut short or damaged") from error
+
+
+def _stored(image: nib.spatialimages.SpatialImage) -> tuple[np.dtype, float, float]:
+    """Data type, slope and intercept of the values in the file."""
+    slope = float(getattr(image.dataobj, "slope", 1.0))
+    intercept = float(getattr(image.dataobj, "inter", 0.0))
+    return image.get_data_dtype(), slope, intercept
 
 
 def _three_axes(data: np.ndarray, name: str) -> np.ndarray:
@@ -125,7 +162,7 @@ def _three_axes(data: np.ndarray, name: str) -> np.ndarray:
 
 
 def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
-    """Values that are not numbers become 0, infinite ones the nearest finite value."""
+    """Values that are not numbers become 0 or less, infinite ones the nearest finite value."""
     bad = ~np.isfinite(data)
     count = int(bad.sum())
     if count == data.size:
@@ -133,7 +170,7 @@ def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
     if count:
         good = data[~bad]
         low, high = float(good.min()), float(good.max())
-        data = np.nan_to_num(data, nan=0.0, posinf=high, neginf=low)
+        data = np.nan_to_num(data, nan=min(0.0, high), posinf=high, neginf=low)
         remarks.append(f"{count} voxels were not finite numbers and have been replaced")
     if data.min() == data.max():
         raise ImageError(f"{name} holds the same value everywhere")

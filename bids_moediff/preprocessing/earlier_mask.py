@@ -23,7 +23,7 @@ def reuse_mask(path: str | Path, image: nib.Nifti1Image) -> tuple[nib.Nifti1Imag
     ImageError
         If the file cannot be read or lies beside the image.
     """
-    mask, remarks = conform(path)
+    mask, remarks = conform(path, scan=False)
     data = (np.asarray(mask.dataobj) > 0.5).astype(np.float32)
     name = Path(path).name
     if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=1e-3):

@@ -166,6 +166,26 @@ class Declared:
     source: str
 
 
+def slice_axis_remark(metadata: Mapping[str, Any], zooms: Sequence[float]) -> str | None:
+    """One sentence if the sidecar's slices do not follow the axis taken for theirs.
+
+    Slices are looked for along the axis with the largest voxels, ``zooms`` in mm.
+    """
+    stated = str(metadata.get("SliceEncodingDirection", ""))[:1]
+    if stated not in ("i", "j", "k"):
+        return None
+    axis, longest = "ijk".index(stated), int(np.argmax(zooms))
+    if str(metadata.get("MRAcquisitionType", "")).upper() != "2D" or axis == longest:
+        return None
+    if zooms[longest] < 1.05 * zooms[axis]:
+        return None
+    return (
+        f"The sidecar says that the slices follow {stated} (SliceEncodingDirection), but voxels "
+        f"are longest along {'ijk'[longest]} ({zooms[longest]:.3g} mm; {zooms[axis]:.3g} mm along "
+        f"{stated}): slices along {'ijk'[longest]} were assumed."
+    )
+
+
 def declared_acquisition(
     measured: Measured,
     metadata: Mapping[str, Any],

@@ -22,6 +22,7 @@ from scipy import ndimage
 REFERENCE = "training_figures.json"
 FEWEST_SOURCES = 8  # with fewer of its contrast, a scan is compared with all contrasts
 FAR = 2.5  # distance from which on a scan is called unusual
+TINY = 1e-30  # images come in any unit
 LARGEST = 20.0  # a single figure counts no more than this
 
 FIGURES: dict[str, str] = {
@@ -58,7 +59,7 @@ def scan_figures(
     if min(len(core), len(rim)) < 100:
         return None
     low, lower, middle, upper, high = np.percentile(values, [2, 25, 50, 75, 98])
-    middle, width = max(float(middle), 1e-6), max(float(upper - lower), 1e-6)
+    middle, width = max(float(middle), TINY), max(float(upper - lower), TINY)
     tails = np.percentile(values, [10, 90])
     box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(brain))
     part, inside = np.where(brain, data, middle)[box].astype(np.float32), depth[box] > 6
@@ -66,14 +67,14 @@ def scan_figures(
     fine, coarse = (smooth[1] - smooth[2])[inside].std(), (smooth[2] - smooth[3])[inside].std()
     slope = ndimage.gaussian_gradient_magnitude(part, [2 / z for z in zooms])[inside].mean()
     return {
-        "core_over_rim": float(np.median(core)) / max(float(np.median(rim)), 1e-6),
+        "core_over_rim": float(np.median(core)) / max(float(np.median(rim)), TINY),
         "bright_tail": float(high) / middle,
         "dark_tail": float(low) / middle,
         "spread": width / middle,
-        "skew": float((tails.sum() - 2 * middle) / max(tails[1] - tails[0], 1e-6)),
+        "skew": float((tails.sum() - 2 * middle) / max(tails[1] - tails[0], TINY)),
         "edges": float(slope) / width,
         "fine_detail": float(fine) / width,
-        "detail_balance": float(fine / max(coarse, 1e-9)),
+        "detail_balance": float(fine / max(coarse, TINY)),
         "symmetry": _symmetry(smooth[2], brain[box], inside),
     }
 

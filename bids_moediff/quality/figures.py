@@ -163,7 +163,7 @@ def smoothness(data: np.ndarray, mask: np.ndarray, zooms: tuple[float, ...]) -> 
 
     FWHM = d sqrt(-2 ln 2 / ln(1 - var(difference) / (2 var(signal)))), with d the voxel size.
     Exact for white noise smoothed by a Gaussian; an upper bound in anatomy. 0 where there is no
-    correlation at all.
+    correlation at all, infinite where neighbours never differ.
     """
     inside = mask > 0
     variance = float(np.var(data[inside], dtype=np.float64)) if inside.any() else 0.0
@@ -172,8 +172,11 @@ def smoothness(data: np.ndarray, mask: np.ndarray, zooms: tuple[float, ...]) -> 
         both = np.delete(inside, 0, axis) & np.delete(inside, -1, axis)
         step = np.diff(data, axis=axis)[both].astype(np.float64)
         correlation = 1 - np.mean(step**2) / (2 * variance) if len(step) and variance > 0 else 0.0
-        width = zoom * np.sqrt(-2 * np.log(2) / np.log(correlation)) if correlation > 0 else 0.0
-        widths.append(float(width))
+        if 0 < correlation < 1:
+            width = float(zoom * np.sqrt(-2 * np.log(2) / np.log(correlation)))
+        else:
+            width = 0.0 if correlation <= 0 else math.inf
+        widths.append(width)
     return tuple(widths)
 
 

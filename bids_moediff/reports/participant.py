@@ -29,6 +29,7 @@ from bids_moediff.reports import captions, combined, facts, figures
 from bids_moediff.reports.figures import Scene
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.runtime.sink import write_text
+from bids_moediff.runtime.text import shown
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 PLOTS = ("profile", "histogram")
@@ -130,6 +131,7 @@ def environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.DictLoader(templates),
         autoescape=True,
+        finalize=shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -66,6 +66,11 @@ def ask_torch(environment: Mapping[str, str] | None = None) -> Acceleration:
         check=False,
         env=None if environment is None else {**environment},
     )
+    if answer.returncode < 0:
+        raise DeviceError(
+            f"torch cannot be asked for devices: it was ended by signal {-answer.returncode}"
+            + (", most likely for want of memory" if answer.returncode == -9 else "")
+        )
     try:
         words = json.loads(answer.stdout.splitlines()[-1])
     except (IndexError, ValueError):

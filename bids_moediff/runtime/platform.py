@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What only Linux has, each with what other systems get instead.
 
-Affinity, control groups, ``/proc`` and the allocator of the GNU C library. Elsewhere (macOS) all
-processors and the whole memory count, bfloat16 counts as absent, and the allocator stays as it is.
+Affinity, control groups, ``/proc``, the allocator of the GNU C library and the signal at the
+death of a parent. Elsewhere (macOS) all processors and the whole memory count, bfloat16 counts as
+absent, the allocator stays as it is, and children of a killed run go on until they report.
 No other module calls what is not there on every POSIX system.
 """
 
@@ -10,6 +11,7 @@ import ctypes
 import os
 import platform
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +23,33 @@ CPU_INFORMATION = Path("/proc/cpuinfo")
 # larger (whole volumes, not the slabs that networks work on) still goes back at once.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _LARGEST_KEPT = 2**31 - 1, 32 << 20
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> bool:
+    """Let the kernel kill this process as soon as the one that started it is gone.
+
+    Parameters
+    ----------
+    parent
+        Its number, where known: it may have ended a moment ago.
+
+    Returns
+    -------
+    bool
+        False where the system has no such signal.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (AttributeError, OSError):
+        return False
+    done = prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+    if parent is not None and os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+    return done
 
 
 def allowed_processors() -> int:

@@ -9,12 +9,15 @@ file systems. Gzip streams carry neither a time nor a name.
 import io
 import json
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .text import visible
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -72,7 +75,10 @@ def write_json(obj: Any, path: Path) -> Path:
 
 
 def write_nifti(
-    img: "nib.Nifti1Image", path: Path, write_sidecar: Callable[[], object] | None = None
+    img: "nib.Nifti1Image",
+    path: Path,
+    write_sidecar: Callable[[], object] | None = None,
+    step: float | None = None,
 ) -> Path:
     """Write a NIfTI image, compressed if the name ends in ``.gz``.
 
@@ -89,8 +95,17 @@ def write_nifti(
         Called when the image is on disk, just before it gets its name. The standard wants neither
         an image without a sidecar nor a sidecar without an image, and packing takes seconds: so
         both names appear at once, and a job that is killed meanwhile leaves neither.
+    step
+        Store 16-bit integers, multiples of this (the header's ``scl_slope``).
     """
     clean = img.__class__(img.dataobj, img.affine, img.header)
+    if step is not None:
+        import numpy as np
+
+        rounded = np.rint(np.asarray(img.dataobj) / step).astype(np.int16)
+        clean = img.__class__(rounded, img.affine, img.header)
+        clean.header.set_data_dtype(np.int16)
+        clean.header.set_slope_inter(step, 0.0)
     clean.header.extensions.clear()
     for field in ("data_type", "db_name", "descrip", "aux_file", "intent_name"):
         clean.header[field] = b""
@@ -123,10 +138,15 @@ def _packed(content: bytes) -> Iterator[bytes]:
 
 
 def table_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Tab-separated table; missing values are ``n/a`` as BIDS wants."""
+    """Tab-separated table; missing values are ``n/a`` as BIDS wants, cells one visible line."""
     out = io.StringIO()
     out.write("\t".join(columns) + "\n")
     for row in rows:
         cells = (row.get(column) for column in columns)
-        out.write("\t".join("n/a" if cell is None else str(cell) for cell in cells) + "\n")
+        out.write("\t".join("n/a" if cell is None else _cell(cell) for cell in cells) + "\n")
     return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """A value without tabs, line ends and control characters."""
+    return visible(re.sub(r"[\t\r\n]+", " ", str(value)))

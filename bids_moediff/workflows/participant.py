@@ -338,7 +338,7 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> p
             stage=settings.stage,
             output_dir=str(settings.output_dir),
             zooms=output_voxels(image, settings),
-            bias_correction=not settings.skip_bias_correction,
+            bias_correction=settings.corrects_bias(image.suffix),
             unwarping=settings.gradient_coefficients is not None,
             run_id=plan.run_id,
         ),

@@ -36,7 +36,7 @@ def _preparation(image: AnatomicalImage, settings: Settings) -> dict[str, Any]:
     earlier = settings.derivatives and find_brain_mask(image, settings.derivatives).path
     return {
         "BrainMask": "derivatives" if earlier else "network",
-        "BiasCorrection": not settings.skip_bias_correction,
+        "BiasCorrection": settings.corrects_bias(image.suffix),
         "GradientUnwarping": settings.gradient_coefficients is not None,
     }
 

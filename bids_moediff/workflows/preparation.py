@@ -16,14 +16,13 @@ from bids_moediff.bids.references import ReferenceChoice
 from bids_moediff.interfaces.network import DescribePrepared
 from bids_moediff.interfaces.preparation import BiasField, BrainMask, Conform
 from bids_moediff.interfaces.reference import AlignReference
+from bids_moediff.interfaces.step import COPIES_IN_MEMORY
 from bids_moediff.settings import Settings
 
 from .chain import BESIDE, FAILURES, Chain
 from .products import write_products
 
 OUTPUT_FIELDS = ["image", "notes", "mask", "mask_record", "entry", *FAILURES]
-# Measured peak of a step over the size of the image as float32.
-COPIES_IN_MEMORY = 12
 
 
 def init_image_preparation_wf(
@@ -75,7 +74,7 @@ def init_image_preparation_wf(
     image, mask, record = (conform, "image"), (brain_mask, "mask"), (brain_mask, "record")
     chain = Chain(workflow, conform).step(brain_mask, image=image)
     chain.beside().leave(outputnode, BESIDE)
-    chain.step(bias_field, image=image, mask=mask)
+    chain.step(bias_field, image=image, mask=mask, record=record)
     describe = _init_describe(chain.beside(), settings, source, (conform, brain_mask, bias_field))
     if reference is not None:
         align = _init_align(settings, source, reference)
@@ -84,7 +83,11 @@ def init_image_preparation_wf(
             (align, describe, [("reference", "reference"), ("record", "reference_record")]),
         ])  # fmt: skip
     products = [row for row in wanted_products(settings, source) if row.made_by == PREPARATION]
-    known = {"preproc": (bias_field, "corrected"), "mask": mask, "record": record}
+    known = {
+        "preproc": (bias_field, "corrected"),
+        "mask": mask,
+        "record": (bias_field, "record"),
+    }
     write_products(chain, products, known, settings, source)
     chain.leave(outputnode)
     workflow.connect([
@@ -106,9 +109,8 @@ def _init_steps(
     conform = pe.Node(Conform(source=source.to_json()), name="conform", mem_gb=memory)
     # Mask and field use one thread, so that their bytes do not depend on the number of them.
     brain_mask = pe.Node(BrainMask(), name="brain_mask", mem_gb=memory + 0.6)
-    bias_field = pe.Node(
-        BiasField(skip=settings.skip_bias_correction), name="bias_field", mem_gb=memory
-    )
+    skip = not settings.corrects_bias(source.suffix)
+    bias_field = pe.Node(BiasField(skip=skip), name="bias_field", mem_gb=memory)
     if settings.gradient_coefficients:
         conform.inputs.coefficients = str(settings.gradient_coefficients)
     if earlier_mask:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intensities that no scanner measured: wrapped integers, hot voxels, an offset, saturation.
+
+Each is put right where it is certain what was meant, and a sentence says so. Ordinary images pass
+through with the same values.
+"""
+
+import numpy as np
+
+# Of 45 heads of ten sites the brightest voxel lies at 1.0 to 4.0 times the 99.9th percentile.
+HOT = 5.0
+SATURATED = 0.002  # share of the voxels at the very top; 8-bit scans have up to 0.0013
+PILED_UP = 2.0  # times as many at the very top as in the 2 % of the range below
+WRAPPED_DROP = 0.8  # of the total of all steps between neighbours that is left after unwrapping
+
+
+def sound_intensities(
+    data: np.ndarray, stored: np.dtype, slope: float, intercept: float, remarks: list[str]
+) -> np.ndarray:
+    """Return the values with what cannot have been measured put right.
+
+    Parameters
+    ----------
+    data
+        (x, y, z) ``float32``, finite, scaling applied.
+    stored
+        Data type in the file.
+    slope, intercept
+        Scaling of the file: ``data = slope * stored + intercept``.
+    remarks
+        One sentence is added for everything that was changed or noticed.
+    """
+    data = _unwrapped(data, stored, slope, intercept, remarks)
+    low, middle, high = (float(value) for value in np.percentile(data, [0.1, 50, 99.9]))
+    if high > low:
+        data = _without_extremes(data, low, high, remarks)
+        data = _from_zero(data, middle, high - low, remarks)
+    top = float(data.max())
+    share = float(np.mean(data == top))
+    below = float(np.mean((data < top) & (data >= top - 0.02 * float(np.ptp(data)))))
+    if share > max(SATURATED, PILED_UP * below) and not _few_values(data):
+        remarks.append(
+            f"{100 * share:.2g} % of the voxels have the largest value of the image "
+            f"({top:.6g}): it is saturated, and contrast was lost in its bright parts"
+        )
+    return data
+
+
+def _unwrapped(
+    data: np.ndarray, stored: np.dtype, slope: float, intercept: float, remarks: list[str]
+) -> np.ndarray:
+    """Unsigned integers that were stored as signed ones: the brightest read as negative."""
+    if stored.kind != "i" or stored.itemsize > 2:
+        return data
+    period = abs(slope) * 2.0 ** (8 * stored.itemsize)
+    wrapped = (data < intercept) if slope > 0 else (data > intercept)
+    if not wrapped.any() or float(np.ptp(data)) < 0.75 * period:
+        return data
+    whole = np.where(wrapped, data + np.float32(np.copysign(period, slope)), data)
+    if _steps(whole) > WRAPPED_DROP * _steps(data):
+        return data
+    limit = 2 ** (8 * stored.itemsize - 1) - 1
+    remarks.append(
+        f"values wrapped at {limit}: {int(wrapped.sum())} voxels are negative beside the "
+        "brightest ones (unsigned numbers stored as signed); they were read as unsigned"
+    )
+    return whole
+
+
+def _steps(data: np.ndarray) -> float:
+    return sum(float(np.abs(np.diff(data, axis=axis)).sum(dtype=np.float64)) for axis in range(3))
+
+
+def _without_extremes(data: np.ndarray, low: float, high: float, remarks: list[str]) -> np.ndarray:
+    """Single voxels far beyond all others are cut to the range of the others."""
+    reach = (HOT - 1) * (high - low)
+    hot, cold = data > high + reach, data < low - reach
+    count = int(hot.sum()) + int(cold.sum())
+    if not count:
+        return data
+    extreme = float(data[hot].max() if hot.any() else data[cold].min())
+    remarks.append(
+        f"{count} voxels are more than {HOT:g} times as bright as 99.9 % of the image (up to "
+        f"{extreme:.6g}); they were cut to its range, {low:.6g} to {high:.6g}"
+    )
+    return np.where(hot, np.float32(high), np.where(cold, np.float32(low), data))
+
+
+def _from_zero(data: np.ndarray, middle: float, extent: float, remarks: list[str]) -> np.ndarray:
+    """Scans whose air lies far below zero are moved up: brightness has to begin at zero."""
+    if middle >= -0.1 * extent:
+        return data
+    lowest = float(data.min())
+    remarks.append(
+        f"most of the image is negative (from {lowest:.6g}); {-lowest:.6g} was added to all "
+        "values, in the outputs too"
+    )
+    return data - np.float32(lowest)
+
+
+def _few_values(data: np.ndarray) -> bool:
+    """Masks and label maps have many voxels of their largest value."""
+    sample = data.ravel()[:: max(1, data.size // 20000)]
+    return len(np.unique(sample)) < 10

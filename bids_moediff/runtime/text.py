@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that others wrote (names, sidecars, messages of libraries), made fit to be shown."""
+
+import re
+
+# Control characters but tab and line feed, and those that change the direction of writing.
+CONTROL = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]"
+)
+LONGEST = 400
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters written as ``\\\\x1b``."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: object, most: int = LONGEST) -> str:
+    """Return a text as one line of at most ``most`` visible characters."""
+    words = visible(" ".join(str(text).split()))
+    return words if len(words) <= most else f"{words[: most - 1]}…"
+
+
+def shown(value: object) -> object:
+    """Return what a page may show of a value: text without control characters, all else as is."""
+    return visible(value) if type(value) is str else value

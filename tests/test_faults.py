@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are disturbed: afterwards the same bytes, no process left, nothing waits for ever.
+
+BIDS_MOEDIFF_TEST_KILLS=100 does it a hundred times (`make test-long`); by default a few.
+"""
+
+import gzip
+import hashlib
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from generated import dataset, head, untrained_model
+
+KILLS = int(os.environ.get("BIDS_MOEDIFF_TEST_KILLS", "2"))
+WATCHDOG = 1200  # seconds that no run may take
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+class Study:
+    """A data set of two small heads, a small model, and what an undisturbed run makes of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        small = {"shape": (28, 32, 26), "zooms": (6.0, 6.0, 6.5)}
+        images = {f"sub-{label}_T1w": head(seed=label, **small) for label in (1, 2)}
+        self.data = dataset(root / "bids", images)
+        self.model = untrained_model(root / "model")
+        started = time.monotonic()
+        # Without a network, a home or a place for temporary files of its own.
+        apart = ["unshare", "-n"] if _can(["unshare", "-n", "true"]) else []
+        home = {"HOME": str(root / "nowhere"), "TMPDIR": str(root / "nowhere")}
+        code, text = self.run(root / "reference", before=apart, **home)
+        assert code == 0, text
+        self.seconds = time.monotonic() - started
+        self.files = digests(root / "reference")
+
+    def start(self, output: Path, before: list[str] | None = None, **variables: str):
+        """Start a run in a session of its own."""
+        command = [sys.executable, "-m", "bids_moediff.cli.app", self.data, output, "participant"]
+        command += ["--weights", self.model, "--output-resolution", "5", "--sloppy"]
+        command += ["--nprocs", "2", "--device", "cpu"]
+        log = output.with_suffix(".log").open("ab")
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), **variables}
+        return subprocess.Popen(
+            [*(before or []), *map(str, command)],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def run(self, output: Path, **named):
+        """Exit code and text of a run that nobody disturbs."""
+        code = self.start(output, **named).wait(WATCHDOG)
+        return code, output.with_suffix(".log").read_text(errors="replace")
+
+
+def _can(command: list[str]) -> bool:
+    if shutil.which(command[0]) is None:
+        return False
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def digests(output: Path) -> dict[str, str]:
+    """SHA-256 of all that is not a log."""
+    paths = [path for path in output.rglob("*") if path.is_file()]
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if not (name := path.relative_to(output).as_posix()).startswith(("logs/", "sub-"))
+        or name.endswith((".nii.gz", ".json", ".tsv"))
+        if "/log/" not in f"/{name}" and not name.startswith("logs/")
+    }
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    return Study(tmp_path_factory.mktemp("faults"))
+
+
+def members(session: int) -> Iterator[psutil.Process]:
+    """Processes of a session that are no zombies."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+
+
+def disturb(run: subprocess.Popen, draw: random.Random, study: Study) -> str:
+    """Send a signal to one of the processes of a run, and wait for its end."""
+    started = time.monotonic()
+    try:
+        run.wait(draw.uniform(0.02, 0.95) * study.seconds)
+        study.seconds = min(study.seconds, time.monotonic() - started)
+        return ""
+    except subprocess.TimeoutExpired:
+        pass
+    alive = sorted(members(run.pid), key=lambda process: process.pid)
+    victim, number = draw.choice([*alive, *alive[:1] * len(alive)]), draw.choice(SIGNALS)
+    what = f"{signal.Signals(number).name} to {'main' if victim.pid == run.pid else 'a child'}"
+    victim.send_signal(number)
+    run.wait(WATCHDOG)  # a run that loses a child ends by itself
+    limit = time.monotonic() + 20
+    while (left := list(members(run.pid))) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not left, f"{what}: {[process.cmdline() for process in left]}"
+    return what
+
+
+def test_killed_anywhere_and_run_again(study, tmp_path):
+    output, draw = tmp_path / "out", random.Random(KILLS)
+    done: list[str] = []
+    while len(done) < KILLS:
+        what = disturb(study.start(output), draw, study)
+        if what:
+            done.append(what)
+        else:  # it had ended before
+            shutil.rmtree(output)
+    print(done)
+    code, text = study.run(output)
+    assert code == 0, text
+    assert "Traceback" not in text
+    assert digests(output) == study.files
+    assert not (output / ".work").exists()
+    assert not list(output.rglob("*.part"))
+
+
+def test_nothing_of_the_host_is_in_the_outputs(study):
+    words = [str(study.root).encode(), platform.node().encode()]
+    for path in (study.root / "reference").rglob("*"):
+        if not path.is_file() or "log" in path.relative_to(study.root).as_posix():
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        found = [word for word in words if len(word) > 3 and word in content]
+        assert not found, (path, found)
+        assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+MOUNT = ["unshare", "-m"]
+
+
+@pytest.mark.skipif(not _can([*MOUNT, "true"]), reason="needs to mount a file system")
+def test_a_full_disk_is_said_and_made_good(study, tmp_path):
+    """The disk is full at some file, of any size; then there is room, and the same bytes."""
+    output = tmp_path / "disk" / "out"
+    output.parent.mkdir()
+    size = 3 * sum(path.stat().st_size for path in (study.root / "reference").rglob("*"))
+    script = f'mount -t tmpfs -o size={size // 4096 * 4} none {output.parent} && exec "$@"'
+    run = study.start(tmp_path / "out", [*MOUNT, "sh", "-c", script, "sh"])
+    command = run.args
+    run.kill()
+    run.wait()
+    words = [str(output) if word == str(tmp_path / "out") else word for word in command]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=WATCHDOG, check=False)
+    assert ended.returncode not in (0, 70), ended.stderr
+    assert "No space left" in ended.stderr and "Traceback" not in ended.stderr
+    code, text = study.run(output)
+    assert code == 0, text
+    assert digests(output) == study.files

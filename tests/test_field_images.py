@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image contents that users reported: hot voxels, wrapped numbers, noisy air, turned headers."""
+
+import gzip
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.errors import ImageError
+from bids_moediff.options import UNSHADED_SUFFIXES
+from bids_moediff.preprocessing.brain_mask import brain_mask
+from bids_moediff.preprocessing.conform import conform
+from bids_moediff.preprocessing.head_pose import hesitation, turned, turned_head
+from bids_moediff.preprocessing.measured_voxels import slice_axis_remark
+from bids_moediff.quality import input_checks
+from bids_moediff.quality.input_checks import doubts_about, prepare
+from bids_moediff.settings import Settings
+from bids_moediff.workflows.preparation import init_image_preparation_wf
+from generated import head
+
+DEMO = Path(__file__).parents[1] / "bids_moediff" / "data" / "demo"
+
+
+@pytest.fixture(scope="module")
+def real() -> nib.Nifti1Image:
+    """The demo head at 4 mm."""
+    image = nib.as_closest_canonical(conform(DEMO / "sub-01/anat/sub-01_T1w.nii.gz")[0])
+    data, zooms = np.asarray(image.dataobj), nib.affines.voxel_sizes(image.affine)
+    steps = [max(1, round(4 / zoom)) for zoom in zooms]
+    sizes = [size // step * step for size, step in zip(data.shape, steps, strict=True)]
+    split = [part for n, k in zip(sizes, steps, strict=True) for part in (n // k, k)]
+    data = data[: sizes[0], : sizes[1], : sizes[2]].reshape(split).mean((1, 3, 5))
+    affine = image.affine @ np.diag([*steps, 1.0])
+    affine[:3, 3] = image.affine[:3] @ [*((np.array(steps) - 1) / 2), 1]
+    return nib.Nifti1Image(data.astype(np.float32), affine)
+
+
+@pytest.fixture(scope="module")
+def volume(real) -> float:
+    """Brain volume of the head as it is."""
+    return float(brain_mask(real)[1]["volume_ml"])
+
+
+def written(path: Path, data, like: nib.Nifti1Image, dtype=np.int16) -> Path:
+    nib.save(nib.Nifti1Image(np.asarray(data).astype(dtype), like.affine), path)
+    return path
+
+
+def values(image) -> np.ndarray:
+    return np.asarray(image.dataobj, dtype=np.float32)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_hot_voxels_change_neither_mask_nor_the_other_voxels(tmp_path, real, volume, sign):
+    data = values(real).round()
+    hot = data.copy()
+    hot[5:7, 5:7, 5:7] = 32767 * sign
+    image, remarks = conform(written(tmp_path / "a.nii.gz", hot, real))
+    assert "8 voxels are more than 5 times as bright" in remarks[0]
+    assert len(remarks) == 1
+    others = hot == data
+    assert np.array_equal(values(image)[others], data[others])
+    assert np.ptp(values(image)[~others]) == 0
+    assert abs(brain_mask(image)[1]["volume_ml"] / volume - 1) < 0.02
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, 20.0)])
+def test_wrapped_integers_are_read_as_what_they_were(tmp_path, real, slope, intercept):
+    data = np.clip(values(real) / np.percentile(values(real), 99) * 45000, 0, 65000)
+    stored = data.astype(np.uint16).view(np.int16)
+    image = nib.Nifti1Image(stored, real.affine)
+    image.header.set_slope_inter(slope, intercept)
+    image.to_filename(tmp_path / "a.nii.gz")
+    conformed, remarks = conform(tmp_path / "a.nii.gz")
+    assert np.allclose(values(conformed), np.floor(data) * slope + intercept, rtol=1e-5)
+    assert [words[:23] for words in remarks] == ["values wrapped at 32767"]
+
+
+def test_signed_scans_and_ordinary_ones_are_left_alone(tmp_path, real):
+    data = values(real)
+    signed = 30000 * np.sin(data / data.max() * 3) + np.random.default_rng(0).normal(
+        0, 500, data.shape
+    )
+    for content in (signed, data):
+        image, remarks = conform(written(tmp_path / "a.nii.gz", content, real))
+        assert remarks == []
+        assert np.array_equal(values(image), content.astype(np.int16))
+
+
+def test_scans_below_zero_are_moved_up_and_saturated_ones_noticed(tmp_path, real):
+    data = values(real).round()
+    image, remarks = conform(written(tmp_path / "a.nii.gz", data - 3000, real))
+    assert np.array_equal(values(image), data - data.min())
+    assert "most of the image is negative" in remarks[0]
+    top = np.percentile(data, 95)
+    remarks = conform(written(tmp_path / "b.nii.gz", np.minimum(data, top), real))[1]
+    assert "it is saturated" in remarks[0]
+    mask = written(tmp_path / "c.nii.gz", data > 100, real, np.uint8)
+    assert conform(mask)[1] == conform(mask, scan=False)[1] == []
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6])
+def test_the_unit_of_intensity_does_not_matter(real, volume, scale):
+    scaled = nib.Nifti1Image(values(real) * np.float32(scale), real.affine)
+    mask, record = brain_mask(scaled)
+    assert record["volume_ml"] == pytest.approx(volume, rel=1e-3)
+    first = doubts_about(prepare(real, mask, "T1w"))
+    assert doubts_about(prepare(scaled, mask, "T1w")) == first
+
+
+def test_a_check_sum_that_is_wrong_is_noticed(tmp_path, real):
+    path = written(tmp_path / "a.nii.gz", values(real), real)
+    good = gzip.decompress(path.read_bytes())
+    bad = bytearray(good)
+    bad[20_000:24_000] = bad[60_000:64_000]
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    body = packer.compress(bytes(bad)) + packer.flush()
+    end = struct.pack("<II", zlib.crc32(good), len(good))
+    path.write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + body + end)
+    with pytest.raises(ImageError, match=r"damaged \(check sum\)"):
+        conform(path)
+    path.write_bytes(gzip.compress(good) + gzip.compress(b""))  # written in parts
+    assert conform(path)[0].shape == real.shape
+
+
+def test_noise_in_the_air_of_ratio_images_is_no_brain(real, volume):
+    data = values(real) / values(real).max() * 3000
+    air = values(real) < 0.06 * np.percentile(values(real), 99)
+    noisy = np.where(air, np.random.default_rng(1).uniform(0, 4095, data.shape), data)
+    record = brain_mask(nib.Nifti1Image(noisy.astype(np.float32), real.affine))[1]
+    assert abs(record["volume_ml"] / volume - 1) < 0.05
+
+
+def test_what_rests_on_a_mask_larger_than_any_brain_is_not_said(real):
+    everything = nib.Nifti1Image(np.ones(real.shape, np.uint8), real.affine)
+    scan = prepare(real, everything, "T1w", figures={"snr_brain": 1.0})
+    assert input_checks.very_noisy(scan) and input_checks.cropped(scan)
+    assert doubts_about(scan) == []
+
+
+TURNS = [((0, 1, 2), (-1, -1, 1)), ((0, 1, 2), (1, -1, -1)), ((0, 2, 1), (1, -1, 1))]
+
+
+def test_headers_that_turn_the_head_are_noticed(real):
+    assert brain_mask(real)[1]["warnings"] == []
+    data = values(real)
+    for turn in TURNS[1:]:
+        zooms = nib.affines.voxel_sizes(real.affine)[list(turn[0])]
+        other = nib.Nifti1Image(turned(data, turn), np.diag([*zooms, 1.0]))
+        assert "does not lie as the header says" in brain_mask(other)[1]["warnings"][0]
+
+
+def test_the_surest_of_all_turns_is_named():
+    """A network that is sure of one corner alone finds it wherever it was turned to."""
+    shape = (20, 24, 20)
+    upright = np.zeros(shape, np.float32)
+    upright[4:16, 2:22, 4:16] = 1
+    upright[5, 20, 5] = 2
+
+    def network(volume):
+        sure = 8.0 if volume.shape == shape and volume[5, 20, 5] == 2 else 0.3
+        return np.where(volume > 0, sure, -sure)
+
+    for turn in TURNS:
+        back = np.argsort(turn[0])
+        signs = tuple(int(np.array(turn[1])[k]) for k in back)
+        other = turned(upright, (tuple(int(k) for k in back), signs))
+        words = turned_head(other, network(other), network, 8.0)
+        assert words is not None
+        assert "crown up" in words if turn is TURNS[0] else "crown up" not in words
+    assert turned_head(upright, network(upright), network, 8.0) is None
+    assert hesitation(np.zeros(4) - 1, 0.0) == np.inf
+
+
+@pytest.mark.parametrize("suffix", ["T1w", *sorted(UNSHADED_SUFFIXES)])
+def test_maps_and_ratios_get_no_bias_field_and_maps_a_warning(tmp_path, suffix):
+    from bids_moediff.bids.image import AnatomicalImage
+
+    source = AnatomicalImage(
+        tmp_path, f"sub-01/anat/sub-01_{suffix}.nii", {"sub": "01"}, suffix, {}
+    )
+    settings = replace(Settings(), output_dir=tmp_path).for_image((1, 1, 1))
+    workflow = init_image_preparation_wf(settings=settings, source=source, gigabytes=0.1)
+    assert workflow.get_node("bias_field").inputs.skip == (suffix != "T1w")
+    image = head()
+    mask = nib.Nifti1Image((values(image) > 100).astype(np.uint8), image.affine)
+    said = input_checks.quantitative(prepare(image, mask, suffix))
+    assert bool(said) == (suffix not in ("T1w", "UNIT1"))
+
+
+def test_shading_of_coils_is_no_other_contrast(real):
+    mask = brain_mask(real)[0]
+    places = np.argwhere(np.asarray(mask.dataobj))
+    grid = np.indices(real.shape) - places.mean(0)[:, None, None, None]
+    zooms = nib.affines.voxel_sizes(real.affine)
+    far = np.sqrt(sum((part * zoom) ** 2 for part, zoom in zip(grid, zooms, strict=True)))
+    shaded = nib.Nifti1Image((values(real) * (1 + 5 * (far / 80) ** 2)).astype("f4"), real.affine)
+    assert input_checks.wrong_contrast(prepare(shaded, mask, "T1w")) is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind", "said"),
+    [
+        ("j", "2D", True),
+        ("j-", "2D", True),
+        ("k", "2D", False),
+        ("j", "3D", False),
+        (3, "2D", False),
+    ],
+)
+def test_slices_along_another_axis_than_the_coarsest(stated, kind, said):
+    metadata = {"SliceEncodingDirection": stated, "MRAcquisitionType": kind}
+    assert bool(slice_axis_remark(metadata, (1.0, 2.0, 5.0))) == said
+    assert slice_axis_remark(metadata, (1.0, 1.0, 1.0)) is None
