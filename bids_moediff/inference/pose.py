@@ -20,6 +20,7 @@ from bids_moediff.imaging.told import told_numbers
 
 from .warnings import range_warnings
 
+ROUNDS = 8  # of cutting to zero and agreeing with the measurement
 HEAD = 0.1  # of the scale: brighter voxels belong to the head
 LEAST_OVERLAP = 0.01  # of the field of view that a reference covers
 
@@ -88,6 +89,19 @@ class Posed:
         if not consistent:
             return restored
         return agree(self.operator, restored, self.measured, self.noise)
+
+    def non_negative(self, volume: torch.Tensor, consistent: bool = True) -> torch.Tensor:
+        """Return a finished volume without values below zero.
+
+        Cut to zero and made to agree with the measurement in turn, which ends near the nearest
+        volume that does both (projection onto convex sets). Values below zero are ripples in air:
+        where the measurement has signal, hardly anything changes.
+        """
+        if consistent:
+            measured = self.measured.clamp_min(0)
+            for _ in range(ROUNDS):
+                volume = agree(self.operator, volume.clamp_min(0), measured, self.noise)
+        return volume.clamp_min(0)
 
     def agree(self, volume: torch.Tensor) -> torch.Tensor:
         """Make a volume without shading agree with the measurement."""

@@ -14,6 +14,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.products import TABLES, find_product
 from bids_moediff.bids.sidecar import build_sidecar, label_table
+from bids_moediff.imaging.storage import storage_step
 from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
 from .files import load_image, read_json, save_image
@@ -182,6 +183,7 @@ class _WriteInputSpec(ImageStepInputSpec):
     product = traits.Str(mandatory=True, desc="key of the product")
     content = File(desc="what to write; undefined if this model has no such product")
     output_resolution = traits.Tuple(traits.Float, traits.Float, traits.Float)
+    output_dtype = traits.Str("float32", usedefault=True, desc="auto or float32")
     record = File(desc="JSON: what ran, for the sidecar")
 
 
@@ -203,6 +205,9 @@ class WriteProduct(ImageStep):
         row = find_product(key)
         zooms = self.inputs.output_resolution if row.on_output_grid else None
         record = read_json(self.inputs.record)
+        step = self._step(record) if row.intensities else None
+        if step is not None:
+            record["IntensityStep"] = step
 
         def name(extension: str) -> Path:
             return root / derivative_path(source, key, zooms, extension)
@@ -218,5 +223,12 @@ class WriteProduct(ImageStep):
         if row.extensions[0] == ".json":  # a record of its own, without a sidecar
             write_json(read_json(self.inputs.content), main)
         else:
-            write_nifti(load_image(self.inputs.content), main, write_beside)
+            write_nifti(load_image(self.inputs.content), main, write_beside, step)
         return {"path": main.relative_to(root).as_posix()}
+
+    def _step(self, record: Mapping[str, Any]) -> float | None:
+        """Step in which the noise of the image lets it be stored; None for floats."""
+        if self.inputs.output_dtype != "auto":
+            return None
+        data = np.asanyarray(load_image(self.inputs.content).dataobj)
+        return storage_step(record.get("EstimatedNoise", 0.0), float(np.abs(data).max()))

@@ -181,6 +181,7 @@ def write_products(
             source=image.to_json(),
             product=product.key,
             output_dir=str(settings.output_dir),
+            output_dtype=settings.output_dtype,
         )
         if product.on_output_grid:
             write.inputs.output_resolution = settings.zooms

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stored in steps below the noise: smaller files, the same image; and none of it below zero."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_moediff.imaging.acquisition import Acquisition
+from bids_moediff.imaging.storage import LARGEST, storage_step
+from bids_moediff.inference.pose import Inputs, pose
+from bids_moediff.runtime.sink import write_nifti
+from generated import head
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_stored_values_are_those_of_the_image_to_a_small_part_of_the_noise(tmp_path, scale):
+    data = np.asarray(head().dataobj, dtype=np.float32) * np.float32(scale)
+    data += np.random.default_rng(0).normal(0, scale, data.shape).astype(np.float32)
+    noise = 6.0 * scale
+    step = storage_step(noise, float(np.abs(data).max()))
+    assert step is not None and noise / 64 < step <= noise / 32
+    image = nib.Nifti1Image(data, np.eye(4))
+    small = write_nifti(image, tmp_path / "small.nii.gz", step=step)
+    large = write_nifti(image, tmp_path / "large.nii.gz")
+    stored = nib.load(small)
+    assert stored.get_data_dtype() == np.int16
+    assert float(stored.dataobj.slope) == step
+    assert np.abs(np.asarray(stored.dataobj) - data).max() <= step / 2 * 1.001
+    assert small.stat().st_size < large.stat().st_size / 2
+    again = write_nifti(nib.load(small), tmp_path / "again.nii.gz", step=step)
+    assert again.read_bytes() == small.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("noise", "largest"),
+    [(0.0, 100.0), (np.nan, 100.0), (1.0, np.inf), (1e-3, 1e5), (1e-40, 1e-38)],
+)
+def test_floats_where_no_step_is_fine_enough(noise, largest):
+    assert storage_step(noise, largest) is None
+
+
+def test_a_misread_noise_costs_no_grey_levels():
+    step = storage_step(1000.0, 4095.0)
+    assert step is not None and 4095 / step >= 2048
+    assert 4095 / step <= LARGEST
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+def test_non_negative_keeps_agreement_where_there_is_signal(consistent):
+    image = head(shape=(24, 28, 20), zooms=(7.0, 7.0, 8.0))
+    inputs = Inputs(acquisition=Acquisition.uniform("kspace"), noise=0.0)
+    posed = pose(image, (3.5, 3.5, 4.0), inputs, torch.device("cpu"))
+    volume = posed.finish(posed.start())
+    assert float(volume.min()) < -0.01
+    cut = posed.non_negative(volume, consistent)
+    assert float(cut.min()) >= 0
+    inside = posed.measured > 0.3
+    error = (posed.operator.forward(cut) - posed.measured)[inside]
+    naive = (posed.operator.forward(volume.clamp_min(0)) - posed.measured)[inside]
+    relative = float(error.norm() / posed.measured[inside].norm())
+    if consistent:
+        assert relative < 0.3 * float(naive.norm() / posed.measured[inside].norm())
+        assert relative < 2e-3
