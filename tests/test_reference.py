@@ -16,6 +16,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.references import choose_reference
 from bids_moediff.bids.sidecar import build_sidecar
 from bids_moediff.errors import UsageError
+from bids_moediff.families import family
 from bids_moediff.families.load import build_network
 from bids_moediff.imaging.reference import (
     LEAST_EDGES,
@@ -220,3 +221,9 @@ def test_through_the_app(tmp_path: Path) -> None:
     assert next((out / "figures").glob("*ses-2*desc-reference_FLAIR.png")).stat().st_size > 1000
     page = (tmp_path / "out" / "sub-01_ses-2_FLAIR.html").read_text()
     assert "Reference contrast" in page
+
+
+def test_the_methods_text_tells_of_a_reference_where_one_was_used() -> None:
+    words = family("crfm").network_words
+    assert "second network corrects" in words({"NetworksRun": ["student", "reference"]})
+    assert "no reference contrast" in words({"NetworksRun": ["student"]})
