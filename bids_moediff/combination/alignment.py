@@ -2,7 +2,7 @@
 """Which scans show the same head, and how it moved between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -13,10 +13,11 @@ from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.registration import register
 
 COMPARED_AT = 3.0  # mm: finer detail differs between stacks, coarser hides another head
-BLOCK = 8  # voxels of that size along the side of the blocks that are compared
+# Blocks that are compared, in voxels of that size: planes, so that a bad slice spoils few of them.
+BLOCKS = ((1, 16, 16), (16, 1, 16), (16, 16, 1))
 # Median correlation in the head: one head 0.97 (0.91 where one scan has five times the noise), two
 # heads at most 0.74 (docs/combining.md).
-SAME_HEAD = 0.8
+SAME_HEAD = 0.88
 FEWEST_VOXELS = 0.5  # of a block, inside both fields of view and the head
 
 
@@ -31,6 +32,13 @@ class Alignment:
     moves: list[np.ndarray]
     agreement: list[float]
     kept: list[int]
+
+    def moved(self, moves: Sequence[np.ndarray]) -> "Alignment":
+        """The same with other moves of the scans that are kept."""
+        changed = list(self.moves)
+        for index, move in zip(self.kept, moves, strict=True):
+            changed[index] = move
+        return replace(self, moves=changed)
 
 
 def align(images: Sequence[nib.Nifti1Image]) -> Alignment:
@@ -54,7 +62,11 @@ def align(images: Sequence[nib.Nifti1Image]) -> Alignment:
 
 
 def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> np.ndarray:
-    """Median correlation of each pair of images over blocks of the first one's head."""
+    """Median correlation of each pair of images over blocks of the first one's head.
+
+    Of blocks that are thin along one axis or another, the largest median: along the slices of a
+    stack, most thin blocks hold no bad slice.
+    """
     first = images[0]
     shape, affine = output_grid(first.shape, first.affine, (COMPARED_AT,) * 3)
     views, inside = [], []
@@ -73,15 +85,20 @@ def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray])
     for i, one in enumerate(views):
         for j in range(i):
             common = inside[i] & inside[j] & head
-            found[i, j] = found[j, i] = _median_correlation(one, views[j], common)
+            agreement = [_median_correlation(one, views[j], common, block) for block in BLOCKS]
+            found[i, j] = found[j, i] = max(agreement)
     return found
 
 
-def _median_correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> float:
+def _median_correlation(
+    one: np.ndarray, other: np.ndarray, inside: np.ndarray, block: Sequence[int]
+) -> float:
     """Median over blocks: a few torn slices, or a shading, change it little."""
     values = []
-    for corner in np.ndindex(*[n // BLOCK for n in one.shape]):
-        part = tuple(slice(BLOCK * k, BLOCK * (k + 1)) for k in corner)
+    for corner in np.ndindex(*[n // size for n, size in zip(one.shape, block, strict=True)]):
+        part = tuple(
+            slice(size * k, size * (k + 1)) for k, size in zip(corner, block, strict=True)
+        )
         used = inside[part]
         if used.mean() > FEWEST_VOXELS:
             pair = np.corrcoef(one[part][used], other[part][used])

@@ -19,6 +19,8 @@ from bids_moediff.imaging.masks import head_mask_array
 from .alignment import SAME_HEAD, Alignment, align
 from .estimate import Estimate, joint_estimate
 from .frame import scan_zooms, union_grid
+from .mending import mended
+from .registration import register
 from .view import Scan, Setting, View, mean_of, noise_of, weigh_slices
 
 SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
@@ -116,7 +118,8 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     # The axes are those of the first scan that is used.
     zooms = scan_zooms(used[0].image.affine, scans[0].image.affine, zooms)
     setting = Setting(union_grid([scan.grid for scan in used], moves, zooms), _range(used[0]))
-    views = _bring_together(setting, used, moves, report)
+    views, moves = _bring_together(setting, used, moves, report)
+    alignment = alignment.moved(moves)
     estimate, views = _estimate(views, lambda share: report("estimate", share))
     figures = _figures(scans, alignment, reasons, views, estimate, setting.scale)
     counted = np.stack([view.trust.numpy() >= COUNTED for view in views])
@@ -163,24 +166,41 @@ def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, 
 
 
 def _bring_together(
-    setting: Setting, scans: Sequence[Scan], moves: Sequence[np.ndarray], report: Progress
-) -> list[View]:
-    """Every scan on the common grid; once more where slices turn out to be bad."""
+    setting: Setting, scans: Sequence[Scan], moves: list[np.ndarray], report: Progress
+) -> tuple[list[View], list[np.ndarray]]:
+    """Every scan on the common grid, mended and once more where slices turn out to be bad.
+
+    And the moves, found anew where a scan was mended.
+    """
     views: list[View] = []
     for scan, move in zip(scans, moves, strict=True):
         views.append(setting.view(scan, move, views[0] if views else None))
         report("bring together", len(views) / len(scans))
     if len(views) == 1:
-        return views
-    weights = [
-        weigh_slices(view, [other for other in views if other is not view]) for view in views
-    ]
+        return views, moves
+    weights = []
+    for view in views:
+        weights.append(weigh_slices(view, [other for other in views if other is not view]))
     if all(found.min() == 1 for found in weights):
-        return views
+        return views, moves
+    return _mended(setting, views, moves, weights)
+
+
+def _mended(
+    setting: Setting, views: list[View], moves: list[np.ndarray], weights: list[np.ndarray]
+) -> tuple[list[View], list[np.ndarray]]:
+    """Views of scans whose bad slices count for little; what was torn is registered anew."""
+    scans = [
+        mended(view, found) if found.min() < 1 == found.max() else view.scan
+        for view, found in zip(views, weights, strict=True)
+    ]
     again: list[View] = []
-    for scan, move, found in zip(scans, moves, weights, strict=True):
-        again.append(setting.view(scan, move, again[0] if again else None, found))
-    return again
+    better = list(moves)
+    for index, (scan, found) in enumerate(zip(scans, weights, strict=True)):
+        if index and min(found.min(), weights[0].min()) < 1:
+            better[index] = register(scans[0].single, scan.single)
+        again.append(setting.view(scan, better[index], again[0] if again else None, found))
+    return again, better
 
 
 def _estimate(views: list[View], progress: Callable[[float], None]) -> tuple[Estimate, list[View]]:

@@ -8,8 +8,10 @@ from scipy import ndimage
 
 from bids_moediff.imaging.acquisition import Acquisition
 
-LIMIT = 2.0  # times the misfit of the scan's middle slice: from here on a slice counts less
-POWER = 4  # a slice at twice the limit keeps 1/16 of its weight
+# Times the misfit of the scan's middle slice: up to the first a slice counts in full, from the
+# second on not at all. Squares are minimised: of a slice that is half wrong, even a small weight
+# would count.
+GOOD, BAD = 2.0, 2.4
 FEWEST_VOXELS = 50
 LEAST_SHARE = 0.3  # of the middle slice's voxels in the head: the outermost say little
 # Voxels in plane, standard deviation: other stacks do not know the fine detail of a slice, but its
@@ -58,7 +60,7 @@ def slice_weights(
         return weights
     share = np.median(np.maximum(squares[usable] - sigma**2, 0) / np.maximum(signal[usable], 1e-9))
     ratio = np.sqrt(squares / (sigma**2 + share * signal + 1e-12))
-    weights[usable] = np.minimum(1, (LIMIT / np.maximum(ratio[usable], 1e-6)) ** POWER)
+    weights[usable] = np.clip((BAD - ratio[usable]) / (BAD - GOOD), 0, 1)
     return weights
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import torch
-from scipy import ndimage
 
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import voxel_sizes
@@ -173,9 +172,7 @@ class Setting:
         trust = coverage(self.frame, scan.grid, move).astype(np.float32)
         if scan.axis is not None and slices.min() < 1:
             to_scan = np.linalg.inv(scan.grid.affine) @ move @ self.frame.affine
-            # The restored neighbours of a bad slice took from it.
-            around = ndimage.minimum_filter1d(slices, 3)
-            trust *= weights_on_frame(around, scan.axis, to_scan, trust.shape)
+            trust *= weights_on_frame(slices, scan.axis, to_scan, trust.shape)
         return torch.from_numpy(trust)
 
 

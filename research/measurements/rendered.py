@@ -35,6 +35,7 @@ SEQUENCES = {
 }
 TEXTURE = 0.03  # of the brightness of a tissue
 BLUR = 0.5  # voxels
+RIM = 16  # voxels around the brain
 
 
 def longitudinal(tissue: str) -> float:
@@ -59,7 +60,7 @@ def signal(tissue: str, contrast: str) -> float:
 def render(path: Path, contrast: str = "T2w", seed: int = 0) -> nib.Nifti1Image:
     """A label map of SynthSeg (FreeSurfer labels) as an image, float32, brightest tissue 1000."""
     source = nib.Nifti1Image.from_filename(path)
-    labels = np.asarray(source.dataobj).astype(np.int32)
+    labels, affine = _head_box(np.asarray(source.dataobj).astype(np.int32), source.affine)
     values = {tissue: signal(tissue, contrast) for tissue in TISSUES}
     scale = 1000 / max(values.values())
     image = np.full(labels.shape, values["grey"], dtype=np.float32)
@@ -74,4 +75,14 @@ def render(path: Path, contrast: str = "T2w", seed: int = 0) -> nib.Nifti1Image:
     image *= scale * (1 + TEXTURE * texture / texture.std())
     image[labels == 0] = 0
     data = np.maximum(ndimage.gaussian_filter(image, BLUR), 0).astype(np.float32)
-    return nib.Nifti1Image(data, source.affine)
+    return nib.Nifti1Image(data, affine)
+
+
+def _head_box(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The box of the brain with its scalp beside it, and the affine of the box."""
+    brain = np.argwhere((labels[::2, ::2, ::2] > 0) & (labels[::2, ::2, ::2] < SCALP)) * 2
+    low = np.maximum(brain.min(axis=0) - RIM, 0)
+    high = np.minimum(brain.max(axis=0) + RIM, labels.shape)
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ low
+    return labels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], moved
