@@ -66,8 +66,8 @@ def estimate(
     )
 
 
-# Combining scans (docs/combining.md, "What it costs"), by voxel of the result: the volumes of the
-# estimate, and those of each scan.
+# Combining scans, by voxel of the result: the volumes of the estimate, and those of each scan.
+# Counted from the volumes that are held at a time, not measured.
 _BYTES_PER_COMBINED_VOXEL = (60.0, 40.0)
 _SECONDS_PER_COMBINED_VOXEL = 5e-6  # and scan
 
