@@ -176,6 +176,8 @@ def test_the_summary_counts_images_not_participants(
         ("parti", ["particle_size", "participant_label"], " (did you mean particle_size?)"),
         ("part", ["participant_label"], ""),
         ("T1W", ["T1w", "T2w"], " (did you mean T1w?)"),
+        ("modal", ["model", "modalities"], " (did you mean modalities?)"),
+        ("moda", ["model", "modalities"], " (did you mean model?)"),
         ("xyz", ["planes"], ""),
         ("OUTPUT", ["output_resolution", "outputs"], " (did you mean output_resolution?)"),
     ],
