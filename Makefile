@@ -12,6 +12,8 @@ DEMO_OPTIONS ?= --output-resolution 1
 # Two at a time, a file in one process: tests of a file share what they set up. Longest files first.
 PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
+EXAMPLES ?= 20000
+
 # How the container image is built.
 BUILD ?= docker build
 VARIANT ?= cuda
@@ -23,10 +25,10 @@ INSTALLED := $(VENV)/.installed
 export PYTHONNOUSERSITE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs wheel image clean
+.PHONY: help install demo test test-long lint docs wheel image clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## build the virtual environment (again only when its recipe changed)
 
@@ -49,6 +51,9 @@ demo: $(INSTALLED)  ## super-resolve the head that ships with the package
 
 test: $(INSTALLED)  ## the whole test suite, style and types included
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-long: $(INSTALLED)  ## made-up headers, sidecars, names and settings: 20,000 of each (hours)
+	BIDS_MOEDIFF_TEST_EXAMPLES=$(EXAMPLES) PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: $(INSTALLED)  ## style, types and import direction only
 	$(BIN)/ruff check bids_moediff research tests tools

@@ -6,7 +6,7 @@ prints it without a traceback and leaves with :attr:`MoediffError.exit_code`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MoediffError(Exception):
@@ -34,6 +34,10 @@ class NothingToProcessError(MoediffError):
 
     exit_code = 66
     meaning = "no image to process; the message names the filters in force"
+
+    def __init__(self, message: str, remarks: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.remarks = tuple(remarks)
 
 
 class DeviceError(MoediffError):

@@ -37,6 +37,7 @@ DEFAULT_SUFFIXES = (
 )  # fmt: skip
 ANATOMICAL_SUFFIXES = (
     *DEFAULT_SUFFIXES, "T1map", "T2map", "T2star", "PDmap", "FLASH", "PD", "angio",
+    "MESE", "MEGRE", "MP2RAGE", "MPM", "VFA", "MTS", "MTR", "IRT1",
 )  # fmt: skip
 # Free of the coils' shading: ratios, and quantities that were fitted.
 UNSHADED_SUFFIXES = frozenset({"UNIT1", "T1map", "T2map", "T2star", "PDmap"})

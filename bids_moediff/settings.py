@@ -267,6 +267,12 @@ class Settings(Options):
         "keep the intermediate files",
         group=OPERATIONS,
     )
+    rerun: bool = option(
+        False,
+        to_flag,
+        "process images again that are finished with the same inputs, options and weights",
+        group=OPERATIONS,
+    )
     write_graph: bool = option(
         False,
         to_flag,

@@ -2,13 +2,14 @@
 """Discovery on generated data sets (file names and sidecars; the images are stubs)."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from bids_moediff.bids import listing
 from bids_moediff.bids.discover import (
-    _index_participant,
     discover_participant,
     find_participants,
     nothing_to_process,
@@ -80,7 +81,7 @@ def test_sidecars_are_inherited_from_every_level(dataset):
     assert dict(low.metadata) == expected | {"EchoTime": 2, "FlipAngle": 1}
 
 
-def test_only_the_participant_asked_for_is_indexed(dataset):
+def test_only_the_participant_asked_for_is_listed(dataset, monkeypatch):
     put(dataset, "T1w.json", {"EchoTime": 1})
     put(dataset, "participants.tsv")
     put(dataset, "derivatives/x/sub-0007/anat/sub-0007_T1w.nii.gz")
@@ -89,13 +90,14 @@ def test_only_the_participant_asked_for_is_indexed(dataset):
             put(dataset, f"sub-{number:04d}/anat/sub-{number:04d}_{suffix}.nii.gz")
         put(dataset, f"sub-{number:04d}/func/sub-{number:04d}_task-rest_bold.nii.gz")
         put(dataset, f"sub-{number:04d}/anat/sub-{number:04d}_T1w.json", {"EchoTime": number})
-    layout = _index_participant(dataset, "0007")
-    indexed = sorted(str(Path(path).relative_to(dataset)) for path in layout.files)
-    folder = "sub-0007/anat/sub-0007"
-    assert indexed == [f"{folder}_T1w.nii.gz", f"{folder}_T2w.nii.gz"]
     settings = settings_for(dataset)
     assert len(find_participants(settings)) == 500
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(listing.os, "scandir", lambda path: listed.append(path) or scandir(path))
     first, _ = discover_participant(settings, "0007").images
+    folders = {Path(path).relative_to(dataset).as_posix() for path in listed}
+    assert folders == {".", "sub-0007", "sub-0007/anat"}
     assert dict(first.metadata) == {"EchoTime": 7}
 
 
@@ -149,6 +151,9 @@ def test_odd_files_are_left_out_with_a_reason(dataset):
         "sub-01_run-1_acq-x_T1w.nii.gz",
         "sub-01_dir-AP_T1w.nii.gz",
         "sub-01_T1w_old.nii.gz",
+        "sub-01_t1w.nii.gz",
+        "sub-01_PDw.mgz",
+        "sub-01_FLAIR.NII.GZ",
         ".sub-01_T1w.nii.gz",
     ):
         put(dataset, f"sub-01/anat/{name}")
@@ -160,7 +165,11 @@ def test_odd_files_are_left_out_with_a_reason(dataset):
     assert ".nii.gz of the same name" in reasons["sub-01_T1w.nii"]
     assert "order" in reasons["sub-01_run-1_acq-x_T1w.nii.gz"]
     assert "no dir-" in reasons["sub-01_dir-AP_T1w.nii.gz"]
-    assert len(reasons) == 5
+    assert "not a BIDS file name" in reasons["sub-01_T1w_old.nii.gz"]
+    assert "did you mean T1w?" in reasons["sub-01_t1w.nii.gz"]
+    assert ".mgz is not .nii.gz" in reasons["sub-01_PDw.mgz"]
+    assert ".NII.GZ is not .nii.gz" in reasons["sub-01_FLAIR.NII.GZ"]
+    assert len(reasons) == 9
 
 
 def test_labels(dataset):
@@ -210,8 +219,66 @@ def test_filter_file(dataset, tmp_path):
     ]
     assert select({"t1w": {"acquisition": "*"}}) == [t2w, "sub-01_ses-a_acq-x_T1w.nii.gz"]
     assert select({"t1w": {"run": 2}}) == [t2w, "sub-01_ses-b_run-02_T1w.nii.gz"]
+    assert select({"t1w": {"acquisition": [None, "y"], "run": [None]}, "t2w": {"task": "x"}}) == [
+        *("sub-01_ses-a_T1w.nii.gz", "sub-01_ses-b_T1w.nii.gz")
+    ]
+    assert select({"t1w": {"subject": "02"}}) == [t2w]
     runs = select({"t1w": {"run": ["01", "02"]}, "t2w": {"session": "b"}, "bold": {"foo": 1}})
     assert runs == ["sub-01_ses-b_run-01_T1w.nii.gz", "sub-01_ses-b_run-02_T1w.nii.gz"]
+
+
+FILTERS = [
+    {"run": 1},
+    {"run": "01"},
+    {"run": ["1", "02"]},
+    {"run": None},
+    {"run": "*"},
+    {"echo": "2"},
+    {"echo": ["*"]},
+    {"acquisition": ["x", None]},
+    {"acquisition": "X"},
+    {"acquisition": "B1+"},
+    {"subject": "01"},
+    {"subject": ["02"]},
+    {"task": None},
+    {"task": "rest", "acquisition": None},
+    {"part": ["mag", None]},
+    {"extension": ".nii"},
+    {"extension": [".nii.gz", "nii"]},
+    {"datatype": "anat"},
+    {"datatype": "func"},
+    {"suffix": "T2w"},
+    {"suffix": ["T2w", "T1w"], "session": None},
+]
+
+
+@pytest.mark.parametrize("query", FILTERS, ids=str)
+def test_filters_mean_what_they_mean_to_pybids(dataset, tmp_path, query):
+    """Independent of our own reading of names: pybids' index and queries, with its enums."""
+    from bids.layout import BIDSLayout, Query
+
+    for stem in (
+        *("T1w", "run-1_T1w", "run-02_T1w", "acq-x_T1w", "acq-B1+_T1w", "acq-x_run-2_T1w"),
+        *("echo-2_T1w", "echo-02_T1w", "task-rest_T1w", "part-mag_T1w", "part-mag_T2w", "T2w"),
+    ):
+        put(dataset, f"sub-01/anat/sub-01_{stem}.nii.gz")
+    put(dataset, "sub-01/anat/sub-01_acq-y_T1w.nii")
+
+    def enum(value):
+        return {None: Query.NONE, "*": Query.ANY}.get(value, value)
+
+    asked = {
+        key: [enum(item) for item in value] if isinstance(value, list) else enum(value)
+        for key, value in query.items()
+    }
+    layout = BIDSLayout(dataset, validate=False)
+    given = {"subject": "01", "suffix": "T1w", "datatype": "anat"}
+    given["extension"] = [".nii", ".nii.gz"]
+    files = [] if asked.pop("subject", "01") not in ("01", ["01"]) else layout.get(**given | asked)
+    path = put(tmp_path, "filter.json", {"t1w": query})
+    settings = settings_for(dataset, bids_filter_file=path, modalities=["T1w"])
+    ours = names(discover_participant(settings, "01"))
+    assert ours == sorted(Path(file.path).name for file in files)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +286,7 @@ def test_filter_file(dataset, tmp_path):
     [
         ({"t1": {}}, "did you mean t1w"),
         ({"t1w": {"sesion": "a"}}, "did you mean session"),
-        ({"t1w": {"session": {"a": 1}}}, "text, a number or a list"),
+        ({"t1w": {"session": {"a": 1}}}, "text, a number, null or a list"),
         ({"t1w": "a"}, "must be an object"),
         ([1], "object of queries"),
         ("{", "not valid JSON"),

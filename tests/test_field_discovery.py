@@ -11,7 +11,7 @@ from bids_moediff.bids import discover
 from bids_moediff.bids.discover import discover_participant
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.statements import read_statements
-from bids_moediff.errors import ImageError
+from bids_moediff.errors import ImageError, NothingToProcessError, UsageError
 from bids_moediff.settings import load_settings
 from bids_moediff.workflows.participant import node_name
 
@@ -23,9 +23,13 @@ def put(root: Path, relative: str, content: bytes = b"stub") -> Path:
     return path
 
 
-def find(root, label="01", **options):
+def settings_for(root, **options):
     given = {"bids_dir": root, "output_dir": "/out", "analysis_level": "participant"}
-    return discover_participant(load_settings({**given, **options}, None, {}), label)
+    return load_settings({**given, **options}, None, {})
+
+
+def find(root, label="01", **options):
+    return discover_participant(settings_for(root, **options), label)
 
 
 def statements(root, content, *, remarks):
@@ -173,7 +177,7 @@ def test_what_nobody_foresaw_costs_one_image_or_one_participant(tmp_path, monkey
     assert good.problem is None
     assert "KeyError" in bad.problem
     monkeypatch.setattr(discover, "_select", fail)
-    monkeypatch.setattr(discover, "_query", lambda *words: 1 / 0)
+    monkeypatch.setattr(discover, "_wanted", lambda *words: 1 / 0)
     with pytest.raises(ImageError, match="ZeroDivisionError"):
         find(tmp_path)
 
@@ -195,3 +199,94 @@ def test_labels_that_differ_in_a_sign_have_steps_of_their_own(tmp_path):
     names = {node_name(image) for image in find(tmp_path).images}
     assert len(names) == 3
     assert all(name.replace("_", "").isalnum() for name in names)
+
+
+def test_names_that_no_encoding_reads_and_names_of_255_characters(tmp_path):
+    put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    folder = os.fsencode(tmp_path / "sub-01" / "anat")
+    for name in (b"sub-01_acq-\xff\xe4_T1w.nii.gz", b"sub-01_acq-a\nb\x1b[31m_T1w.nii.gz"):
+        (Path(os.fsdecode(folder)) / os.fsdecode(name)).write_bytes(b"stub")
+    label = "x" * (255 - len("sub-01_acq-_T1w.nii.gz"))
+    put(tmp_path, f"sub-01/anat/sub-01_acq-{label}_T1w.nii.gz")
+    (tmp_path / os.fsdecode(b"sub-\xff")).mkdir()
+    found = find(tmp_path)
+    assert [len(image.path.name) for image in found.images] == [17, 255]
+    assert len(found.notices) == 2
+    odd = find(tmp_path, os.fsdecode(b"\xff"))
+    for words in (*found.notices, *odd.notices):
+        assert "is left out" in words
+        assert words.isprintable()
+
+
+def test_a_folder_that_cannot_be_read_leaves_the_other_session_alone(tmp_path, monkeypatch):
+    for session in ("a", "b"):
+        put(tmp_path, f"sub-01/ses-{session}/anat/sub-01_ses-{session}_T1w.nii.gz")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("ses-b/anat"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # a superuser may read every folder
+    found = find(tmp_path)
+    assert [image.key for image in found.images] == ["sub-01_ses-a_T1w"]
+    assert found.problems == ("The folder sub-01/ses-b/anat cannot be read: Permission denied.",)
+
+
+def test_series_for_maps_are_taken_when_asked_for(tmp_path):
+    for stem in (
+        "inv-1_part-mag_MP2RAGE",
+        "inv-2_part-phase_MP2RAGE",
+        "echo-1_MESE",
+        "flip-1_VFA",
+        "flip-2_mt-on_echo-3_MPM",
+        "inv-1_IRT1",
+        "mt-on_MTR",
+        "defacemask",
+        "T1w",
+    ):
+        put(tmp_path, f"sub-01/anat/sub-01_{stem}.nii.gz")
+    asked = ["MP2RAGE", "MESE", "VFA", "MTR", "IRT1"]
+    found = find(tmp_path, modalities=asked)
+    assert {image.suffix for image in found.images} == set(asked)
+    assert "part-phase is not a magnitude image" in found.notices[0]
+    assert found.passed["T1w (left out by --modalities)"] == 1
+    assert found.passed["defacemask (not offered)"] == 1
+
+
+def test_no_image_says_what_is_there_instead(tmp_path):
+    put(tmp_path / "mp2rage", "sub-01/anat/sub-01_inv-1_part-mag_MP2RAGE.nii.gz")
+    put(tmp_path / "mp2rage", "sub-01/anat/sub-01_inv-2_part-mag_MP2RAGE.nii.gz")
+    put(tmp_path / "derived", "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz")
+    put(tmp_path / "study", "sourcedata/raw/sub-01/anat/sub-01_T1w.nii.gz")
+
+    def refused(name):
+        settings = settings_for(tmp_path / name)
+        with pytest.raises(NothingToProcessError) as caught:
+            discover.require_an_image(settings, discover.find_participants(settings))
+        return caught.value
+
+    assert "2 MP2RAGE (to be had with --modalities MP2RAGE)" in str(refused("mp2rage"))
+    (remark,) = refused("derived").remarks
+    assert "sub-01_desc-preproc_T1w.nii.gz is left out: it is a derivative" in remark
+    assert "participants in sourcedata/raw" in str(refused("study"))
+
+
+def test_a_session_that_nobody_has(tmp_path):
+    for label, session in (("01", "pre"), ("02", "post1")):
+        put(tmp_path, f"sub-{label}/ses-{session}/anat/sub-{label}_ses-{session}_T1w.nii.gz")
+    settings = settings_for(tmp_path, session_label=["post"])
+    with pytest.raises(UsageError, match=r"did you mean post1\?.*post1, pre"):
+        discover.require_an_image(settings, ["01", "02"])
+    discover.require_an_image(settings_for(tmp_path, session_label=["post1"]), ["01", "02"])
+
+
+def test_images_and_folders_in_a_place_nearby(tmp_path):
+    put(tmp_path, "sub-01/sub-01_T1w.nii.gz")
+    put(tmp_path, "sub-01/Anat/sub-01_T1w.nii.gz")
+    put(tmp_path, "sub-01/ses_1/anat/sub-01_T1w.nii.gz")
+    found = find(tmp_path)
+    assert found.images == ()
+    starts = [words.split(" is ")[0] for words in found.notices]
+    assert starts == ["sub-01/Anat", "sub-01/ses_1", "sub-01/sub-01_T1w.nii.gz"]

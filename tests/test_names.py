@@ -131,3 +131,14 @@ def test_strictness():
 def test_names_that_are_none(name):
     with pytest.raises(ImageError):
         parse_name(name)
+
+
+def test_masks_of_a_series_are_told_apart_and_valid():
+    entities = {"sub": "01", "flip": "2", "mt": "on", "echo": "3"}
+    image = AnatomicalImage(Path("/x"), "x", entities, "MPM", {})
+    assert derivative_path(image, "mask").name == (
+        "sub-01_echo-3_space-MPMflip2mton_desc-brain_mask.nii.gz"
+    )
+    assert derivative_path(image, "preproc").name == (
+        "sub-01_echo-3_flip-2_mt-on_desc-preproc_MPM.nii.gz"
+    )

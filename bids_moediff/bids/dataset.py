@@ -37,10 +37,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / "dataset_description.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} does not hold a JSON object.")
@@ -132,10 +132,17 @@ def check_output(settings: Settings) -> None:
 
 def _refuse_foreign(folder: Path) -> None:
     description = read_description(folder)
-    makers = [maker.get("Name") for maker in description.get("GeneratedBy", [])]
+    makers = maker_names(description)
     if description and NAME not in makers:
         who = f"results of {makers[0]}" if makers else f"the data set {description.get('Name')}"
         raise UsageError(f"The output folder {folder} holds {who}; give a folder of its own.")
+
+
+def maker_names(description: Mapping[str, Any]) -> list[str]:
+    """Names in ``GeneratedBy``; what is not as the standard wants it is passed over."""
+    made_by = description.get("GeneratedBy")
+    makers = made_by if isinstance(made_by, list) else []
+    return [str(maker.get("Name")) for maker in makers if isinstance(maker, dict)]
 
 
 def in_container(environment: Mapping[str, str]) -> bool:
@@ -182,7 +189,7 @@ def description_of(settings: Settings, environment: Mapping[str, str]) -> dict[s
         "GeneratedBy": [made_by],
         "HowToAcknowledge": "Cite what logs/CITATION.md names (bibliography: logs/CITATION.bib).",
     }
-    if source.get("License"):
+    if isinstance(source.get("License"), str):
         content["License"] = source["License"]
     if source.get("DatasetDOI"):
         doi = str(source["DatasetDOI"])
@@ -242,7 +249,7 @@ def _write_readme(folder: Path) -> None:
 
 
 def _write_if_new(text: str, path: Path) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(text, path)
 
 

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images there are: one participant at a time, indexed by pybids in memory.
+"""Which images there are, one participant at a time.
 
-Only the sidecars at the root of the data set and the ``anat`` folders of the participant asked for
-are looked at. So the time does not depend on the size of the data set, and a file of another
-participant that is missing, dangling or not fetched never matters.
+Only the ``anat`` folders of the participant asked for are listed, and only the sidecars that hold
+for its images are read. So the time does not depend on the size of the data set, and a file of
+another participant that is missing, dangling or not fetched never matters. Where a database of
+pybids is given, it says which files there are.
 """
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bids_moediff.bids.groups import find_groups
 from bids_moediff.bids.image import AnatomicalImage, Participant
+from bids_moediff.bids.listing import list_participant, readable
 from bids_moediff.bids.names import RESERVED, parse_name
-from bids_moediff.bids.query import FilterQueries, filters_in_force, load_filters
+from bids_moediff.bids.query import FilterQueries, Name, filters_in_force, load_filters, why_not
 from bids_moediff.bids.statements import Sidecars
 from bids_moediff.errors import (
     ImageError,
@@ -27,11 +29,8 @@ from bids_moediff.errors import (
     UsageError,
     closest,
 )
-from bids_moediff.options import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES
+from bids_moediff.options import ANATOMICAL_SUFFIXES
 from bids_moediff.settings import Settings
-
-if TYPE_CHECKING:
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
 __all__ = [
     "AnatomicalImage",
@@ -40,12 +39,17 @@ __all__ = [
     "find_participants",
     "nothing_to_process",
     "require_an_image",
+    "words_on_passed",
 ]
-IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 # What BIDS allows for anatomical images; with any other entity the outputs would be invalid.
 ANATOMICAL_ENTITIES = frozenset(
     {"sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk"}
 )
+# And for sets of images from which maps are computed.
+SERIES_ENTITIES = ANATOMICAL_ENTITIES | {"flip", "inv", "mt"}
+SERIES = ("MESE", "MEGRE", "MP2RAGE", "MPM", "VFA", "MTS", "MTR", "IRT1")
+MOST_REMARKS = 10  # where nothing is to be done
+RAW_FOLDERS = ("sourcedata/raw", "rawdata", "raw", "sourcedata", "bids")
 
 
 def with_others(settings: Settings, participant: Participant) -> Participant:
@@ -84,7 +88,7 @@ def find_participants(settings: Settings) -> list[str]:
     if not labels:
         raise NothingToProcessError(
             f"No participant (folder sub-*) to process in {settings.bids_dir}; "
-            f"filters in force: {filters_in_force(settings)}."
+            f"filters in force: {filters_in_force(settings)}.{_raw_below(settings.bids_dir)}"
         )
     return sorted(labels)
 
@@ -98,8 +102,29 @@ def _participant_folders(root: Path) -> set[str]:
         }
 
 
-def discover_participant(settings: Settings, label: str) -> Participant:
+def _raw_below(root: Path) -> str:
+    """Where the participants are, if the folder is that of a study around the data set."""
+    for name in RAW_FOLDERS:
+        for folder in (root / name, *sorted((root / name).glob("*/"))):
+            if next(folder.glob("sub-*"), None) is not None:
+                where = readable(folder.relative_to(root).as_posix())
+                return f" There are participants in {where}: give that folder as input."
+    return ""
+
+
+def discover_participant(
+    settings: Settings, label: str, sidecars: Sidecars | None = None
+) -> Participant:
     """Images of one participant, in the order of their names.
+
+    Parameters
+    ----------
+    settings
+        Options of the run.
+    label
+        Participant without ``sub-``.
+    sidecars
+        Those read so far: sidecars at the root of the data set hold for many participants.
 
     Raises
     ------
@@ -111,37 +136,93 @@ def discover_participant(settings: Settings, label: str) -> Participant:
     """
     queries = load_filters(settings.bids_filter_file)
     try:
-        return _discover(settings, label, queries)
+        return _discover(settings, label, queries, sidecars or Sidecars(settings.bids_dir))
     except MoediffError:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ImageError(f"The folder sub-{label} cannot be used ({reason}).") from error
+        raise ImageError(
+            f"The folder sub-{readable(label)} cannot be used ({readable(reason)})."
+        ) from error
 
 
-def _discover(settings: Settings, label: str, queries: FilterQueries) -> Participant:
-    folder = settings.bids_dir / f"sub-{label}"
+def _discover(
+    settings: Settings, label: str, queries: FilterQueries, sidecars: Sidecars
+) -> Participant:
+    folder, name = settings.bids_dir / f"sub-{label}", f"sub-{readable(label)}"
+    if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+        words = f"{name} is left out: a label has letters and digits only."
+        return Participant(label, (), (words,))
     if not folder.is_dir():
         raise ImageError(
-            f"sub-{label} is not a folder that can be read; if it is a link to data that are not "
-            f"here, fetch them with: datalad get sub-{label}"
+            f"{name} is not a folder that can be read; if it is a link to data that are not "
+            f"here, fetch them with: datalad get {name}"
         )
-    if settings.bids_database_dir is None:
-        layout = _index_participant(settings.bids_dir, label)
-    else:
-        layout = _database(settings.bids_dir, settings.bids_database_dir)
-    try:
-        found = set(_query(layout, settings, label, queries))
-    finally:
-        # Without this a run over many participants keeps every one of their indices.
-        layout.connection_manager.session.close()
-        layout.connection_manager.engine.dispose()
-    notices: list[str] = []
-    sidecars = Sidecars(settings.bids_dir)
+    listing = list_participant(settings.bids_dir, label)
+    files = listing.images
+    if settings.bids_database_dir is not None and not settings.dry_run:
+        from bids_moediff.bids.database import images_in_database
+
+        files = images_in_database(settings.bids_dir, settings.bids_database_dir, label)
+    notices = list(listing.remarks)
+    passed: Counter[str] = Counter()
+    found = set(_wanted(files, settings, queries, notices, passed))
     images = tuple(_select(found, settings, sidecars, notices))
     groups, remarks = find_groups(images, settings.combine)
-    notices = [*sidecars.remarks, *notices, *remarks]
-    return Participant(label, images, tuple(notices), tuple(group.image for group in groups))
+    of_sidecars = dict.fromkeys(words for image in images for words in image.remarks)
+    return Participant(
+        label,
+        images,
+        (*of_sidecars, *notices, *remarks),
+        tuple(group.image for group in groups),
+        passed=dict(passed),
+        problems=tuple(listing.problems),
+    )
+
+
+def _wanted(
+    files: Iterable[Path],
+    settings: Settings,
+    queries: FilterQueries,
+    notices: list[str],
+    passed: Counter[str],
+) -> Iterator[Path]:
+    """Files that the filters let through; a remark or a count for each of the others."""
+    for path in files:
+        relative = readable(_relative(path, settings))
+        try:
+            entities, suffix, extension = parse_name(path.name)
+        except ImageError as error:
+            if _asked_for(path.name, settings, queries):
+                notices.append(f"{relative} is left out: {readable(error)}")
+            continue
+        if not (reason := why_not(Name(entities, suffix, extension), settings, queries)):
+            yield path
+        elif near := _misspelt(suffix):
+            notices.append(f"{relative} is left out: {suffix} is not a suffix{near}.")
+        else:
+            passed[reason] += 1
+
+
+def _asked_for(name: str, settings: Settings, queries: FilterQueries) -> bool:
+    """Whether a name that cannot be read might be that of an image asked for."""
+    suffix = name.rsplit("_", 1)[-1].split(".")[0]
+    known = suffix in ANATOMICAL_SUFFIXES
+    return not known or not why_not(Name({}, suffix, ".nii"), settings, queries, suffix_only=True)
+
+
+def _misspelt(suffix: str) -> str:
+    """Suggest a suffix for one that BIDS does not know."""
+    if suffix in ANATOMICAL_SUFFIXES or suffix in NOT_OFFERED:
+        return ""
+    return closest(suffix, ANATOMICAL_SUFFIXES, 0.6) or " of anatomical images"
+
+
+# Suffixes of anatomical images in BIDS 1.11 that are no contrast to super-resolve.
+NOT_OFFERED = (
+    "defacemask", "M0map", "MTRmap", "MTVmap", "MTsat", "MWFmap", "R1map", "R2map", "R2starmap",
+    "S0map", "Chimap", "T1rhomap", "TB1map", "RB1map",
+)  # fmt: skip
 
 
 def require_an_image(settings: Settings, labels: Sequence[str]) -> None:
@@ -149,135 +230,79 @@ def require_an_image(settings: Settings, labels: Sequence[str]) -> None:
 
     Raises
     ------
+    UsageError
+        for a session that no participant has.
     NothingToProcessError
-        if no participant has an image; with the filters in force.
+        if no participant has an image; with the filters in force and what is there instead.
     """
+    require_sessions(settings, labels)
+    participants = []
+    sidecars = Sidecars(settings.bids_dir)
     for label in labels:
         try:
-            if discover_participant(settings, label).images:
-                return
+            participant = discover_participant(settings, label, sidecars)
         except ImageError:  # something to tell about, later and in its place
             return
-    raise nothing_to_process(settings)
+        if participant.images or participant.problems:
+            return
+        participants.append(participant)
+    raise nothing_to_process(settings, participants)
 
 
-def nothing_to_process(settings: Settings) -> NothingToProcessError:
-    """The error to raise when all participants together have no image, with the filters."""
+def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
+    """Make sure that some participant has each session asked for.
+
+    Raises
+    ------
+    UsageError
+        for one that nobody has where there are others; with the closest one.
+    """
+    for session in settings.session_label:
+        folders = (settings.bids_dir / f"sub-{label}" / f"ses-{session}" for label in labels)
+        if any(os.path.lexists(folder) for folder in folders):
+            continue
+        present = {
+            path.name[4:]
+            for label in labels
+            for path in (settings.bids_dir / f"sub-{label}").glob("ses-*")
+        }
+        if present:
+            some = ", ".join(sorted(present)[:5]) + (", ..." if len(present) > 5 else "")
+            raise UsageError(
+                f"--session-label {session}: no participant has ses-{session}"
+                f"{closest(session, present)}; sessions there: {readable(some)}."
+            )
+
+
+def nothing_to_process(
+    settings: Settings, participants: Sequence[Participant] = ()
+) -> NothingToProcessError:
+    """The error to raise when all participants together have no image.
+
+    It names the filters in force, and what there is instead.
+    """
+    remarks = list(dict.fromkeys(words for item in participants for words in item.notices))
+    if len(remarks) > MOST_REMARKS:
+        remarks[MOST_REMARKS:] = [f"... and {len(remarks) - MOST_REMARKS} more remarks."]
+    there = words_on_passed(participants)
     return NothingToProcessError(
         f"No image to process in {settings.bids_dir}; "
-        f"filters in force: {filters_in_force(settings)}."
+        f"filters in force: {filters_in_force(settings)}.{f' {there}' if there else ''}",
+        remarks,
     )
+
+
+def words_on_passed(participants: Iterable[Participant]) -> str:
+    """Say which images the filters or the choice of contrasts did not take; may be empty."""
+    total: Counter[str] = Counter()
+    for participant in participants:
+        total.update(participant.passed)
+    words = ", ".join(f"{count} {reason}" for reason, count in sorted(total.items()))
+    return f"Not taken: {words}." if words else ""
 
 
 def _relative(path: Path, settings: Settings) -> str:
     return path.relative_to(settings.bids_dir).as_posix()
-
-
-# What pybids must not look at, as patterns of paths relative to the root.
-IGNORED = [
-    re.compile(pattern)
-    for pattern in (
-        r"^/(?!sub-)[^/]+/",
-        r"/\.",
-        r"\.json$",
-        r"^/(code|derivatives|sourcedata|stimuli|models)$",
-        r"^/sub-[^/]+/(?!ses-[^/]+$|ses-[^/]+/|anat$|anat/)",
-        r"^/sub-[^/]+/ses-[^/]+/(?!anat$|anat/)",
-        r"/anat/[^/]+/",  # a link that leads back would go on for ever
-    )
-]
-
-
-class _BelowRoot:
-    """An entity of pybids that looks at the path below the root of the data set alone.
-
-    pybids searches the whole path, so that a data set in ``/scratch/sub-01/`` would have images
-    of that participant only.
-    """
-
-    def __init__(self, entity: Any, root: Path) -> None:
-        self.entity, self.root = entity, root
-        self.name, self.mandatory, self._dtype = entity.name, entity.mandatory, entity._dtype
-
-    def match_file(self, file: Any) -> Any:
-        """Return the value of the entity in the path of a file; None without one."""
-        relative = Path(file.path).relative_to(self.root).as_posix()
-        return self.entity.match_file(SimpleNamespace(path=f"/{relative}"))
-
-
-def _indexer(root: Path, label: str | None = None) -> "BIDSLayoutIndexer":
-    """What lists the images of a data set, or of one participant only.
-
-    Ignoring the other participants by pattern would still test each of their names: 12 s in a
-    data set of 100,000.
-    """
-    from bids.layout import BIDSLayoutIndexer
-
-    class Indexer(BIDSLayoutIndexer):
-        """Goes from the root straight to one participant, and reads no sidecar."""
-
-        def _index_dir(self, path: Any, config: Any, force: Any = None) -> tuple[list, list]:
-            if label is not None and Path(str(path)) == root:
-                path = path / f"sub-{label}"
-            return super()._index_dir(path, config, force)
-
-        def _index_file(self, abs_fn: Any, entities: Any) -> tuple[Any, list]:
-            below = {name: _BelowRoot(item, root) for name, item in entities.items()}
-            return super()._index_file(abs_fn, below)
-
-    return Indexer(validate=False, ignore=IGNORED, index_metadata=False)
-
-
-def _index_participant(root: Path, label: str) -> "BIDSLayout":
-    """Layout in memory with the images in the participant's ``anat`` folders."""
-    from bids.layout import BIDSLayout
-
-    return BIDSLayout(root, validate=False, indexer=_indexer(root, label))
-
-
-def _database(root: Path, folder: Path) -> "BIDSLayout":
-    """Layout from a database on disk; made for the whole data set if it is not there.
-
-    It is made under another name and renamed, so jobs that start together do not tear it.
-    """
-    from bids.layout import BIDSLayout
-
-    if not folder.is_dir() or not any(folder.iterdir()):
-        temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        layout = BIDSLayout(root, validate=False, indexer=_indexer(root), database_path=temporary)
-        layout.connection_manager.engine.dispose()
-        try:
-            temporary.replace(folder)
-        except OSError:  # another job was faster
-            for file in temporary.iterdir():
-                file.unlink()
-            temporary.rmdir()
-    layout = BIDSLayout(root, validate=False, database_path=folder)
-    if Path(layout.root).resolve() != root.resolve():
-        raise UsageError(
-            f"The database {folder} was made for another data set, {layout.root}; "
-            "give another --bids-database-dir or delete it."
-        )
-    return layout
-
-
-def _query(
-    layout: "BIDSLayout", settings: Settings, label: str, queries: FilterQueries
-) -> Iterator[Path]:
-    """Path of each image: one query, and one for each suffix with a filter."""
-    query: dict[str, Any] = {"datatype": "anat", "extension": [*IMAGE_EXTENSIONS]}
-    if settings.session_label:
-        query["session"] = [*settings.session_label]
-    suffixes = settings.modalities or DEFAULT_SUFFIXES
-    plain = [suffix for suffix in suffixes if suffix.lower() not in queries]
-    parts = [{**query, "suffix": plain}] if plain else []
-    for suffix in suffixes:
-        if suffix not in plain:
-            parts.append({**query, "suffix": suffix, **queries[suffix.lower()]})
-    for part in parts:
-        for file in layout.get(subject=label, **part):
-            yield Path(file.path)
 
 
 def _select(
@@ -286,22 +311,30 @@ def _select(
     """Images that can be super-resolved; a remark for each of the others."""
     for path in sorted(found):
         relative = _relative(path, settings)
-        try:
-            entities, suffix, _ = parse_name(path.name)
-            reason = _why_left_out(path, relative, found)
-        except ImageError as error:
-            notices.append(f"{relative} is left out: {error}")
-            continue
+        reason = _guarded(_why_left_out, path, relative, found)
         if reason is not None:
             notices.append(f"{relative} is left out: {reason}.")
             continue
-        metadata, problem = {}, None
+        entities, suffix, _ = parse_name(path.name)
+        metadata: dict[str, Any] = {}
+        remarks: list[str] = []
+        problem = None
         try:
-            metadata = sidecars.of_image(path, entities, suffix)
+            metadata, remarks = sidecars.of_image(path, entities, suffix)
             problem = _problem(path, relative)
         except Exception as error:  # whatever it is, it costs this image alone
             problem = f"{relative} cannot be used ({type(error).__name__}: {error})."
-        yield AnatomicalImage(path, relative, entities, suffix, metadata, problem)
+        yield AnatomicalImage(
+            path, relative, entities, suffix, metadata, problem, remarks=tuple(remarks)
+        )
+
+
+def _guarded(check: Callable[..., str | None], *arguments: object) -> str | None:
+    """What a check says, or what went wrong in it (a circle of links, for one)."""
+    try:
+        return check(*arguments)
+    except Exception as error:
+        return readable(f"{type(error).__name__}: {error}")
 
 
 def _why_left_out(path: Path, relative: str, found: AbstractSet[Path]) -> str | None:
@@ -313,8 +346,9 @@ def _why_left_out(path: Path, relative: str, found: AbstractSet[Path]) -> str | 
         return f"it is a derivative ({min(derived)}-)"
     if entities.get("part", "mag") != "mag":
         return f"part-{entities['part']} is not a magnitude image"
-    if foreign := set(entities) - ANATOMICAL_ENTITIES:
-        return f"BIDS knows no {min(foreign)}- for anatomical images"
+    allowed = SERIES_ENTITIES if suffix in SERIES else ANATOMICAL_ENTITIES
+    if foreign := set(entities) - allowed:
+        return f"BIDS knows no {min(foreign)}- for {suffix} images"
     if suffix not in ANATOMICAL_SUFFIXES:
         return f"{suffix} is not an anatomical contrast"
     named = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]

@@ -3,9 +3,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bids_moediff import __version__
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class AnatomicalImage:
         Why the image cannot be read, in one sentence, where that shows already on disk.
     members
         Scans that it is to be combined from: then there is no such file (``bids.groups``).
+    remarks
+        One sentence for each statement of its sidecars that could not be used.
+    shape, zooms
+        Matrix and voxel size (mm), once the header was looked at.
     """
 
     path: Path
@@ -37,6 +43,9 @@ class AnatomicalImage:
     metadata: Mapping[str, Any]
     problem: str | None = None
     members: tuple["AnatomicalImage", ...] = ()
+    remarks: tuple[str, ...] = ()
+    shape: tuple[int, int, int] | None = None
+    zooms: tuple[float, float, float] | None = None
 
     @property
     def sources(self) -> tuple["AnatomicalImage", ...]:
@@ -51,8 +60,8 @@ class AnatomicalImage:
     def to_json(self) -> str:
         """Text that travels between nodes and can be hashed; see :meth:`from_json`.
 
-        Size and time of the file are in it, so that an image that was replaced between two runs
-        with one work folder is processed again.
+        Size and time of the file are in it, and the version of the app, so that an image that was
+        replaced between two runs with one work folder is processed again.
         """
         fields = {
             "path": str(self.path),
@@ -62,7 +71,10 @@ class AnatomicalImage:
             "metadata": dict(self.metadata),
             "problem": self.problem,
             "members": [member.to_json() for member in self.members],
-            "stamp": _stamp(self.path),
+            "remarks": self.remarks,
+            "shape": self.shape,
+            "zooms": self.zooms,
+            "stamp": [*stamp(self.path), __version__],
         }
         return json.dumps(fields)
 
@@ -71,12 +83,20 @@ class AnatomicalImage:
         """Inverse of :meth:`to_json`."""
         fields = json.loads(text)
         del fields["stamp"]
+        fields |= {
+            name: tuple(fields[name])
+            for name in ("remarks", "shape", "zooms")
+            if fields[name] is not None
+        }
         members = tuple(cls.from_json(member) for member in fields["members"])
-        return cls(**{**fields, "path": Path(fields["path"]), "members": members})
+        return cls(**fields | {"path": Path(fields["path"]), "members": members})
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size and modification time (ns) of a file or of what a link leads to; empty without one."""
+def stamp(path: Path) -> list[int]:
+    """Return size and modification time (ns) of a file or of what a link leads to.
+
+    Empty without one.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -86,10 +106,24 @@ def _stamp(path: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Participant:
-    """A participant (label without ``sub-``), the images to process and remarks for the log.
+    """A participant and what was found of it.
 
-    ``groups``: images to be combined from several of ``images``.
-    ``others`` are all images of the participant that may guide another one, where that is wanted.
+    Parameters
+    ----------
+    label
+        Without ``sub-``.
+    images
+        What is to be processed, in the order of the names.
+    notices
+        Remarks for the log: files left out, statements that could not be used.
+    groups
+        Images to be combined from several of ``images``.
+    others
+        All images that may guide another one, where that is wanted.
+    passed
+        How many images were not asked for, by suffix and reason in words.
+    problems
+        One sentence for each folder that could not be read.
     """
 
     label: str
@@ -97,6 +131,8 @@ class Participant:
     notices: tuple[str, ...] = ()
     groups: tuple[AnatomicalImage, ...] = ()
     others: tuple[AnatomicalImage, ...] = ()
+    passed: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def results(self) -> tuple[AnatomicalImage, ...]:

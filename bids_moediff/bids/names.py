@@ -8,11 +8,11 @@ mask or a segmentation bears no contrast in its suffix, so those of any contrast
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.bids.products import find_product
+from bids_moediff.bids.products import Product, find_product
 from bids_moediff.errors import ImageError
 
 # Order of entities in a file name, BIDS 1.11 (schema: rules/entities).
@@ -104,11 +104,35 @@ def derivative_path(
         raise ImageError(f"{image.relative_path} is a derivative already ({sorted(clash)[0]}-).")
     entities = {**image.entities, **row.entities}
     if row.suffix is not None and image.suffix != "T1w":
-        entities.setdefault("space", image.suffix)
+        # BIDS allows no flip-, inv- and mt- in the names of masks: the space has them.
+        parts = [f"{key}{entities.pop(key)}" for key in ("flip", "inv", "mt") if key in entities]
+        entities.setdefault("space", "".join([image.suffix, *parts]))
     if output_zooms is not None:
         entities["res"] = resolution_label(output_zooms)
     name = build_name(entities, row.suffix or image.suffix, extension)
     return _folder(image.entities, "anat") / name
+
+
+def longest_name(
+    image: AnatomicalImage, products: Iterable[Product], output_zooms: tuple[float, float, float]
+) -> int:
+    """Return the length of the longest file name of these products of an image.
+
+    Parameters
+    ----------
+    image
+        The source.
+    products
+        Rows of the table of products.
+    output_zooms
+        Output voxel size in mm.
+    """
+    return max(
+        len(derivative_path(image, row.key, zooms, extension).name)
+        for row in products
+        for zooms in (output_zooms if row.on_output_grid else None,)
+        for extension in row.extensions
+    )
 
 
 def figure_path(image: AnatomicalImage, desc: str, extension: str = ".svg") -> PurePosixPath:

@@ -31,27 +31,48 @@ def write_plan(run_folder: Path, available_gb: float, needed_gb: Mapping[str, fl
 def last_record(folder: Path) -> dict[str, Any]:
     """Record of the last run that super-resolved and ended; empty if there is none."""
     records = (_read(path) for path in sorted(folder.glob(f"*/{RECORD}"), reverse=True))
-    return next((record for record in records if record["stage"] in WITH_NETWORK), {})
+    return next((record for record in records if record.get("stage") in WITH_NETWORK), {})
+
+
+def last_record_time(folder: Path) -> float:
+    """Modification time (s) of the newest record; 0 if there is none."""
+    return max((path.stat().st_mtime for path in folder.glob(f"*/{RECORD}")), default=0.0)
 
 
 def last_items(folder: Path) -> dict[str, dict[str, Any]]:
     """What the last run that worked on each image says of it, by the key of the image.
 
     An image that was done once stays done when a later run was stopped: its files are whole.
+    What cannot be read, or is not a record of this app, is passed over.
     """
     items: dict[str, dict[str, Any]] = {}
     for run in sorted(path for path in folder.glob("*") if path.is_dir()):
         if (run / RECORD).is_file():
-            record = _read(run / RECORD)
-            if record["stage"] in WITH_NETWORK:
-                items |= {item["key"]: item for item in record["images"]}
-        elif (run / PLAN).is_file():
-            plan = _read(run / PLAN)
-            for key, needed in plan["needed_gb"].items():
-                if items.get(key, {}).get("status") != "done":
-                    message = stopped_sentence(plan["available_gb"], needed)
-                    items[key] = {"key": key, "status": "failed", "message": message}
+            if _read(run / RECORD).get("stage") in WITH_NETWORK:
+                items |= {item["key"]: item for item in record_items(run)}
+            continue
+        plan = _read(run / PLAN)
+        needed_gb, available = plan.get("needed_gb"), plan.get("available_gb")
+        if not isinstance(needed_gb, dict) or not isinstance(available, (int, float)):
+            continue
+        for key, needed in needed_gb.items():
+            if items.get(key, {}).get("status") != "done" and isinstance(needed, (int, float)):
+                message = stopped_sentence(available, needed)
+                items[key] = {"key": key, "status": "failed", "message": message}
     return items
+
+
+def record_items(run_folder: Path) -> list[dict[str, Any]]:
+    """What the record of a run says of each image; nothing where it cannot be read."""
+    images = _read(run_folder / RECORD).get("images")
+    found = images if isinstance(images, list) else []
+    return [{"message": "", **item} for item in found if _is_item(item)]
+
+
+def _is_item(item: Any) -> bool:
+    if not isinstance(item, dict) or not isinstance(item.get("message", ""), str):
+        return False
+    return all(isinstance(item.get(name), str) for name in ("key", "status"))
 
 
 def stopped_sentence(available_gb: float, needed_gb: float) -> str:
@@ -68,5 +89,9 @@ def stopped_sentence(available_gb: float, needed_gb: float) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    """Content of a JSON file; empty if there is none or it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

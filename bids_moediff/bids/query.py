@@ -3,26 +3,49 @@
 
 ``{"t1w": {"session": "02", "acquisition": null}, "t2w": {"run": 1}}``: keys of the first level are
 suffixes in lower case, of the second pybids entities. ``null`` means that the entity must be
-absent, ``"*"`` that it must be present.
+absent, ``"*"`` that it must be present; within a list each is one of the alternatives.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bids_moediff.errors import UsageError, closest
-from bids_moediff.options import ANATOMICAL_SUFFIXES
+from bids_moediff.options import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES
 from bids_moediff.settings import Settings
 
 FilterQueries = Mapping[str, Mapping[str, Any]]
 # Queries of other pipelines: a file written for all of them is read, these are passed over.
-FOREIGN_QUERIES = ("bold", "sbref", "fmap", "dwi", "asl", "m0scan", "roi", "pet", "mp2rage")
+FOREIGN_QUERIES = ("bold", "sbref", "fmap", "dwi", "asl", "m0scan", "roi", "pet")
+# Names that pybids gives to what stands in a file name in short.
+LONG_NAMES = {
+    "sub": "subject", "ses": "session", "acq": "acquisition", "ce": "ceagent",
+    "trc": "tracer", "stain": "staining", "rec": "reconstruction", "dir": "direction",
+    "mod": "modality",
+}  # fmt: skip
+LEFT_OUT = "left out by"
 ENTITIES = (
-    "session", "sample", "acquisition", "ceagent", "staining", "tracer", "reconstruction",
-    "direction", "run", "echo", "flip", "inv", "mt", "part", "chunk", "proc", "modality",
-    "space", "datatype", "suffix", "extension",
+    "subject", "session", "sample", "task", "tracksys", "acquisition", "ceagent", "staining",
+    "tracer", "reconstruction", "direction", "run", "echo", "flip", "inv", "mt", "part", "chunk",
+    "proc", "modality", "recording", "space", "datatype", "suffix", "extension",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Name:
+    """A file name in its parts."""
+
+    entities: Mapping[str, str]
+    suffix: str
+    extension: str
+
+    def in_full(self) -> dict[str, str]:
+        """Return the entities by the names of pybids, suffix, extension and data type too."""
+        entities = {LONG_NAMES.get(key, key): value for key, value in self.entities.items()}
+        extra = {"suffix": self.suffix, "extension": self.extension, "datatype": "anat"}
+        return entities | extra
 
 
 def load_filters(path: Path | None) -> FilterQueries:
@@ -57,18 +80,79 @@ def load_filters(path: Path | None) -> FilterQueries:
 
 
 def _value(entity: str, value: Any, path: Path) -> Any:
-    from bids.layout import Query
-
     if entity not in ENTITIES:
         raise UsageError(f"{entity!r} in {path} is not an entity{closest(entity, ENTITIES)}.")
-    if value is None:
-        return Query.NONE
-    if value == "*":
-        return Query.ANY
     words = value if isinstance(value, list) else [value]
-    if not words or any(isinstance(w, bool) or not isinstance(w, (str, int)) for w in words):
-        raise UsageError(f"The value of {entity!r} in {path} must be text, a number or a list.")
-    return value
+    if not words or any(
+        isinstance(w, bool) or not isinstance(w, (str, int, type(None))) for w in words
+    ):
+        raise UsageError(
+            f"The value of {entity!r} in {path} must be text, a number, null or a list of these."
+        )
+    return words
+
+
+def why_not(
+    name: Name, settings: Settings, queries: FilterQueries, suffix_only: bool = False
+) -> str:
+    """Return why an image is not taken, as words to count; empty if it is.
+
+    Parameters
+    ----------
+    name
+        File name of the image.
+    settings
+        Contrasts and sessions asked for.
+    queries
+        From :func:`load_filters`; a query takes the place of its suffix.
+    suffix_only
+        Whether to look no further than the contrast.
+    """
+    suffixes = settings.modalities or DEFAULT_SUFFIXES
+    plain = [suffix for suffix in suffixes if suffix.lower() not in queries]
+    own = [
+        {"suffix": [suffix], **queries[suffix.lower()]}
+        for suffix in suffixes
+        if suffix not in plain
+    ]
+    full = name.in_full()
+    asked = [query for query in own if _matches("suffix", query["suffix"], full)]
+    if name.suffix not in plain and not asked:
+        if name.suffix not in ANATOMICAL_SUFFIXES:
+            return f"{name.suffix} (not offered)"
+        if settings.modalities:
+            return f"{name.suffix} ({LEFT_OUT} --modalities)"
+        return f"{name.suffix} (to be had with --modalities {name.suffix})"
+    if suffix_only:
+        return ""
+    if settings.session_label and name.entities.get("ses") not in settings.session_label:
+        return f"{name.suffix} ({LEFT_OUT} --session-label)"
+    if name.suffix in plain or any(
+        all(_matches(key, query[key], full) for key in query) for query in asked
+    ):
+        return ""
+    return f"{name.suffix} ({LEFT_OUT} --bids-filter-file)"
+
+
+def _matches(entity: str, values: list[Any], full: Mapping[str, str]) -> bool:
+    """Whether one of the values of a query holds, as pybids would say."""
+    found = full.get(entity)
+    return any(
+        found is None if value is None else found is not None and _equal(entity, value, found)
+        for value in values
+    )
+
+
+def _equal(entity: str, value: str | int, found: str) -> bool:
+    """Compare text, but runs as numbers and file extensions with or without their first dot."""
+    if value == "*":
+        return True
+    word = str(value)
+    if entity == "run" and word.isdecimal() and found.isdecimal():
+        return int(word) == int(found)
+    if entity == "extension":
+        return word.lstrip(".") == found.lstrip(".")
+    return word == found
 
 
 def filters_in_force(settings: Settings) -> str:

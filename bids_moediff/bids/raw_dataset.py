@@ -5,7 +5,7 @@ import csv
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.bids.dataset import read_description
+from bids_moediff.bids.dataset import maker_names, read_description
 from bids_moediff.errors import UsageError
 from bids_moediff.runtime.sink import table_text, write_bytes, write_json, write_text
 from bids_moediff.settings import Settings
@@ -29,7 +29,7 @@ def check_raw_output(settings: Settings, maker: str) -> None:
     if target.exists() and not target.is_dir():
         raise UsageError(f"The output folder {settings.output_dir} is a file.")
     description = read_description(target)
-    makers = [item.get("Name") for item in description.get("GeneratedBy", [])]
+    makers = maker_names(description)
     occupied = target.is_dir() and any(not p.name.startswith(".") for p in target.iterdir())
     if occupied and maker not in makers:
         raise UsageError(

@@ -32,7 +32,9 @@ ENCODINGS = {
 
 
 class Sidecars:
-    """Sidecars of a data set, each read once; ``remarks`` says what could not be used.
+    """Sidecars of a data set, each read once.
+
+    What holds for one participant alone is forgotten when the next one is looked at.
 
     Parameters
     ----------
@@ -42,37 +44,56 @@ class Sidecars:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.remarks: list[str] = []
+        self._subject = ""
         self._names: dict[Path, list[str]] = {}
-        self._contents: dict[Path, dict[str, Any]] = {}
+        self._contents: dict[Path, tuple[dict[str, Any], list[str]]] = {}
 
-    def of_image(self, path: Path, entities: Mapping[str, str], suffix: str) -> dict[str, Any]:
-        """Return the statements on one image, those nearer to it over those at the root."""
+    def of_image(
+        self, path: Path, entities: Mapping[str, str], suffix: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the statements on one image, those nearer to it over those at the root.
+
+        Returns
+        -------
+        statements
+            Those that can be used.
+        remarks
+            One sentence for each sidecar or statement that cannot.
+        """
         merged: dict[str, Any] = {}
+        remarks: list[str] = []
         folder = self.root
-        for part in ("", *path.relative_to(self.root).parts[:-1]):
+        parts = path.relative_to(self.root).parts[:-1]
+        if parts[0] != self._subject:
+            self._subject = parts[0]
+            self._names = {key: self._names[key] for key in self._names if key == self.root}
+            self._contents = {
+                key: self._contents[key] for key in self._contents if key.parent == self.root
+            }
+        for part in ("", *parts):
             folder = folder / part
             for name in self._applicable(folder, entities, suffix):
-                merged |= self._read(folder / name)
-        return merged
+                statements, words = self._read(folder / name)
+                merged |= statements
+                remarks += words
+        return merged, remarks
 
     def _applicable(self, folder: Path, entities: Mapping[str, str], suffix: str) -> list[str]:
         """Names of the sidecars in a folder that hold for an image, the most general first."""
         if folder not in self._names:
             self._names[folder] = _json_names(folder)
         found = []
+        own = {f"{key}-{value}" for key, value in entities.items()}
         for name in self._names[folder]:
             *parts, last = name.removesuffix(".json").split("_")
-            own = [f"{key}-{value}" for key, value in entities.items()]
-            if last == suffix and all(part in own for part in parts):
+            if last == suffix and own.issuperset(parts):
                 found.append((len(parts), name))
         return [name for _, name in sorted(found)]
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path) -> tuple[dict[str, Any], list[str]]:
         if path not in self._contents:
             where = path.relative_to(self.root).as_posix()
-            self._contents[path], remarks = read_statements(path, where)
-            self.remarks += remarks
+            self._contents[path] = read_statements(path, where)
         return self._contents[path]
 
 

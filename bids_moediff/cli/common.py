@@ -20,6 +20,8 @@ def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str]
     try:
         return work(list(sys.argv[1:] if argv is None else argv))
     except MoediffError as error:
+        for remark in getattr(error, "remarks", ()):
+            print(f"{name}: {remark}", file=sys.stderr)
         return _fail(name, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(name, "Interrupted.", INTERRUPTED)

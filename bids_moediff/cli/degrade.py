@@ -186,7 +186,9 @@ def run_dataset(options: argparse.Namespace, recipe: "Coarsening") -> int:
     problems: list[str] = []
     for label in labels:
         try:
-            images += discover_participant(settings, label).images
+            found = discover_participant(settings, label)
+            images += found.images
+            problems += found.problems
         except ImageError as error:
             problems.append(f"sub-{label}: {error}")
     if not images and not problems:

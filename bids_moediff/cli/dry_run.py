@@ -2,25 +2,34 @@
 """``--dry-run``: a table of what would be done; headers are read, nothing is written."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bids_moediff.bids.discover import (
-    discover_participant,
     find_participants,
     nothing_to_process,
+    require_sessions,
     with_others,
 )
-from bids_moediff.bids.groups import group_scans
+from bids_moediff.bids.groups import ScanGroup, group_scans
 from bids_moediff.bids.image import AnatomicalImage, Participant
-from bids_moediff.errors import ImageError, MoediffError
+from bids_moediff.errors import ImageError
+from bids_moediff.execution.preflight import (
+    Refusal,
+    Remarks,
+    check_participants,
+    closing_remarks,
+    cost_of,
+    refusal,
+)
+from bids_moediff.execution.run import check_files
 from bids_moediff.families.choice import choose, takes_reference
 from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
 from bids_moediff.networks.model_folder import resolve
 from bids_moediff.runtime.devices import require_devices
-from bids_moediff.runtime.resources import plan
+from bids_moediff.runtime.resources import memory_warning, plan
 from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,14 +68,18 @@ def print_plan(settings: Settings) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=NON_TERMINAL_WIDTH)
+    labels = find_participants(settings)
+    require_sessions(settings, labels)
+    check_files(settings)
     # A plan may be made where the card that will be used is not there.
     device = require_devices("auto")[0] if settings.device == "auto" else settings.device
     choice = choose(settings, device)
     if settings.weights is None:  # a folder may be on the machine that will run
         resolve(choice.model)
-    rows = list(plan_images(settings, device, choice.model))
+    participants: list[Participant] = []
+    rows = list(plan_images(settings, labels, device, choice.model, participants))
     if not rows:
-        raise nothing_to_process(settings)
+        raise nothing_to_process(settings, participants)
     console.print(_table(rows, settings))
     console.print(f"Model {Path(choice.model).name}, {choice.reason}.", markup=False)
     good = [row for row in rows if row.problem is None]
@@ -80,7 +93,7 @@ def print_plan(settings: Settings) -> int:
     if takes_reference(choice.model):
         for words in _references(good, settings):
             console.print(words, highlight=False, markup=False)
-    for words in _remarks(good, settings):
+    for words in (*_remarks(good, settings), *closing_remarks(settings, participants)):
         console.print(words, highlight=False, markup=False)
     failed = [row for row in rows if row.problem is not None]
     for row in failed:
@@ -127,13 +140,26 @@ def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
     for row in rows:
         if row.scans:
             yield f"{row.name}: combined from {', '.join(scan.key for scan in row.scans)}."
+    if rows:
+        largest = max(rows, key=lambda row: row.gigabytes)
+        available = plan(settings.nprocs, settings.omp_nthreads, settings.mem).memory_gb
+        if words := memory_warning(largest.gigabytes, Path(largest.name).name, available):
+            yield words
     if settings.combine == "off":
         yield from _to_combine([row.source for row in images if row.source is not None])
 
 
 def _to_combine(images: list[AnatomicalImage]) -> Iterator[str]:
     """What could be combined."""
-    groups, remarks = group_scans(images)
+    subjects: dict[str, list[AnatomicalImage]] = {}
+    for image in images:
+        subjects.setdefault(image.entities["sub"], []).append(image)
+    groups: list[ScanGroup] = []
+    remarks: list[str] = []
+    for scans in subjects.values():
+        found, words = group_scans(scans)
+        groups += found
+        remarks += words
     if groups:
         more = f" (and {len(groups) - 1} more sets)" if len(groups) > 1 else ""
         files = " ".join(image.relative_path for image in groups[0].images)
@@ -144,43 +170,44 @@ def _to_combine(images: list[AnatomicalImage]) -> Iterator[str]:
     yield from remarks
 
 
-def plan_images(settings: Settings, device: str, model: str) -> Iterator[PlannedImage]:
-    """One row per image, participant by participant."""
+def plan_images(
+    settings: Settings,
+    labels: Sequence[str],
+    device: str,
+    model: str,
+    participants: list[Participant],
+) -> Iterator[PlannedImage]:
+    """One row per image, participant by participant; these are added to ``participants``."""
     threads = plan(settings.nprocs, settings.omp_nthreads, settings.mem).omp_nthreads
-    for label in find_participants(settings):
-        try:
-            participant = discover_participant(settings, label)
-        except ImageError as error:
-            yield PlannedImage(f"sub-{label}", problem=str(error))
-            continue
-        for notice in participant.notices:
-            print(f"bids_moediff: {notice}", file=sys.stderr)
-        for image in participant.images:
-            yield _plan_image(image, settings, device, model, threads)
-        for group in participant.groups:
-            yield _plan_group(group, settings, device, model)
+    remarks = Remarks()
+    for checked in check_participants(settings, labels):
+        remarks.tell(checked.participant.notices)
+        if not any(item.image is None for item in checked.refusals):
+            participants.append(checked.participant)
+        for image in checked.participant.results:
+            try:
+                if image.members:
+                    yield _plan_group(image, settings, device, model)
+                else:
+                    yield _plan_image(image, settings, device, model, threads)
+            except Exception as error:  # it costs one row
+                yield _refused(refusal(checked.participant.label, image, error))
+        yield from map(_refused, checked.refusals)
+
+
+def _refused(item: Refusal) -> PlannedImage:
+    name = item.image.relative_path if item.image else f"sub-{item.label}"
+    return PlannedImage(name, problem=item.message)
 
 
 def _plan_image(
     image: AnatomicalImage, settings: Settings, device: str, model: str, threads: int
 ) -> PlannedImage:
-    try:
-        shape, zooms = _header(image)
-    except MoediffError as error:
-        return PlannedImage(image.relative_path, problem=str(error))
-    from bids_moediff.families.cost import estimate
-
-    cost = estimate(
-        shape,
-        zooms,
-        settings,
-        model=model,
-        device=device,
-        threads=threads,
-    )
+    cost = cost_of(image, settings, model, device, threads)
+    zooms = image.zooms or (1.0, 1.0, 1.0)
     return PlannedImage(
         image.relative_path,
-        shape,
+        image.shape,
         zooms,
         cost.shape,
         cost.job_gigabytes,
@@ -206,35 +233,6 @@ def _plan_group(
     )
 
 
-def _header(image: AnatomicalImage) -> tuple[Triple, Zooms]:
-    """Matrix and voxel size from the header.
-
-    Raises
-    ------
-    ImageError
-        if it cannot be read or is no single volume.
-    """
-    import nibabel as nib
-
-    from bids_moediff.preprocessing.conform import stated_zooms
-
-    if image.problem is not None:
-        raise ImageError(image.problem)
-    try:
-        header: Any = nib.load(image.path).header
-        shape = tuple(int(count) for count in header.get_data_shape())
-        zooms = stated_zooms(header)
-    except Exception as error:
-        raise ImageError(
-            f"{image.relative_path} is not a readable NIfTI image: {error}"
-        ) from error
-    if len(shape) < 3 or any(count != 1 for count in shape[3:]) or min(shape) < 1:
-        raise ImageError(f"{image.relative_path} is not a single volume (matrix {shape}).")
-    if not all(zoom > 0 for zoom in zooms):
-        raise ImageError(f"{image.relative_path} has no voxel size in its header ({zooms}).")
-    return (shape[0], shape[1], shape[2]), (zooms[0], zooms[1], zooms[2])
-
-
 def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
     from rich.table import Table
     from rich.text import Text
@@ -245,7 +243,7 @@ def _table(rows: list[PlannedImage], settings: Settings) -> "Table":
         table.add_column(heading, justify="right")
     for row in rows:
         if row.problem is not None:
-            table.add_row(Text(row.name), "cannot be read")
+            table.add_row(Text(row.name), "cannot be done")
             continue
         table.add_row(
             Text(row.name),

@@ -49,7 +49,8 @@ def configure_nipype(settings: Settings, plan: RunPlan) -> None:
         "logging": {"log_to_file": False, "workflow_level": "INFO", "interface_level": "INFO"},
         "monitoring": {"enabled": settings.resource_monitor, "sample_frequency": "0.5"},
         "execution": {
-            "crashdump_dir": str(crash_files(settings, plan)),
+            # Nipype's configuration takes a % for the name of another value.
+            "crashdump_dir": str(crash_files(settings, plan)).replace("%", "%%"),
             "crashfile_format": "txt",
             "get_linked_libs": False,
             "stop_on_first_crash": settings.stop_on_first_crash,

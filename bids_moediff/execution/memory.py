@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that a run needs against what it may use, said and noted before it starts."""
 
-import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from bids_moediff.bids.image import Participant
 from bids_moediff.bids.past_runs import write_plan
+from bids_moediff.runtime.resources import memory_warning
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.participant import RunPlan, run_file
 from bids_moediff.workflows.sizes import result_cost
@@ -26,16 +27,12 @@ def plan_memory(
     """
     most, largest = 0.0, ""
     for participant in participants:
-        needed = {
-            item.key: result_cost(item, settings, plan.model, plan.devices[0]).job_gigabytes
-            for item in participant.results
-        }
+        needed = {}
+        for item in participant.results:
+            with suppress(ArithmeticError, ValueError):  # an odd header; the image fails later
+                cost = result_cost(item, settings, plan.model, plan.devices[0])
+                needed[item.key] = cost.job_gigabytes
         write_plan(run_file(settings, plan, participant).parent, available_gb, needed)
         most, largest = max([(most, largest), *((gb, key) for key, gb in needed.items())])
-    if most > available_gb:
-        print(
-            f"bids_moediff: this run may use {available_gb:.1f} GB, but {largest} needs about "
-            f"{most:.1f} GB and will probably be killed; give it more memory (in SLURM "
-            f"--mem={math.ceil(most)}G).",
-            file=sys.stderr,
-        )
+    if words := memory_warning(most, largest, available_gb):
+        print(f"bids_moediff: {words}", file=sys.stderr)

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of every image: from run records and crash files to a table and an exit code."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bids_moediff.bids.groups import is_group
+from bids_moediff.bids.image import Participant
+from bids_moediff.bids.past_runs import record_items
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.runtime.text import one_line
 from bids_moediff.workflows.folder_names import participant_workflow_name
+
+from .preflight import Remarks
 
 # Exit codes of the child process that concern the whole call outrank "some images failed".
 FATAL = (2, 69, 78)
@@ -44,6 +48,31 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass
+class RunResult:
+    """What became of a run so far.
+
+    Parameters
+    ----------
+    outcomes
+        One for each image, and those of participants as a whole.
+    participants
+        As they were found, for what is said at the end.
+    remarks
+        What the terminal was told.
+    num_remarks
+        How many remarks on files that were.
+    told
+        Records of images, for the methods text.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    participants: list[Participant] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
+    num_remarks: int = 0
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+
 def failed(participant: str, image: str, message: str, exit_code: int = 1) -> Outcome:
     """Outcome of something that failed."""
     return Outcome(participant, image, "failed", one_line(message), exit_code)
@@ -53,10 +82,7 @@ def read_outcomes(
     label: str, keys: Sequence[str], run_file: Path, crash_folder: Path
 ) -> list[Outcome]:
     """Outcomes of one participant; what left no record is explained from its crash files."""
-    items = {}
-    if run_file.exists():
-        record = json.loads(run_file.read_text(encoding="utf-8"))
-        items = {item["key"]: item for item in record["images"]}
+    items = {item["key"]: item for item in record_items(run_file.parent)}
     sentences = crash_sentences(crash_folder, participant_workflow_name(label))
     reason = sentences[0] if sentences else "The image was not processed."
     outcomes = []

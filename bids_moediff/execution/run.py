@@ -5,34 +5,25 @@ Nothing heavy is imported here at module level: the environment of Nipype and of
 libraries has to be set before they are loaded.
 """
 
-import json
 import os
 import shlex
 import sys
 import uuid
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bids_moediff.bids.carried_maps import check_carried
-from bids_moediff.bids.discover import discover_participant, find_participants, with_others
+from bids_moediff.bids.discover import find_participants
 from bids_moediff.bids.earlier_masks import check_derivatives
-from bids_moediff.bids.image import Participant
-from bids_moediff.errors import MoediffError, UsageError
-from bids_moediff.families.choice import choose, takes_reference
+from bids_moediff.errors import UsageError
+from bids_moediff.families.choice import choose
 from bids_moediff.runtime.devices import require_devices
-from bids_moediff.runtime.resources import Limits
 from bids_moediff.runtime.resources import plan as plan_resources
 from bids_moediff.settings import Settings
 
-from .work_folder import forget_failures, make_caches, remove_work
-
-if TYPE_CHECKING:
-    from bids_moediff.workflows.participant import RunPlan
-
-    from .outcome import Outcome
+from .preflight import closing_remarks
+from .work_folder import make_caches, own_work, remove_work
 
 PARTICIPANTS_AT_ONCE = 50
 
@@ -67,8 +58,9 @@ def run_participants(settings: Settings) -> int:
     from bids_moediff.reports.methods import methods_text
     from bids_moediff.workflows.participant import RunPlan
 
+    from .batch import run_batch
     from .execute import write_methods
-    from .outcome import Outcome, exit_code, print_summary
+    from .outcome import RunResult, exit_code, print_summary
 
     check_files(settings)
     prepare_output(settings)
@@ -83,21 +75,20 @@ def run_participants(settings: Settings) -> int:
         num_threads=limits.omp_nthreads,
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
     )
-    outcomes: list[Outcome] = []
-    told: list[dict[str, Any]] = []
-    skipped = 0
+    result = RunResult()
     for start in range(0, len(labels), PARTICIPANTS_AT_ONCE):
         batch = labels[start:][:PARTICIPANTS_AT_ONCE]
-        found, notices = _run_batch(settings, batch, plan, limits, told)
-        outcomes += found
-        skipped += notices
-    write_methods(settings, methods_text(told))
+        with own_work(settings, batch, plan.run_id) as apart:
+            run_batch(apart, batch, plan, limits, result)
+            if cleans and not settings.keep_workdir:
+                remove_work(apart.work_folder, batch)
+    write_methods(settings, methods_text(result.told))
     if settings.boilerplate_only:
         return 0
-    code = exit_code(outcomes)
-    print_summary(outcomes, settings.output_dir, _next_command(settings, code), skipped)
-    if cleans and not settings.keep_workdir:
-        remove_work(settings.work_folder, labels)
+    code = exit_code(result.outcomes)
+    result.remarks.tell(closing_remarks(settings, result.participants))
+    command = _next_command(settings, code)
+    print_summary(result.outcomes, settings.output_dir, command, result.num_remarks)
     return code
 
 
@@ -135,15 +126,6 @@ def check_files(settings: Settings) -> None:
         find_template(space)
 
 
-def recorded_items(path: Path) -> list[dict[str, Any]]:
-    """Return what a run's record says of each image for the methods text; nothing without one."""
-    if not path.is_file():
-        return []
-    items = json.loads(path.read_text(encoding="utf-8"))["images"]
-    wanted = ("key", "status", "preparation", "record")
-    return [{key: item[key] for key in wanted if key in item} for item in items]
-
-
 def needs_network(settings: Settings) -> bool:
     """Whether this run loads a model."""
     return settings.stage in ("all", "sr") and not settings.boilerplate_only
@@ -178,57 +160,3 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
     for name in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME"):
         if os.environ[name].startswith(str(caches)):
             Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
-
-
-def _run_batch(
-    settings: Settings,
-    labels: Sequence[str],
-    plan: "RunPlan",
-    limits: Limits,
-    told: list[dict[str, Any]],
-) -> "tuple[list[Outcome], int]":
-    """Outcomes of some participants, and the number of notices about files left out.
-
-    What is known of each image, for the methods text, is added to ``told``.
-    """
-    from bids_moediff.workflows.participant import init_bids_moediff_wf, run_file
-    from bids_moediff.workflows.planned import planned_items
-
-    from .execute import configure_nipype, execute, run_logs
-    from .memory import plan_memory
-    from .outcome import Outcome, failed, read_outcomes
-
-    configure_nipype(settings, plan)
-    forget_failures(settings.work_folder, labels)
-    outcomes: list[Outcome] = []
-    participants: list[Participant] = []
-    notices = 0
-    for label in labels:
-        try:
-            participant = discover_participant(settings, label)
-        except MoediffError as error:
-            outcomes.append(failed(label, "", str(error)))
-            continue
-        for notice in participant.notices:
-            print(f"bids_moediff: {notice}", file=sys.stderr)
-        for group in participant.groups if needs_network(settings) else ():
-            names = ", ".join(scan.key for scan in group.members)
-            print(f"bids_moediff: {group.key}: to be combined from {names}.", file=sys.stderr)
-        notices += len(participant.notices)
-        if participant.images:  # filters may leave none
-            guided = takes_reference(plan.model)
-            participants.append(with_others(settings, participant) if guided else participant)
-    with run_logs(settings, plan, participants):
-        if needs_network(settings):
-            plan_memory(settings, participants, plan, limits.memory_gb)
-        workflow = init_bids_moediff_wf(settings, participants, plan)
-        if settings.boilerplate_only or not participants:
-            told += planned_items(participants, settings, plan)
-            return outcomes, notices
-        crash_folder = execute(settings, workflow, plan, limits)
-    for participant in participants:
-        keys = [item.key for item in participant.results]
-        path = run_file(settings, plan, participant)
-        outcomes += read_outcomes(participant.label, keys, path, crash_folder)
-        told += recorded_items(path)
-    return outcomes, notices

@@ -11,11 +11,15 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+from bids_moediff.runtime.locks import FileLock
+from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
 
@@ -35,6 +39,48 @@ def forget_failures(work_folder: Path, labels: Iterable[str]) -> None:
     for label in labels:
         for mark in list(participant_folder(work_folder, label).rglob(FAILED_FILE)):
             shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+@contextmanager
+def own_work(settings: Settings, labels: Sequence[str], run_id: str) -> Iterator[Settings]:
+    """Give the settings with a work folder where no other run touches these participants.
+
+    That is the work folder asked for, which keeps what an interrupted run did; a folder below it
+    where another run is at work on one of the participants (a second session, a requeued job).
+
+    Parameters
+    ----------
+    settings
+        Options of the run.
+    labels
+        Participants, which other runs find taken until the end of the block.
+    run_id
+        Name of this run.
+    """
+    work = settings.work_folder
+    locks = [FileLock(participant_folder(work, label).with_suffix(".lock")) for label in labels]
+    try:
+        free = [lock.take() for lock in locks]
+        taken = [label for label, mine in zip(labels, free, strict=True) if not mine]
+        if not taken:
+            if settings.rerun:
+                remove_work(work, labels)
+            yield settings
+            return
+        for lock in locks:
+            lock.drop()
+        apart = work / f"run-{run_id}"
+        print(
+            f"bids_moediff: another run works on sub-{taken[0]} in {work}; this run keeps its "
+            f"intermediate files in {apart}.",
+            file=sys.stderr,
+        )
+        yield replace(settings, work_dir=apart)
+    finally:
+        for lock in locks:
+            lock.drop()
+        _remove_if_empty(work / WORKFLOW_NAME)
+        _remove_if_empty(work)
 
 
 def make_caches(work_folder: Path) -> Path:

@@ -97,6 +97,7 @@ class _RequestInputSpec(BaseInterfaceInputSpec):
     model_reason = traits.Str(usedefault=True, desc="why this model, for the record")
     groups = traits.List(traits.Dict, [], usedefault=True, desc="PlannedGroup.to_dict of each")
     combine_only = traits.Bool(False, usedefault=True, desc="no results of single scans of groups")
+    weights = traits.Str(usedefault=True, desc="digest, so that other weights are another request")
 
 
 class _RequestOutputSpec(TraitedSpec):

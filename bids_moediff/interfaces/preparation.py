@@ -13,6 +13,7 @@ from bids_moediff.preprocessing.bias_field import bias_field, divide
 from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.preprocessing.earlier_mask import reuse_mask
+from bids_moediff.preprocessing.planes import distance_remarks
 from bids_moediff.preprocessing.unwarp import read_coefficients, unwarp
 from bids_moediff.runtime.sink import write_json
 
@@ -45,6 +46,7 @@ class Conform(ImageStep):
         if source.problem:
             raise ImageError(source.problem)
         image, notes = conform(source.path)
+        notes = [*source.remarks, *notes, *distance_remarks(image, source.metadata)]
         if isdefined(self.inputs.coefficients):
             coefficients = read_coefficients(self.inputs.coefficients)
             image, record = unwarp(image, coefficients)

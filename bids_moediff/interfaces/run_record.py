@@ -21,9 +21,11 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import last_items, last_record, log_folder
 from bids_moediff.bids.products import PRODUCTS
+from bids_moediff.runtime.locks import locked
 from bids_moediff.runtime.sink import write_json
 
 from .files import read_json
+from .step import unexpected
 
 Zooms = tuple[float, float, float]
 PACKAGES = ("torch", "nipype", "niworkflows", "pybids", "nibabel", "SimpleITK", "numpy")
@@ -43,6 +45,7 @@ class _StatusInputSpec(BaseInterfaceInputSpec):
     bias_correction = traits.Bool(True, usedefault=True, desc="whether N4 ran")
     unwarping = traits.Bool(False, usedefault=True, desc="whether gradient distortion was undone")
     run_id = traits.Str(mandatory=True, desc="makes the node run anew in every run")
+    made_with = traits.Dict(desc="what decides the result (execution.finished.made_with)")
 
 
 class _StatusOutputSpec(TraitedSpec):
@@ -57,18 +60,22 @@ class ImageStatus(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         source = AnatomicalImage.from_json(self.inputs.source)
-        if self.inputs.stage == "report":
-            item = previous_item(Path(self.inputs.output_dir), source, self.inputs.zooms)
-        else:
-            item = self._item(source)
-        products = existing_products(Path(self.inputs.output_dir), source, self.inputs.zooms)
-        path = write_json({**item, "products": products}, Path(runtime.cwd) / "status.json")
+        output_dir = Path(self.inputs.output_dir)
+        try:
+            reports = self.inputs.stage == "report"
+            zooms = self.inputs.zooms
+            item = previous_item(output_dir, source, zooms) if reports else self._item(source)
+            item["products"] = existing_products(output_dir, source, zooms)
+        except Exception as error:  # it would cost the other images of the participant
+            item = empty_item(source) | {"message": unexpected(type(self).__name__, error)}
+        path = write_json(item, Path(runtime.cwd) / "status.json")
         self._results["status"] = str(path)
         return runtime
 
     def _item(self, source: AnatomicalImage) -> dict[str, Any]:
         key = source.key
-        item = _empty_item(source)
+        item = empty_item(source)
+        item["made_with"] = dict(self.inputs.made_with) if isdefined(self.inputs.made_with) else {}
         item["message"] = self.inputs.failure
         item["status"] = "failed" if self.inputs.failure else "done"
         if isdefined(self.inputs.notes):
@@ -100,7 +107,8 @@ class ImageStatus(SimpleInterface):
         return item
 
 
-def _empty_item(source: AnatomicalImage) -> dict[str, Any]:
+def empty_item(source: AnatomicalImage) -> dict[str, Any]:
+    """Return the record of an image of which nothing is known but its name."""
     item = {
         "key": source.key,
         "source": source.relative_path,
@@ -130,7 +138,7 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
 
 def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
     """What the latest run that processed the image wrote about it."""
-    item = _empty_item(source)
+    item = empty_item(source)
     found = last_items(log_folder(output_dir, source.entities["sub"])).get(source.key)
     if found is not None:
         return item | found
@@ -144,6 +152,7 @@ class _CollectInputSpec(BaseInterfaceInputSpec):
     stage = traits.Enum("all", "preproc", "sr", "report", usedefault=True)
     settings = traits.Dict(traits.Str, traits.Str, desc="settings that the report shows")
     statuses = InputMultiObject(File(exists=True), desc="from ImageStatus")
+    refused = traits.List(traits.Dict, desc="records of images that no step works on")
     run_file = traits.Str(mandatory=True, desc="where the record goes")
 
 
@@ -166,11 +175,14 @@ class CollectRun(SimpleInterface):
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "settings": self.inputs.settings,
-            "images": [read_json(path) for path in statuses],
+            "images": sorted(
+                [*(read_json(path) for path in statuses), *self.inputs.refused],
+                key=lambda item: str(item["source"]),
+            ),
         }
         if self.inputs.stage == "report":  # of another job, on another device
             worked = last_record(run_file.parents[1])
-            record |= {name: worked[name] for name in ("versions", "settings") if worked}
+            record |= {name: worked[name] for name in ("versions", "settings") if name in worked}
         self._results["run_file"] = str(write_json(record, run_file))
         return runtime
 
@@ -207,12 +219,19 @@ class ParticipantReport(SimpleInterface):
     output_spec = _ReportOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        output_dir = Path(self.inputs.output_dir)
+        with locked(log_folder(output_dir, self.inputs.label)):
+            self._results["report"] = str(self._write(output_dir))
+        return runtime
+
+    def _write(self, output_dir: Path) -> Path:
+        """Write the page, on all images of the participant that any run worked on."""
         from bids_moediff.bids.dataset import with_references
         from bids_moediff.reports.methods import methods_text
         from bids_moediff.reports.participant import write_participant_report
 
-        output_dir = Path(self.inputs.output_dir)
         run = read_json(self.inputs.run_file)
+        run["images"] = with_earlier(run["images"], output_dir, self.inputs.label)
         run["methods"] = with_references(methods_text(run["images"]))
         run["errors"] = [
             f"{item['key']}: {item['message']}"
@@ -220,6 +239,17 @@ class ParticipantReport(SimpleInterface):
             if item["status"] == "failed"
         ]
         raw_dir = Path(self.inputs.raw_dir) if isdefined(self.inputs.raw_dir) else None
-        report = write_participant_report(output_dir, self.inputs.label, run, raw_dir=raw_dir)
-        self._results["report"] = str(report)
-        return runtime
+        return write_participant_report(output_dir, self.inputs.label, run, raw_dir=raw_dir)
+
+
+def with_earlier(
+    images: Sequence[dict[str, Any]], output_dir: Path, label: str
+) -> list[dict[str, Any]]:
+    """Return the records of a run and, of other images, those of the last run that had them.
+
+    Sessions may be processed one after the other, or as jobs at once.
+    """
+    own = {item["key"] for item in images}
+    earlier = last_items(log_folder(output_dir, label)).values()
+    others = [item for item in earlier if item["key"] not in own and item.get("source")]
+    return sorted([*images, *others], key=lambda item: str(item["source"]))

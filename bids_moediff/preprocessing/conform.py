@@ -6,6 +6,8 @@ intensity stay those of the file.
 """
 
 import gzip
+import math
+import os
 import warnings
 import zlib
 from pathlib import Path
@@ -19,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from bids_moediff.errors import ImageError
 
 from .intensities import sound_intensities
+from .planes import empty_planes
 
 SMALLEST_SIZE = 6  # voxels along every axis
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.005, 100.0  # mm
@@ -63,9 +66,10 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     _check_file(path)
     remarks: list[str] = []
     image, data = _read(path)
-    data = _three_axes(data, path.name)
+    data = data.reshape(data.shape[:3])
     data = _finite(data, path.name, remarks)
     if scan:
+        remarks += empty_planes(data)
         data = sound_intensities(data, *_stored(image), remarks)
     affine, code = _affine(image, data.shape, path.name, remarks)
     header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
@@ -76,6 +80,25 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     result.set_sform(affine, code)
     result.set_qform(affine, code)
     return result, remarks
+
+
+def check_header(path: str | Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Return matrix and voxel size (mm), or refuse what :func:`conform` will refuse by the header.
+
+    The voxels are not read; a compressed file is unpacked only where its length looks wrong.
+
+    Raises
+    ------
+    ImageError
+        As for :func:`conform`, in the same words.
+    """
+    path = Path(path)
+    _check_file(path)
+    image = _open(path)
+    shape = _check_shape(image.shape, path.name)
+    affine, _ = _affine(image, shape, path.name, [])
+    x, y, z = (float(zoom) for zoom in nib.affines.voxel_sizes(affine))
+    return shape, (x, y, z)
 
 
 def _check_file(path: Path) -> None:
@@ -96,11 +119,11 @@ def _check_file(path: Path) -> None:
             raise ImageError(hint)
 
 
-def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
-    """Image and its scaled values; every way of being broken becomes an ImageError."""
+def _open(path: Path) -> nib.spatialimages.SpatialImage:
+    """Image whose values are not read yet; ImageError for what the header and length rule out."""
     try:
         image = nib.load(path)
-    except _READ_ERRORS as error:
+    except Exception as error:  # nibabel trips over odd headers in many ways
         raise ImageError(f"{path.name} is not a readable NIfTI image") from error
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise ImageError(f"{path.name} is not a volume")
@@ -112,6 +135,52 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
     if np.prod(image.shape[3:], dtype=int) > 1:  # before a long series is read
         volumes = int(np.prod(image.shape[3:]))
         raise ImageError(f"{path.name} holds {volumes} volumes; give one 3-D image")
+    _check_shape(image.shape, path.name)
+    _check_length(path, image)
+    return image
+
+
+def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+    """ImageError where the file is shorter than its header says."""
+    offset = int(getattr(image.dataobj, "offset", 0))
+    wanted = offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    if offset < 0:
+        raise ImageError(f"{path.name} is not a readable NIfTI image")
+    if path.suffix == ".nii":
+        found = path.stat().st_size
+    elif path.suffix == ".gz" and not wanted <= _stated_length(path) <= wanted + MOST_BEHIND:
+        found = _unpacked_length(path, wanted)
+    else:
+        return
+    if found < wanted:
+        raise ImageError(
+            f"{path.name} is cut short: the header promises {wanted:,} bytes, the file has "
+            f"{found:,}; copy it again"
+        )
+
+
+def _stated_length(path: Path) -> int:
+    """Unpacked length by the last four bytes of a gzip file (modulo 4 GiB)."""
+    with path.open("rb") as stream:
+        stream.seek(-4, os.SEEK_END)
+        return int.from_bytes(stream.read(4), "little")
+
+
+def _unpacked_length(path: Path, most: int) -> int:
+    """Bytes that can be unpacked, counted up to ``most``."""
+    count = 0
+    try:
+        with gzip.open(path) as stream:
+            while count < most and (piece := stream.read(1 << 14)):
+                count += len(piece)
+    except (OSError, EOFError, zlib.error):
+        pass
+    return count
+
+
+def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
+    """Image and its scaled values; every way of being broken becomes an ImageError."""
+    image = _open(path)
     _check_sum(path, image)
     try:
         with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
@@ -148,17 +217,16 @@ def _stored(image: nib.spatialimages.SpatialImage) -> tuple[np.dtype, float, flo
     return image.get_data_dtype(), slope, intercept
 
 
-def _three_axes(data: np.ndarray, name: str) -> np.ndarray:
-    """The array without trailing axes of one element."""
-    if data.size == 0:
-        raise ImageError(f"{name} has no voxels")
-    data = data.reshape(data.shape[:3])
-    if data.ndim < 3 or 1 in data.shape:
+def _check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """The first three counts of voxels; ImageError if there are too few for a volume."""
+    if len(shape) < 3 or 1 in shape[:3]:
         raise ImageError(f"{name} is a single slice, not a volume")
-    if min(data.shape) < SMALLEST_SIZE:
-        shape = " x ".join(map(str, data.shape))
-        raise ImageError(f"{name} has too few voxels along an axis: {shape}")
-    return data
+    if 0 in shape:
+        raise ImageError(f"{name} has no voxels")
+    if min(shape) < 0 or min(shape[:3]) < SMALLEST_SIZE:
+        words = " x ".join(map(str, shape[:3]))
+        raise ImageError(f"{name} has too few voxels along an axis: {words}")
+    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:

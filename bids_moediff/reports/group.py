@@ -6,6 +6,7 @@ anew at any time and hold exactly what is on disk. Site and scanner come from th
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,6 @@ import numpy as np
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import build_name, figure_path, parse_name
-from bids_moediff.errors import ImageError
 from bids_moediff.quality.figures import DESCRIPTIONS
 from bids_moediff.reports import captions
 from bids_moediff.reports.participant import environment
@@ -188,7 +188,7 @@ def read_rows(
             known = people.get(entities["sub"], {})
             study = {name: _clean(known.get(name)) for name in groupings if name not in row}
             study["scanner_of_image"] = raw_dir and scanner(raw_dir, sidecar.get("Sources"))
-        except (OSError, ValueError, AttributeError, ImageError):
+        except Exception:  # whatever lies there, it costs its row
             unreadable.append(path.relative_to(root).as_posix())
             continue
         rows.setdefault(suffix, []).append(row | study)
@@ -208,6 +208,7 @@ def _row(entities: dict[str, str], suffix: str, sidecar: Mapping[str, Any]) -> d
     row |= {name: sidecar.get(key) for name, key, _ in RECORD_COLUMNS}
     for word, key in VOXEL_COLUMNS:
         sizes = sidecar.get(key) or (None, None, None)
+        sizes = [size if isinstance(size, (int, float)) else None for size in sizes]
         row |= {f"voxel_{word}_{axis}": size for axis, size in zip("xyz", sizes, strict=True)}
     quality = sidecar.get("Quality") or {}
     row |= {name: quality.get(name) for name in DESCRIPTIONS}
@@ -219,8 +220,10 @@ def _row(entities: dict[str, str], suffix: str, sidecar: Mapping[str, Any]) -> d
 
 
 def _clean(value: Any) -> Any:
-    """Text that fits into a cell; numbers as they are."""
-    return " ".join(value.split()) if isinstance(value, str) else value
+    """Text that fits into a cell, finite numbers as they are; None for anything else."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
@@ -256,7 +259,9 @@ def _contrast(root: Path, suffix: str, rows: list[dict[str, Any]]) -> Contrast:
     for row in rows:
         sizes = [_size([row[f"voxel_{word}_{axis}"] for axis in "xyz"]) for word in ("in", "out")]
         row["voxel_sizes"] = " to ".join(filter(None, sizes)) + " mm" if any(sizes) else None
-        row["network"] = " ".join(filter(None, (row["model"], row["model_version"]))) or None
+        row["network"] = (
+            " ".join(map(str, filter(None, (row["model"], row["model_version"])))) or None
+        )
         row["page"] = _page(root, row["participant"], row)
         row["thumbnail"] = _thumbnail(root, row)
     return Contrast(
@@ -283,7 +288,9 @@ def _size(sizes: list[float | None]) -> str:
 
 def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
     """Networks (name and version) that made the images, most frequent first, and how many each."""
-    names = (" ".join(filter(None, (row["model"], row["model_version"]))) for row in rows)
+    names = (
+        " ".join(map(str, filter(None, (row["model"], row["model_version"])))) for row in rows
+    )
     return Counter(name for name in names if name).most_common()
 
 

@@ -14,7 +14,8 @@ Item = Mapping[str, Any]  # of run.json: what is known of one image
 INTRODUCTION = f"""
 Results included in this manuscript come from super-resolution with *bids_moediff* {__version__},
 a BIDS App [@bidsapps] that reads the Brain Imaging Data Structure [@bids] with
-*PyBIDS* [@pybids] and is based on *Nipype* [@nipype] and *niworkflows* [@fmriprep].
+queries in the manner of *PyBIDS* [@pybids] and is based on *Nipype* [@nipype] and *niworkflows*
+[@fmriprep].
 """
 COMBINED = """\
 Scans of one contrast were combined: the super-resolved images were registered rigidly to one

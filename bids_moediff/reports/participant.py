@@ -8,6 +8,7 @@ record and same derivatives, same bytes.
 """
 
 import base64
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,6 @@ import nibabel as nib
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import figure_path, parse_name
-from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.quality.figures import DESCRIPTIONS
@@ -32,6 +32,7 @@ from bids_moediff.runtime.sink import write_text
 from bids_moediff.runtime.text import shown
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
+NOTHING_MORE_FITS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PLOTS = ("profile", "histogram")
 
 
@@ -165,7 +166,9 @@ def _section(output_dir: Path, item: Mapping[str, Any], raw_dir: Path | None) ->
     )
     try:
         return _illustrated(section, output_dir, item, raw_dir)
-    except (OSError, ValueError, ImageError, nib.filebasedimages.ImageFileError) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOTHING_MORE_FITS:
+            raise  # the page could not be written either
         words = str(error).replace(f"{output_dir}/", "")
         sentence = f"The pictures of this image could not be drawn ({words})."
         return replace(section, warnings=[*section.warnings, sentence])

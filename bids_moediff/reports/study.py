@@ -35,7 +35,7 @@ def read_participants(raw_dir: Path) -> dict[str, dict[str, str]]:
 def _sidecar(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

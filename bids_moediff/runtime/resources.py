@@ -171,3 +171,23 @@ def visible_devices(
         number = 1 if device == "cuda" else 0
     names = [f"cuda:{index}" for index in range(number)]
     return names or (["cpu"] if device == "auto" else [])
+
+
+def memory_warning(needed_gb: float, name: str, available_gb: float) -> str:
+    """Say that the memory is too small for an image; empty if it is not.
+
+    Parameters
+    ----------
+    needed_gb
+        What the largest image needs, GB.
+    name
+        That image.
+    available_gb
+        What the run may use, GB.
+    """
+    if needed_gb <= available_gb:
+        return ""
+    return (
+        f"this run may use {available_gb:.1f} GB, but {name} needs about {needed_gb:.1f} GB and "
+        f"will probably be killed; give it more memory (in SLURM --mem={math.ceil(needed_gb)}G)."
+    )

@@ -30,7 +30,8 @@ PIECE = 1 << 24  # bytes that are packed at a time
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """Binary stream whose content becomes ``path`` if, and only if, the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.part"
+    # Not longer than the name it becomes, which may be as long as the file system allows.
+    temporary = path.parent / f".{uuid.uuid4().hex}.part"
     try:
         # Plain open: permissions follow the umask (those of mkstemp would be private).
         with temporary.open("xb") as stream:
@@ -51,8 +52,8 @@ def write_bytes(content: bytes, path: Path) -> Path:
 
 
 def write_text(text: str, path: Path) -> Path:
-    """Write text as UTF-8 with the line ends it has."""
-    return write_bytes(text.encode("utf-8"), path)
+    """Write text as UTF-8 with the line ends it has; names that are not UTF-8 as escapes."""
+    return write_bytes(text.encode("utf-8", "backslashreplace"), path)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,8 @@ from bids_moediff.interfaces.groups import PlannedGroup
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
 from bids_moediff.settings import Settings
 
+from .made_with import weights_digest
+
 
 def init_superres_wf(
     *,
@@ -85,7 +87,9 @@ def _init_request_node(settings: Settings, model: str, model_reason: str) -> pe.
         options = replace(options, model=model)
     if settings.sloppy:
         options = replace(options, num_steps=1)
-    interface = WriteRequest(options=options.to_dict(), model_reason=model_reason)
+    interface = WriteRequest(
+        options=options.to_dict(), model_reason=model_reason, weights=weights_digest(model)
+    )
     return pe.Node(interface, name="write_request", run_without_submitting=True)
 
 

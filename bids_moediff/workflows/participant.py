@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph of a run: participants side by side, their images side by side, one network each."""
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
@@ -13,6 +16,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from bids_moediff.bids.carried_maps import find_maps
 from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
+from bids_moediff.bids.past_runs import WITH_NETWORK
 from bids_moediff.bids.references import ReferenceChoice, choose_reference
 from bids_moediff.families.choice import takes_reference
 from bids_moediff.interfaces.carried_maps import CarryMaps
@@ -22,10 +26,14 @@ from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 
 from .chain import BESIDE, Chain
+from .made_with import made_with
 from .network import init_superres_wf
 from .preparation import init_image_preparation_wf
 from .products import init_group_products_wf, init_image_products_wf
 from .sizes import float32_gigabytes, output_voxels, planned_group, result_cost
+
+LONGEST_NODE_NAME = 80
+Record = dict[str, Any]
 
 # What the report shows of the settings: nothing that is a path.
 REPORTED_SETTINGS = (
@@ -72,7 +80,10 @@ class RunPlan:
 
 
 def init_bids_moediff_wf(
-    settings: Settings, participants: Sequence[Participant], plan: RunPlan
+    settings: Settings,
+    participants: Sequence[Participant],
+    plan: RunPlan,
+    refused: Mapping[str, Sequence[Record]] = MappingProxyType({}),
 ) -> Workflow:
     """Build the graph of all participants.
 
@@ -91,6 +102,9 @@ def init_bids_moediff_wf(
         Whom to process.
     plan
         Model, devices, threads and the name of the run.
+    refused
+        Records of images that cannot be processed, by participant: they are in its record and
+        page.
 
     Inputs
     ------
@@ -103,12 +117,16 @@ def init_bids_moediff_wf(
     workflow = Workflow(name=WORKFLOW_NAME)
     workflow.base_dir = str(settings.work_folder)
     for participant in participants:
-        workflow.add_nodes([init_single_subject_wf(participant, settings, plan)])
+        records = refused.get(participant.label, ())
+        workflow.add_nodes([init_single_subject_wf(participant, settings, plan, records)])
     return workflow
 
 
 def init_single_subject_wf(
-    participant: Participant, settings: Settings, plan: RunPlan
+    participant: Participant,
+    settings: Settings,
+    plan: RunPlan,
+    refused: Sequence[Record] = (),
 ) -> Workflow:
     """Build the graph of one participant.
 
@@ -124,7 +142,7 @@ def init_single_subject_wf(
 
     Parameters
     ----------
-    participant, settings, plan
+    participant, settings, plan, refused
         As for :func:`init_bids_moediff_wf`.
 
     Inputs
@@ -141,6 +159,7 @@ def init_single_subject_wf(
             label=participant.label,
             stage=settings.stage,
             settings={name: str(getattr(settings, name)) for name in REPORTED_SETTINGS},
+            refused=list(refused),
             run_file=str(run_file(settings, plan, participant)),
         ),
         name="collect",
@@ -332,6 +351,7 @@ def _init_merge(name: str, images: Sequence[AnatomicalImage]) -> pe.Node:
 
 
 def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> pe.Node:
+    with_network = settings.stage in WITH_NETWORK
     return pe.Node(
         ImageStatus(
             source=image.to_json(),
@@ -341,6 +361,7 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> p
             bias_correction=settings.corrects_bias(image.suffix),
             unwarping=settings.gradient_coefficients is not None,
             run_id=plan.run_id,
+            made_with=made_with(image, settings, plan.model) if with_network else {},
         ),
         name=f"status_{node_name(image)}",
         run_without_submitting=True,
@@ -359,4 +380,8 @@ def node_name(image: AnatomicalImage) -> str:
     Labels may have a ``+`` and differ in it alone; no label has an underscore.
     """
     parts = "_".join(image.key.split("_")[1:]).replace("-", "_")
-    return re.sub(r"[^A-Za-z0-9_]", lambda sign: f"_x{ord(sign[0]):x}_", parts)
+    name = re.sub(r"[^A-Za-z0-9_]", lambda sign: f"_x{ord(sign[0]):x}_", parts)
+    if len(name) <= LONGEST_NODE_NAME:
+        return name
+    # It becomes the name of a folder, with words around it.
+    return f"{name[:LONGEST_NODE_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -22,6 +22,8 @@ Shape = tuple[int, ...]
 
 def shape_and_zooms(image: AnatomicalImage) -> tuple[Shape, tuple[float, ...]]:
     """Of the header; of a 1 mm head where the header cannot be read (the image fails later)."""
+    if image.shape is not None and image.zooms is not None:
+        return image.shape, image.zooms
     try:
         header = nib.Nifti1Image.from_filename(str(image.path)).header
         shape = tuple(int(n) for n in header.get_data_shape()[:3])

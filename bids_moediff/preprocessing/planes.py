@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planes of an image: empty ones, and their distance by header and sidecar."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+TOLERANCE = 0.05  # of a distance
+LEAST_SHARE = 0.05  # of the planes, for an empty block at one end
+ABRUPT = (
+    0.2  # plane before an empty block over a middle one: a head tapers, a broken copy does not
+)
+AXES = ("first", "second", "third")
+
+
+def empty_planes(data: np.ndarray) -> list[str]:
+    """Say which planes hold one value: between others, or as a block where the head is cut off.
+
+    Parameters
+    ----------
+    data
+        (x, y, z), finite.
+
+    Notes
+    -----
+    A block at an end is told along the slowest axis alone, on which a copy that stopped leaves
+    it. Empty planes at both ends are padding.
+    """
+    remarks = []
+    for axis, name in enumerate(AXES):
+        planes = np.moveaxis(data, axis, 0).reshape(data.shape[axis], -1)
+        empty = planes.min(axis=1) == planes.max(axis=1)
+        full = np.nonzero(~empty)[0]
+        if not len(full):
+            continue
+        first, last = int(full[0]), int(full[-1])
+        inner = np.nonzero(empty[first:last])[0] + first
+        if len(inner):
+            remarks.append(
+                f"{len(inner)} of {len(empty)} slices along the {name} axis are empty between "
+                f"others ({_some(inner)}, counted from 1): data are missing there"
+            )
+        front, back = first, len(empty) - 1 - last
+        if axis == 2 and not (front and back) and _abrupt(planes, full, front > 0):
+            count = front + back
+            if count >= LEAST_SHARE * len(empty):
+                where = "first" if front else "last"
+                remarks.append(
+                    f"the {where} {count} of {len(empty)} slices are empty, and the head is cut "
+                    "off there: was the file copied to its end?"
+                )
+    return remarks
+
+
+def _some(places: np.ndarray) -> str:
+    words = ", ".join(str(place + 1) for place in places[:3])
+    return words + (", ..." if len(places) > 3 else "")
+
+
+def _abrupt(planes: np.ndarray, full: np.ndarray, at_front: bool) -> bool:
+    """Whether the last whole plane before the empty block is as bright as those in the middle."""
+    if len(full) < 4:
+        return False
+    brightness = np.abs(planes[full] - np.median(planes[full])).mean(axis=1)
+    edge = brightness[1] if at_front else brightness[-2]
+    return bool(edge > ABRUPT * np.median(brightness))
+
+
+def distance_remarks(image: nib.Nifti1Image, metadata: Mapping[str, Any]) -> list[str]:
+    """Say that header and sidecar contradict one another on the distance of the slices.
+
+    Parameters
+    ----------
+    image
+        Conformed image.
+    metadata
+        Its sidecar.
+
+    Notes
+    -----
+    The slices are those across the axis that the sidecar names, or across the coarsest. Of a 3-D
+    acquisition, sidecars give the distance before interpolation.
+    """
+    stated = metadata.get("SpacingBetweenSlices")
+    if stated is None or metadata.get("MRAcquisitionType") == "3D":
+        return []
+    zooms = nib.affines.voxel_sizes(image.affine)
+    axis = {"i": 0, "j": 1, "k": 2}.get(str(metadata.get("SliceEncodingDirection"))[:1])
+    found = float(zooms[int(np.argmax(zooms)) if axis is None else axis])
+    if abs(stated - found) <= TOLERANCE * found:
+        return []
+    return [
+        f"the slices lie {found:.3g} mm apart by the header and {stated:.3g} mm by the sidecar "
+        "(SpacingBetweenSlices); the header was used: if the sidecar is right, the result is too "
+        f"{'flat' if stated > found else 'long'} along that axis"
+    ]

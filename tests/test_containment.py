@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nobody foresaw costs one image, one participant or one row, and two runs share a folder."""
+
+import errno
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bids_moediff.bids.dataset import prepare_output
+from bids_moediff.bids.image import AnatomicalImage, Participant
+from bids_moediff.execution import batch, preflight
+from bids_moediff.execution.finished import words_on_finished
+from bids_moediff.execution.outcome import RunResult
+from bids_moediff.execution.preflight import Checked, check_participants, closing_remarks
+from bids_moediff.execution.work_folder import own_work, participant_folder
+from bids_moediff.interfaces.run_record import ImageStatus
+from bids_moediff.reports import participant as pages
+from bids_moediff.reports.group import read_rows
+from bids_moediff.settings import Settings, load_settings
+from bids_moediff.workflows import participant as graphs
+from bids_moediff.workflows.participant import RunPlan
+from generated import dataset
+from report_data import make_image
+
+PLAN = RunPlan("student", "", ("cpu",), 1, "run")
+
+
+def image(name: str = "sub-01_T1w") -> AnatomicalImage:
+    path = f"sub-01/anat/{name}.nii.gz"
+    return AnatomicalImage(Path("/nowhere") / path, path, {"sub": "01"}, name.split("_")[-1], {})
+
+
+def settings_for(root: Path, **options) -> Settings:
+    given = {"bids_dir": root, "output_dir": root.parent / "out", "analysis_level": "participant"}
+    return load_settings({**given, **options}, None, {})
+
+
+def test_an_image_without_a_graph_leaves_the_others(tmp_path, monkeypatch):
+    good, odd = image(), image("sub-01_T2w")
+    prepare = graphs.init_image_preparation_wf
+
+    def fail(**given):
+        if given["source"] is odd:
+            raise KeyError("nobody foresaw this")
+        return prepare(**given)
+
+    monkeypatch.setattr(graphs, "init_image_preparation_wf", fail)
+    settings = Settings(output_dir=tmp_path, stage="preproc")
+    workflow, (found,) = batch._build(settings, [Checked(Participant("01", (good, odd)))], PLAN)
+    assert found.participant.images == (good,)
+    (refused,) = found.refusals
+    assert refused.image is odd
+    nodes = [str(node) for node in workflow._create_flat_graph().nodes()]
+    assert any("prepare_T1w_wf" in node for node in nodes)
+    row = batch._outcome(settings, PLAN, refused)
+    assert (row.image, row.exit_code) == ("sub-01_T2w", 1)
+    log = tmp_path / row.message.rsplit("Log: ", 1)[1]
+    assert "nobody foresaw this" in log.read_text()
+    assert "Traceback" in log.read_text()
+
+
+def test_two_images_of_one_step_name(tmp_path):
+    twice = Checked(Participant("01", (image(), image())))
+    settings = Settings(output_dir=tmp_path, stage="preproc")
+    _, (found,) = batch._build(settings, [twice], PLAN)
+    assert len(found.participant.images) == len(found.refusals) == 1
+
+
+def test_a_header_nobody_foresaw(tmp_path, monkeypatch):
+    root = dataset(tmp_path / "bids", {"sub-01_T1w": 1, "sub-01_T2w": 2})
+    check = preflight.check_image
+
+    def fail(found, settings):
+        if found.suffix == "T2w":
+            raise ZeroDivisionError("odd\x1b[31m header")
+        return check(found, settings)
+
+    monkeypatch.setattr(preflight, "check_image", fail)
+    (checked,) = check_participants(settings_for(root), ["01"])
+    assert [found.suffix for found in checked.participant.images] == ["T1w"]
+    (refused,) = checked.refusals
+    assert "ZeroDivisionError" in refused.message
+    assert refused.message.isprintable()
+    assert "Traceback" in refused.log
+
+
+def test_a_file_in_the_way_of_the_logs_costs_its_participant(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "sub-01").touch()
+    checked = Checked(Participant("01", (image(),)))
+    found = batch._recordable(Settings(output_dir=tmp_path), checked, PLAN)
+    assert found.participant.images == ()
+    assert "cannot be made" in found.refusals[0].message
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"images": 3}', '{"images": [{"key": 1}]}', "[]", "\udcff"]
+)
+def test_an_odd_record_is_a_failure_in_words(tmp_path, content):
+    settings = Settings(output_dir=tmp_path)
+    path = graphs.run_file(settings, PLAN, Participant("01", ()))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    (row,) = batch._outcomes_of(settings, Participant("01", (image(),)), PLAN, tmp_path)
+    assert (row.status, row.message) == ("failed", "The image was not processed.")
+
+
+def test_a_status_that_cannot_be_gathered(tmp_path):
+    notes = tmp_path / "notes.json"
+    notes.write_text("{")
+    step = ImageStatus(
+        source=image().to_json(), output_dir=str(tmp_path), zooms=(1.0, 1.0, 1.0),
+        notes=str(notes), run_id="x",
+    )  # fmt: skip
+    found = json.loads(Path(step.run(cwd=str(tmp_path)).outputs.status).read_text())
+    assert found["status"] == "failed"
+    assert "ImageStatus failed unexpectedly" in found["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 5000,
+        '{"Warnings": [3]}',
+        '{"Quality": 7}',
+        '{"SourceVoxelSize": ["a", "b", "c"]}',
+        "[]",
+    ],
+)
+def test_an_odd_derivative_costs_its_row_of_the_group_page(tmp_path, content):
+    folder = tmp_path / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    (folder / "sub-01_res-1mm_desc-sr_T1w.json").write_text(content)
+    (folder / "sub-01_res-1mm_desc-sr_T2w.json").write_text("{}")
+    rows, unreadable = read_rows(tmp_path)
+    assert len(rows["T2w"]) == 1
+    assert len(rows.get("T1w", ())) + len(unreadable) == 1
+
+
+def test_a_full_disk_while_pictures_are_drawn_is_no_success(tmp_path, monkeypatch):
+    run = {"images": [make_image(tmp_path, "01")]}
+
+    def fail(kind):
+        def draw(*_):
+            raise OSError(kind, "words")
+
+        monkeypatch.setattr(pages, "draw_pictures", draw)
+
+    fail(errno.ENOSPC)
+    with pytest.raises(OSError, match="words"):
+        pages.write_participant_report(tmp_path, "01", run)
+    fail(errno.EISDIR)
+    page = pages.write_participant_report(tmp_path, "01", run)
+    assert "could not be drawn" in page.read_text()
+
+
+def test_odd_files_in_the_output_folder(tmp_path):
+    root = dataset(tmp_path / "bids", {})
+    about = {"Name": "x", "BIDSVersion": "1.10.0", "License": {"a": 1}, "GeneratedBy": "me"}
+    (root / "dataset_description.json").write_text("\ufeff" + json.dumps(about), encoding="utf-8")
+    settings = settings_for(root)
+    settings.output_dir.mkdir()
+    (settings.output_dir / ".bidsignore").write_bytes(b"\xff\xfe")
+    prepare_output(settings, {})
+    assert "figures" in (settings.output_dir / ".bidsignore").read_text()
+    assert json.loads((settings.output_dir / "dataset_description.json").read_text())["Name"]
+
+
+def test_two_runs_on_one_participant(tmp_path, capsys):
+    settings = Settings(output_dir=tmp_path)
+    with own_work(settings, ["01", "02"], "a") as first:
+        assert first.work_folder == settings.work_folder
+        with own_work(settings, ["02", "03"], "b") as second:
+            assert second.work_folder == settings.work_folder / "run-b"
+            assert "another run works on sub-02" in capsys.readouterr().err
+            with own_work(settings, ["03"], "c") as third:  # nobody holds it
+                assert third.work_folder == settings.work_folder
+    assert not settings.work_folder.exists()
+    participant_folder(settings.work_folder, "01").mkdir(parents=True)
+    with own_work(settings, ["01"], "d"):
+        assert participant_folder(settings.work_folder, "01").is_dir(), (
+            "an interrupted run goes on"
+        )
+    with own_work(Settings(output_dir=tmp_path, rerun=True), ["01"], "e"):
+        assert not participant_folder(settings.work_folder, "01").exists()
+
+
+def test_what_is_said_at_the_end(tmp_path):
+    root = dataset(tmp_path / "bids", {})
+    (root / ".bidsignore").write_text("# nothing\n\n")
+    found = [
+        Participant("01", (image(),), passed={"T1map (to be had with x)": 2}),
+        Participant("02", ()),
+    ]
+    words = closing_remarks(settings_for(root), found)
+    assert words == [
+        "Not taken: 2 T1map (to be had with x).",
+        "Without an image to process: sub-02.",
+    ]
+    (root / ".bidsignore").write_text("sub-01/\n")
+    assert "not applied" in closing_remarks(settings_for(root), found)[-1]
+    assert "--rerun" in words_on_finished(Counter(), 3)[0]
+    assert RunResult().num_remarks == 0
