@@ -15,12 +15,12 @@ import numpy as np
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.registration import register
 
 from .alignment import SAME_HEAD, Alignment, align
 from .estimate import Estimate, joint_estimate
 from .frame import scan_zooms, union_grid
 from .mending import mended
-from .registration import register
 from .view import Scan, Setting, View, mean_of, noise_of, weigh_slices
 
 SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
