@@ -12,7 +12,9 @@ DEMO_OPTIONS ?= --output-resolution 1
 # Two at a time, a file in one process: tests of a file share what they set up. Longest files first.
 PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
+# How many made-up inputs of each kind, and how many killed runs, the long tests take.
 EXAMPLES ?= 20000
+KILLS ?= 100
 
 # How the container image is built.
 BUILD ?= docker build
@@ -52,8 +54,9 @@ demo: $(INSTALLED)  ## super-resolve the head that ships with the package
 test: $(INSTALLED)  ## the whole test suite, style and types included
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-test-long: $(INSTALLED)  ## made-up headers, sidecars, names and settings: 20,000 of each (hours)
-	BIDS_MOEDIFF_TEST_EXAMPLES=$(EXAMPLES) PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_fuzz.py
+test-long: $(INSTALLED)  ## made-up input, 20,000 of each kind, and 100 killed runs (hours)
+	BIDS_MOEDIFF_TEST_EXAMPLES=$(EXAMPLES) BIDS_MOEDIFF_TEST_KILLS=$(KILLS) PATH="$(BIN):$$PATH" \
+	  $(BIN)/python -m pytest tests/test_fuzz.py tests/test_faults.py
 
 lint: $(INSTALLED)  ## style, types and import direction only
 	$(BIN)/ruff check bids_moediff research tests tools
