@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bids_moediff.imaging.metrics import bootstrap_interval, intensity_range
-from bids_moediff.runtime.text import shown
+from bids_moediff.runtime.text import visible
 
 from .against_truth import COLUMNS, FIGURES, Pair, Row
 
@@ -70,8 +70,8 @@ def render(
     from jinja2 import Environment
 
     columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-    return (
-        Environment(autoescape=True, finalize=shown)
+    return visible(
+        Environment(autoescape=True)
         .from_string(TEMPLATE)
         .render(
             title=title,

@@ -20,6 +20,7 @@ from bids_moediff.bids.image import Participant
 from bids_moediff.errors import GraphError
 from bids_moediff.runtime.resources import Limits
 from bids_moediff.runtime.sink import write_text
+from bids_moediff.runtime.text import visible
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workflow_name
 from bids_moediff.workflows.participant import RunPlan, run_file
@@ -138,7 +139,7 @@ def write_methods(settings: Settings, text: str) -> None:
     write_citation(settings.output_dir, text)
     body = methods_html({"methods": (logs / "CITATION.md").read_text(encoding="utf-8")})
     head = '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Methods</title>\n'
-    write_text(f"{head}{body}</html>\n", logs / "CITATION.html")
+    write_text(visible(f"{head}{body}</html>\n"), logs / "CITATION.html")
 
 
 def execute(settings: Settings, workflow: Workflow, plan: RunPlan, limits: Limits) -> Path:

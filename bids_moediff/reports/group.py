@@ -23,6 +23,7 @@ from bids_moediff.reports import captions
 from bids_moediff.reports.participant import environment
 from bids_moediff.reports.study import GROUPING, read_participants, scanner
 from bids_moediff.runtime.sink import table_text, write_json, write_text
+from bids_moediff.runtime.text import visible
 
 MOST_GROUPS = 24  # values that a filter may offer
 FAR = 3.5  # modified z-score that makes an outlier (Iglewicz and Hoaglin, 1993)
@@ -144,7 +145,7 @@ def write_group_report(
         fewest=FEWEST,
         labels={name: words for name, words, _ in STRIPS} | {"n_warnings": "Warnings"},
     )  # fmt: skip
-    return write_text(page, root / "group.html")
+    return write_text(visible(page), root / "group.html")
 
 
 def _reasons(root: Path, states: Mapping[str, Mapping[str, str]], status: str) -> list[Group]:

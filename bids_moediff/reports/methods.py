@@ -190,7 +190,9 @@ def methods_html(run: Mapping[str, Any]) -> str:
             return found[0]
         return "\\[" + ", ".join(f"[{n}](#reference-{n})" for n in places) + "\\]"
 
-    page = MarkdownIt("commonmark", {"html": False}).render(CITED.sub(link, text))
+    # No pictures: a page loads nothing.
+    parser = MarkdownIt("commonmark", {"html": False}).disable("image")
+    page = parser.render(CITED.sub(link, text))
     head, mark, tail = page.rpartition("<ol>")
     if order and mark:
         places = iter(range(1, len(order) + 1))

@@ -29,7 +29,7 @@ from bids_moediff.reports import captions, combined, facts, figures
 from bids_moediff.reports.figures import Scene
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.runtime.sink import write_text
-from bids_moediff.runtime.text import shown
+from bids_moediff.runtime.text import visible
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 NOTHING_MORE_FITS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -114,14 +114,14 @@ def write_participant_report(
         section = _section(root, item, raw_dir)
         if len(items) > 1 and section.page:
             text = single.render(sections=[section], index=f"sub-{label}.html", **common)
-            write_text(text, root / section.page)
+            write_text(visible(text), root / section.page)
             # A page holds megabytes: the index keeps one picture of each.
             thumbnail = {key: section.pictures[key] for key in ("sr",) if key in section.pictures}
             section = replace(section, pictures=thumbnail, view=None, pairs=[])
         sections.append(section)
     template = environment().get_template("index.html") if len(items) > 1 else single
     text = template.render(sections=sections, index="", **common)
-    return write_text(text, root / f"sub-{label}.html")
+    return write_text(visible(text), root / f"sub-{label}.html")
 
 
 @cache
@@ -132,7 +132,6 @@ def environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.DictLoader(templates),
         autoescape=True,
-        finalize=shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

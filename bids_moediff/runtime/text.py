@@ -19,8 +19,3 @@ def one_line(text: object, most: int = LONGEST) -> str:
     """Return a text as one line of at most ``most`` visible characters."""
     words = visible(" ".join(str(text).split()))
     return words if len(words) <= most else f"{words[: most - 1]}…"
-
-
-def shown(value: object) -> object:
-    """Return what a page may show of a value: text without control characters, all else as is."""
-    return visible(value) if type(value) is str else value
