@@ -149,3 +149,23 @@ def test_errors_of_allocation_name_the_need(error):
     wrapped.__cause__ = error
     assert "about 3.2 GB" in unexpected("BrainMask", wrapped, 3.25)
     assert "unexpectedly" in unexpected("BrainMask", ValueError("odd"), 3.25)
+
+
+CHECKING = """
+from bids_moediff.cli.check import require_weights
+from bids_moediff.settings import Settings
+require_weights(Settings(), "cpu")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the signal is Linux's")
+def test_a_check_ends_when_the_command_is_killed():
+    """From its first moment, while it still loads torch."""
+    command = subprocess.Popen([sys.executable, "-c", CHECKING], cwd=Path(__file__).parents[1])
+    found: list[psutil.Process] = []
+    while not found and command.poll() is None:
+        found = psutil.Process(command.pid).children()
+        time.sleep(0.01)
+    command.kill()
+    command.wait()
+    assert found and gone(found[0].pid)

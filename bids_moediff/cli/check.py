@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 from bids_moediff.errors import DeviceError, MoediffError, UsageError, WeightsError
 from bids_moediff.families.choice import choose
 from bids_moediff.runtime import devices
+from bids_moediff.runtime.platform import die_with_parent
 from bids_moediff.runtime.resources import plan
 from bids_moediff.runtime.temporary import require_temporary_folder
 from bids_moediff.settings import Settings
@@ -37,7 +39,11 @@ def require_weights(settings: Settings, device: str) -> str:
     command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
     flag = "--model" if settings.weights is None else "--weights"
     answer = subprocess.run(
-        [*command, flag, choice.model], capture_output=True, text=True, check=False
+        [*command, flag, choice.model],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
     if answer.returncode < 0:
         raise WeightsError(

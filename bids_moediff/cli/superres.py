@@ -85,7 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
-    from bids_moediff.inference.worker import STOP, stop
     from bids_moediff.runtime.platform import die_with_parent, keep_freed_memory
     from bids_moediff.runtime.streams import tolerate_streams
 
@@ -93,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     namespace = build_parser().parse_args(argv)
     *namespace.inputs, namespace.output = namespace.paths or [None]
     if namespace.request or namespace.check_model:
-        die_with_parent()
+        die_with_parent()  # before torch is loaded, which takes seconds
+    from bids_moediff.inference.worker import STOP, stop
+
     keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, stop)

@@ -12,9 +12,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bids_moediff.errors import DeviceError
+from bids_moediff.runtime.platform import die_with_parent
 from bids_moediff.runtime.resources import visible_devices
 
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
@@ -65,6 +67,7 @@ def ask_torch(environment: Mapping[str, str] | None = None) -> Acceleration:
         text=True,
         check=False,
         env=None if environment is None else {**environment},
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
     if answer.returncode < 0:
         raise DeviceError(
