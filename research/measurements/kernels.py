@@ -5,7 +5,7 @@
 validation head of DATA/manifest.tsv, makes it coarse by each protocol and writes the gain over
 cubic interpolation with back-projection, in dB inside the head: one row a head, protocol and
 method. Rows that are there are not computed again. ``python -m research.measurements.kernels
-table OUT.tsv`` prints means and worst heads.
+values OUT.tsv NUMBERS.json`` makes what ``research.results values`` takes.
 """
 
 import csv
@@ -24,13 +24,20 @@ from bids_moediff.imaging.protocols import Protocol, parse_protocol
 from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
-from bids_moediff.runtime.sink import table_text, write_text
+from bids_moediff.runtime.sink import table_text, write_json, write_text
 
 BLOCK, BORDER = 72, 8  # voxels; the border is not judged: the cut head wraps around there
 PROTOCOLS = (
     "x2iso-kspace+noise4", "x4slices-gaussian", "x2iso-kspace", "x4slices-gaussian+noise4",
     "x1.5iso-kspace", "x3iso-kspace",
 )  # fmt: skip
+METHODS = {
+    "cubic": "cubic",
+    "nsmoe": "nsmoe",
+    "student": "student",
+    "nsmoe, not told": "blind",
+    "student, not told": "student_blind",
+}
 COLUMNS = ("head", "group", "protocol", "method", "psnr", "gain")
 
 
@@ -109,24 +116,33 @@ def read(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
-def table(path: Path) -> str:
-    """Markdown: mean gain over cubic + back-projection and the worst head's."""
-    gains = defaultdict(list)
+def values(path: Path) -> dict[str, Any]:
+    """For ``research.results values``: mean gain over cubic + back-projection, and the worst."""
+    gains: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in read(path):
-        gains[row["protocol"], row["method"]].append(float(row["gain"]))
-    methods = list(dict.fromkeys(method for _, method in gains))
-    lines = [f"| protocol | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
+        gains[row["protocol"], row["method"]][row["head"]] = float(row["gain"])
+    numbers: dict[str, float] = {}
+    rows = []
     for protocol in dict.fromkeys(protocol for protocol, _ in gains):
-        cells = []
-        for method in methods:
-            values = gains.get((protocol, method))
-            cells.append(f"{np.mean(values):+.2f} ({min(values):+.2f})" if values else "")
-        lines.append(f"| {protocol} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = {"protocol": parse_protocol(protocol).name}
+        for method, key in METHODS.items():
+            found = list(gains.get((protocol, method), {}).values())
+            cells[key] = f"{np.mean(found):+.2f} ({min(found):+.2f})" if found else "not measured"
+            if found:
+                numbers[f"{protocol}.{key}"] = round(float(np.mean(found)), 3)
+        told, blind = gains[protocol, "nsmoe"], gains.get((protocol, "nsmoe, not told"), {})
+        apart = [told[head] - blind[head] for head in told if head in blind]
+        cells["told_gain"] = f"{np.mean(apart):+.2f} ({min(apart):+.2f})" if apart else ""
+        rows.append(cells)
+    columns = [
+        ["protocol", "{protocol}"], ["N-SMoE", "{nsmoe}"], ["student", "{student}"],
+        ["N-SMoE, not told the noise", "{blind}"], ["what telling gains", "{told_gain}"],
+    ]  # fmt: skip
+    return {"values": numbers, "rows": rows, "views": {"gains": {"columns": columns}}}
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "table":
-        print(table(Path(sys.argv[2])))
+    if sys.argv[1] == "values":
+        write_json(values(Path(sys.argv[2])), Path(sys.argv[3]))
     else:
         measure(Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or ["nsmoe"])[0])
