@@ -2,6 +2,7 @@
 """The regression network whose features N-SMoE reads."""
 
 from dataclasses import replace
+from functools import partial
 
 from bids_moediff.errors import WeightsError
 from bids_moediff.families.load import load_model
@@ -11,15 +12,20 @@ from .network import NSMoEConfig, NSMoENetwork
 
 
 def build_network(config: NSMoEConfig) -> NSMoENetwork:
-    """Return a network with a fresh head, on the features that its configuration names.
+    """Return a network with a fresh head, on the features that its configuration names."""
+    if not config.features:
+        return NSMoENetwork(config)
+    return NSMoENetwork(config, partial(shared_trunk, config))
+
+
+def shared_trunk(config: NSMoEConfig) -> FactorisedTrunk:
+    """Return the first layers of the model that a configuration names, frozen.
 
     Raises
     ------
     WeightsError
-        if the model that is named is missing, or is not the one that the head was made for.
+        if the model is missing, or is not the one that the head was made for.
     """
-    if not config.features:
-        return NSMoENetwork(config)
     model = load_model(config.features)
     if config.features_sha256 not in ("", model.sha256):
         raise WeightsError(
@@ -28,6 +34,15 @@ def build_network(config: NSMoEConfig) -> NSMoENetwork:
             "package that they came with, or train them again."
         )
     trunk = FactorisedTrunk(config.channels, config.blocks, config.ranks)
-    trunk.take_over(model.network.state_dict())
-    trunk.eval().requires_grad_(False)
-    return NSMoENetwork(replace(config, features_sha256=model.sha256), trunk)
+    try:
+        trunk.take_over(model.network.state_dict())
+    except ValueError as error:
+        raise WeightsError(f"the features of {config.features} do not fit: {error}") from error
+    return trunk.eval().requires_grad_(False)
+
+
+def with_checksum(config: NSMoEConfig) -> NSMoEConfig:
+    """Return a configuration that says which weights its features are."""
+    if not config.features:
+        return config
+    return replace(config, features_sha256=load_model(config.features).sha256)

@@ -111,13 +111,15 @@ class NSMoENetwork(nn.Module):
     start_centres: Tensor
 
     def __init__(
-        self, config: NSMoEConfig | None = None, shared: FactorisedTrunk | None = None
+        self,
+        config: NSMoEConfig | None = None,
+        shared: Callable[[], FactorisedTrunk] | None = None,
     ) -> None:
         super().__init__()
         self.config = config or NSMoEConfig()
         c = self.config
-        # Shared features belong to another model: no weights of this one.
-        self._shared = [shared] if shared is not None else []
+        # Shared features belong to another model: no weights of this one, and read when needed.
+        self._load, self._shared = shared, list[FactorisedTrunk]()
         if shared is None:
             self.own = FactorisedTrunk(c.channels, c.blocks, c.ranks)
         self.hidden = nn.Conv3d(c.channels, c.hidden, 3, padding=1)
@@ -136,8 +138,12 @@ class NSMoENetwork(nn.Module):
 
     @property
     def trunk(self) -> FactorisedTrunk:
-        """The encoder's first layers, shared or its own."""
-        return self._shared[0] if self._shared else self.own
+        """The encoder's first layers, shared or its own; WeightsError if there are none."""
+        if self._load is None:
+            return self.own
+        if not self._shared:
+            self._shared.append(self._load().to(self.hidden.weight))
+        return self._shared[0]
 
     def _apply(self, function: Callable[..., Any], recurse: bool = True) -> Self:
         for trunk in self._shared:

@@ -105,6 +105,7 @@ class NSMoERestorer:
     def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
         assert isinstance(network, NSMoENetwork)
         self.network, self.device, self.precision = network, device, precision
+        assert network.trunk is not None  # features that are missing fail here, not in an image
 
     def settle(self, options: Options, problem: Problem) -> Settled:
         """One estimate, one step, no texture."""

@@ -38,7 +38,7 @@ from bids_moediff.training.stage import (
 from bids_moediff.training.validation import Case, gains_of
 from bids_moediff.training.volumes import Volume
 
-from .features import build_network
+from .features import build_network, with_checksum
 from .network import NSMoEConfig, NSMoENetwork, numbers_of
 from .restorer import apply_to_volume, push_planes
 
@@ -129,7 +129,7 @@ class Adversary:
 
 def _begun(config: NSMoEConfig, init: Init) -> NSMoENetwork:
     """Network on the features of a shipped model, or on those of what --init names; they stay."""
-    network = build_network(config)
+    network = build_network(with_checksum(config))
     parts = init_parts(init)
     if "nsmoe" in parts:
         warm_start(network, parts["nsmoe"])
