@@ -59,6 +59,11 @@ def whole(minimum: int) -> Convert:
     return convert
 
 
+def from_noise_strength(value: Any) -> str | None:
+    """Return the kind of samples that an earlier version's ``--noise-strength`` stands for."""
+    return "texture" if to_number(value) > 0 else None
+
+
 def to_number(value: Any) -> float:
     """Return a finite number of at least 0."""
     try:

@@ -22,7 +22,6 @@ from bids_moediff.converters import (
     to_flag,
     to_millimetres,
     to_noise,
-    to_number,
     to_output,
     to_path,
     to_planes,
@@ -161,18 +160,19 @@ class Options:
     num_samples: int = option(
         1,
         whole(1),
-        "samples; the mean is written, with their expected error if above 1",
+        "samples to draw of what the image may have looked like; with several, the expected error "
+        "is their standard deviation",
         group=RESTORATION,
         metavar="N",
         record="NumberOfSamples",
     )
-    noise_strength: float = option(
-        0.0,
-        to_number,
-        "0: most faithful output; above: more texture, less certainty",
+    sample: str | None = option(
+        None,
+        one_of("posterior", "texture"),
+        "draw and write samples (see --num-samples): posterior (as uncertain as the result is) or "
+        "texture (as sharp as a scan, nearer to the truth than a posterior sample)",
         group=RESTORATION,
-        metavar="X",
-        record="NoiseStrength",
+        metavar="{posterior,texture}",
     )
     random_seed: int = option(
         0,
@@ -209,9 +209,10 @@ class Options:
     )
     outputs: tuple[str, ...] = option(
         (),
-        several_of("gates", "uncertainty", "kernels"),
+        several_of("gates", "uncertainty", "samples", "kernels"),
         "further outputs: gates (expert maps), uncertainty (expected error of each voxel), "
-        "kernels (of --model nsmoe, in a region, with a table)",
+        "samples (each one that --num-samples draws), kernels (of --model nsmoe, in a region, "
+        "with a table)",
         group=OUTPUTS,
         metavar="KIND",
         many=True,
@@ -306,6 +307,16 @@ class Options:
         if not isinstance(self.output_resolution, tuple):
             raise ValueError("the output voxel size depends on the image: use for_image first")
         return self.output_resolution
+
+    @property
+    def draws_samples(self) -> bool:
+        """Whether samples are drawn."""
+        return self.num_samples > 1 or self.writes_samples
+
+    @property
+    def writes_samples(self) -> bool:
+        """Whether samples are written."""
+        return self.sample is not None or "samples" in self.outputs
 
     @property
     def wants_expected_error(self) -> bool:

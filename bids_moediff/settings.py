@@ -9,6 +9,7 @@ is inherited from :class:`~bids_moediff.options.Options`.
 
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff.converters import (
+    from_noise_strength,
     labels,
     one_of,
     several_of,
@@ -357,13 +359,16 @@ def load_settings(
     values: dict[str, Any] = {}
     if config_file is not None:
         for key, value in _read_toml(config_file).items():
-            name = _known(key.replace("-", "_"), f"The key {key!r} in {config_file}")
-            values[name] = _converted(name, value, f"{key} in {config_file}")
+            where = f"{key} in {config_file}"
+            name, value = _renamed(key.replace("-", "_"), value, where)
+            name = _known(name, f"The key {key!r} in {config_file}")
+            values[name] = _converted(name, value, where)
     variables = os.environ if environment is None else environment
     for variable, word in sorted(variables.items()):
         if (field_name := _variable_field(variable)) and word != "":
             where = f"The environment variable {variable}"
-            values[field_name] = _converted(field_name, word, where)
+            field_name, value = _renamed(field_name, word, where)
+            values[field_name] = _converted(field_name, value, where)
     for name, value in options.items():
         if name in _FIELDS:
             option = name if name in _POSITIONAL else f"--{name.replace('_', '-')}"
@@ -399,6 +404,19 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"The settings file {path} is not valid TOML: {error}.") from error
 
 
+# Names of an earlier version, for this one: the name now, and what makes its value of the old one.
+RENAMED = {"noise_strength": ("sample", from_noise_strength)}
+
+
+def _renamed(name: str, value: Any, where: str) -> tuple[str, Any]:
+    """Return name and value as they are now, with a notice where they had others."""
+    if name not in RENAMED:
+        return name, value
+    now, convert = RENAMED[name]
+    print(f"bids_moediff: {where}: {name} is now called {now}.", file=sys.stderr)
+    return now, converted(convert, value, where)
+
+
 def _known(name: str, where: str) -> str:
     if name not in _FIELDS:
         raise UsageError(f"{where} is not a setting{closest(name, _FIELDS)}.")
@@ -410,7 +428,7 @@ def _variable_field(variable: str) -> str | None:
     name = variable.removeprefix(PREFIX)
     if name == variable or name in OTHER_VARIABLES or name.startswith("TEST_"):
         return None
-    if name.lower() not in _FIELDS:
+    if name.lower() not in {*_FIELDS, *RENAMED}:
         near = closest(variable, [PREFIX + known.upper() for known in _FIELDS])
         raise UsageError(f"The environment variable {variable} is not a setting{near}.")
     return name.lower()

@@ -56,6 +56,7 @@ def test_the_error_itself_is_the_ideal_deviation() -> None:
 def test_command(tmp_path: Path) -> None:
     nib.save(head((64, 72, 60), (2.4, 2.4, 2.6)), tmp_path / "h_T1w.nii.gz")
     untrained_model(tmp_path / "tiny")
+    (tmp_path / "tiny" / "calibration.json").write_text('{"factor": 1.5}')
     arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--num-samples", "2", "--block", "48"]
     run = run_script(

@@ -184,7 +184,7 @@ def test_images_that_differ_are_told_apart_and_failed_ones_not_at_all() -> None:
     ]
     text = methods_text(items)
     assert "`a` and `c` were super-resolved" in text and "`d` were super-resolved" in text
-    assert "The mean of 4 samples" in text and "(model `other`)" in text
+    assert "4 samples of what" in text and "(model `other`)" in text
     assert "`b` had voxels as small as asked for" in text
     assert "mask of `c` was taken" in text
     assert "`e`" not in text and "gone" not in text and "skull" not in text

@@ -41,10 +41,9 @@ def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
         ("cpu", {"bfloat16": False}, BOTH, "moediff", "without bfloat16"),
         ("cuda:1", {}, BOTH, "moediff", "GPU"),
         ("cpu", {}, ("moediff",), "moediff", "no student"),
-        ("cpu", {"num_samples": 4}, BOTH, "moediff", "several samples"),
+        ("cpu", {"num_samples": 4, "bfloat16": True}, BOTH, "student", "half"),
         ("cpu", {"outputs": ("gates",)}, BOTH, "moediff", "expert maps"),
         ("cpu", {"outputs": ("uncertainty",)}, BOTH, "moediff", "a map of the expected error"),
-        ("cpu", {"noise_strength": 0.5}, BOTH, "moediff", "texture"),
         ("cpu", {"num_steps": 2}, BOTH, "moediff", "sampling steps"),
     ],
 )
@@ -166,8 +165,8 @@ def test_what_a_student_cannot_give_is_said(tmp_path):
     plain = resolver.enhance(scan(), Options(output_resolution=(0.7,) * 3))
     assert not plain.record["Warnings"]
     asked = resolver.enhance(
-        scan(), Options(output_resolution=(0.7,) * 3, num_samples=3, outputs=("gates",))
+        scan(), Options(output_resolution=(0.7,) * 3, num_steps=3, outputs=("gates",))
     )
     assert any("--model moediff" in warning for warning in asked.record["Warnings"])
-    assert asked.record["NumberOfSamples"] == 1
+    assert asked.record["NumberOfSteps"] == 1
     assert asked.gates is None and asked.standard_deviation is None

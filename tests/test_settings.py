@@ -37,6 +37,15 @@ def test_each_source_overrides_the_one_before(config):
     assert (settings.num_steps, settings.random_seed, settings.num_samples) == (2, 3, 4)
 
 
+def test_a_setting_under_its_earlier_name_works_with_a_notice(config, capsys):
+    """--noise-strength of the last version."""
+    assert load(config=config("noise_strength = 0.5\n")).sample == "texture"
+    assert load(environment={"BIDS_MOEDIFF_NOISE_STRENGTH": "0"}).sample is None
+    assert capsys.readouterr().err.count("is now called sample") == 2
+    with pytest.raises(UsageError, match="not a number"):
+        load(config=config('noise_strength = "much"\n'))
+
+
 def test_every_field_can_be_set_from_all_three_sources(config):
     """One value per type, written as each source writes it, arrives the same."""
     cases = {
@@ -47,7 +56,7 @@ def test_every_field_can_be_set_from_all_three_sources(config):
         "weights": ('"/models/x"', "/models/x", "/models/x", Path("/models/x")),
         "device": ('"cuda:1"', "cuda:1", "cuda:1", "cuda:1"),
         "modalities": ('["T1w"]', "T1w", ["T1w"], ("T1w",)),
-        "noise_strength": ("0.5", "0.5", "0.5", 0.5),
+        "sample": ('"texture"', "texture", "texture", "texture"),
         "planes": ("3", "3", "3", 3),
     }
     for name, (toml, variable, option, expected) in cases.items():

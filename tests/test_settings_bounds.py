@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bids_moediff.converters import to_number
 from bids_moediff.errors import UsageError
 from bids_moediff.options import DEFAULT_SUFFIXES, Options, converted
 from bids_moediff.settings import Settings, load_settings
@@ -22,9 +23,7 @@ TAKEN_REFUSED: dict[str, tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]] = 
     "nprocs": WHOLE_FROM_ONE,
     "omp_nthreads": WHOLE_FROM_ONE,
     "random_seed": (((0, 0), ("0", 0), (2**40, 2**40)), (-1, "-1", 0.0, False)),
-    "noise_strength": (
-        ((0, 0), ("0", 0), ("0.5", 0.5), (3, 3)), (-1e-9, NAN, "nan", INF, "inf", True, "x")
-    ),
+    "sample": ((("posterior", "posterior"), ("texture", "texture")), ("mean", "", 1)),
     "planes": (((1, 1), ("3", 3)), (0, 2, 4, "2", "1.0", 1.5)),
     "slice_thickness": (((0.2, 0.2), ("20", 20)), (0.199, 20.01, 0, -1, NAN, "5mm")),
     "noise": (
@@ -116,12 +115,25 @@ def test_who_gets_an_expected_error(samples: int, outputs: tuple[str, ...], want
     assert Options(num_samples=samples, outputs=outputs).wants_expected_error is wanted
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn", "written"),
+    [
+        (Options(), False, False),
+        (Options(num_samples=2), True, False),
+        (Options(outputs=("samples",)), True, True),
+        (Options(sample="texture"), True, True),
+    ],
+)
+def test_who_gets_samples(options: Options, drawn: bool, written: bool) -> None:
+    assert (options.draws_samples, options.writes_samples) == (drawn, written)
+
+
 def test_defaults_are_the_documented_ones() -> None:
     found = Options().to_dict()
     assert found == {
         "output_resolution": "auto", "acquired_resolution": "auto", "slice_profile": "auto",
         "slice_thickness": None, "noise": "auto", "model": "auto", "weights": None,
-        "num_steps": None, "num_samples": 1, "noise_strength": 0.0, "random_seed": 0, "planes": 1,
+        "num_steps": None, "num_samples": 1, "sample": None, "random_seed": 0, "planes": 1,
         "consistency": "end", "reference": None, "outputs": (), "precision": "auto",
         "batch_size": None,
     }  # fmt: skip
@@ -129,11 +141,11 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_options_survive_the_request_and_reach_the_sidecar() -> None:
-    made = Options(weights=Path("/m"), num_steps=5, noise_strength=0.2, planes=3, random_seed=4)
+    made = Options(weights=Path("/m"), num_steps=5, sample="texture", planes=3, random_seed=4)
     assert Options.from_dict(made.to_dict(), "request") == made
     assert made.record() == {
-        "NumberOfSteps": 5, "NumberOfSamples": 1, "NoiseStrength": 0.2, "RandomSeed": 4,
-        "SlicePlanes": 3, "DataConsistency": "end",
+        "NumberOfSteps": 5, "NumberOfSamples": 1, "RandomSeed": 4, "SlicePlanes": 3,
+        "DataConsistency": "end",
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"request: 'plane' is not an option .*planes"):
         Options.from_dict({"plane": 1}, "request")
@@ -150,4 +162,4 @@ def test_options_survive_the_request_and_reach_the_sidecar() -> None:
 )
 def test_a_number_that_is_nearly_one_is_told_how_to_write_it(typed: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
-        converted(FIELDS["noise_strength"], typed, "x")
+        converted(to_number, typed, "x")

@@ -43,7 +43,8 @@ def volume(shape: tuple[int, int, int] = SIZE) -> torch.Tensor:
 
 
 CALM = Options(num_steps=1)
-NOISY = Options(num_steps=3, noise_strength=1.0)
+NOISY = Options(num_steps=3)
+FROM_NOISE = {"noise_strength": 1.0}
 GATES = ("gates",)
 
 
@@ -101,9 +102,16 @@ def test_three_planes_depend_less_on_how_the_head_lies_in_the_grid() -> None:
 def test_steps_of_the_whole_volume_equal_those_of_slices() -> None:
     """Nothing to correct: the order of the loops must not matter."""
     net, start = network(), volume()
-    plain, gates, counts = restore_slices(net, start, ISOTROPIC, replace(NOISY, outputs=GATES))
+    plain, gates, counts = restore_slices(
+        net, start, ISOTROPIC, replace(NOISY, outputs=GATES), **FROM_NOISE
+    )
     stepped, maps, again = restore_slices(
-        net, start, ISOTROPIC, replace(NOISY, outputs=GATES), correct=lambda image: image
+        net,
+        start,
+        ISOTROPIC,
+        replace(NOISY, outputs=GATES),
+        correct=lambda image: image,
+        **FROM_NOISE,
     )
     torch.testing.assert_close(stepped, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(maps, gates)
@@ -130,8 +138,8 @@ def test_corrections_between_steps_reach_the_result() -> None:
         calls.append(float((operator.forward(image) - measured).norm() / measured.norm()))
         return operator.project(image, measured)
 
-    plain = restore_slices(net, start, ISOTROPIC, NOISY)[0]
-    stepped = restore_slices(net, start, ISOTROPIC, NOISY, correct=correct)[0]
+    plain = restore_slices(net, start, ISOTROPIC, NOISY, **FROM_NOISE)[0]
+    stepped = restore_slices(net, start, ISOTROPIC, NOISY, correct=correct, **FROM_NOISE)[0]
     assert len(calls) == 3 and calls[0] > 0.01
     assert float((operator.forward(stepped) - measured).norm() / measured.norm()) < 1e-4
     # More than a projection at the end: later steps see what earlier corrections did.
@@ -146,7 +154,9 @@ def test_learned_latents_can_be_corrected_and_sampled(latent: str) -> None:
     )  # fmt: skip
     net = network(config)
     first, second = (
-        restore_slices(net, volume(), ISOTROPIC, NOISY, correct=lambda image: image)[0]
+        restore_slices(net, volume(), ISOTROPIC, NOISY, correct=lambda image: image, **FROM_NOISE)[
+            0
+        ]
         for _ in range(2)
     )
     assert torch.equal(first, second) and torch.isfinite(first).all()

@@ -22,6 +22,8 @@ from bids_moediff.inference.pose import Inputs, pose
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.networks.scale import ScaleConfig, ScaleNetwork
+from bids_moediff.networks.scale_file import ScaleHead
 from bids_moediff.options import Options
 
 
@@ -92,44 +94,83 @@ def test_a_noisy_scan_is_met_within_its_noise(resolver):
     assert resolver.enhance(noisy, options).residual < 1e-3
 
 
-def test_the_networks_do_something_and_the_seed_decides(resolver):
-    image = scan()
-    first = resolver.enhance(
-        image, Options(output_resolution=(0.7,) * 3, random_seed=1, noise_strength=1.0)
-    )
-    again = resolver.enhance(
-        image,
-        Options(output_resolution=(0.7,) * 3, random_seed=1, noise_strength=1.0, batch_size=7),
-    )
-    other = resolver.enhance(
-        image, Options(output_resolution=(0.7,) * 3, random_seed=2, noise_strength=1.0)
-    )
-    calm = resolver.enhance(image, Options(output_resolution=(0.7,) * 3))
-    bytes_of = [np.asarray(r.image.dataobj).tobytes() for r in (first, again, other, calm)]
-    assert bytes_of[0] == bytes_of[1]
-    assert bytes_of[0] != bytes_of[2]
-    assert bytes_of[0] != bytes_of[3]
+@pytest.fixture(scope="module")
+def sampling(resolver) -> SuperResolver:
+    """The same network with a scale head of random weights."""
+    torch.manual_seed(1)
+    head = ScaleHead(ScaleNetwork(ScaleConfig(8, 1)).eval(), {"sha256": "1" * 64})
+    model = replace(resolver.model, scale=head)
+    return SuperResolver(model, torch.device("cpu"), "fp32")
 
 
-def test_samples_give_their_mean_and_deviation(resolver):
+def data_of(result):
+    return {key: np.asarray(image.dataobj) for key, image in result.maps.items()}
+
+
+@pytest.mark.parametrize("kind", ["posterior", "texture"])
+def test_samples_agree_with_the_scan_and_the_seed_decides(sampling, kind):
+    """The image stays what it is without them."""
     image = scan((16, 16, 16))
-    both = resolver.enhance(
-        image, Options(output_resolution=(0.7,) * 3, random_seed=5, num_samples=2)
-    )
-    single = [
-        np.asarray(
-            resolver.enhance(
-                image, Options(output_resolution=(0.7,) * 3, random_seed=5 + k, noise_strength=1.0)
-            ).image.dataobj
-        )
-        for k in range(2)
-    ]
-    np.testing.assert_allclose(np.asarray(both.image.dataobj), np.mean(single, 0), atol=0.05)
-    expected = np.std(single, axis=0, ddof=1)
-    np.testing.assert_allclose(
-        np.asarray(both.standard_deviation.dataobj), expected, atol=0.02 * expected.max()
-    )
-    assert both.record["NumberOfSamples"] == 2
+    plain = Options(output_resolution=(0.7,) * 3)
+    ramp = np.linspace(0.8, 1.2, 16, dtype=np.float32)[:, None, None]
+    field = nib.Nifti1Image(np.broadcast_to(ramp, image.shape).copy(), image.affine)
+    inputs = Inputs(bias_field=field)
+    calm = sampling.enhance(image, plain, inputs)
+    asked = replace(plain, sample=kind, num_samples=2, random_seed=5)
+    first, again = (sampling.enhance(image, asked, inputs) for _ in range(2))
+    other = sampling.enhance(image, replace(asked, random_seed=6, num_samples=1), inputs)
+    assert not calm.maps and set(first.maps) == {"sample_1", "sample_2", "srstd"}
+    mean = np.asarray(calm.image.dataobj)
+    np.testing.assert_array_equal(np.asarray(first.image.dataobj), mean)
+    one, two = data_of(first)["sample_1"], data_of(first)["sample_2"]
+    assert one.tobytes() == data_of(again)["sample_1"].tobytes()
+    assert two.tobytes() == data_of(other)["sample_1"].tobytes()
+    assert one.tobytes() != two.tobytes() and np.abs(one - mean).max() > 1
+    posed = pose(image, (0.7,) * 3, inputs, torch.device("cpu"))
+    residual = posed.residual(torch.from_numpy(one / posed.scale))
+    assert residual < 1e-3
+    spread = np.std([one, two], axis=0, ddof=1)
+    np.testing.assert_allclose(data_of(first)["srstd"], spread, atol=0.02 * spread.max())
+    assert first.record["NumberOfSamples"] == 2 and first.record["Sample"] == kind
+    assert first.record["ExpectedErrorFrom"] == "2 samples"
+    assert first.record["SampleScaleFrom"] == "scale head"
+
+
+def test_samples_can_be_kept_one_at_a_time_or_only_counted(sampling):
+    image, kept = scan((16, 16, 16)), {}
+    asked = Options(output_resolution=(0.7,) * 3, num_samples=3, outputs=("samples",))
+    found = sampling.enhance(image, asked, store=kept.__setitem__)
+    assert set(kept) == {"sample_1", "sample_2", "sample_3"} and set(found.maps) == {"srstd"}
+    unseen = sampling.enhance(image, replace(asked, outputs=()))
+    assert set(unseen.maps) == {"srstd"}
+    np.testing.assert_array_equal(data_of(unseen)["srstd"], data_of(found)["srstd"])
+
+
+def test_without_a_scale_no_samples_are_drawn_and_it_is_said(resolver):
+    asked = Options(output_resolution=(0.7,) * 3, num_samples=3, outputs=("samples",))
+    found = resolver.enhance(scan((16, 16, 16)), asked)
+    assert not found.maps and found.record["NumberOfSamples"] == 0
+    assert any("no samples were drawn" in words for words in found.record["Warnings"])
+
+
+def test_the_scale_head_gives_the_expected_error_if_it_was_found_better(sampling):
+    """Else the model's earlier way stays; the sidecar tells which."""
+    image, asked = scan((16, 16, 16)), Options(output_resolution=(0.7,) * 3)
+    asked = replace(asked, outputs=("uncertainty",))
+    model, head = sampling.model, sampling.model.scale
+    better = replace(head, config={**head.config, "expected_error": True})
+    better_model = replace(model, scale=better, calibration={"factor": 1.5})
+    learned = SuperResolver(better_model, torch.device("cpu"), "fp32").enhance(image, asked)
+    assert learned.record["ExpectedErrorFrom"] == "scale head"
+    assert "ExpectedErrorFactor" not in learned.record
+    by_hand = SuperResolver(
+        replace(model, calibration={"factor": 1.5}), torch.device("cpu"), "fp32"
+    ).enhance(image, asked)
+    assert by_hand.record["ExpectedErrorFrom"].startswith("detail added")
+    assert not np.allclose(data_of(learned)["srstd"], data_of(by_hand)["srstd"], rtol=0.1)
+    larger = nib.Nifti1Image(7 * np.asarray(image.dataobj), image.affine)
+    again = SuperResolver(better_model, torch.device("cpu"), "fp32").enhance(larger, asked)
+    np.testing.assert_allclose(data_of(again)["srstd"], 7 * data_of(learned)["srstd"], rtol=1e-3)
 
 
 def test_gates_sum_to_one_on_the_output_grid(resolver):
@@ -204,13 +245,14 @@ def test_a_common_slice_profile_is_inverted_exactly(resolver):
     )
 
 
-def test_planes_and_consistency_are_options_of_the_engine(resolver):
+def test_planes_and_consistency_are_options_of_the_engine(resolver, monkeypatch):
     """Both change the result; it agrees with the scan all the same, and the record says so."""
+    monkeypatch.setattr(resolver.restorer, "noise_strength", 1.0)
     image = scan((16, 14, 18))
     ramp = np.linspace(0.8, 1.2, 16, dtype=np.float32)[:, None, None]
     field = nib.Nifti1Image(np.broadcast_to(ramp, image.shape).copy(), image.affine)
     inputs = Inputs(bias_field=field)
-    noisy = Options(output_resolution=(0.7,) * 3, random_seed=1, noise_strength=1.0, num_steps=2)
+    noisy = Options(output_resolution=(0.7,) * 3, random_seed=1, num_steps=2)
     plain = resolver.enhance(image, noisy, inputs)
     three = resolver.enhance(image, replace(noisy, planes=3), inputs)
     steps = resolver.enhance(image, replace(noisy, consistency="each-step"), inputs)

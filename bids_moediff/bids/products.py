@@ -190,6 +190,21 @@ _ROWS = (
         ),
     ),
     Product(
+        key="sample",
+        entities={"desc": "srsample1"},
+        sidecar=lambda record: {
+            key: value for key, value in record.items() if not key.startswith("ExpectedError")
+        },
+        description="first sample of what the image may have looked like; srsample2 and so on",
+        each=Several(
+            lambda settings, image: [
+                str(number + 1)
+                for number in range(settings.num_samples if settings.writes_samples else 0)
+            ],
+            lambda label: {"desc": f"srsample{label}"},
+        ),
+    ),
+    Product(
         key="gates",
         entities={"seg": "moegate"},
         suffix="probseg",

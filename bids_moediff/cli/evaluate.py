@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": "a model on high-resolution heads that are made coarse",
     "hallucination": "lesions put into heads: kept, faded or multiplied?",
     "calibration": "is a result wrong where it says it is uncertain?",
+    "sampling": "are samples as uncertain as the result is?",
 }
 
 
@@ -41,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     from bids_moediff.cli.calibration import run_calibration
+    from bids_moediff.cli.sampling import run_sampling
 
     commands = {
         "derivatives": run_derivatives,
         "benchmark": run_benchmark,
         "hallucination": run_hallucination,
         "calibration": run_calibration,
+        "sampling": run_sampling,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])

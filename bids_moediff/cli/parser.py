@@ -13,7 +13,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.converters import to_flag
+from bids_moediff.converters import from_noise_strength, to_flag
 from bids_moediff.options import OUTPUTS, RESOURCES, RESTORATION, Options
 from bids_moediff.settings import OPERATIONS, SELECTION, Settings
 
@@ -80,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     for item in known.values():
         if group := item.metadata["group"]:
             add_option(groups[group], item)
+    add_old_spelling(
+        groups[RESTORATION], "--noise-strength", "sample", convert=from_noise_strength
+    )
     operations = groups[OPERATIONS]
     operations.add_argument("--config-file", metavar="FILE", help="TOML file with settings")
     operations.add_argument(

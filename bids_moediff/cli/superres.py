@@ -17,6 +17,7 @@ from typing import Any
 
 from bids_moediff import __version__
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
+from bids_moediff.converters import from_noise_strength
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.options import Options
 from bids_moediff.settings import Settings
@@ -24,7 +25,7 @@ from bids_moediff.settings import Settings
 PROGRAM = "bids_moediff-superres"
 RESTORATION = (
     "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "noise",
-    "random_seed", "num_steps", "num_samples", "noise_strength", "planes", "consistency",
+    "random_seed", "num_steps", "num_samples", "sample", "planes", "consistency",
     "non_negative", "output_dtype",
 )  # fmt: skip
 MODEL = ("model", "weights", "precision", "batch_size")
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(one, RESTORATION)
     add_old_spelling(one, "--zooms", "output_resolution", nargs="+")
     add_old_spelling(one, "--seed", "random_seed")
+    add_old_spelling(one, "--noise-strength", "sample", convert=from_noise_strength)
     both = parser.add_argument_group("model and device")
     add_options(both, MODEL)
     add_options(both, ("device",), of=Settings)
@@ -177,6 +179,9 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     write_nifti(result.image, output, step=step)
     if step is not None:
         result.record["IntensityStep"] = step
+    for key, sample in result.maps.items():
+        if key.startswith("sample_"):
+            write_nifti(sample, output.with_name(f"{_stem(output)}_{key}.nii.gz"))
     write_json(result.record, output.with_name(f"{_stem(output)}.json"))
     for path, carried in maps.items():
         write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)

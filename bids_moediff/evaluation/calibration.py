@@ -7,7 +7,7 @@ deviation gives a flat curve, a perfect one the curve of the errors themselves.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bids_moediff.imaging.metrics import intensity_range
 from bids_moediff.imaging.protocols import Protocol, parse_protocol
 from bids_moediff.inference import expected_error
 from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.uncertainty import Uncertainty
 from bids_moediff.options import Options
 
 from .benchmark import protocol_task, restored
@@ -124,7 +125,9 @@ def examine(
 
 def uncalibrated(resolver: SuperResolver) -> None:
     """Let the engine give what it would multiply with the factor of a calibration."""
-    resolver.calibration = expected_error.Calibration(1.0)
+    by_hand = replace(resolver.model, scale=None)
+    resolver.uncertainty = Uncertainty(by_hand, resolver.precision)
+    resolver.uncertainty.calibration = expected_error.Calibration(1.0)
 
 
 def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:

@@ -33,8 +33,8 @@ def choose(
     Parameters
     ----------
     options
-        Samples, texture, sampling steps, expert maps and slice orientations: only the mixture has
-        them. Expected error: the student has one too, of a less certain size (docs/trust.md).
+        Sampling steps, expert maps and slice orientations: only the mixture has them. Expected
+        error: the student has one too, of a less certain size (docs/trust.md).
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
     bfloat16
@@ -64,8 +64,6 @@ def choose(
             _check_reference(options, {})
         return ModelChoice(guided[0], "chosen for the reference contrast")
     asked = {
-        "several samples": options.num_samples > 1,
-        "texture (noise strength above 0)": options.noise_strength > 0,
         "a number of sampling steps": options.num_steps is not None,
         "expert maps": "gates" in options.outputs,
         "a map of the expected error": "uncertainty" in options.outputs,

@@ -89,15 +89,19 @@ def _attempt(work: Callable[[], ImageResult], needed: Callable[[], str]) -> Imag
 
 def _process(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> ImageResult:
     options = _options_for(loaded.options, image)
-    result = enhance_image(
-        loaded.resolver, _scan(image), image, options, partial(progress, image.key)
-    )
+    kept: dict[str, str] = {}
+
+    def store(key: str, product: nib.Nifti1Image) -> None:
+        kept[key] = _write(image.out_dir, key, product)
+
+    report = partial(progress, image.key)
+    result = enhance_image(loaded.resolver, _scan(image), image, options, report, store)
     record = {**result.record, "ModelChoice": loaded.model_reason}
     if not loaded.options.wants_expected_error:
         record = without_expected_error(record)
     done = _written(image.out_dir, {"sr": result.image, **result.maps}, record)
     progress(image.key, "done", 1.0)
-    return done
+    return replace(done, files={**done.files, **kept})
 
 
 def _options_for(options: Options, image: ImageRequest) -> Options:
@@ -145,14 +149,17 @@ def _combine(
 def _written(
     out_dir: str, maps: Mapping[str, nib.Nifti1Image], record: Mapping[str, Any]
 ) -> ImageResult:
+    files = {key: _write(out_dir, key, product) for key, product in maps.items()}
+    write_json(record, Path(out_dir) / "record.json")
+    return ImageResult(status="done", files=files, record=record)
+
+
+def _write(out_dir: str, key: str, product: nib.Nifti1Image) -> str:
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for key, product in maps.items():
-        files[key] = str(folder / f"{key}.nii")  # read once, soon: packing takes longer
-        write_nifti(product, Path(files[key]))
-    write_json(record, folder / "record.json")
-    return ImageResult(status="done", files=files, record=record)
+    path = folder / f"{key}.nii"  # read once, soon: packing takes longer
+    write_nifti(product, path)
+    return str(path)
 
 
 def _scan(image: ImageRequest) -> Scan:

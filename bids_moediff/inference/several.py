@@ -24,7 +24,7 @@ Progress = Callable[[str, str, float], None]
 # What the record of a combined volume takes from that of its first scan.
 SHARED_KEYS = (
     "Model", "ModelFamily", "ModelVersion", "ModelSHA256", "NetworksRun", "Sampler",
-    "NumberOfSteps", "NumberOfSamples", "NoiseStrength", "RandomSeed", "Precision", "Device",
+    "NumberOfSteps", "RandomSeed", "Precision", "Device",
 )  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def combine_images(
         own = replace(
             options,
             output_resolution=scan_zooms(scan.image.affine, frame, zooms),
-            outputs=tuple(dict.fromkeys((*options.outputs, "uncertainty"))),
+            outputs=("uncertainty",),
+            num_samples=1,
+            sample=None,
         )
         ready.append((told, scan, _prepared(told, scan, own), own))
     restored: list[RestoredScan] = []

@@ -13,10 +13,10 @@ from typing import Any
 import nibabel as nib
 import torch
 
-from bids_moediff.errors import DeviceError, ImageError, WeightsError
+from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.families import family
 from bids_moediff.families.load import load_model, make_restorer
-from bids_moediff.families.protocol import Problem, Restored
+from bids_moediff.families.protocol import Problem, Restored, Settled
 from bids_moediff.imaging.acquisition import Acquisition
 from bids_moediff.imaging.grid import voxel_sizes
 from bids_moediff.networks.model_folder import LoadedModel
@@ -24,22 +24,24 @@ from bids_moediff.options import Options
 from bids_moediff.preprocessing.measured_voxels import Measured, declared_acquisition
 from bids_moediff.runtime.resources import has_bfloat16
 
-from .expected_error import Calibration, expected_error
-from .pose import HEAD, Inputs, Posed, pose
+from .pose import Inputs, Posed, pose
+from .uncertainty import (
+    NO_DEVIATION,
+    NO_SAMPLES,
+    OTHER_WEIGHTS,
+    Restoration,
+    Spread,
+    Uncertainty,
+    sampler,
+)
 
 Progress = Callable[[str, float], None]
+Store = Callable[[str, nib.Nifti1Image], None]
 CONSISTENCIES = ("end", "each-step", "off")
 # Keys of the record that say nothing where no network ran.
-SAMPLING = ("NumberOfSteps", "NumberOfSamples", "NoiseStrength", "SlicePlanes")
+SAMPLING = ("NumberOfSteps", "NumberOfSamples", "SlicePlanes")
 
-NEVER_COMPARED = "This model was never compared with known truth: "
-NO_DEVIATION = NEVER_COMPARED + "no map of the expected error was made."
-SPREAD_ONLY = NEVER_COMPARED + "the map of the expected error holds the spread of samples only."
 NO_KERNELS = "This model does not describe images by kernels: no map of kernels was made."
-OTHER_WEIGHTS = (
-    "The map of the expected error was calibrated with other weights than these: its size is "
-    "approximate."
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Result:
     image : float32 on the output grid, in the units of the input
     maps : what else there is, on the output grid, by the key of its product: "gates" (X, Y, Z,
         experts) that sum to one; "srstd", the standard deviation to be expected between image and
-        truth, in the units of the input (over samples where the model was never calibrated)
+        truth, in the units of the input (over samples where there are several); "sample_1" and so
+        on
     residual : ||A x - y|| / ||y||, the relative consistency residual
     record : what ran, for the sidecar
 
@@ -76,9 +79,14 @@ class Result:
 def without_expected_error(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without what it says of a map of the expected error."""
     kept = {key: value for key, value in record.items() if not key.startswith("ExpectedError")}
-    about_map = (NO_DEVIATION, SPREAD_ONLY, OTHER_WEIGHTS)
+    about_map = (NO_DEVIATION, OTHER_WEIGHTS)
     kept["Warnings"] = [words for words in record["Warnings"] if words not in about_map]
     return kept
+
+
+def sample_key(number: int) -> str:
+    """Return the key of the product of one sample, counted from 1."""
+    return f"sample_{number}"
 
 
 def assumed_acquisition(image: nib.Nifti1Image, options: Options) -> Acquisition:
@@ -117,13 +125,7 @@ class SuperResolver:
         self.precision = ("bf16" if fast else "fp32") if precision == "auto" else precision
         self.model, self.device = model, device
         self.restorer = make_restorer(model, device, self.precision)
-        known = model.calibration
-        try:
-            self.calibration = Calibration.from_dict(known) if known else None
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"the calibration of {model.name} makes no sense: {error}"
-            ) from error
+        self.uncertainty = Uncertainty(model, self.precision)
 
     @classmethod
     def from_pretrained(
@@ -139,24 +141,20 @@ class SuperResolver:
         options: Options,
         inputs: Inputs | None = None,
         progress: Progress | None = None,
+        store: Store | None = None,
     ) -> Result:
         """Super-resolve one 3-D image.
 
         The output has voxels of ``options.output_zooms`` mm and keeps the input's units,
         shading and field of view; A(output) equals the input. Same arguments, same bytes.
         ``options.consistency`` may also be "off", to see what agreement with the scan is worth.
+        Samples go to ``store`` under their key, one at a time, or into the maps of the result.
 
         Raises
         ------
         ImageError : the image cannot be super-resolved, with the reason
 
         """
-        inputs = inputs or Inputs()
-        kind = family(self.model.config["family"])
-        if inputs.reference is not None and not kind.takes_reference:
-            raise ImageError("this model takes no reference contrast; use --model crfm.")
-        if options.consistency not in CONSISTENCIES:
-            raise ValueError(f"consistency is one of {CONSISTENCIES}, not {options.consistency!r}")
         ran: dict[str, None] = {}
 
         def report(stage: str, fraction: float) -> None:
@@ -164,6 +162,42 @@ class SuperResolver:
             if progress is not None:
                 progress(stage, fraction)
 
+        made, restored, settled = self.restore(image, options, inputs or Inputs(), report)
+        networks = _networks(ran, restored)
+        posed = made.posed
+        maps = {key: posed.image(data) for key, data in restored.maps.items()}
+        told, notes = self._uncertain(made, options, maps, store, report)
+        if "kernels" in settled.options.outputs and "kernels" not in maps:
+            notes.append(NO_KERNELS)
+        report("done", 1.0)
+        residual = posed.residual(made.image)
+        return Result(
+            posed.image(made.image * posed.scale),
+            maps,
+            residual,
+            self._record(posed, made.problem, settled.options, networks)
+            | {"ConsistencyResidual": round(residual, 8), "ExpertEvaluations": restored.counts}
+            | told
+            | self._experts_record("gates" in maps)
+            | ({"LabelTables": dict(restored.tables)} if restored.tables else {})
+            | {"Warnings": [*posed.warnings, *filter(None, [settled.left_out]), *notes]},
+        )
+
+    def restore(
+        self, image: nib.Nifti1Image, options: Options, inputs: Inputs, report: Progress
+    ) -> tuple[Restoration, Restored, Settled]:
+        """Return the finished image before it gets its units, and what it came from.
+
+        Raises
+        ------
+        ImageError : the image cannot be super-resolved, with the reason
+
+        """
+        kind = family(self.model.config["family"])
+        if inputs.reference is not None and not kind.takes_reference:
+            raise ImageError("this model takes no reference contrast; use --model crfm.")
+        if options.consistency not in CONSISTENCIES:
+            raise ValueError(f"consistency is one of {CONSISTENCIES}, not {options.consistency!r}")
         if inputs.acquisition is None:
             inputs = replace(inputs, acquisition=assumed_acquisition(image, options))
         target = options.output_zooms(voxel_sizes(image.affine))
@@ -176,64 +210,68 @@ class SuperResolver:
             return interpolated
 
         problem = replace(posed.problem(), start=start)
-        settled = self.restorer.settle(options, problem)
-        notes = [*posed.warnings, *filter(None, [settled.left_out])]
-        samples = self.restorer.restore(problem, settled.options, report)
-        mean, variance, last = _average(samples, posed, options.consistency != "off")
+        settled = self.restorer.settle(replace(options, num_samples=1), problem)
+        restored = next(iter(self.restorer.restore(problem, settled.options, report)))
+        finished = posed.finish(restored.image, options.consistency != "off")
         if options.non_negative:
-            mean = posed.non_negative(mean, options.consistency != "off")
-        networks = _networks(ran, last)
-        report("done", 1.0)
-        deviation = None
-        if "uncertainty" in options.outputs or variance is not None:
-            deviation, said = self._deviation(mean, variance, posed)
-            notes += said
-        maps = {key: posed.image(data) for key, data in last.maps.items()}
-        if "kernels" in settled.options.outputs and "kernels" not in maps:
-            notes.append(NO_KERNELS)
-        if deviation is not None:
-            maps["srstd"] = posed.image(deviation)
-        residual = posed.residual(mean)
-        return Result(
-            posed.image(mean * posed.scale),
-            maps,
-            residual,
-            self._record(posed, problem, settled.options, networks)
-            | {"ConsistencyResidual": round(residual, 8), "ExpertEvaluations": last.counts}
-            | self._calibration_record(deviation is not None, posed.ratios)
-            | self._experts_record("gates" in maps)
-            | ({"LabelTables": dict(last.tables)} if last.tables else {})
-            | {"Warnings": notes},
-        )
+            finished = posed.non_negative(finished, options.consistency != "off")
+        return Restoration(finished, posed, problem), restored, settled
 
-    def _deviation(
-        self, restored: torch.Tensor, variance: torch.Tensor | None, posed: Posed
-    ) -> tuple[torch.Tensor | None, list[str]]:
-        """Expected error (X, Y, Z) in input units, and remarks; without a calibration, that of
-        the samples, if there are."""
-        if self.calibration is None:
-            if variance is None:
-                return None, [NO_DEVIATION]
-            return variance.clamp_min(0).sqrt() * posed.scale, [SPREAD_ONLY]
-        same = self.calibration.sha256 in ("", self.model.sha256)
-        start = posed.start()
-        if posed.field_fine is not None:
-            start = start * posed.field_fine
-        head = (start > HEAD).cpu().numpy()
-        added = (restored - start).cpu().numpy()
-        spread = None if variance is None else variance.cpu().numpy()
-        found = expected_error(added, head, self.calibration.at(posed.ratios), spread)
-        return torch.from_numpy(found * posed.scale), [] if same else [OTHER_WEIGHTS]
+    def _uncertain(
+        self,
+        made: Restoration,
+        options: Options,
+        maps: dict[str, nib.Nifti1Image],
+        store: Store | None,
+        report: Progress,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Add the expected error and the samples to `maps`; returns record and remarks."""
+        record: dict[str, Any] = {}
+        notes: list[str] = []
+        nothing = made.problem.nothing_to_gain
+        if options.draws_samples and not nothing:
+            record, notes = self._sample(made, options, maps, store or maps.__setitem__, report)
+        if options.wants_expected_error and "srstd" not in maps:
+            deviation, told, said = self.uncertainty.expected(made)
+            record, notes = record | told, [*notes, *said]
+            if deviation is not None:
+                maps["srstd"] = made.posed.image(deviation)
+        return record, list(dict.fromkeys(notes))
 
-    def _calibration_record(self, written: bool, ratios: Sequence[float]) -> dict[str, Any]:
-        """How the expected error came about, for the sidecar."""
-        if not written or self.calibration is None:
-            return {}
-        return {
-            "ExpectedErrorFactor": round(self.calibration.at(ratios), 3),
-            "ExpectedErrorFactorRange": self.calibration.spread,
-            "ExpectedErrorMeasuredOn": list(self.calibration.heads),
+    def _sample(
+        self,
+        made: Restoration,
+        options: Options,
+        maps: dict[str, nib.Nifti1Image],
+        store: Store,
+        report: Progress,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Draw samples, and store those that are to be written."""
+        found = self.uncertainty.scale(made)
+        if found is None:
+            return {"NumberOfSamples": 0}, [NO_SAMPLES]
+        name, draw = sampler(self.restorer, made, found, options)
+        posed = made.posed
+        spread = Spread()
+        for number in range(options.num_samples):
+            error = draw(options.random_seed + number)
+            spread.add(error)
+            if options.writes_samples:
+                sample = posed.image((made.image + error) * posed.scale)
+                store(sample_key(number + 1), sample)
+            report("samples", (number + 1) / options.num_samples)
+        record = {
+            "NumberOfSamples": spread.count,
+            "Sample": options.sample,
+            "SamplesFrom": name,
+            "SampleScaleFrom": found.source,
+            **found.record,
         }
+        deviation = spread.deviation
+        if deviation is not None:
+            maps["srstd"] = posed.image(deviation * posed.scale)
+            record["ExpectedErrorFrom"] = f"{spread.count} samples"
+        return record, []
 
     def _experts_record(self, written: bool) -> dict[str, Any]:
         """Names of the volumes of the gate maps, where they are written."""
@@ -269,28 +307,3 @@ def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:
     if last.counts is not None and not last.counts.get("evaluated"):
         idle.add("experts")  # the gate gave them no place to work
     return tuple(stage for stage in stages if stage not in idle)
-
-
-def _average(
-    samples: Iterable[Restored], posed: Posed, consistent: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, Restored]:
-    """Mean of the finished samples, their variance if there are several, and the last one."""
-    total: torch.Tensor | None = None
-    squares: torch.Tensor | None = None
-    count = 0
-    for sample in samples:
-        finished = posed.finish(sample.image, consistent)
-        count += 1
-        if total is None:
-            total = finished
-            continue
-        if squares is None:
-            squares = total**2
-        squares = squares + finished**2
-        total = total + finished
-    if total is None:
-        raise ValueError("the restorer gave no sample")
-    if squares is None:
-        return total, None, sample
-    mean = total / count
-    return mean, (squares - count * mean**2) / (count - 1), sample

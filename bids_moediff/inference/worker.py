@@ -34,7 +34,7 @@ from bids_moediff.runtime.device_lock import hold_device
 
 from .pose import Inputs
 from .request import ImageRequest, Request
-from .super_resolver import Result, SuperResolver
+from .super_resolver import Result, Store, SuperResolver
 from .warnings import residual_warning
 
 # Share of the brightness that may be anatomy in a reading of the noise.
@@ -162,11 +162,13 @@ def enhance_image(
     told: ImageRequest,
     options: Options,
     progress: Callable[[str, float], None] | None = None,
+    store: Store | None = None,
 ) -> Result:
     """Super-resolve a scan from the voxels that were measured (:func:`prepare`)."""
     # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
     options = options.for_image(voxel_sizes(scan.image.affine))
-    result = enhance_prepared(resolver, scan, prepare(scan, told, options), options, progress)
+    prepared = prepare(scan, told, options)
+    result = enhance_prepared(resolver, scan, prepared, options, progress, store)
     if told.reference_record:
         result.record["Reference"] = dict(told.reference_record)
         if not told.reference_record["Used"]:
@@ -180,8 +182,9 @@ def enhance_prepared(
     prepared: Prepared,
     options: Options,
     progress: Callable[[str, float], None] | None = None,
+    store: Store | None = None,
 ) -> Result:
-    """Super-resolve a scan that was prepared; the record tells how."""
+    """Super-resolve a scan that was prepared; the record tells how, `store` takes the samples."""
     measured, sampling, noise = prepared.measured, prepared.sampling, prepared.noise
     data = np.asarray(measured.image.dataobj, dtype=np.float32)
     inputs = Inputs(
@@ -191,7 +194,7 @@ def enhance_prepared(
         noise.sigma if sampling.acquisition.erases_detail else certain_noise(noise, data),
         scan.reference,
     )
-    result = resolver.enhance(measured.image, options, inputs, progress)
+    result = resolver.enhance(measured.image, options, inputs, progress, store)
     result.record["Warnings"] += prepared.remarks
     if sentence := residual_warning(data, noise.sigma, result.residual):
         result.record["Warnings"].append(sentence)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bids_moediff.networks.scale_file import ScaleHead
+
 CONFIG_NAME = "config.json"
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "models"
 HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --model
@@ -44,7 +46,8 @@ Builder = Callable[[Mapping[str, Any]], "nn.Module"]
 class LoadedModel:
     """A network in evaluation mode, its config.json, the SHA-256 of its weights, its name.
 
-    ``calibration`` is the content of its calibration.json, empty where there is none.
+    ``calibration`` is the content of its calibration.json, empty where there is none; ``scale``
+    its scale head, if it has one.
     """
 
     network: nn.Module
@@ -52,6 +55,7 @@ class LoadedModel:
     sha256: str
     name: str
     calibration: dict[str, Any] = field(default_factory=dict)
+    scale: ScaleHead | None = None
 
 
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -149,6 +153,8 @@ def read_model(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    from bids_moediff.networks.scale_file import read_scale
+
     folder = resolve(name_or_dir)
     config = _read_config(folder / CONFIG_NAME)
     if config.get("format", FORMAT_VERSION) != FORMAT_VERSION:
@@ -182,7 +188,9 @@ def read_model(
         raise WeightsError(f"{weights} holds values that are not finite numbers")
     calibration = folder / CALIBRATION_NAME
     known = _read_config(calibration) if calibration.is_file() else {}
-    return LoadedModel(network.to(device).eval(), config, digest, folder.resolve().name, known)
+    ready = network.to(device).eval()
+    scale = read_scale(folder, device)
+    return LoadedModel(ready, config, digest, folder.resolve().name, known, scale)
 
 
 def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

@@ -60,7 +60,7 @@ def run_card(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[s
         ("Why this model", str(record.get("ModelChoice") or "")),
         ("Steps", number(record.get("NumberOfSteps"))),
         ("Samples", number(record.get("NumberOfSamples"))),
-        ("Noise strength", number(record.get("NoiseStrength"))),
+        ("Samples from", str(record.get("SamplesFrom") or "")),
         ("Seed", number(record.get("RandomSeed"))),
         ("Device", f"{record.get('Device', '-')}, {record.get('Precision', '-')}"),
         ("Voxel size in", _sizes(record.get("InputVoxelSize"))),

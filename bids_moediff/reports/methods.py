@@ -122,7 +122,8 @@ def _restoration(images: Sequence[Item]) -> str:
             f"(model `{record['Model']}`).",
         ]
         if record.get("NumberOfSamples", 1) > 1:
-            lines.append(f"The mean of {record['NumberOfSamples']} samples is reported.")
+            count = record["NumberOfSamples"]
+            lines.append(f"{count} samples of what they may have looked like were drawn.")
         if "ExpectedErrorFactor" in record:
             lines += [
                 "The error to be expected of each voxel (one standard deviation) was estimated",

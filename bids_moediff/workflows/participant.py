@@ -42,7 +42,7 @@ REPORTED_SETTINGS = (
     "num_steps",
     "num_samples",
     "reference",
-    "noise_strength",
+    "sample",
     "planes",
     "consistency",
     "random_seed",

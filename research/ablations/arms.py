@@ -7,8 +7,8 @@ another gate, another latent …) have to be trained and given, and the table sa
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from bids_moediff.evaluation.benchmark import BASELINES, Method, Row, model_meth
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.restorer import MoEDiffRestorer
-from bids_moediff.families.protocol import Problem, Progress
+from bids_moediff.families.protocol import Problem, Progress, Restored
 from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.options import Options
 
 NOISY_STEPS = 4
 
@@ -72,6 +73,7 @@ class SharedMean(MoEDiffRestorer):
 
     kept: dict[str, tuple[torch.Tensor, torch.Tensor]]
     digest = ""
+    samples = 1
 
     @classmethod
     def of(
@@ -86,6 +88,14 @@ class SharedMean(MoEDiffRestorer):
                 digest.update(value.cpu().numpy().tobytes())
             shared.digest = digest.hexdigest()
         return Own(resolver, shared)
+
+    def restore(
+        self, problem: Problem, options: Options, progress: Progress
+    ) -> Iterator[Restored]:
+        """The mean of the samples."""
+        several = replace(options, num_samples=self.samples)
+        images = [made.image for made in super().restore(problem, several, progress)]
+        yield Restored(torch.stack(images).mean(0))
 
     def run_mean(self, problem: Problem, progress: Progress) -> torch.Tensor:
         """The kept mean, if it is that of this start."""
@@ -111,6 +121,12 @@ class Own:
         resolver = copy.copy(self.resolver)
         resolver.restorer = self.restorer
         return model_method(resolver, name, **options)
+
+    def noisy(self, strength: float, samples: int = 1) -> "Own":
+        """A copy whose experts begin with noise; the mean of so many samples."""
+        other = copy.copy(self.restorer)
+        other.noise_strength, other.samples = strength, samples
+        return Own(self.resolver, other)
 
     def without(self, part: str) -> "Own":
         """A copy without its "mean" or its experts ("moediff")."""
@@ -168,7 +184,11 @@ def make_arms(
         return own.method(name, **options)
 
     default = ours()
-    noisy: dict[str, Any] = {"noise_strength": 1.0, "num_steps": NOISY_STEPS}
+
+    def noisy(strength: float, steps: int = NOISY_STEPS, count: int = 1, **options: Any) -> Method:
+        words = f"{name}, noise {strength:g}" + (f", mean of {count}" if count > 1 else "")
+        return own.noisy(strength, count).method(words, num_steps=steps, **options)
+
     experts = experts_of(base)
     assert isinstance(experts, MoEDiffSR)
     config = experts.config
@@ -188,30 +208,24 @@ def make_arms(
             "interpolated input, trained on means",
             own.without("mean").method(f"{name}, without its mean"),
         ),
-        *(
-            Arm(STEPS, str(count), ours(noise_strength=1.0, num_steps=count))
-            for count in (1, 2, 4, 8)
-        ),
+        *(Arm(STEPS, str(count), noisy(1.0, count)) for count in (1, 2, 4, 8)),
         Arm(NOISE, "0", default),
-        *(
-            Arm(NOISE, f"{level:g}", ours(noise_strength=level, num_steps=NOISY_STEPS))
-            for level in (0.25, 0.5, 1.0)
-        ),
+        *(Arm(NOISE, f"{level:g}", noisy(level)) for level in (0.25, 0.5, 1.0)),
         Arm(CONSISTENCY, "default, off", ours(consistency="off")),
         Arm(CONSISTENCY, "default, end", default),
         *(
-            Arm(CONSISTENCY, f"noise 1, {when}", ours(**noisy, **_unless_end(when)))
+            Arm(CONSISTENCY, f"noise 1, {when}", noisy(1.0, **_unless_end(when)))
             for when in ("off", "end", "each-step")
         ),
         Arm(CONTEXT, f"default: {config.context_slices} at a time, one plane", default),
         Arm(CONTEXT, "mean of up to three planes", ours(planes=3)),
-        Arm(SAMPLES, "one", ours(**noisy)),
-        Arm(SAMPLES, f"mean of {samples}", ours(**noisy, num_samples=samples)),
+        Arm(SAMPLES, "one", noisy(1.0)),
+        Arm(SAMPLES, f"mean of {samples}", noisy(1.0, count=samples)),
     ]
     return sorted([*plain, *_trained(others)], key=lambda arm: QUESTIONS.index(arm.question))
 
 
-def _unless_end(when: str) -> dict[str, str]:
+def _unless_end(when: str) -> dict[str, Any]:
     """The default is left unsaid, so that its row is computed once."""
     return {} if when == "end" else {"consistency": when}
 

@@ -35,7 +35,7 @@ def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
         # Convolutions of networks.mean.MeanNetwork, folded by two.
         parts["mean"] = 27 * (2 * blocks * channels**2 + 16 * channels) / 8
     if experts := config.get("moediff"):
-        evaluations = (options.num_steps or 1) * options.num_samples * options.planes
+        evaluations = (options.num_steps or 1) * options.planes
         width = experts.get("width", EXPERT_WIDTH)
         parts["experts"] = EXPERT_MACS * (width / EXPERT_WIDTH) ** 2 * evaluations
     return parts

@@ -26,7 +26,13 @@ DEFAULT_STEPS = 4
 
 
 class MoEDiffRestorer:
-    """A composite of mean and experts, either of which may be absent."""
+    """A composite of mean and experts, either of which may be absent.
+
+    With ``noise_strength`` above 0 the slices' experts begin with noise, as in the paper: for
+    comparisons and for teaching a student.
+    """
+
+    noise_strength = 0.0
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
         assert isinstance(network, MoEDiffModel)
@@ -34,15 +40,12 @@ class MoEDiffRestorer:
         self.device, self.precision = device, precision
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """Fill in steps and planes; several samples differ by their noise alone."""
-        strength = options.noise_strength
-        if options.num_samples > 1 and strength == 0:
-            strength = 1.0
+        """Fill in steps and planes."""
         # Without noise the first estimate is final, whatever the number of steps.
-        noisy = strength > 0 or self._from_noise
+        noisy = self.noise_strength > 0 or self._from_noise
         steps = options.num_steps or (DEFAULT_STEPS if noisy else 1)
         planes = len(orientations(problem.condition, options.planes))
-        return Settled(replace(options, noise_strength=strength, num_steps=steps, planes=planes))
+        return Settled(replace(options, num_steps=steps, planes=planes))
 
     def restore(
         self, problem: Problem, options: Options, progress: Progress
@@ -87,6 +90,7 @@ class MoEDiffRestorer:
                 mean,
                 problem.condition,
                 options,
+                noise_strength=self.noise_strength,
                 correct=correct if options.consistency == "each-step" else None,
                 progress=report,
             )

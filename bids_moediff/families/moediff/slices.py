@@ -125,17 +125,18 @@ def restore_slices(
     progress: Report | None = None,
     axes: Axes | None = None,
     correct: Correct | None = None,
+    noise_strength: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """Sample every slice of `volume` (X, Y, Z); returns image, gates (X, Y, Z, K) or None, counts.
 
-    Of the options, steps, noise strength, seed, batch size and outputs count. `axes` says how the
+    Of the options, steps, seed, batch size and outputs count. `axes` says how the
     volume is cut (default: :func:`slice_axes`). With `correct`, which makes a
     volume consistent with the data, all slices go through one step before any goes through the
     next, and every step's estimate is corrected; this holds four volumes more in memory.
     On a CPU the batch size is not looked at, so that the result does not depend on it.
     """
     stack = _stack(network, volume, condition, axes or slice_axes(condition), options.batch_size)
-    strength, want_gates = options.noise_strength, "gates" in options.outputs
+    strength, want_gates = noise_strength, "gates" in options.outputs
     num_steps = options.num_steps or 1
     noise = _noise(network, stack.slices.shape[1:], strength, options.random_seed)
     stack = replace(stack, noise=None if noise is None else noise.to(volume.device))
@@ -236,6 +237,7 @@ def restore_planes(
     *,
     progress: Report | None = None,
     correct: Correct | None = None,
+    noise_strength: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """Mean of :func:`restore_slices` over up to ``options.planes`` orientations.
 
@@ -255,6 +257,7 @@ def restore_planes(
             progress=lambda f, done=index: report((done + f) / len(cuts)),  # type: ignore[misc]
             axes=axes,
             correct=correct,
+            noise_strength=noise_strength,
         )
         image += part / len(cuts)
         if maps is not None:

@@ -108,13 +108,9 @@ class NSMoERestorer:
         assert network.trunk is not None  # features that are missing fail here, not in an image
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """One estimate, one step, no texture."""
-        asked = (
-            "gates" in options.outputs
-            or max(options.num_samples, options.num_steps or 1) > 1
-            or options.noise_strength > 0
-        )
-        plain = replace(options, num_samples=1, num_steps=1, noise_strength=0.0, planes=1)
+        """One estimate, one step."""
+        asked = "gates" in options.outputs or (options.num_steps or 1) > 1
+        plain = replace(options, num_steps=1, planes=1)
         return Settled(plain, ONE_ESTIMATE if asked else "")
 
     def restore(

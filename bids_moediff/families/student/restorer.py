@@ -20,8 +20,8 @@ from bids_moediff.options import Options
 from .network import StudentNetwork
 
 ONE_STEP_ONLY = (
-    "The student gives one estimate in one step: several samples, steps, texture and expert maps "
-    "were asked for and are left out; use --model moediff for them."
+    "The student gives its estimate in one step: sampling steps or expert maps were asked for and "
+    "are left out; use --model moediff for them."
 )
 
 
@@ -33,13 +33,9 @@ class StudentRestorer:
         self.network, self.device, self.precision = network, device, precision
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """One sample, one step, no texture."""
-        asked = (
-            "gates" in options.outputs
-            or max(options.num_samples, options.num_steps or 1) > 1
-            or options.noise_strength > 0
-        )
-        plain = replace(options, num_samples=1, num_steps=1, noise_strength=0.0, planes=1)
+        """One step, one plane."""
+        asked = "gates" in options.outputs or (options.num_steps or 1) > 1
+        plain = replace(options, num_steps=1, planes=1)
         return Settled(plain, ONE_STEP_ONLY if asked else "")
 
     def restore(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bids_moediff.errors import UsageError
 from bids_moediff.families.load import compose, init_parts
-from bids_moediff.families.protocol import Restorer, training_problem
+from bids_moediff.families.protocol import training_problem
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.families.whole_volume import pad_to_multiple, pad_to_side
 from bids_moediff.imaging.acquisition import FWHM_TO_SIGMA
@@ -175,10 +175,12 @@ class StudentStage(Stage):
             raise UsageError(
                 "The student needs its teacher: --init MODEL (a moediff model with a mean)."
             )
-        self.teacher: Restorer | None = None
+        self.teacher: Any = None
         self.teacher_mean: MeanNetwork | None = None
         if recipe.distil and isinstance(mean, MeanNetwork):
             self.teacher = compose(parts, device, recipe.precision)
+            if recipe.teacher_noise:
+                self.teacher.noise_strength = recipe.teacher_noise
             self.teacher_mean = mean
             settings |= {"channels": mean.config.channels, "blocks": mean.config.blocks}
         try:
@@ -207,11 +209,7 @@ class StudentStage(Stage):
         side = self.recipe.block if self.device.type == "cuda" else 0
         padded = pad_to_side(start, side)
         noise = self.recipe.teacher_noise
-        options = Options(
-            num_steps=4 if noise else 1,
-            noise_strength=noise,
-            num_samples=self.recipe.teacher_samples,
-        )
+        options = Options(num_steps=4 if noise else 1, num_samples=self.recipe.teacher_samples)
         problem = training_problem(padded, condition)
         samples = [
             sample.image.clone()

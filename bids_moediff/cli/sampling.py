@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-evaluate sampling``: are samples as uncertain as the result is?"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bids_moediff import __version__
+from bids_moediff.cli import evaluation as evaluate
+from bids_moediff.cli.common import ProgressBar
+from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.options import Options
+
+PROGRAM = f"{evaluate.PROGRAM} sampling"
+
+
+def sampling_parser() -> argparse.ArgumentParser:
+    """Parser of ``sampling``."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Make heads coarse, restore them, draw samples of what is missing, and "
+        "compare them with the truth: variance, power, ranks, scores, tissue volumes; beside the "
+        "expected error by hand and a scale taken from the truth.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the tables")
+    evaluate.add_heads(parser)
+    evaluate.add_model(parser)
+    parser.set_defaults(num_samples=8, model=["student"])
+    parser.add_argument(
+        "--protocols",
+        nargs="+",
+        metavar="NAME",
+        default=["x2iso-kspace+noise2", "x4slices-gaussian"],
+    )
+    evaluate.add_block(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_sampling(argv: list[str]) -> int:
+    """Tables of all samplers; 1 if a head could not be used."""
+    options = sampling_parser().parse_intermixed_args(argv)
+    from bids_moediff.evaluation.gates import select_protocols
+
+    protocols = select_protocols(options.protocols)
+    evaluate.check_threads(options)
+    from bids_moediff.evaluation import sampling
+
+    asked = replace(Options(), **evaluate.sampling_options(options))
+    if asked.num_samples < 2:
+        raise UsageError("--num-samples must be at least 2.")
+    heads = evaluate.load_heads(options)
+    resolvers = [evaluate.load_model(name, options) for name in dict.fromkeys(options.model)]
+    rows: list[dict[str, Any]] = []
+    failed = False
+    progress = ProgressBar(len(heads) * len(protocols) * len(resolvers), "result")
+    for head in heads:
+        try:
+            loaded = head.load()
+            for protocol in protocols:
+                for resolver in resolvers:
+                    rows += sampling.examine(loaded, protocol, resolver, asked)
+                    evaluate.write_table(rows, sampling.COLUMNS, options.output / "sampling.tsv")
+                    progress(f"{head.name}  {protocol.key}  {resolver.model.name}")
+        except ImageError as error:
+            failed = True
+            print(f"{PROGRAM}: {head.name}: {error}", file=sys.stderr)
+    progress.close()
+    if not rows:
+        raise MoediffError("Not one head could be evaluated.")
+    page = sampling.markdown(rows)
+    from bids_moediff.runtime.sink import write_text
+
+    write_text(page, options.output / "sampling.md")
+    print(page)
+    return 1 if failed else 0

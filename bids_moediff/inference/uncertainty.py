@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large the error of a restored image may be, and samples of what it may lack."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bids_moediff.errors import WeightsError
+from bids_moediff.families.posterior import LocalScale, local_scale, texture
+from bids_moediff.families.protocol import Problem, Restorer, SamplesErrors
+from bids_moediff.imaging.null_space import NullSpace
+from bids_moediff.networks.model_folder import LoadedModel
+from bids_moediff.options import Options
+
+from .expected_error import Calibration, expected_error
+from .pose import HEAD, Posed
+
+NEVER_COMPARED = "This model was never compared with known truth: "
+NO_DEVIATION = NEVER_COMPARED + "no map of the expected error was made."
+NO_SAMPLES = NEVER_COMPARED + "no samples were drawn."
+OTHER_WEIGHTS = (
+    "The map of the expected error was calibrated with other weights than these: its size is "
+    "approximate."
+)
+GAUSSIAN = "Gaussian noise in the null space of the acquisition"
+AMPLIFIED = "amplified detail and Gaussian noise in the null space of the acquisition"
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A finished image (X, Y, Z), with its shading, and what it was made of."""
+
+    image: Tensor
+    posed: Posed
+    problem: Problem
+
+    @property
+    def bare(self) -> Tensor:
+        """The image without its shading."""
+        field = self.posed.field_fine
+        return self.image if field is None else self.image / field
+
+
+@dataclass(frozen=True)
+class ErrorScale:
+    """How large the error is: with shading (``scale``), without (``bare``), and where from."""
+
+    scale: LocalScale
+    bare: LocalScale
+    source: str
+    record: dict[str, Any]
+
+
+class Uncertainty:
+    """What a model knows of its errors: a scale head, or the factor of a calibration.
+
+    Parameters
+    ----------
+    model
+        With its calibration and its scale head, if it has them.
+    precision
+        Arithmetic of the scale head.
+    """
+
+    def __init__(self, model: LoadedModel, precision: str) -> None:
+        self.model, self.precision = model, precision
+        known = model.calibration
+        try:
+            self.calibration = Calibration.from_dict(known) if known else None
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise WeightsError(
+                f"the calibration of {model.name} makes no sense: {error}"
+            ) from error
+
+    def expected(self, made: Restoration) -> tuple[Tensor | None, dict[str, Any], list[str]]:
+        """Return the expected error (X, Y, Z) in the units of the image, record and remarks."""
+        head = self.model.scale
+        if head is not None and head.is_expected_error:
+            found = self.learned(made)
+            notes = [] if head.fits(self.model.sha256) else [OTHER_WEIGHTS]
+            record = {"ExpectedErrorFrom": found.source, **found.record}
+            return found.scale.deviation * made.posed.scale, record, notes
+        if self.calibration is None:
+            return None, {}, [NO_DEVIATION]
+        same = self.calibration.sha256 in ("", self.model.sha256)
+        deviation = self.by_added_detail(made) * made.posed.scale
+        return deviation, self._calibrated(made), [] if same else [OTHER_WEIGHTS]
+
+    def _calibrated(self, made: Restoration) -> dict[str, Any]:
+        assert self.calibration is not None
+        return {
+            "ExpectedErrorFrom": "detail added to the interpolation",
+            "ExpectedErrorFactor": round(self.calibration.at(made.posed.ratios), 3),
+            "ExpectedErrorFactorRange": self.calibration.spread,
+            "ExpectedErrorMeasuredOn": list(self.calibration.heads),
+        }
+
+    def by_added_detail(self, made: Restoration) -> Tensor:
+        """Return the expected error (X, Y, Z) by the factor, in scaled intensities."""
+        assert self.calibration is not None
+        posed = made.posed
+        start = posed.start()
+        if posed.field_fine is not None:
+            start = start * posed.field_fine
+        inside, added = (start > HEAD).cpu().numpy(), (made.image - start).cpu().numpy()
+        found = expected_error(added, inside, self.calibration.at(posed.ratios))
+        return torch.from_numpy(found).to(made.image)
+
+    def learned(self, made: Restoration) -> ErrorScale:
+        """Return the scale by the scale head."""
+        head = self.model.scale
+        assert head is not None
+        posed, bare = made.posed, made.bare
+        factor = head.factor(posed.ratios)
+        found = local_scale(
+            head.network, made.problem, bare, posed.start(), self.precision, factor=factor
+        )
+        field = posed.field_fine
+        scale = found if field is None else found.times(field)
+        return ErrorScale(scale, found, "scale head", head.record())
+
+    def scale(self, made: Restoration) -> ErrorScale | None:
+        """Return what samples are drawn with: by the scale head, else by the calibration."""
+        if self.model.scale is not None:
+            return self.learned(made)
+        if self.calibration is None:
+            return None
+        by_hand = LocalScale(self.by_added_detail(made), None, NullSpace(made.posed.operator))
+        field = made.posed.field_fine
+        bare = by_hand if field is None else by_hand.times(1 / field)
+        return ErrorScale(by_hand, bare, "detail added to the interpolation", {})
+
+
+Draw = Callable[[int], Tensor]
+
+
+def sampler(
+    restorer: Restorer, made: Restoration, found: ErrorScale, options: Options
+) -> tuple[str, Draw]:
+    """Return the name of the sampler, and what draws one error (X, Y, Z) from a seed."""
+    space, field = found.scale.space, made.posed.field_fine
+    if options.sample == "texture":
+        return AMPLIFIED, lambda seed: texture(made.image, found.scale, seed)
+    own = None
+    if isinstance(restorer, SamplesErrors):
+        own = restorer.error_sampler(made.problem, options, made.bare, found.bare)
+    if own is None:
+        return GAUSSIAN, found.scale.draw
+
+    def draw(seed: int) -> Tensor:
+        error = own.draw(seed)
+        return error if field is None else space.project(error * field)
+
+    return own.name, draw
+
+
+class Spread:
+    """Sums over samples, of which one is in memory at a time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: Tensor | None = None
+        self._total: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def add(self, error: Tensor) -> None:
+        """Count one more sample (X, Y, Z)."""
+        self.count += 1
+        if self._first is None:
+            self._first = error
+            return
+        # What all samples share would drown what tells them apart.
+        change = error - self._first
+        self._total = self._total + change
+        self._squares = self._squares + change.square()
+
+    @property
+    def deviation(self) -> Tensor | None:
+        """Standard deviation over the samples; None for fewer than two."""
+        if not isinstance(self._total, Tensor):
+            return None
+        variance = (self._squares - self._total.square() / self.count) / (self.count - 1)
+        return variance.clamp_min(0).sqrt()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scale head of a model: scale.json and scale.safetensors in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bids_moediff.errors import WeightsError
+from bids_moediff.networks.scale import ScaleConfig, ScaleNetwork
+from bids_moediff.runtime.sink import write_bytes
+
+WEIGHTS_NAME, CONFIG_NAME = "scale.safetensors", "scale.json"
+
+
+@dataclass(frozen=True)
+class ScaleHead:
+    """A network that knows the size of a model's errors, and how it was calibrated.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    config
+        Content of scale.json: the network's settings, checksums and the calibration.
+    """
+
+    network: ScaleNetwork
+    config: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the weights."""
+        return str(self.config["sha256"])
+
+    @property
+    def is_expected_error(self) -> bool:
+        """Whether its map is the model's expected error."""
+        return bool(self.config.get("expected_error", False))
+
+    def fits(self, model_sha256: str) -> bool:
+        """Return whether the calibration was measured with these weights of the model."""
+        return self.config.get("model_sha256") in (None, model_sha256)
+
+    def factor(self, ratios: Sequence[float]) -> float:
+        """Return what the scale is multiplied with, for measured over output voxel size by axis.
+
+        One number was measured for thick slices and one for isotropic voxels; in between their
+        logarithms are interpolated by how coarse the second axis is.
+        """
+        factors = self.config.get("factors", {})
+        _, second, first = sorted(math.log(max(ratio, 1.0)) for ratio in ratios)
+        share = second / first if first > 0 else 0.0
+        slices, isotropic = (math.log(factors.get(name, 1.0)) for name in ("slices", "isotropic"))
+        return math.exp((1 - share) * slices + share * isotropic)
+
+    def record(self) -> dict[str, Any]:
+        """Return what sidecars say of it."""
+        told = {"ScaleHeadSHA256": self.sha256, "ScaleHeadFactors": self.config.get("factors")}
+        if heads := self.config.get("heads"):
+            told["ScaleHeadCalibratedOn"] = list(heads)
+        if found := self.config.get("variance_ratio"):
+            told["ScaleHeadVarianceRatio"] = found
+        return {key: value for key, value in told.items() if value is not None}
+
+
+def save_scale(network: ScaleNetwork, folder: Path, **about: Any) -> str:
+    """Write the scale head of a model folder, and return the SHA-256 of its weights."""
+    from safetensors.torch import save
+
+    state = network.state_dict()
+    data = save({name: value.half().cpu().contiguous() for name, value in state.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    content = {"network": network.config.to_dict(), "sha256": digest, **about}
+    write_bytes(data, folder / WEIGHTS_NAME)
+    write_bytes((json.dumps(content, indent=2) + "\n").encode(), folder / CONFIG_NAME)
+    return digest
+
+
+def read_scale(folder: Path, device: str | torch.device = "cpu") -> ScaleHead | None:
+    """Read the scale head of a model folder; None where there is none.
+
+    Raises
+    ------
+    WeightsError
+        for damaged files, and for weights that do not match their checksum or settings.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        data = (folder / WEIGHTS_NAME).read_bytes()
+        network = ScaleNetwork(ScaleConfig.from_dict(content["network"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"the scale head in {folder} cannot be read: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != content.get("sha256"):
+        raise WeightsError(
+            f"{folder / WEIGHTS_NAME} does not match the checksum in {CONFIG_NAME} "
+            f"(expected {content.get('sha256')}, found {digest})"
+        )
+    try:
+        network.load_state_dict({name: value.float() for name, value in load(data).items()})
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME}: {reason}"
+        ) from error
+    return ScaleHead(network.to(device).eval().requires_grad_(False), content)
