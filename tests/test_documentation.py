@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages for users name every option, every product and every exit code."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def test_the_page_of_options_is_made_from_the_code():
         [sys.executable, "tools/options_page.py", "--check"], cwd=DOCS.parent, check=False
     )
     assert run.returncode == 0, "run python tools/options_page.py"
-    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    told = (action for action in build_parser()._actions if action.help != argparse.SUPPRESS)
+    flags = {flag for action in told for flag in action.option_strings}
     assert {flag for flag in flags if not flag.startswith("--no-")} <= set(
         re.findall(r"(?<![\w-])--?[a-z][a-z-]*", OPTIONS)
     )

@@ -17,6 +17,7 @@ How a sampler of a family uses it::
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from bids_moediff.networks.scale import (
     scale_numbers,
     unfold,
 )
+from bids_moediff.options import Options
 
 # Of the amplitude of detail that is amplified for texture.
 LARGEST_GAIN = 2.0
@@ -211,3 +213,24 @@ def _stream(
             result[:, done:until] = log_scales(ready, guess, noise)
             done = until
     return result
+
+
+class ErrorSampler(Protocol):
+    """Draws what a restored image may lack."""
+
+    name: str
+
+    def draw(self, seed: int) -> Tensor:
+        """Return one sample of the error (X, Y, Z), shading left out."""
+        ...
+
+
+@runtime_checkable
+class SamplesErrors(Protocol):
+    """A restorer with a sampler of its own, which takes the place of the Gaussian one."""
+
+    def error_sampler(
+        self, problem: Problem, options: Options, mean: Tensor, scale: LocalScale
+    ) -> ErrorSampler | None:
+        """Return a sampler for an image that agrees with the measurement, or None."""
+        ...

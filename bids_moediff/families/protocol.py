@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bids_moediff.options import Options
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from bids_moediff.families.posterior import LocalScale
     from bids_moediff.imaging.acquisition import Acquisition, Operator
     from bids_moediff.training.catalogue import StageEntry
 
@@ -125,27 +124,6 @@ class Restorer(Protocol):
 
     def sampler(self, problem: Problem, options: Options) -> str:
         """Return the name of what ran, for the sidecar."""
-        ...
-
-
-class ErrorSampler(Protocol):
-    """Draws what a restored image may lack."""
-
-    name: str
-
-    def draw(self, seed: int) -> Tensor:
-        """Return one sample of the error (X, Y, Z), shading left out."""
-        ...
-
-
-@runtime_checkable
-class SamplesErrors(Protocol):
-    """A restorer with a sampler of its own, which takes the place of the Gaussian one."""
-
-    def error_sampler(
-        self, problem: Problem, options: Options, mean: Tensor, scale: LocalScale
-    ) -> ErrorSampler | None:
-        """Return a sampler for an image that agrees with the measurement, or None."""
         ...
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bids_moediff.errors import WeightsError
-from bids_moediff.families.posterior import LocalScale, local_scale, texture
-from bids_moediff.families.protocol import Problem, Restorer, SamplesErrors
+from bids_moediff.families.posterior import LocalScale, SamplesErrors, local_scale, texture
+from bids_moediff.families.protocol import Problem, Restorer
 from bids_moediff.imaging.null_space import NullSpace
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.options import Options
