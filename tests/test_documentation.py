@@ -62,7 +62,8 @@ def test_exit_codes_are_documented():
 def test_products_are_documented(product):
     image = AnatomicalImage(Path("/x"), "x", {"sub": "01"}, "T1w", {})
     zooms = (0.7, 0.7, 0.7) if PRODUCTS[product].on_output_grid else None
-    key = product if PRODUCTS[product].each is None else f"{product}_label"
+    label = "1" if product == "sample" else "label"
+    key = product if PRODUCTS[product].each is None else f"{product}_{label}"
     name = derivative_path(image, key, zooms).name.replace("sub-01", "<source>", 1)
     assert name.replace("-label", "-<template>") in OUTPUTS
 
