@@ -40,7 +40,7 @@ TAKEN_REFUSED: dict[str, tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]] = 
     ),
     "slice_profile": ((("auto", "auto"), ("kspace", "kspace"), ("box", "box")), ("hann", "", 1)),
     "consistency": ((("end", "end"), ("each-step", "each-step")), ("each_step", "never")),
-    "precision": (tuple((p, p) for p in ("auto", "fp32", "bf16", "fp16")), ("int8", "FP32")),
+    "precision": (tuple((p, p) for p in ("auto", "fp32", "bf16", "int8")), ("int4", "FP32")),
     "outputs": (
         (("gates", ("gates",)), (["uncertainty", "gates", "gates"], ("uncertainty", "gates"))),
         ("gate", ["gates", "all"]),

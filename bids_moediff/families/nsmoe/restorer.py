@@ -31,8 +31,8 @@ from .export import Region
 from .network import NSMoENetwork, numbers_of
 
 ONE_ESTIMATE = (
-    "N-SMoE gives one estimate: several samples, steps, texture and expert maps were asked for "
-    "and are left out; use --model moediff for them."
+    "N-SMoE gives its estimate in one step: sampling steps or expert maps were asked for and are "
+    "left out; use --model moediff for them."
 )
 
 
