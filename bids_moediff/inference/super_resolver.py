@@ -262,7 +262,7 @@ class SuperResolver:
             report("samples", (number + 1) / options.num_samples)
         record = {
             "NumberOfSamples": spread.count,
-            "Sample": options.sample,
+            "Sample": options.sample or "posterior",
             "SamplesFrom": name,
             "SampleScaleFrom": found.source,
             **found.record,
