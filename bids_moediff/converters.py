@@ -44,6 +44,18 @@ def to_flag(value: Any) -> bool:
     return words[str(value).lower()]
 
 
+SAMPLERS = ("auto", "gaussian", "experts")
+
+
+def to_sampler(value: Any) -> str:
+    """Return what is to draw samples: a name, or one expert by its number."""
+    word = str(value)
+    if word in SAMPLERS or re.fullmatch(r"expert-[1-9]\d*", word):
+        return word
+    near = closest(word, SAMPLERS)
+    raise ValueError(f"{value!r} is not auto, gaussian, experts or expert-N{near}")
+
+
 def whole(minimum: int) -> Convert:
     """Return a converter to whole numbers of at least ``minimum``."""
 

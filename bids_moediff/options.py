@@ -26,6 +26,7 @@ from bids_moediff.converters import (
     to_path,
     to_planes,
     to_reference,
+    to_sampler,
     whole,
 )
 from bids_moediff.errors import UsageError, closest
@@ -173,6 +174,14 @@ class Options:
         "texture (as sharp as a scan, nearer to the truth than a posterior sample)",
         group=RESTORATION,
         metavar="{posterior,texture}",
+    )
+    sampler: str = option(
+        "auto",
+        to_sampler,
+        "what draws posterior samples: gaussian (noise of the learned scale), experts (three "
+        "networks of moediff), expert-N (one of them), or auto (what measured better)",
+        group=RESTORATION,
+        metavar="{auto,gaussian,experts,expert-N}",
     )
     random_seed: int = option(
         0,

@@ -24,6 +24,10 @@ TAKEN_REFUSED: dict[str, tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]] = 
     "omp_nthreads": WHOLE_FROM_ONE,
     "random_seed": (((0, 0), ("0", 0), (2**40, 2**40)), (-1, "-1", 0.0, False)),
     "sample": ((("posterior", "posterior"), ("texture", "texture")), ("mean", "", 1)),
+    "sampler": (
+        tuple((s, s) for s in ("auto", "gaussian", "experts", "expert-1", "expert-12")),
+        ("expert", "expert-0", "expert-", "expert-1 ", "Gaussian", "", 1),
+    ),
     "planes": (((1, 1), ("3", 3)), (0, 2, 4, "2", "1.0", 1.5)),
     "slice_thickness": (((0.2, 0.2), ("20", 20)), (0.199, 20.01, 0, -1, NAN, "5mm")),
     "noise": (

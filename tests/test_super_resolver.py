@@ -4,6 +4,7 @@
 Random weights make the networks do something; the promises below must hold whatever they do.
 """
 
+import copy
 from dataclasses import replace
 
 import nibabel as nib
@@ -13,10 +14,11 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_moediff.errors import DeviceError, ImageError
+from bids_moediff.errors import DeviceError, ImageError, UsageError
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.moediff.volume_experts import VolumeExperts, VolumeExpertsConfig
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.inference.pose import Inputs, pose
 from bids_moediff.inference.super_resolver import SuperResolver
@@ -101,6 +103,48 @@ def sampling(resolver) -> SuperResolver:
     head = ScaleHead(ScaleNetwork(ScaleConfig(8, 1)).eval(), {"sha256": "1" * 64})
     model = replace(resolver.model, scale=head)
     return SuperResolver(model, torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def with_experts(sampling) -> SuperResolver:
+    """The same with experts on volumes, which are not what draws by itself."""
+    torch.manual_seed(2)
+    experts = VolumeExperts(VolumeExpertsConfig(channels=8, blocks=1)).eval()
+    for expert in experts.experts:
+        torch.nn.init.normal_(expert.tail.weight, std=0.1)
+    network = copy.copy(sampling.model.network)
+    network.beside = (experts, {"auto": "gaussian"})
+    model = replace(sampling.model, network=network)
+    return SuperResolver(model, torch.device("cpu"), "fp32")
+
+
+def test_experts_draw_samples_that_agree_with_the_scan(with_experts, sampling):
+    image = scan()
+    plain = Options(output_resolution=(0.7,) * 3, sample="posterior", num_samples=2)
+    asked = replace(plain, sampler="experts", num_steps=2)
+    result = with_experts.enhance(image, asked)
+    assert "3 experts" in result.record["SamplesFrom"]
+    assert result.record["SampleSteps"] == 2
+    assert result.record["SampleExpertTokens"]["evaluated"] > 0
+    operator = Operator.between(
+        result.image.shape, (0.7,) * 3, image.shape, (1.0,) * 3, Acquisition.uniform("kspace")
+    )
+    sample = torch.from_numpy(np.asarray(result.maps["sample_2"].dataobj))
+    again = operator.forward(sample).numpy()
+    assert np.linalg.norm(again - image.get_fdata()) < 1e-3 * np.linalg.norm(image.get_fdata())
+    alone = with_experts.enhance(image, replace(asked, sampler="expert-2"))
+    assert "the expert cortex" in alone.record["SamplesFrom"]
+    gaussian = sampling.enhance(image, plain)
+    default = with_experts.enhance(image, plain)
+    drawn = [data_of(one)["sample_1"] for one in (result, alone, gaussian, default)]
+    np.testing.assert_array_equal(drawn[2], drawn[3])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not np.allclose(drawn[one], drawn[other], rtol=1e-3)
+    np.testing.assert_array_equal(result.image.dataobj, gaussian.image.dataobj)
+    with pytest.raises(UsageError, match="3 experts"):
+        with_experts.enhance(image, replace(asked, sampler="expert-4"))
+    with pytest.raises(UsageError, match="no experts"):
+        sampling.enhance(image, asked)
 
 
 def data_of(result):

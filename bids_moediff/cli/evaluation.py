@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "bids_moediff-evaluate"
 SAMPLING = (
-    "random_seed", "num_steps", "num_samples", "planes", "consistency",
+    "random_seed", "num_steps", "num_samples", "sampler", "planes", "consistency",
     "batch_size",
 )  # fmt: skip
 

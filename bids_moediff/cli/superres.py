@@ -25,7 +25,7 @@ from bids_moediff.settings import Settings
 PROGRAM = "bids_moediff-superres"
 RESTORATION = (
     "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "noise",
-    "random_seed", "num_steps", "num_samples", "sample", "planes", "consistency",
+    "random_seed", "num_steps", "num_samples", "sample", "sampler", "planes", "consistency",
     "non_negative", "output_dtype",
 )  # fmt: skip
 MODEL = ("model", "weights", "precision", "batch_size")

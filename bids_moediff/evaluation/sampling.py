@@ -121,9 +121,9 @@ def samplers(
     if known.model.scale is not None:
         learned = known.learned(made)
         yield LEARNED, learned.scale.draw
-        name, own = sampler(resolver.restorer, made, learned, replace(options, sample=None))
-        if own != learned.scale.draw:
-            yield f"{OWN}: {name}", own
+        own = sampler(resolver.restorer, made, learned, replace(options, sample=None))
+        if own.draw != learned.scale.draw:
+            yield f"{OWN}: {own.name}", own.draw
         yield TEXTURE, lambda seed: texture(made.image, learned.scale, seed)
     yield ORACLE, true_scale(scene).draw
 

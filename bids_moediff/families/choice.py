@@ -33,8 +33,8 @@ def choose(
     Parameters
     ----------
     options
-        Sampling steps, expert maps and slice orientations: only the mixture has them. Expected
-        error: the student has one too, of a less certain size (docs/trust.md).
+        Sampling steps, expert maps, samples by experts and slice orientations: only the mixture
+        has them. Expected error: the student has one too, of a less certain size (docs/trust.md).
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
     bfloat16
@@ -66,6 +66,7 @@ def choose(
     asked = {
         "a number of sampling steps": options.num_steps is not None,
         "expert maps": "gates" in options.outputs,
+        "samples by experts": options.sampler.startswith("expert"),
         "a map of the expected error": "uncertainty" in options.outputs,
         "an average over slice orientations": options.planes > 1,
     }

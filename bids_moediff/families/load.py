@@ -53,6 +53,10 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> L
     for part in model.network.modules():
         if hasattr(part, "int8_ranges"):
             part.int8_ranges = ranges  # type: ignore[assignment]
+    kind = str(model.config["family"])
+    complete = None if kind in BRAIN_MASK else family(kind).complete
+    if complete is not None:
+        complete(model.network, resolve(name_or_dir), device)
     return model
 
 

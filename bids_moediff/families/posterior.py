@@ -15,9 +15,10 @@ How a sampler of a family uses it::
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -222,6 +223,10 @@ class ErrorSampler(Protocol):
 
     def draw(self, seed: int) -> Tensor:
         """Return one sample of the error (X, Y, Z), shading left out."""
+        ...
+
+    def record(self) -> Mapping[str, Any]:
+        """Return what ran so far, for the sidecar."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bids_moediff.options import Options
@@ -158,6 +159,8 @@ class Family:
         What of it can be trained, in the order in which the stages build on one another.
     compose
         Puts a model together from parts by their sections, for a family of several networks.
+    complete
+        Reads what else stands in a model's folder into a network, on a device.
     """
 
     name: str
@@ -171,3 +174,4 @@ class Family:
     takes_reference: bool = False
     stages: Callable[[], Sequence[StageEntry]] = tuple
     compose: Callable[[Mapping[str, nn.Module]], nn.Module] | None = None
+    complete: Callable[[nn.Module, Path, str | torch.device], None] | None = None

@@ -250,11 +250,11 @@ class SuperResolver:
         found = self.uncertainty.scale(made)
         if found is None:
             return {"NumberOfSamples": 0}, [NO_SAMPLES]
-        name, draw = sampler(self.restorer, made, found, options)
+        sampling = sampler(self.restorer, made, found, options)
         posed = made.posed
         spread = Spread()
         for number in range(options.num_samples):
-            error = draw(options.random_seed + number)
+            error = sampling.draw(options.random_seed + number)
             spread.add(error)
             if options.writes_samples:
                 sample = posed.image((made.image + error) * posed.scale)
@@ -263,7 +263,8 @@ class SuperResolver:
         record = {
             "NumberOfSamples": spread.count,
             "Sample": options.sample or "posterior",
-            "SamplesFrom": name,
+            "SamplesFrom": sampling.name,
+            **sampling.record(),
             "SampleScaleFrom": found.source,
             **found.record,
         }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How large the error of a restored image may be, and samples of what it may lack."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,24 +137,33 @@ class Uncertainty:
 Draw = Callable[[int], Tensor]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """A sampler's name, what draws one error (X, Y, Z) from a seed, and what ran so far."""
+
+    name: str
+    draw: Draw
+    record: Callable[[], Mapping[str, Any]] = dict
+
+
 def sampler(
     restorer: Restorer, made: Restoration, found: ErrorScale, options: Options
-) -> tuple[str, Draw]:
-    """Return the name of the sampler, and what draws one error (X, Y, Z) from a seed."""
+) -> Sampling:
+    """Return what draws samples of the error of a restored image."""
     space, field = found.scale.space, made.posed.field_fine
     if options.sample == "texture":
-        return AMPLIFIED, lambda seed: texture(made.image, found.scale, seed)
+        return Sampling(AMPLIFIED, lambda seed: texture(made.image, found.scale, seed))
     own = None
     if isinstance(restorer, SamplesErrors):
         own = restorer.error_sampler(made.problem, options, made.bare, found.bare)
     if own is None:
-        return GAUSSIAN, found.scale.draw
+        return Sampling(GAUSSIAN, found.scale.draw)
 
     def draw(seed: int) -> Tensor:
         error = own.draw(seed)
         return error if field is None else space.project(error * field)
 
-    return own.name, draw
+    return Sampling(own.name, draw, own.record)
 
 
 class Spread:

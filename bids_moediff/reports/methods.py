@@ -111,7 +111,7 @@ def _groups(images: Sequence[Item], *keys: str) -> list[list[Item]]:
 def _restoration(images: Sequence[Item]) -> str:
     ran = [item for item in images if item["record"].get("NetworksRun")]
     lines = []
-    for group in _groups(ran, "Model", "NetworksRun", "NumberOfSamples"):
+    for group in _groups(ran, "Model", "NetworksRun", "NumberOfSamples", "SamplesFrom"):
         record = group[0]["record"]
         words = family(record["ModelFamily"]).network_words(record)
         subject = "The images" if len(group) == len(images) else _names(group)
@@ -123,7 +123,8 @@ def _restoration(images: Sequence[Item]) -> str:
         ]
         if record.get("NumberOfSamples", 1) > 1:
             count = record["NumberOfSamples"]
-            lines.append(f"{count} samples of what they may have looked like were drawn.")
+            by = f": {record['SamplesFrom']}" if record.get("SamplesFrom") else ""
+            lines.append(f"{count} samples of what they may have looked like were drawn{by}.")
         if "ExpectedErrorFactor" in record:
             lines += [
                 "The error to be expected of each voxel (one standard deviation) was estimated",

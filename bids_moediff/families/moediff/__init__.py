@@ -2,6 +2,7 @@
 """MoEDiff-SR: tokens, gate, three diffusion experts, latents and the sampler."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff.families.protocol import Family, Restorer
@@ -77,6 +78,12 @@ def _stages() -> "Sequence[StageEntry]":
     )
 
 
+def _complete(network: Any, folder: Path, device: Any) -> None:
+    from .model import add_experts
+
+    add_experts(network, folder, device)
+
+
 def _compose(parts: Mapping[str, Any]) -> Any:
     from .model import MoEDiffModel
 
@@ -100,4 +107,5 @@ FAMILY = Family(
     experts=_experts,
     stages=_stages,
     compose=_compose,
+    complete=_complete,
 )

@@ -2,17 +2,28 @@
 """The composite of regression mean, experts and, on the way there, a learned autoencoder."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bids_moediff.networks.composite import Composite
 from bids_moediff.networks.model_folder import Builder
 
+from .experts_file import read_experts
+from .volume_experts import VolumeExperts
+
 
 class MoEDiffModel(Composite):
     """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts), and on its way there a learned
-    ``autoencoder``; any may be None."""
+    ``autoencoder``; any may be None.
+
+    Experts on volumes have a file of their own, and so are no part of its state:
+    ``beside`` holds them and the content of their experts.json.
+    """
+
+    beside: tuple[VolumeExperts, Mapping[str, Any]] | None = None
 
     def __init__(
         self,
@@ -24,6 +35,13 @@ class MoEDiffModel(Composite):
         self.mean = mean
         self.moediff = moediff
         self.autoencoder = autoencoder
+
+
+def add_experts(network: nn.Module, folder: Path, device: str | torch.device) -> None:
+    """Read the experts on volumes that stand beside a model's weights, if there are any."""
+    assert isinstance(network, MoEDiffModel)
+    # In a tuple, so that torch takes them for no part of the model.
+    network.beside = read_experts(folder, device)
 
 
 def _build_mean(values: Mapping[str, Any]) -> nn.Module:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from bids_moediff.families.posterior import LocalScale
 from bids_moediff.families.protocol import (
     NOTHING_TO_GAIN,
     Problem,
@@ -19,6 +20,7 @@ from bids_moediff.imaging.axes import orientations
 from bids_moediff.networks.precision import autocast
 from bids_moediff.options import Options
 
+from .error_sampler import GAUSSIAN, ExpertsSampler, chosen, experts_sampler
 from .model import MoEDiffModel
 from .slices import gate_slices, restore_planes
 
@@ -36,11 +38,12 @@ class MoEDiffRestorer:
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
         assert isinstance(network, MoEDiffModel)
-        self.mean, self.moediff = network.mean, network.moediff
+        self.mean, self.moediff, self.beside = network.mean, network.moediff, network.beside
         self.device, self.precision = device, precision
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """Fill in steps and planes."""
+        """Fill in steps and planes; UsageError for an expert that is not there."""
+        self._engine(options)
         # Without noise the first estimate is final, whatever the number of steps.
         noisy = self.noise_strength > 0 or self._from_noise
         steps = options.num_steps or (DEFAULT_STEPS if noisy else 1)
@@ -95,6 +98,21 @@ class MoEDiffRestorer:
                 progress=report,
             )
         return Restored(image, {} if gates is None else {"gates": gates}, counts)
+
+    def error_sampler(
+        self, problem: Problem, options: Options, mean: Tensor, scale: LocalScale
+    ) -> ExpertsSampler | None:
+        """Return a sampler by the experts on volumes, or None for the Gaussian one."""
+        which = self._engine(options)
+        if self.beside is None or which == GAUSSIAN:
+            return None
+        only = which if isinstance(which, int) else None
+        return experts_sampler(self.beside[0], only, problem, options, mean, scale, self.precision)
+
+    def _engine(self, options: Options) -> str | int:
+        """What is to draw; UsageError for an expert that is not there."""
+        experts, about = self.beside or (None, {})
+        return chosen(options.sampler, experts, about)
 
     @property
     def _from_noise(self) -> bool:

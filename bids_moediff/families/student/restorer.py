@@ -20,8 +20,8 @@ from bids_moediff.options import Options
 from .network import StudentNetwork
 
 ONE_STEP_ONLY = (
-    "The student gives its estimate in one step: sampling steps or expert maps were asked for and "
-    "are left out; use --model moediff for them."
+    "The student gives its estimate in one step and has no experts: sampling steps, expert maps "
+    "or samples by experts were asked for and are left out; use --model moediff for them."
 )
 
 
@@ -35,6 +35,7 @@ class StudentRestorer:
     def settle(self, options: Options, problem: Problem) -> Settled:
         """One step, one plane."""
         asked = "gates" in options.outputs or (options.num_steps or 1) > 1
+        asked = asked or options.sampler.startswith("expert")
         plain = replace(options, num_steps=1, planes=1)
         return Settled(plain, ONE_STEP_ONLY if asked else "")
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of what an image lacks, by the experts on volumes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bids_moediff.errors import UsageError
+from bids_moediff.families.posterior import LocalScale
+from bids_moediff.families.protocol import Problem
+from bids_moediff.options import Options
+
+from .angle_sampler import AngleSampler, View
+from .volume_experts import VolumeExperts
+
+STEPS = 2
+AUTO, GAUSSIAN, EXPERTS, ONE_EXPERT = "auto", "gaussian", "experts", "expert-"
+
+
+class ExpertsSampler:
+    """Draws errors with the experts; noise of the measured part is added as the scale says.
+
+    Parameters
+    ----------
+    sampler
+        For the part that was not measured.
+    scale
+        Of the image.
+    steps
+        Evaluations of the experts in each sample.
+    name
+        What draws, for the sidecar.
+    """
+
+    def __init__(self, sampler: AngleSampler, scale: LocalScale, steps: int, name: str) -> None:
+        self.sampler, self.scale, self.steps, self.name = sampler, scale, steps, name
+
+    def draw(self, seed: int) -> Tensor:
+        """Return one sample of the error (X, Y, Z)."""
+        missing, known = self.sampler.draw(seed, self.steps), self.scale.measured_noise(seed)
+        return missing if known is None else missing + known
+
+    def record(self) -> dict[str, Any]:
+        """Return what ran so far, for the sidecar."""
+        counts = self.sampler.counts
+        return {
+            "SampleSteps": self.steps,
+            "SampleExpertTokens": {"evaluated": counts.evaluated, "skipped": counts.skipped},
+        }
+
+
+def chosen(sampler: str, experts: VolumeExperts | None, about: Mapping[str, Any]) -> str | int:
+    """Return ``gaussian``, ``experts`` or the place of one expert.
+
+    Parameters
+    ----------
+    sampler
+        Value of ``--sampler``.
+    experts, about
+        Of the model, with the content of experts.json, whose ``auto`` says what was better.
+
+    Raises
+    ------
+    UsageError
+        for an expert that the model does not have.
+    """
+    if sampler == AUTO:
+        return str(about.get(AUTO, GAUSSIAN)) if experts is not None else GAUSSIAN
+    if sampler == GAUSSIAN:
+        return GAUSSIAN
+    count = 0 if experts is None else len(experts.experts)
+    if sampler == EXPERTS and count:
+        return EXPERTS
+    number = int(sampler.removeprefix(ONE_EXPERT)) if sampler != EXPERTS else 1
+    if not 1 <= number <= count:
+        has = f"{count} experts that sample" if count else "no experts that sample"
+        raise UsageError(f"--sampler {sampler}: this model has {has}; use --sampler gaussian.")
+    return number - 1
+
+
+def experts_sampler(
+    experts: VolumeExperts,
+    only: int | None,
+    problem: Problem,
+    options: Options,
+    mean: Tensor,
+    scale: LocalScale,
+    precision: str,
+) -> ExpertsSampler:
+    """Return the sampler of all experts, or of the one in a place.
+
+    Parameters
+    ----------
+    experts, only
+        Networks, and the place of the one that runs everywhere.
+    problem, options
+        What was restored, and how.
+    mean, scale
+        Image (X, Y, Z) that agrees with the measurement, and how large its error is.
+    precision
+        A key of :data:`bids_moediff.networks.precision.KINDS`.
+    """
+    view = View.of(problem, scale, mean, problem.start())
+    sampler = AngleSampler(experts, view, precision, only=only)
+    names = experts.config.experts
+    who = f"the expert {names[only]}" if only is not None else f"{len(names)} experts on volumes"
+    name = f"{who}, from coloured noise in the null space of the acquisition"
+    return ExpertsSampler(sampler, scale, options.num_steps or STEPS, name)
