@@ -17,7 +17,7 @@ COMPARED_AT = 3.0  # mm: finer detail differs between stacks, coarser hides anot
 BLOCKS = ((1, 16, 16), (16, 1, 16), (16, 16, 1))
 # Median correlation in the head: one head 0.96 (the same where one scan has 12 % noise), two
 # skull-stripped heads of one study 0.877 (docs/combining.md).
-SAME_HEAD = 0.88
+SAME_HEAD = 0.92
 FEWEST_VOXELS = 0.5  # of a block, inside both fields of view and the head
 
 
