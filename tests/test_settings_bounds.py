@@ -24,6 +24,7 @@ TAKEN_REFUSED: dict[str, tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]] = 
     "omp_nthreads": WHOLE_FROM_ONE,
     "random_seed": (((0, 0), ("0", 0), (2**40, 2**40)), (-1, "-1", 0.0, False)),
     "sample": ((("posterior", "posterior"), ("texture", "texture")), ("mean", "", 1)),
+    "output_dtype": ((("auto", "auto"), ("float32", "float32")), ("int16", "FLOAT32", "", 1)),
     "sampler": (
         tuple((s, s) for s in ("auto", "gaussian", "experts", "expert-1", "expert-12")),
         ("expert", "expert-0", "expert-", "expert-1 ", "Gaussian", "", 1),
@@ -137,9 +138,10 @@ def test_defaults_are_the_documented_ones() -> None:
     assert found == {
         "output_resolution": "auto", "acquired_resolution": "auto", "slice_profile": "auto",
         "slice_thickness": None, "noise": "auto", "model": "auto", "weights": None,
-        "num_steps": None, "num_samples": 1, "sample": None, "random_seed": 0, "planes": 1,
+        "num_steps": None, "num_samples": 1, "sample": None, "sampler": "auto", "random_seed": 0,
+        "planes": 1,
         "consistency": "end", "reference": None, "outputs": (), "precision": "auto",
-        "batch_size": None,
+        "batch_size": None, "non_negative": False, "output_dtype": "auto",
     }  # fmt: skip
     assert "T1map" not in DEFAULT_SUFFIXES and "T1w" in DEFAULT_SUFFIXES
 
@@ -149,7 +151,7 @@ def test_options_survive_the_request_and_reach_the_sidecar() -> None:
     assert Options.from_dict(made.to_dict(), "request") == made
     assert made.record() == {
         "NumberOfSteps": 5, "NumberOfSamples": 1, "RandomSeed": 4, "SlicePlanes": 3,
-        "DataConsistency": "end",
+        "DataConsistency": "end", "NonNegative": False,
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"request: 'plane' is not an option .*planes"):
         Options.from_dict({"plane": 1}, "request")

@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=Path)
     options = parser.parse_args()
-    auto, figures = GAUSSIAN, {}
+    auto: str = GAUSSIAN
+    figures: dict[str, float] = {}
     if options.rows is not None:
         auto, figures = decide(json.loads(options.rows.read_text()))
     curve = json.loads((options.run / "curve.json").read_text())
