@@ -14,7 +14,7 @@ from bids_moediff.options import Options
 from .angle_sampler import AngleSampler, View
 from .volume_experts import VolumeExperts
 
-STEPS = 2
+STEPS = 1
 AUTO, GAUSSIAN, EXPERTS, ONE_EXPERT = "auto", "gaussian", "experts", "expert-"
 
 
