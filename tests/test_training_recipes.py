@@ -69,7 +69,7 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         (
             "stage: maen\n",
             "stage must be one of mean, experts, gate, mean-told-tail, student, student-tail, "
-            "student-told-tail, not maen",
+            "student-told-tail, crfm, nsmoe, not maen",
         ),
         ("base: mean\nbatch: many\n", "batch cannot be 'many'"),
         ("base: mean\nbatch: 0\n", "batch must be at least 1"),

@@ -68,13 +68,8 @@ def run_participants(settings: Settings) -> int:
     choice = choose(settings, devices[0])
     if needs_network(settings):
         print(f"bids_moediff: model {Path(choice.model).name}, {choice.reason}.", file=sys.stderr)
-    plan = RunPlan(
-        model=choice.model,
-        model_reason=choice.reason,
-        devices=devices,
-        num_threads=limits.omp_nthreads,
-        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}",
-    )
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}"
+    plan = RunPlan(choice.model, choice.reason, devices, limits.omp_nthreads, run_id)
     result = RunResult()
     for start in range(0, len(labels), PARTICIPANTS_AT_ONCE):
         batch = labels[start:][:PARTICIPANTS_AT_ONCE]

@@ -63,15 +63,7 @@ def choose(
         if not guided:
             _check_reference(options, {})
         return ModelChoice(guided[0], "chosen for the reference contrast")
-    asked = {
-        "a number of sampling steps": options.num_steps is not None,
-        "expert maps": "gates" in options.outputs,
-        "samples by experts": options.sampler.startswith("expert"),
-        "a map of the expected error": "uncertainty" in options.outputs,
-        "an average over slice orientations": options.planes > 1,
-    }
-    wanted = " and ".join(words for words, is_asked in asked.items() if is_asked)
-    if wanted:
+    if wanted := _only_of_the_mixture(options):
         reason = f"chosen for {wanted}: the student has none, or a less certain one"
         return ModelChoice("moediff", reason)
     if "student" not in names:
@@ -88,6 +80,18 @@ def takes_reference(model: str) -> bool:
     """Whether a reference contrast guides this model (a name or a folder)."""
     kind = read_config(model).get("family")
     return kind is not None and kind not in BRAIN_MASK and family(kind).takes_reference
+
+
+def _only_of_the_mixture(options: Options) -> str:
+    """Return what was asked for that the student has not, or of less certain size; or nothing."""
+    asked = {
+        "a number of sampling steps": options.num_steps is not None,
+        "expert maps": "gates" in options.outputs,
+        "samples by experts": options.sampler.startswith("expert"),
+        "a map of the expected error": "uncertainty" in options.outputs,
+        "an average over slice orientations": options.planes > 1,
+    }
+    return " and ".join(words for words, is_asked in asked.items() if is_asked)
 
 
 def check_restores(config: Mapping[str, Any], name: str) -> None:

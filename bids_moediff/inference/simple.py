@@ -33,26 +33,18 @@ def super_resolve(
 ) -> nib.Nifti1Image:
     """Restore one image at finer voxels, or combine several scans of one subject and contrast.
 
-    The acquisition is found as by the app: interpolation from the spectrum, slices from the
-    metadata or the voxel sizes.
-
     Parameters
     ----------
     image
-        3-D image as nibabel loads it, of any orientation; a list of two or more is combined to
-        one image on the axes of the first.
+        3-D image as nibabel loads it; a list is combined to one image on the axes of the first.
     output_resolution
-        ``"auto"`` (0.7 mm, no axis coarser than the image's voxels), one voxel size in mm, or
-        three in the image's axis order.
+        ``"auto"`` (0.7 mm, no axis coarser than it is), one voxel size in mm, or three by axis.
     mask
         Brain mask on the grid of ``image``; without one the head is found by its brightness.
     metadata
-        Statements of a BIDS sidecar such as ``SliceThickness`` (mm); of several scans, one
-        mapping for each.
+        Statements of a BIDS sidecar such as ``SliceThickness`` (mm), for each of several scans.
     reference
-        Another contrast of the same subject, at least as fine where ``image`` is coarse, on any
-        grid. It is registered, and left out with a warning where that fails; ``model`` is then
-        ``"crfm"`` unless it is given.
+        Another contrast of the subject, for ``model="crfm"``; left out if it does not register.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     **options
@@ -65,10 +57,8 @@ def super_resolve(
 
     Raises
     ------
-    ImageError, UsageError
-        if the image cannot be restored; for an unknown option or a wrong value.
-    DeviceError, WeightsError
-        if the device or the weights are missing.
+    ImageError, UsageError, DeviceError, WeightsError
+        if the image cannot be restored; for a wrong option; if device or weights are missing.
 
     Examples
     --------

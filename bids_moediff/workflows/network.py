@@ -8,6 +8,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.families.choice import ModelChoice
 from bids_moediff.interfaces.groups import PlannedGroup
 from bids_moediff.interfaces.network import SuperResolve, WriteRequest
 from bids_moediff.settings import Settings
@@ -18,8 +19,7 @@ from .made_with import weights_digest
 def init_superres_wf(
     *,
     settings: Settings,
-    model: str,
-    model_reason: str = "",
+    choice: ModelChoice,
     devices: Sequence[str],
     gigabytes: float,
     num_threads: int = 1,
@@ -31,30 +31,24 @@ def init_superres_wf(
     Workflow Graph
         .. workflow::
 
+            from bids_moediff.families.choice import ModelChoice
             from bids_moediff.settings import Settings
             from bids_moediff.workflows.network import init_superres_wf
-            wf = init_superres_wf(
-                settings=Settings(), model="moediff", devices=["cpu"], gigabytes=4.0
-            )
+            choice = ModelChoice("moediff", "asked for")
+            wf = init_superres_wf(settings=Settings(), choice=choice, devices=[], gigabytes=4.0)
 
     Parameters
     ----------
     settings
         Sampling options are taken from here.
-    model
-        Name or folder of the model.
-    model_reason
-        Why this model, for sidecar and report.
+    choice
+        The model, and why this one.
     devices
         Devices to choose from; one network each at a time.
     gigabytes
         Estimated memory of the largest image.
-    num_threads
-        Threads of the network on the processor.
-    groups
-        Scans to combine.
-    name
-        Name of the workflow.
+    num_threads, groups, name
+        Threads of the network on the processor; scans to combine; name of the workflow.
 
     Inputs
     ------
@@ -69,7 +63,7 @@ def init_superres_wf(
     workflow = Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=["entries"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["results"]), name="outputnode")
-    write_request = _init_request_node(settings, model, model_reason)
+    write_request = _init_request_node(settings, choice)
     write_request.inputs.groups = [group.to_dict() for group in groups]
     write_request.inputs.combine_only = settings.combine_only
     superres = _init_network_node(devices, gigabytes, num_threads)
@@ -81,14 +75,16 @@ def init_superres_wf(
     return workflow
 
 
-def _init_request_node(settings: Settings, model: str, model_reason: str) -> pe.Node:
+def _init_request_node(settings: Settings, choice: ModelChoice) -> pe.Node:
     options = settings.alone()
     if settings.weights is None:
-        options = replace(options, model=model)
+        options = replace(options, model=choice.model)
     if settings.sloppy:
         options = replace(options, num_steps=1)
     interface = WriteRequest(
-        options=options.to_dict(), model_reason=model_reason, weights=weights_digest(model)
+        options=options.to_dict(),
+        model_reason=choice.reason,
+        weights=weights_digest(choice.model),
     )
     return pe.Node(interface, name="write_request", run_without_submitting=True)
 

@@ -18,7 +18,7 @@ from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.past_runs import WITH_NETWORK
 from bids_moediff.bids.references import ReferenceChoice, choose_reference
-from bids_moediff.families.choice import takes_reference
+from bids_moediff.families.choice import ModelChoice, takes_reference
 from bids_moediff.interfaces.carried_maps import CarryMaps
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.preprocessing.conform import file_zooms
@@ -177,15 +177,19 @@ def init_single_subject_wf(
         if superres_wf is not None:
             _connect_groups(workflow, participant, settings, plan)
     if settings.stage in ("all", "report"):
-        report = pe.Node(
-            ParticipantReport(label=participant.label, output_dir=str(settings.output_dir)),
-            name="report",
-            mem_gb=1.0,
-        )
-        if settings.intensities == "input":
-            report.inputs.raw_dir = str(settings.bids_dir)
-        workflow.connect(collect, "run_file", report, "run_file")
+        workflow.connect(collect, "run_file", _init_report(participant, settings), "run_file")
     return workflow
+
+
+def _init_report(participant: Participant, settings: Settings) -> pe.Node:
+    report = pe.Node(
+        ParticipantReport(label=participant.label, output_dir=str(settings.output_dir)),
+        name="report",
+        mem_gb=1.0,
+    )
+    if settings.intensities == "input":
+        report.inputs.raw_dir = str(settings.bids_dir)
+    return report
 
 
 def _told_of(participant: Participant, settings: Settings) -> Sequence[AnatomicalImage]:
@@ -328,8 +332,7 @@ def _add_network(
     images = participant.images
     superres_wf = init_superres_wf(
         settings=settings,
-        model=plan.model,
-        model_reason=plan.model_reason,
+        choice=ModelChoice(plan.model, plan.model_reason),
         devices=plan.devices,
         gigabytes=max(
             (

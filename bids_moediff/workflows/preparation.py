@@ -49,14 +49,10 @@ def init_image_preparation_wf(
 
     Parameters
     ----------
-    settings, source, gigabytes
-        Options of the run (where to write, what to leave out); the image; its size as float32.
-    earlier_mask
-        What another pipeline has for this image.
-    maps, name
-        What is to be carried along (what is on another grid is told of); of the workflow.
-    reference
-        What guides the restoration, if the model takes a reference.
+    settings, source, gigabytes, name
+        Options of the run; the image; its size as float32; of the workflow.
+    earlier_mask, maps, reference
+        What another pipeline has; what is to be carried along; what guides the restoration.
 
     Outputs
     -------
@@ -77,17 +73,10 @@ def init_image_preparation_wf(
     chain.step(bias_field, image=image, mask=mask, record=record)
     describe = _init_describe(chain.beside(), settings, source, (conform, brain_mask, bias_field))
     if reference is not None:
-        align = _init_align(settings, source, reference)
-        Chain(workflow, conform).step(align, image=image)
-        workflow.connect([
-            (align, describe, [("reference", "reference"), ("record", "reference_record")]),
-        ])  # fmt: skip
+        _connect_reference(workflow, conform, describe, _init_align(settings, source, reference))
+    record = (bias_field, "record")
+    known = {"preproc": (bias_field, "corrected"), "mask": mask, "record": record}
     products = [row for row in wanted_products(settings, source) if row.made_by == PREPARATION]
-    known = {
-        "preproc": (bias_field, "corrected"),
-        "mask": mask,
-        "record": (bias_field, "record"),
-    }
     write_products(chain, products, known, settings, source)
     chain.leave(outputnode)
     workflow.connect([
@@ -96,6 +85,16 @@ def init_image_preparation_wf(
         (describe, outputnode, [("entry", "entry")]),
     ])  # fmt: skip
     return workflow
+
+
+def _connect_reference(
+    workflow: Workflow, conform: pe.Node, describe: pe.Node, align: pe.Node
+) -> None:
+    """Align the reference with the conformed image, and let the network be told of it."""
+    Chain(workflow, conform).step(align, image=(conform, "image"))
+    workflow.connect([
+        (align, describe, [("reference", "reference"), ("record", "reference_record")]),
+    ])  # fmt: skip
 
 
 def _init_steps(
