@@ -146,3 +146,10 @@ def test_the_command_finds_a_number_changed_by_hand(tmp_path: Path) -> None:
     assert run.returncode == 1 and "README.md" in run.stdout and "99" in run.stdout
     assert subprocess.run([*command, "--write"], check=False).returncode == 0
     assert (tmp_path / "README.md").read_text() == text
+
+
+def test_a_mark_below_indented_code_counts_and_one_in_it_does_not() -> None:
+    inside = "    <!-- figure: a/b c --><!-- /figure -->\n"
+    below = "gains <!-- figure: a/b d --><!-- /figure --> dB\n"
+    found = figures.marks_of(f"Run\n\n{inside}\n{below}")
+    assert [mark[3] for mark in found] == ["a/b d"]

@@ -120,7 +120,7 @@ def _cell(form: str, row: dict[str, Any]) -> str:
 
 def _in_code(text: str) -> list[range]:
     """Places of a page that are code: fenced, or indented after an empty line."""
-    blocks = re.finditer(r"^```.*?^```|(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+", text, re.M | re.S)
+    blocks = re.finditer(r"^```.*?^```|(?<=\n\n)(?: {4}[^\n]*\n|\n(?= {4}))+", text, re.M | re.S)
     return [range(*block.span()) for block in blocks]
 
 
