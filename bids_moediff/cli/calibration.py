@@ -2,14 +2,12 @@
 """``bids_moediff-evaluate calibration``: is a result wrong where it says it is uncertain?"""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
 from bids_moediff.cli import evaluation as evaluate
-from bids_moediff.cli.common import ProgressBar
-from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.errors import UsageError
 
 PROGRAM = f"{evaluate.PROGRAM} calibration"
 
@@ -43,43 +41,29 @@ def run_calibration(argv: list[str]) -> int:
     options = calibration_parser().parse_intermixed_args(argv)
     if options.write and len(set(options.model)) > 1:
         raise UsageError("--write takes one model.")
-    from bids_moediff.evaluation.gates import select_protocols
-
-    protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
     from bids_moediff.evaluation import calibration
+    from bids_moediff.runtime.sink import write_json, write_text
 
-    heads = evaluate.load_heads(options)
-    resolvers = [evaluate.load_model(name, options) for name in dict.fromkeys(options.model)]
+    resolvers = evaluate.load_models(options)
     if options.write:
         calibration.uncalibrated(resolvers[0])
     given = evaluate.sampling_options(options)
     rows: list[dict[str, Any]] = []
     found: list[Any] = []
-    failed = False
-    progress = ProgressBar(len(heads) * len(protocols) * len(resolvers), "result")
-    for head in heads:
-        try:
-            loaded = head.load()
-            for protocol in protocols:
-                for resolver in resolvers:
-                    row, curve = calibration.examine(loaded, protocol, resolver, **given)
-                    rows.append(row)
-                    found.append(curve)
-                    progress(f"{row['head']}  {row['protocol']}  gain {row['gain']:.2f}")
-        except (ImageError, ValueError) as error:
-            failed = True
-            print(f"{PROGRAM}: {head.name}: {error}", file=sys.stderr)
-    progress.close()
-    if not rows:
-        raise MoediffError("Not one head could be evaluated.")
+
+    def work(loaded: Any, protocol: Any, resolver: Any) -> str:
+        row, curve = calibration.examine(loaded, protocol, resolver, **given)
+        rows.append(row)
+        found.append(curve)
+        return f"{row['head']}  {row['protocol']}  gain {row['gain']:.2f}"
+
+    all_used = evaluate.each_result(options, PROGRAM, resolvers, work)
     evaluate.write_table(rows, calibration.COLUMNS, options.output / "calibration.tsv")
     calibration.draw(rows, found, options.output / "calibration.png")
     page = calibration.markdown(rows)
-    from bids_moediff.runtime.sink import write_json, write_text
-
     write_text(page, options.output / "calibration.md")
     if options.write:
         write_json(calibration.calibrate(rows, resolvers[0]), options.write)
     print(page)
-    return 1 if failed else 0
+    return 0 if all_used else 1

@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": "a model on high-resolution heads that are made coarse",
     "hallucination": "lesions put into heads: kept, faded or multiplied?",
     "calibration": "is a result wrong where it says it is uncertain?",
+    "coverage": "does the bound of the error hold for most heads?",
     "sampling": "are samples as uncertain as the result is?",
 }
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     from bids_moediff.cli.calibration import run_calibration
+    from bids_moediff.cli.coverage import run_coverage
     from bids_moediff.cli.sampling import run_sampling
 
     commands = {
@@ -49,6 +51,7 @@ def _run(argv: list[str]) -> int:
         "benchmark": run_benchmark,
         "hallucination": run_hallucination,
         "calibration": run_calibration,
+        "coverage": run_coverage,
         "sampling": run_sampling,
     }
     if argv and argv[0] in commands:

@@ -2,18 +2,20 @@
 """What the commands of ``bids_moediff-evaluate`` (and those of the lab) share."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_moediff.cli.common import set_threads
+from bids_moediff.cli.common import ProgressBar, set_threads
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.options import PRECISIONS, Options
 
 if TYPE_CHECKING:
     from bids_moediff.evaluation.benchmark import Method
-    from bids_moediff.evaluation.truth import TruthHead
+    from bids_moediff.evaluation.truth import Loaded, TruthHead
+    from bids_moediff.imaging.protocols import Protocol
     from bids_moediff.inference.super_resolver import SuperResolver
 
 PROGRAM = "bids_moediff-evaluate"
@@ -100,6 +102,57 @@ def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":
     from bids_moediff.inference.super_resolver import SuperResolver
 
     return SuperResolver.from_pretrained(name, options.device, options.precision)
+
+
+def each_result(
+    options: argparse.Namespace,
+    program: str,
+    resolvers: "Sequence[SuperResolver]",
+    work: "Callable[[Loaded, Protocol, SuperResolver], str]",
+) -> bool:
+    """Do something with every head, protocol and model; False if a head could not be used.
+
+    Parameters
+    ----------
+    options
+        With heads and names of protocols.
+    program
+        In front of messages.
+    resolvers
+        Models.
+    work
+        Returns a line for the progress; MoediffError and ValueError cost the head, no more.
+
+    Raises
+    ------
+    MoediffError
+        if not one head could be used.
+    """
+    from bids_moediff.evaluation.gates import select_protocols
+
+    protocols = select_protocols(options.protocols)
+    heads = load_heads(options)
+    progress = ProgressBar(len(heads) * len(protocols) * len(resolvers), "result")
+    failed, done = False, 0
+    for head in heads:
+        try:
+            loaded = head.load()
+            for protocol in protocols:
+                for resolver in resolvers:
+                    progress(work(loaded, protocol, resolver))
+                    done += 1
+        except (ImageError, ValueError) as error:
+            failed = True
+            print(f"{program}: {head.name}: {error}", file=sys.stderr)
+    progress.close()
+    if not done:
+        raise MoediffError("Not one head could be evaluated.")
+    return not failed
+
+
+def load_models(options: argparse.Namespace) -> "list[SuperResolver]":
+    """Every model that the options name, once."""
+    return [load_model(name, options) for name in dict.fromkeys(options.model)]
 
 
 def check_threads(options: argparse.Namespace) -> None:

@@ -2,15 +2,13 @@
 """``bids_moediff-evaluate sampling``: are samples as uncertain as the result is?"""
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
 from bids_moediff.cli import evaluation as evaluate
-from bids_moediff.cli.common import ProgressBar
-from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.errors import UsageError
 from bids_moediff.options import Options
 
 PROGRAM = f"{evaluate.PROGRAM} sampling"
@@ -42,37 +40,22 @@ def sampling_parser() -> argparse.ArgumentParser:
 def run_sampling(argv: list[str]) -> int:
     """Tables of all samplers; 1 if a head could not be used."""
     options = sampling_parser().parse_intermixed_args(argv)
-    from bids_moediff.evaluation.gates import select_protocols
-
-    protocols = select_protocols(options.protocols)
     evaluate.check_threads(options)
     from bids_moediff.evaluation import sampling
+    from bids_moediff.runtime.sink import write_text
 
     asked = replace(Options(), **evaluate.sampling_options(options))
     if asked.num_samples < 2:
         raise UsageError("--num-samples must be at least 2.")
-    heads = evaluate.load_heads(options)
-    resolvers = [evaluate.load_model(name, options) for name in dict.fromkeys(options.model)]
     rows: list[dict[str, Any]] = []
-    failed = False
-    progress = ProgressBar(len(heads) * len(protocols) * len(resolvers), "result")
-    for head in heads:
-        try:
-            loaded = head.load()
-            for protocol in protocols:
-                for resolver in resolvers:
-                    rows += sampling.examine(loaded, protocol, resolver, asked)
-                    evaluate.write_table(rows, sampling.COLUMNS, options.output / "sampling.tsv")
-                    progress(f"{head.name}  {protocol.key}  {resolver.model.name}")
-        except ImageError as error:
-            failed = True
-            print(f"{PROGRAM}: {head.name}: {error}", file=sys.stderr)
-    progress.close()
-    if not rows:
-        raise MoediffError("Not one head could be evaluated.")
-    page = sampling.markdown(rows)
-    from bids_moediff.runtime.sink import write_text
 
+    def work(loaded: Any, protocol: Any, resolver: Any) -> str:
+        rows.extend(sampling.examine(loaded, protocol, resolver, asked))
+        evaluate.write_table(rows, sampling.COLUMNS, options.output / "sampling.tsv")
+        return f"{loaded.head.name}  {protocol.key}  {resolver.model.name}"
+
+    all_used = evaluate.each_result(options, PROGRAM, evaluate.load_models(options), work)
+    page = sampling.markdown(rows)
     write_text(page, options.output / "sampling.md")
     print(page)
-    return 1 if failed else 0
+    return 0 if all_used else 1

@@ -272,6 +272,8 @@ class SuperResolver:
         if deviation is not None:
             maps["srstd"] = posed.image(deviation * posed.scale)
             record["ExpectedErrorFrom"] = f"{spread.count} samples"
+            if options.sample != "texture":
+                record |= self.uncertainty.bound_record(spread.count)
         return record, []
 
     def _experts_record(self, written: bool) -> dict[str, Any]:

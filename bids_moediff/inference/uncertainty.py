@@ -15,6 +15,7 @@ from bids_moediff.imaging.null_space import NullSpace
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.options import Options
 
+from .error_bound import ErrorBound
 from .expected_error import Calibration, expected_error
 from .pose import HEAD, Posed
 
@@ -67,13 +68,27 @@ class Uncertainty:
 
     def __init__(self, model: LoadedModel, precision: str) -> None:
         self.model, self.precision = model, precision
-        known = model.calibration
         try:
+            known, bounds = model.calibration, model.bounds
             self.calibration = Calibration.from_dict(known) if known else None
+            self.bound = ErrorBound.from_dict(bounds) if bounds else None
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"the calibration of {model.name} makes no sense: {error}"
             ) from error
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Check sums and factors that decide the size of the map."""
+        head = self.model.scale
+        if head is not None and head.is_expected_error:
+            factors = head.config.get("factors")
+            return {"model": self.model.sha256, "scale": head.sha256, "factors": factors}
+        return {"model": self.model.sha256, "calibration": self.model.calibration.get("factor")}
+
+    def bound_record(self, samples: int = 0) -> dict[str, Any]:
+        """Return what is guaranteed of the expected error, or of the deviation over samples."""
+        return {} if self.bound is None else self.bound.record(samples, self.weights)
 
     def expected(self, made: Restoration) -> tuple[Tensor | None, dict[str, Any], list[str]]:
         """Return the expected error (X, Y, Z) in the units of the image, record and remarks."""
@@ -81,7 +96,7 @@ class Uncertainty:
         if head is not None and head.is_expected_error:
             found = self.learned(made)
             notes = [] if head.fits(self.model.sha256) else [OTHER_WEIGHTS]
-            record = {"ExpectedErrorFrom": found.source, **found.record}
+            record = {"ExpectedErrorFrom": found.source, **found.record, **self.bound_record()}
             return found.scale.deviation * made.posed.scale, record, notes
         if self.calibration is None:
             return None, {}, [NO_DEVIATION]
@@ -96,6 +111,7 @@ class Uncertainty:
             "ExpectedErrorFactor": round(self.calibration.at(made.posed.ratios), 3),
             "ExpectedErrorFactorRange": self.calibration.spread,
             "ExpectedErrorMeasuredOn": list(self.calibration.heads),
+            **self.bound_record(),
         }
 
     def by_added_detail(self, made: Restoration) -> Tensor:

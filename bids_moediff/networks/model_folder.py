@@ -35,6 +35,7 @@ HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --mo
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
 CALIBRATION_NAME = "calibration.json"  # how large the error of a result is; may be absent
+BOUNDS_NAME = "bounds.json"  # what bounds the error of most heads; may be absent
 FORMAT_VERSION = 1
 MOST_WEIGHTS, MOST_CONFIG = 4 << 30, 4 << 20  # bytes
 LARGEST_NUMBER = 1_000_000  # in a configuration; seeds and steps of training are noted elsewhere
@@ -46,8 +47,8 @@ Builder = Callable[[Mapping[str, Any]], "nn.Module"]
 class LoadedModel:
     """A network in evaluation mode, its config.json, the SHA-256 of its weights, its name.
 
-    ``calibration`` is the content of its calibration.json, empty where there is none; ``scale``
-    its scale head, if it has one.
+    ``calibration`` and ``bounds`` are the content of calibration.json and bounds.json, empty where
+    there is none; ``scale`` its scale head, if it has one.
     """
 
     network: nn.Module
@@ -56,6 +57,7 @@ class LoadedModel:
     name: str
     calibration: dict[str, Any] = field(default_factory=dict)
     scale: ScaleHead | None = None
+    bounds: dict[str, Any] = field(default_factory=dict)
 
 
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -186,11 +188,14 @@ def read_model(
         raise WeightsError(f"{weights} does not fit its configuration: {reason}") from error
     if not all(bool(t.isfinite().all()) for t in floats.values()):
         raise WeightsError(f"{weights} holds values that are not finite numbers")
-    calibration = folder / CALIBRATION_NAME
-    known = _read_config(calibration) if calibration.is_file() else {}
     ready = network.to(device).eval()
     scale = read_scale(folder, device)
-    return LoadedModel(ready, config, digest, folder.resolve().name, known, scale)
+    known, bounds = (_read_if_there(folder / name) for name in (CALIBRATION_NAME, BOUNDS_NAME))
+    return LoadedModel(ready, config, digest, folder.resolve().name, known, scale, bounds)
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return _read_config(path) if path.is_file() else {}
 
 
 def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, stamp
 from bids_moediff.bids.listing import list_participant
 from bids_moediff.families.choice import takes_reference
-from bids_moediff.networks.model_folder import CALIBRATION_NAME, CONFIG_NAME, resolve
+from bids_moediff.networks.model_folder import CONFIG_NAME, resolve
 from bids_moediff.settings import Settings
 
 # Options that say how the work is done, or what the weights say already.
@@ -60,7 +60,6 @@ def _digest(content: Any) -> str:
 
 @cache
 def weights_digest(model: str) -> str:
-    """Return a digest of the files of a model: its configuration holds the sum of the weights."""
-    folder = resolve(model)
-    paths = (folder / CONFIG_NAME, folder / CALIBRATION_NAME, resolve("brainmask") / CONFIG_NAME)
-    return _digest([path.read_text(encoding="utf-8") for path in paths if path.is_file()])
+    """Return a digest of the files of a model: its JSON files hold the sums of all weights."""
+    paths = [*sorted(resolve(model).glob("*.json")), resolve("brainmask") / CONFIG_NAME]
+    return _digest([path.read_text(encoding="utf-8") for path in paths])

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bids_moediff-evaluate coverage``: does the bound of the error hold for most heads?"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bids_moediff import __version__
+from bids_moediff.cli import evaluation as evaluate
+from bids_moediff.errors import UsageError
+from bids_moediff.options import Options
+
+PROGRAM = f"{evaluate.PROGRAM} coverage"
+
+
+def coverage_parser() -> argparse.ArgumentParser:
+    """Parser of ``coverage``."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Make heads coarse, restore them, and find the smallest factor of the "
+        "expected error that bounds the true error in 95 % of the voxels of each head.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the tables")
+    evaluate.add_heads(parser)
+    evaluate.add_model(parser)
+    parser.set_defaults(num_samples=1, model=["student"])
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE",
+        help="write the factor that holds for 95 %% of heads like these (at least 19): "
+        "bounds.json of the model's folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
+    )
+    evaluate.add_block(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run_coverage(argv: list[str]) -> int:
+    """Table and page; 1 if a head could not be used."""
+    options = coverage_parser().parse_intermixed_args(argv)
+    if options.write and len(set(options.model)) > 1:
+        raise UsageError("--write takes one model.")
+    evaluate.check_threads(options)
+    from bids_moediff.evaluation import coverage
+    from bids_moediff.runtime.sink import write_json, write_text
+
+    asked = replace(Options(), **evaluate.sampling_options(options))
+    resolvers = evaluate.load_models(options)
+    rows: list[dict[str, Any]] = []
+
+    def work(loaded: Any, protocol: Any, resolver: Any) -> str:
+        rows.extend(coverage.examine(loaded, protocol, resolver, asked))
+        evaluate.write_table(rows, coverage.COLUMNS, options.output / "coverage.tsv")
+        return f"{loaded.head.name}  {protocol.key}  score {rows[-1]['score']:.2f}"
+
+    all_used = evaluate.each_result(options, PROGRAM, resolvers, work)
+    page = coverage.markdown(rows)
+    write_text(page, options.output / "coverage.md")
+    if options.write:
+        try:
+            write_json(coverage.bounds(rows, resolvers[0]), options.write)
+        except ValueError as error:
+            raise UsageError(f"No bound was written: {error}.") from error
+    print(page)
+    return 0 if all_used else 1
