@@ -96,10 +96,10 @@ def test_a_run_with_the_student_says_so(tmp_path):
     (sidecar,) = (tmp_path / "out" / "sub-01" / "anat").glob("*desc-sr_T1w.json")
     record = json.loads(sidecar.read_text())
     assert record["ModelChoice"] == "asked for"
-    assert record["Sampler"] == "one step of the distilled network"
+    assert record["Sampler"] == "one step of the compressed network"
     assert record["NumberOfSteps"] == record["NumberOfSamples"] == 1
     assert "Why this model" in (tmp_path / "out" / "sub-01.html").read_text()
-    assert "distilled" in next((tmp_path / "out" / "logs").glob("CITATION.md")).read_text()
+    assert "compressed" in next((tmp_path / "out" / "logs").glob("CITATION.md")).read_text()
 
 
 def test_no_plan_for_a_model_that_does_not_exist(tmp_path):

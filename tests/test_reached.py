@@ -14,7 +14,7 @@ SINGLE_STEPS = {
     "axis_resolution", "resolution_warnings", "undo_interpolation",
 }  # fmt: skip
 # With which the lab trains scale heads and puts them into model folders.
-LAB = {"save_scale", "scale_loss"}
+LAB = {"scale_loss"}
 # Kernels by angle and scales, which tests hold against the Cholesky factors.
 SISTERS = {"steered"}
 # Used by others than the package itself.

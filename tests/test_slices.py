@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
-from bids_moediff.families.moediff.slices import gate_slices, restore_planes, restore_slices
+from bids_moediff.families.moediff.slices import Walk, gate_slices, restore_planes, restore_slices
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.axes import orientations, slice_axes
 from bids_moediff.options import Options
@@ -44,7 +44,7 @@ def volume(shape: tuple[int, int, int] = SIZE) -> torch.Tensor:
 
 CALM = Options(num_steps=1)
 NOISY = Options(num_steps=3)
-FROM_NOISE = {"noise_strength": 1.0}
+FROM_NOISE = Walk(noise_strength=1.0)
 GATES = ("gates",)
 
 
@@ -103,15 +103,14 @@ def test_steps_of_the_whole_volume_equal_those_of_slices() -> None:
     """Nothing to correct: the order of the loops must not matter."""
     net, start = network(), volume()
     plain, gates, counts = restore_slices(
-        net, start, ISOTROPIC, replace(NOISY, outputs=GATES), **FROM_NOISE
+        net, start, ISOTROPIC, replace(NOISY, outputs=GATES), FROM_NOISE
     )
     stepped, maps, again = restore_slices(
         net,
         start,
         ISOTROPIC,
         replace(NOISY, outputs=GATES),
-        correct=lambda image: image,
-        **FROM_NOISE,
+        replace(FROM_NOISE, correct=lambda image: image),
     )
     torch.testing.assert_close(stepped, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(maps, gates)
@@ -138,8 +137,8 @@ def test_corrections_between_steps_reach_the_result() -> None:
         calls.append(float((operator.forward(image) - measured).norm() / measured.norm()))
         return operator.project(image, measured)
 
-    plain = restore_slices(net, start, ISOTROPIC, NOISY, **FROM_NOISE)[0]
-    stepped = restore_slices(net, start, ISOTROPIC, NOISY, correct=correct, **FROM_NOISE)[0]
+    plain = restore_slices(net, start, ISOTROPIC, NOISY, FROM_NOISE)[0]
+    stepped = restore_slices(net, start, ISOTROPIC, NOISY, replace(FROM_NOISE, correct=correct))[0]
     assert len(calls) == 3 and calls[0] > 0.01
     assert float((operator.forward(stepped) - measured).norm() / measured.norm()) < 1e-4
     # More than a projection at the end: later steps see what earlier corrections did.
@@ -154,7 +153,7 @@ def test_learned_latents_can_be_corrected_and_sampled(latent: str) -> None:
     )  # fmt: skip
     net = network(config)
     first, second = (
-        restore_slices(net, volume(), ISOTROPIC, NOISY, correct=lambda image: image, **FROM_NOISE)[
+        restore_slices(net, volume(), ISOTROPIC, NOISY, replace(FROM_NOISE, correct=lambda i: i))[
             0
         ]
         for _ in range(2)

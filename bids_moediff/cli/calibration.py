@@ -5,7 +5,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bids_moediff import __version__
 from bids_moediff.cli import evaluation as evaluate
 from bids_moediff.errors import UsageError
 
@@ -14,25 +13,18 @@ PROGRAM = f"{evaluate.PROGRAM} calibration"
 
 def calibration_parser() -> argparse.ArgumentParser:
     """Parser of ``calibration``."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Make heads coarse, restore them, and compare the expected error of every "
-        "voxel with the true one: risk-coverage curve, reliability, and the factor that the "
-        "expected error lacks.",
+    parser = evaluate.restoring_parser(
+        PROGRAM,
+        "Make heads coarse, restore them, and compare the expected error of every voxel with "
+        "the true one: risk-coverage curve, reliability, the factor that the error lacks.",
+        model="moediff",
+        protocols=("x2iso-kspace", "x4slices-gaussian"),
+        num_samples=1,
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder for table and picture")
-    evaluate.add_heads(parser)
-    evaluate.add_model(parser)
-    parser.set_defaults(num_samples=1, model=["moediff"])
     parser.add_argument(
         "--write", type=Path, metavar="FILE",
         help="measure the factor of one model anew and write it: calibration.json of its folder",
     )  # fmt: skip
-    parser.add_argument(
-        "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
-    )
-    evaluate.add_block(parser)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 

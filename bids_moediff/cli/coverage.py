@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bids_moediff import __version__
 from bids_moediff.cli import evaluation as evaluate
 from bids_moediff.errors import UsageError
 from bids_moediff.options import Options
@@ -16,25 +15,19 @@ PROGRAM = f"{evaluate.PROGRAM} coverage"
 
 def coverage_parser() -> argparse.ArgumentParser:
     """Parser of ``coverage``."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Make heads coarse, restore them, and find the smallest factor of the "
-        "expected error that bounds the true error in 95 % of the voxels of each head.",
+    parser = evaluate.restoring_parser(
+        PROGRAM,
+        "Make heads coarse, restore them, and find the smallest factor of the expected error that "
+        "bounds the true error in 95 % of the voxels of each head.",
+        model="student",
+        protocols=("x2iso-kspace", "x4slices-gaussian"),
+        num_samples=1,
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the tables")
-    evaluate.add_heads(parser)
-    evaluate.add_model(parser)
-    parser.set_defaults(num_samples=1, model=["student"])
     parser.add_argument(
         "--write", type=Path, metavar="FILE",
         help="write the factor that holds for 95 %% of heads like these (at least 19): "
         "bounds.json of the model's folder",
     )  # fmt: skip
-    parser.add_argument(
-        "--protocols", nargs="+", metavar="NAME", default=["x2iso-kspace", "x4slices-gaussian"]
-    )
-    evaluate.add_block(parser)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_moediff import __version__
 from bids_moediff.cli.common import ProgressBar, set_threads
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
 from bids_moediff.errors import ImageError, MoediffError, UsageError
@@ -61,6 +62,21 @@ def add_block(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block", type=int, metavar="N", help="only the middle of each head, N voxels wide"
     )
+
+
+def restoring_parser(
+    program: str, description: str, model: str, protocols: Sequence[str], num_samples: int
+) -> argparse.ArgumentParser:
+    """Return the parser of a command that makes heads coarse and restores them, with defaults."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for tables and pictures")
+    add_heads(parser)
+    add_model(parser)
+    parser.set_defaults(num_samples=num_samples, model=[model])
+    parser.add_argument("--protocols", nargs="+", metavar="NAME", default=list(protocols))
+    add_block(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
 
 
 def load_heads(options: argparse.Namespace) -> "list[TruthHead]":

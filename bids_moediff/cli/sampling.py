@@ -3,10 +3,8 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from bids_moediff import __version__
 from bids_moediff.cli import evaluation as evaluate
 from bids_moediff.errors import UsageError
 from bids_moediff.options import Options
@@ -16,24 +14,15 @@ PROGRAM = f"{evaluate.PROGRAM} sampling"
 
 def sampling_parser() -> argparse.ArgumentParser:
     """Parser of ``sampling``."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Make heads coarse, restore them, draw samples of what is missing, and "
-        "compare them with the truth: variance, power, ranks, scores, tissue volumes; beside the "
-        "expected error by hand and a scale taken from the truth.",
+    parser = evaluate.restoring_parser(
+        PROGRAM,
+        "Make heads coarse, restore them, draw samples of what is missing, and compare them with "
+        "the truth: variance, power, ranks, scores, tissue volumes; beside the expected error by "
+        "hand and a scale taken from the truth.",
+        model="student",
+        protocols=("x2iso-kspace+noise2", "x4slices-gaussian"),
+        num_samples=8,
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the tables")
-    evaluate.add_heads(parser)
-    evaluate.add_model(parser)
-    parser.set_defaults(num_samples=8, model=["student"])
-    parser.add_argument(
-        "--protocols",
-        nargs="+",
-        metavar="NAME",
-        default=["x2iso-kspace+noise2", "x4slices-gaussian"],
-    )
-    evaluate.add_block(parser)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 

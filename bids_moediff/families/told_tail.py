@@ -26,7 +26,7 @@ from bids_moediff.networks.mean import FOLD, OUTPUT_GAIN, MeanNetwork, space_to_
 from bids_moediff.runtime.progress_bar import track
 from bids_moediff.training.batches import patches
 from bids_moediff.training.lag_moments import ConditionedMoments, lag_moments
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe
 from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, Stage, autocast, charbonnier
 from bids_moediff.training.validation import Case, gains
 from bids_moediff.training.volumes import Volume
@@ -35,7 +35,7 @@ from .load import init_parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentToldTailRecipe(Recipe):
+class StudentToldTailRecipe(PatchRecipe):
     """What the last layer makes of the numbers of :mod:`bids_moediff.imaging.told`; no steps.
 
     Fitted to the teacher's output without noise on ``fitted_patches`` patches, whose outer
@@ -53,11 +53,6 @@ class StudentToldTailRecipe(Recipe):
     epsilon: float = 0.02
     fitted_patches: int = 400
     ridge: float = 1e-2
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
     @property
     def uncertain(self) -> bool:

@@ -102,6 +102,14 @@ class Block(nn.Module):
         return x + BLOCK_GAIN * self.second(hidden)
 
 
+def initialise(network: nn.Module) -> None:
+    """Draw the weights of all convolutions for rectified features; biases are zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
 class MeanNetwork(nn.Module):
     """Residual 3-D network on the consistent interpolation.
 
@@ -120,10 +128,7 @@ class MeanNetwork(nn.Module):
         self.film = nn.Sequential(
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        initialise(self)
         nn.init.zeros_(self.tail.weight)
         self.tail_terms: nn.Conv3d | None = None
         self.int8_ranges: tuple[Range, ...] = ()  # set on loading, where the folder has them

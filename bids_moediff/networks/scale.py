@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from bids_moediff.networks.json_config import JsonConfig
 from bids_moediff.networks.last_layer import ACQUISITION_NUMBERS, LARGEST_RATIO, WIDEST
-from bids_moediff.networks.mean import BLOCK_GAIN, DETAIL_GAIN, FOLD, LEVEL, LEVEL_GAIN, Block
+from bids_moediff.networks.mean import (
+    BLOCK_GAIN,
+    DETAIL_GAIN,
+    FOLD,
+    LEVEL,
+    LEVEL_GAIN,
+    Block,
+    initialise,
+)
 from bids_moediff.networks.streaming import Chain, Convolution, Residual
 
 NUMBERS = ACQUISITION_NUMBERS + 1
@@ -116,10 +124,7 @@ class ScaleNetwork(nn.Module):
         self.film = nn.Sequential(
             nn.Linear(NUMBERS, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks + OUTPUTS)
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        initialise(self)
         with torch.no_grad():
             for last in (self.tail, self.film[-1]):
                 last.weight.mul_(0.1)  # type: ignore[operator]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +11,10 @@ from typing import Any
 
 import torch
 
-from bids_moediff.errors import WeightsError
+from bids_moediff.networks.beside import read_beside
 from bids_moediff.networks.scale import ScaleConfig, ScaleNetwork
-from bids_moediff.runtime.sink import write_bytes
 
-WEIGHTS_NAME, CONFIG_NAME = "scale.safetensors", "scale.json"
+NAME = "scale"
 
 
 @dataclass(frozen=True)
@@ -71,19 +68,6 @@ class ScaleHead:
         return {key: value for key, value in told.items() if value is not None}
 
 
-def save_scale(network: ScaleNetwork, folder: Path, **about: Any) -> str:
-    """Write the scale head of a model folder, and return the SHA-256 of its weights."""
-    from safetensors.torch import save
-
-    state = network.state_dict()
-    data = save({name: value.half().cpu().contiguous() for name, value in state.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    content = {"network": network.config.to_dict(), "sha256": digest, **about}
-    write_bytes(data, folder / WEIGHTS_NAME)
-    write_bytes((json.dumps(content, indent=2) + "\n").encode(), folder / CONFIG_NAME)
-    return digest
-
-
 def read_scale(folder: Path, device: str | torch.device = "cpu") -> ScaleHead | None:
     """Read the scale head of a model folder; None where there is none.
 
@@ -92,29 +76,9 @@ def read_scale(folder: Path, device: str | torch.device = "cpu") -> ScaleHead | 
     WeightsError
         for damaged files, and for weights that do not match their checksum or settings.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    found = read_beside(folder, NAME, _build, device)
+    return None if found is None else ScaleHead(*found)
 
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        data = (folder / WEIGHTS_NAME).read_bytes()
-        network = ScaleNetwork(ScaleConfig.from_dict(content["network"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"the scale head in {folder} cannot be read: {error}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != content.get("sha256"):
-        raise WeightsError(
-            f"{folder / WEIGHTS_NAME} does not match the checksum in {CONFIG_NAME} "
-            f"(expected {content.get('sha256')}, found {digest})"
-        )
-    try:
-        network.load_state_dict({name: value.float() for name, value in load(data).items()})
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(
-            f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME}: {reason}"
-        ) from error
-    return ScaleHead(network.to(device).eval().requires_grad_(False), content)
+
+def _build(settings: Mapping[str, Any]) -> ScaleNetwork:
+    return ScaleNetwork(ScaleConfig.from_dict(settings))

@@ -139,6 +139,18 @@ class Recipe:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchRecipe(Recipe):
+    """Settings of a stage that learns from cubes of ``patch`` voxels a side."""
+
+    patch: int = 64
+
+    @property
+    def smallest(self) -> int:
+        """Voxels that every side of a volume needs."""
+        return self.patch
+
+
 class Entry(Protocol):
     """What a recipe needs to know of a stage (:class:`.catalogue.StageEntry`)."""
 

@@ -27,14 +27,14 @@ from bids_moediff.imaging.simulation import ONES, Degraded
 from bids_moediff.networks.mean import MeanNetwork
 from bids_moediff.training.batches import patches
 from bids_moediff.training.lesions import LesionPlan, lesion_field
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe
 from bids_moediff.training.stage import Batch, Gains, Init, Stage, autocast, charbonnier
 from bids_moediff.training.validation import Case, gains
 from bids_moediff.training.volumes import Volume
 
 
 @dataclass(frozen=True, kw_only=True)
-class LesionsRecipe(Recipe):
+class LesionsRecipe(PatchRecipe):
     """Lesions for a finished mean, on patches (:mod:`.lesions`).
 
     ``diameters`` (voxels) and ``contrasts`` (of the range) are the smallest and largest of the
@@ -58,11 +58,6 @@ class LesionsRecipe(Recipe):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name} must be two positive numbers in ascending order")
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ import numpy as np
 from safetensors.torch import load_file
 
 from bids_moediff.networks.scale import ScaleNetwork
-from bids_moediff.networks.scale_file import save_scale
+from bids_moediff.networks.scale_file import NAME
+from research.beside import save_beside
 
 KINDS = {"iso": "isotropic", "slices": "slices"}
 
@@ -73,7 +74,7 @@ def main() -> None:
         about["variance_ratio"] = {
             kind: [round(min(v), 2), round(max(v), 2)] for kind, v in held_out.items()
         }
-    print(save_scale(network, options.model, **about), about)
+    print(save_beside(network, options.model, NAME, **about), about)
 
 
 if __name__ == "__main__":

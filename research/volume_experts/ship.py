@@ -9,18 +9,14 @@ worse by more than `WORST` percent. Without a comparison it does not.
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from bids_moediff.families.moediff.error_sampler import EXPERTS, GAUSSIAN, STEPS
-from bids_moediff.families.moediff.experts_file import CONFIG_NAME, WEIGHTS_NAME
-from bids_moediff.families.moediff.volume_experts import VolumeExperts
-from bids_moediff.runtime.sink import write_bytes
+from bids_moediff.families.moediff.experts_file import NAME
+from research.beside import save_beside
 
 from .compare import load_experts
 
@@ -41,17 +37,6 @@ def decide(rows: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
     return (EXPERTS if better else GAUSSIAN), figures
 
 
-def save_experts(network: VolumeExperts, folder: Path, **about: Any) -> str:
-    """Write the experts of a model folder, and return the SHA-256 of their weights."""
-    state = network.state_dict()
-    data = save({name: value.half().cpu().contiguous() for name, value in state.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    content = {"network": network.config.to_dict(), "sha256": digest, **about}
-    write_bytes(data, folder / WEIGHTS_NAME)
-    write_bytes((json.dumps(content, indent=2) + "\n").encode(), folder / CONFIG_NAME)
-    return digest
-
-
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,7 +51,7 @@ def main() -> None:
     curve = json.loads((options.run / "curve.json").read_text())
     last = {key: curve[-1][key] for key in ("step", "seconds")}
     network = load_experts(options.run)
-    digest = save_experts(network, options.folder, auto=auto, measured=figures, training=last)
+    digest = save_beside(network, options.folder, NAME, auto=auto, measured=figures, training=last)
     print(auto, figures, digest)
 
 

@@ -23,6 +23,7 @@ from bids_moediff.networks.mean import (
     FOLD,
     OUTPUT_GAIN,
     depth_to_space,
+    initialise,
     normalise,
     space_to_depth,
 )
@@ -113,10 +114,7 @@ class CRFMNetwork(nn.Module):
         self.film = nn.Sequential(
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        initialise(self)
         nn.init.zeros_(self.tail.weight)
         with torch.no_grad():
             self.tail.bias[FOLDED:] = FIRST_WEIGHT  # type: ignore[index]

@@ -17,7 +17,7 @@ from bids_moediff.imaging.simulation import ONES, Degraded
 from bids_moediff.imaging.told import told_numbers
 from bids_moediff.options import Options
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe
 from bids_moediff.training.stage import (
     Batch,
     Gains,
@@ -38,7 +38,7 @@ WORST = "mirrored reference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CRFMRecipe(Recipe):
+class CRFMRecipe(PatchRecipe):
     """A reference contrast corrects the output of a finished model, on patches.
 
     ``base_model`` is the model whose output is corrected; it does not change. So many
@@ -56,11 +56,6 @@ class CRFMRecipe(Recipe):
     patch: int = 48
     border: int = 6
     epsilon: float = 0.02
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
     @property
     def reference_count(self) -> int:

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experts on volumes of a model: experts.json and experts.safetensors in its folder.
+"""The experts on volumes of a model: experts.json and experts.safetensors in its folder."""
 
-They stand beside model.safetensors, whose checksum the calibrations name.
-"""
-
-import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bids_moediff.errors import WeightsError
+from bids_moediff.networks.beside import read_beside
 
 from .volume_experts import VolumeExperts, VolumeExpertsConfig
 
-WEIGHTS_NAME, CONFIG_NAME = "experts.safetensors", "experts.json"
+NAME = "experts"
 
 
 def read_experts(
@@ -28,29 +24,8 @@ def read_experts(
     WeightsError
         for damaged files, and for weights that do not match their checksum or settings.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    return read_beside(folder, NAME, _build, device)
 
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        data = (folder / WEIGHTS_NAME).read_bytes()
-        network = VolumeExperts(VolumeExpertsConfig.from_dict(content["network"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"the experts in {folder} cannot be read: {error}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != content.get("sha256"):
-        raise WeightsError(
-            f"{folder / WEIGHTS_NAME} does not match the checksum in {CONFIG_NAME} "
-            f"(expected {content.get('sha256')}, found {digest})"
-        )
-    try:
-        network.load_state_dict({name: value.float() for name, value in load(data).items()})
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(
-            f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME}: {reason}"
-        ) from error
-    return network.to(device).eval().requires_grad_(False), content
+
+def _build(settings: Mapping[str, Any]) -> VolumeExperts:
+    return VolumeExperts(VolumeExpertsConfig.from_dict(settings))

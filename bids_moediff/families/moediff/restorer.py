@@ -22,7 +22,7 @@ from bids_moediff.options import Options
 
 from .error_sampler import GAUSSIAN, ExpertsSampler, chosen, experts_sampler
 from .model import MoEDiffModel
-from .slices import gate_slices, restore_planes
+from .slices import Walk, gate_slices, restore_planes
 
 DEFAULT_STEPS = 4
 
@@ -93,9 +93,11 @@ class MoEDiffRestorer:
                 mean,
                 problem.condition,
                 options,
-                noise_strength=self.noise_strength,
-                correct=correct if options.consistency == "each-step" else None,
-                progress=report,
+                Walk(
+                    self.noise_strength,
+                    correct if options.consistency == "each-step" else None,
+                    report,
+                ),
             )
         return Restored(image, {} if gates is None else {"gates": gates}, counts)
 

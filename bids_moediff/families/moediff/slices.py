@@ -26,6 +26,26 @@ Correct = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Walk:
+    """How the steps of the slices are taken.
+
+    Parameters
+    ----------
+    noise_strength
+        Noise that the sampling begins with; 1 is the paper's.
+    correct
+        Makes a volume consistent with the data: all slices go through one step before any goes
+        through the next, and every step's estimate is corrected. This holds four volumes more.
+    progress
+        Gets the share that is done.
+    """
+
+    noise_strength: float = 0.0
+    correct: Correct | None = None
+    progress: Report = lambda fraction: None
+
+
+@dataclass(frozen=True)
 class _Stack:
     """A volume as padded slices (N, H, W), what the network needs with them, and the way back."""
 
@@ -121,29 +141,23 @@ def restore_slices(
     volume: torch.Tensor,
     condition: torch.Tensor,
     options: Options,
-    *,
-    progress: Report | None = None,
+    walk: Walk = Walk(),
     axes: Axes | None = None,
-    correct: Correct | None = None,
-    noise_strength: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """Sample every slice of `volume` (X, Y, Z); returns image, gates (X, Y, Z, K) or None, counts.
 
     Of the options, steps, seed, batch size and outputs count. `axes` says how the
-    volume is cut (default: :func:`slice_axes`). With `correct`, which makes a
-    volume consistent with the data, all slices go through one step before any goes through the
-    next, and every step's estimate is corrected; this holds four volumes more in memory.
+    volume is cut (default: :func:`slice_axes`).
     On a CPU the batch size is not looked at, so that the result does not depend on it.
     """
     stack = _stack(network, volume, condition, axes or slice_axes(condition), options.batch_size)
-    strength, want_gates = noise_strength, "gates" in options.outputs
+    strength, want_gates = walk.noise_strength, "gates" in options.outputs
     num_steps = options.num_steps or 1
     noise = _noise(network, stack.slices.shape[1:], strength, options.random_seed)
     stack = replace(stack, noise=None if noise is None else noise.to(volume.device))
-    report = progress or (lambda fraction: None)
-    if correct is not None and network.count_steps(num_steps, strength) > 1:
-        return _step_by_step(network, stack, num_steps, strength, want_gates, report, correct)
-    return _slice_by_slice(network, stack, num_steps, strength, want_gates, report)
+    if walk.correct is not None and network.count_steps(num_steps, strength) > 1:
+        return _step_by_step(network, stack, num_steps, want_gates, walk, walk.correct)
+    return _slice_by_slice(network, stack, num_steps, want_gates, walk)
 
 
 def gate_slices(network: MoEDiffSR, volume: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -159,9 +173,8 @@ def _slice_by_slice(
     network: MoEDiffSR,
     stack: _Stack,
     num_steps: int,
-    strength: float,
     want_gates: bool,
-    report: Report,
+    walk: Walk,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """All steps of a few slices, then the next slices."""
     output = torch.empty_like(stack.slices)
@@ -172,7 +185,7 @@ def _slice_by_slice(
             stack.context(where),
             stack.conditions(where),
             num_steps=num_steps,
-            noise_strength=strength,
+            noise_strength=walk.noise_strength,
             noise=stack.noises(where),
         )
         output[where] = result.image.float()
@@ -180,7 +193,7 @@ def _slice_by_slice(
         counts["skipped"] += int(result.skipped)
         if want_gates:
             gates.append(stack.full_size(result.gates))
-        report(where.stop / len(stack.slices))
+        walk.progress(where.stop / len(stack.slices))
     return stack.volume(output), stack.gates(gates), counts
 
 
@@ -188,9 +201,8 @@ def _step_by_step(
     network: MoEDiffSR,
     stack: _Stack,
     steps: int,
-    strength: float,
     want_gates: bool,
-    report: Report,
+    walk: Walk,
     correct: Correct,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """One step of all slices, their estimate made consistent as a volume, then the next step."""
@@ -203,7 +215,9 @@ def _step_by_step(
     for step in range(steps):
         s, s_next = 1.0 - step / steps, 1.0 - (step + 1) / steps
         for where in stack.batches():
-            given = network.prepare(stack.context(where), stack.conditions(where), strength)
+            given = network.prepare(
+                stack.context(where), stack.conditions(where), walk.noise_strength
+            )
             if step == 0:
                 states[where.start] = network.first_state(given, stack.noises(where))
                 if want_gates:
@@ -214,7 +228,7 @@ def _step_by_step(
             run = int(given.active.sum())
             counts["evaluated"] += run
             counts["skipped"] += given.active.numel() - run
-            report((step + where.stop / count) / steps)
+            walk.progress((step + where.stop / count) / steps)
         corrected = images.clone()
         inside = (slice(None), slice(stack.size[0]), slice(stack.size[1]))
         corrected[inside] = correct(stack.volume(images)).permute(stack.axes)
@@ -234,30 +248,23 @@ def restore_planes(
     volume: torch.Tensor,
     condition: torch.Tensor,
     options: Options,
-    *,
-    progress: Report | None = None,
-    correct: Correct | None = None,
-    noise_strength: float = 0.0,
+    walk: Walk = Walk(),
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
     """Mean of :func:`restore_slices` over up to ``options.planes`` orientations.
 
     Costs as many times as much as there are orientations, and one volume more of memory.
     """
     cuts = orientations(condition, options.planes)
-    report = progress or (lambda fraction: None)
     image = torch.zeros_like(volume)
     gates: torch.Tensor | None = None
     counts = {"evaluated": 0, "skipped": 0}
     for index, axes in enumerate(cuts):
+
+        def report(fraction: float, done: int = index) -> None:
+            walk.progress((done + fraction) / len(cuts))
+
         part, maps, run = restore_slices(
-            network,
-            volume,
-            condition,
-            options,
-            progress=lambda f, done=index: report((done + f) / len(cuts)),  # type: ignore[misc]
-            axes=axes,
-            correct=correct,
-            noise_strength=noise_strength,
+            network, volume, condition, options, replace(walk, progress=report), axes
         )
         image += part / len(cuts)
         if maps is not None:

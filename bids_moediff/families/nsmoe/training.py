@@ -24,7 +24,7 @@ from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.imaging.told import told_numbers
 from bids_moediff.networks.mean import FOLD
 from bids_moediff.training.batches import MARGIN, collect
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe
 from bids_moediff.training.stage import (
     Batch,
     Gains,
@@ -46,7 +46,7 @@ LEAST_HEAD = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
-class NSMoERecipe(Recipe):
+class NSMoERecipe(PatchRecipe):
     """N-SMoE: kernels from the features of a student, which stay as they are.
 
     ``network`` are settings of NSMoEConfig; ``border`` voxels of a patch do not count;
@@ -63,11 +63,6 @@ class NSMoERecipe(Recipe):
     epsilon: float = 0.02
     critic_weight: float = 0.0
     critic_width: int = 16
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
     @property
     def uncertain(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distilled student: one network, one step, any voxel ratio."""
+"""The student, a compressed regression network: one network, one step, any voxel ratio."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,9 @@ FAMILY = Family(
     },
     network_words=lambda record: (
         "a three-dimensional regression network that restores the volume in one step,\n"
-        "distilled from a larger model after MoEDiff-SR [@moediffsr]"
+        "compressed from the regression network of a larger model after MoEDiff-SR [@moediffsr]"
     ),
-    card="One 3-D network, distilled from MoEDiff-SR, that restores any voxel size in one step.",
+    card="One 3-D network, compressed from the regression network of MoEDiff-SR, that restores "
+    "any voxel size in one step.",
     stages=_stages,
 )

@@ -54,4 +54,4 @@ class StudentRestorer:
         """Return what ran."""
         if problem.nothing_to_gain:
             return NOTHING_TO_GAIN
-        return "one step of the distilled network"
+        return "one step of the compressed network"

@@ -13,7 +13,7 @@ from bids_moediff.families.load import init_parts
 from bids_moediff.families.whole_volume import apply_to_volume
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe
 from bids_moediff.training.stage import (
     Batch,
     Gains,
@@ -29,7 +29,7 @@ from bids_moediff.training.volumes import Volume
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanRecipe(Recipe):
+class MeanRecipe(PatchRecipe):
     """The regression mean: residual blocks, patch side, Charbonnier loss without a border.
 
     With ``relative`` every patch counts by the inverse of the error that interpolation makes
@@ -44,11 +44,6 @@ class MeanRecipe(Recipe):
     border: int = 4
     epsilon: float = 0.02
     relative: bool = False
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
 
 class MeanStage(Stage):

@@ -25,7 +25,7 @@ from bids_moediff.families.student.network import StudentNetwork
 from bids_moediff.networks.mean import OUTPUT_GAIN, MeanNetwork, space_to_depth
 from bids_moediff.runtime.progress_bar import track
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe
 from bids_moediff.training.stage import EASIEST, Batch, Gains, Init, Stage, charbonnier
 from bids_moediff.training.validation import Case
 from bids_moediff.training.volumes import Volume
@@ -143,7 +143,7 @@ def with_conditioned_tail(student: StudentNetwork) -> StudentNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TailRecipe(Recipe):
+class TailRecipe(PatchRecipe):
     """The last layer of a finished student, fitted to its teacher (:mod:`.tail`); no steps.
 
     ``places`` folded voxels of each of ``fitted_patches`` patches are looked at; ``ridge`` is
@@ -159,11 +159,6 @@ class TailRecipe(Recipe):
     fitted_patches: int = 260
     places: int = 2500
     ridge: float = 1e-2
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
 
 class TailStage(Stage):

@@ -26,7 +26,7 @@ from bids_moediff.imaging.simulation import Degraded
 from bids_moediff.networks.mean import MeanNetwork
 from bids_moediff.options import Options
 from bids_moediff.training.batches import patches
-from bids_moediff.training.recipe import Recipe
+from bids_moediff.training.recipe import PatchRecipe, Recipe
 from bids_moediff.training.stage import (
     Batch,
     Gains,
@@ -47,7 +47,7 @@ BLUR_REACH = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentRecipe(Recipe):
+class StudentRecipe(PatchRecipe):
     """Distillation: one network learns the teacher's output, ever less blurred, and the truth.
 
     ``network`` are settings of StudentConfig. The teacher's output is the mean of
@@ -77,11 +77,6 @@ class StudentRecipe(Recipe):
     feature_weight: float = 0.1
     consistency_weight: float = 0.1
     sobel_weight: float = 0.05
-
-    @property
-    def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
-        return self.patch
 
 
 def ladder_sigma(progress: float, recipe: StudentRecipe) -> float:
