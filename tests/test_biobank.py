@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     record = {"Device": "cpu", "OutputVoxelSize": [0.7, 0.7, 0.7]}
+    sidecar = {"Model": "student", "Quality": {"snr_brain": 20.0}, "Warnings": []}
     for label, seconds in (("01", 30.0), ("02", 90.0)):
         image = {"key": f"sub-{label}_T1w", "status": "done", "seconds": seconds}
         image |= {"peak_memory_gb": 2.5, "record": record}
@@ -26,7 +27,7 @@ def outputs(tmp_path_factory):
         anat = folder / f"sub-{label}" / "anat"
         anat.mkdir(parents=True)
         (anat / f"sub-{label}_desc-preproc_T1w.nii.gz").write_bytes(b"0" * 10_000_000)
-        (anat / f"sub-{label}_desc-sr_T1w.json").write_text('{"Model": "student"}')
+        (anat / f"sub-{label}_desc-sr_T1w.json").write_text(json.dumps(sidecar))
     return folder
 
 

@@ -12,13 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bids_moediff.reports.group import (
-    FEWEST,
-    grouped,
-    outliers,
-    read_rows,
-    write_group_report,
-)
+from bids_moediff.reports import strips
+from bids_moediff.reports.group import MOST_NAMED, grouped, read_rows, write_group_report
+from bids_moediff.reports.strips import FEWEST, choose, outliers, spread
 from browser import CHROMIUM, REASON, Browser, violations
 from report_data import quality
 
@@ -180,8 +176,34 @@ def test_warnings_that_differ_in_numbers_are_one(tmp_path):
     text = write_group_report(output, raw_dir=raw).read_text()
     assert text.count('class="badge warned"') == 1
     assert "7 warned" in text
-    groups = grouped([("A 1.", "x", ""), ("B.", "y", ""), ("A 2.", "z", "z.html")])
+    groups = grouped([("A 1.", "x", ""), ("B.", "y", ""), ("A 2.", "z", "z.html")], str)
     assert [group.names for group in groups] == [[("x", ""), ("z", "z.html")], [("y", "")]]
+
+
+def test_of_too_many_images_the_page_lists_outliers_and_a_sample(group, monkeypatch):
+    monkeypatch.setattr(strips.choose, "__defaults__", (6,))
+    states = {f"{n}": {"status": "missing", "message": ""} for n in range(MOST_NAMED + 7)}
+    text = write_group_report(group, states).read_text()
+    assert "13 images. All figures" in text and "This page lists" in text
+    listed = re.findall(r'<tr data-row="(\d+)".*?>(sub-\d+)_res', text)
+    assert [row for row, _ in listed] == [str(n) for n in range(len(listed))]
+    assert 3 <= len(listed) <= 6 and listed[-1][1] == "sub-99"
+    assert len(read_table(group / "group_T1w.tsv")) == 13
+    dots = json.loads(re.search(r'class="strips">(.*?)</script>', text)[1])
+    snr = next(entry for entry in dots if entry["far"])
+    assert snr["far"] == [len(listed) - 1]
+    assert [row for row, _, _ in snr["dots"]] == list(range(len(listed)))
+    assert "and 7 more, listed in logs/unfinished.txt" in text
+
+
+def test_the_furthest_of_each_figure_are_chosen():
+    rows = [{"a": float(n % 7), "b": float(n % 5)} for n in range(1000)]
+    rows[3]["a"], rows[501]["b"], rows[777]["b"] = 1e3, -1e3, 2e3
+    spreads = [spread(name, name, rows) for name in "ab"]
+    chosen = choose(len(rows), spreads, 40)
+    assert {3, 501, 777} < set(chosen) and len(chosen) <= 40
+    assert max(np.diff(chosen)) <= 1000 / (40 - 3) + 1
+    assert choose(40, spreads, 40) == list(range(40))
 
 
 def test_few_images_have_no_distribution(tmp_path):

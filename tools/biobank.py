@@ -8,7 +8,8 @@ A data set of empty files is made in a temporary folder: names and sidecars only
 image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
 memory is read. With ``--outputs``, a finished output folder, files and bytes of an image and the
 seconds and memory of its network are measured there; hours and disk space follow from them. The
-group level then runs on copies of that image's sidecar and record, one for each participant.
+group level then runs on copies of that image's sidecar and record, one for each participant, with
+quality figures that differ.
 Where that run shared its machine or had another network, ``--seconds`` takes those of an image on
 an idle machine from docs/speed.md, any number of them with a name each (``student=31``), and
 seconds and memory of the run are left out.
@@ -16,8 +17,10 @@ seconds and memory of the run are left out.
 
 import argparse
 import json
+import math
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -92,14 +95,29 @@ def simulate(root: Path, sample: int) -> dict[str, Any]:
 
 
 def copy_outputs(root: Path, count: int, outputs: Path) -> None:
-    """Give each participant the sidecar and the record of one image that was really made."""
-    sidecar = next(outputs.rglob("*_desc-sr_*.json")).read_text()
+    """Give each participant the sidecar, record, page and thumbnail of one image that was made.
+
+    Quality figures vary with heavy tails, so that some stand out of each; every tenth image keeps
+    its warnings. The page and the thumbnail are empty.
+    """
+    sidecar = json.loads(next(outputs.rglob("*_desc-sr_*.json")).read_text())
     record = next(filter(None, map(last_record, outputs.glob("logs/sub-*"))))
+    draw = random.Random(0)
     for number in range(count):
         label = f"{number:07d}"
-        anat = root / f"sub-{label}" / "ses-1" / "anat"
+        anat, figures = (root / f"sub-{label}" / "ses-1" / name for name in ("anat", "figures"))
         anat.mkdir(parents=True)
-        (anat / f"sub-{label}_ses-1_desc-sr_T1w.json").write_text(sidecar)
+        figures.mkdir()
+        varied = {
+            name: value * math.exp(0.1 * draw.gauss(0, 1) / draw.uniform(0.2, 1))
+            for name, value in sidecar["Quality"].items()
+            if isinstance(value, float)
+        }
+        warnings = sidecar["Warnings"] if number % 10 == 0 else []
+        content = {**sidecar, "Quality": {**sidecar["Quality"], **varied}, "Warnings": warnings}
+        (anat / f"sub-{label}_ses-1_desc-sr_T1w.json").write_text(json.dumps(content))
+        (figures / f"sub-{label}_ses-1_desc-thumbnail_T1w.png").touch()
+        (root / f"sub-{label}.html").touch()
         item = {**record["images"][0], "key": f"sub-{label}_ses-1_T1w"}
         run = root / "logs" / f"sub-{label}" / "1"
         run.mkdir(parents=True)

@@ -10,6 +10,8 @@ from bids_moediff.settings import Settings
 
 from .run import prepare_environment
 
+MOST_PRINTED = 100  # participants in the table on standard error
+
 
 def run_group(settings: Settings) -> int:
     """Write the group tables and page from what is in the output folder.
@@ -59,7 +61,7 @@ def participant_state(output_dir: Path, label: str) -> dict[str, str]:
 
 
 def print_states(states: dict[str, dict[str, str]]) -> None:
-    """Table of those who are not done, on standard error."""
+    """Table of those who are not done, on standard error; of very many the first ones."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -71,10 +73,14 @@ def print_states(states: dict[str, dict[str, str]]) -> None:
     }
     words = ", ".join(f"{number} {status}" for status, number in count.items())
     console.print(f"{len(states)} participants: {words}.", highlight=False)
-    if count["done"] < len(states):
-        table = Table("participant", "status", "what went wrong")
-        for label, state in states.items():
-            if state["status"] != "done":
-                cells = (f"sub-{label}", state["status"], one_line(state["message"]))
-                table.add_row(*map(Text, cells))
-        console.print(table)
+    unfinished = [(label, state) for label, state in states.items() if state["status"] != "done"]
+    if not unfinished:
+        return
+    table = Table("participant", "status", "what went wrong")
+    for label, state in unfinished[:MOST_PRINTED]:
+        cells = (f"sub-{label}", state["status"], one_line(state["message"]))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    if len(unfinished) > MOST_PRINTED:
+        more = f"{len(unfinished) - MOST_PRINTED} more are listed in logs/unfinished.txt."
+        console.print(more, highlight=False)

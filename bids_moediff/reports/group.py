@@ -9,25 +9,24 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import build_name, figure_path, parse_name
 from bids_moediff.quality.figures import DESCRIPTIONS
 from bids_moediff.reports import captions
 from bids_moediff.reports.participant import environment
+from bids_moediff.reports.strips import FEWEST, Strip, choose, spread, strip
 from bids_moediff.reports.study import GROUPING, read_participants, scanner
 from bids_moediff.runtime.sink import table_text, write_json, write_text
 from bids_moediff.runtime.text import visible
 
+T = TypeVar("T")
 MOST_GROUPS = 24  # values that a filter may offer
-FAR = 3.5  # modified z-score that makes an outlier (Iglewicz and Hoaglin, 1993)
-FEWEST = 5  # images from which on outliers are named
+MOST_NAMED = 200  # participants or images that are named behind one sentence
 
 # Columns from the record of the run: name, key of the sidecar, description.
 RECORD_COLUMNS = (
@@ -58,37 +57,22 @@ SHOWN = ("consistency_residual", "snr_brain", "cnr", "cjv", "efc", "fwhm_avg", "
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Distribution of one figure: dots along the strip, outliers with their names.
-
-    A dot is (row of the table, share of the way from the lowest to the highest value, height).
-    """
-
-    label: str
-    low: str
-    middle: str
-    high: str
-    centre: float
-    dots: list[tuple[int, float, float]]
-    far: list[int]
-    outliers: list[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
 class Group:
-    """What several entries have in common, and their names and pages."""
+    """What several entries have in common, their number, and the first names and pages."""
 
     words: str
+    count: int
     names: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Everything the page shows of the images with one suffix."""
+    """Everything the page shows of the images with one suffix; `rows` are those it lists."""
 
     suffix: str
     table: str
     columns: list[str]
+    count: int
     rows: list[dict[str, Any]]
     groupings: list[str]
     strips: list[Strip] = field(default_factory=list)
@@ -138,9 +122,9 @@ def write_group_report(
         counts=counts,
         unreadable=unreadable,
         warnings=grouped([
-            (warning, row["bids_name"], row["page"])
-            for contrast in contrasts for row in contrast.rows for warning in row["sentences"]
-        ]),
+            (warning, row["bids_name"], row)
+            for _, found in sorted(rows.items()) for row in found for warning in row["sentences"]
+        ], lambda row: _page(root, row["participant"], row)),
         total=len(states),
         fewest=FEWEST,
         labels={name: words for name, words, _ in STRIPS} | {"n_warnings": "Warnings"},
@@ -150,22 +134,28 @@ def write_group_report(
 
 def _reasons(root: Path, states: Mapping[str, Mapping[str, str]], status: str) -> list[Group]:
     """Participants in a state, grouped by what went wrong."""
-    return grouped([
-        (state.get("message") or "Not processed yet.", f"sub-{label}", _page(root, label))
+    entries = [
+        (state.get("message") or "Not processed yet.", f"sub-{label}", label)
         for label, state in sorted(states.items()) if state["status"] == status
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return grouped(entries, lambda label: _page(root, label))
 
 
-def grouped(entries: list[tuple[str, str, str]]) -> list[Group]:
-    """Group sentences (words, name, page) that differ in numbers and names of files alone.
+def grouped(entries: Iterable[tuple[str, str, T]], page: Callable[[T], str]) -> list[Group]:
+    """Group sentences (words, name, owner) that differ in numbers and names of files alone.
 
-    The most frequent comes first; its first sentence stands for all.
+    The most frequent comes first; its first sentence stands for all. `page` gives the page of an
+    owner; it is asked for those that are named only.
     """
-    found: dict[str, Group] = {}
-    for words, name, page in entries:
+    found: dict[str, tuple[str, list[tuple[str, T]]]] = {}
+    for words, name, owner in entries:
         key = re.sub(r"sub-\w+|[\w./-]+\.(?:nii|json)[\w.]*|\d+(?:\.\d+)?", "#", words)
-        found.setdefault(key, Group(words, [])).names.append((name, page))
-    return sorted(found.values(), key=lambda group: -len(group.names))
+        found.setdefault(key, (words, []))[1].append((name, owner))
+    groups = [
+        Group(words, len(named), [(name, page(owner)) for name, owner in named[:MOST_NAMED]])
+        for words, named in found.values()
+    ]
+    return sorted(groups, key=lambda group: -group.count)
 
 
 def read_rows(
@@ -255,18 +245,28 @@ def _descriptions(columns: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _contrast(root: Path, suffix: str, rows: list[dict[str, Any]]) -> Contrast:
-    strips = [strip for name, words, unit in STRIPS if (strip := _strip(name, words, unit, rows))]
-    shown = [name for name in SHOWN if any(row[name] is not None for row in rows)]
     for row in rows:
         sizes = [_size([row[f"voxel_{word}_{axis}"] for axis in "xyz"]) for word in ("in", "out")]
         row["voxel_sizes"] = " to ".join(filter(None, sizes)) + " mm" if any(sizes) else None
         row["network"] = (
             " ".join(map(str, filter(None, (row["model"], row["model_version"])))) or None
         )
+    labels = [(name, f"{words} ({unit})" if unit else words) for name, words, unit in STRIPS]
+    spreads = [found for name, label in labels if (found := spread(name, label, rows))]
+    places = {place: index for index, place in enumerate(choose(len(rows), spreads))}
+    listed = [rows[place] for place in places]
+    for row in listed:
         row["page"] = _page(root, row["participant"], row)
         row["thumbnail"] = _thumbnail(root, row)
     return Contrast(
-        suffix, f"group_{suffix}.tsv", shown, rows, _groupings(rows), strips, networks(rows)
+        suffix,
+        f"group_{suffix}.tsv",
+        [name for name in SHOWN if any(row[name] is not None for row in rows)],
+        len(rows),
+        listed,
+        _groupings(rows),
+        [strip(found, rows, places) for found in spreads],
+        networks(rows),
     )
 
 
@@ -293,45 +293,6 @@ def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
         " ".join(map(str, filter(None, (row["model"], row["model_version"])))) for row in rows
     )
     return Counter(name for name in names if name).most_common()
-
-
-def _strip(name: str, words: str, unit: str, rows: list[dict[str, Any]]) -> Strip | None:
-    known = [row for row in rows if isinstance(row[name], (int, float))]
-    if len(known) < FEWEST:
-        return None
-    values = np.array([row[name] for row in known], dtype=float)
-    middle = float(np.median(values))
-    far = outliers(values)
-    low, high = float(values.min()), float(values.max())
-    share = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
-    places = [index for index, row in enumerate(rows) if isinstance(row[name], (int, float))]
-    # Dots are spread over the height in a fixed pattern, so that equal values stay visible.
-    dots = [
-        (places[i], round(float(share[i]), 4), round((i * 0.618034) % 1, 2))
-        for i in range(len(values))
-    ]
-    named = [
-        (known[i]["bids_name"], known[i]["participant"], f"{values[i]:.4g}")
-        for i in np.argsort(-np.abs(values - middle))
-        if far[i]
-    ]
-    label = f"{words} ({unit})" if unit else words
-    centre = (middle - low) / (high - low) if high > low else 0.5
-    numbers = (f"{low:.4g}", f"{middle:.4g}", f"{high:.4g}")
-    far_rows = [places[i] for i in np.nonzero(far)[0]]
-    return Strip(label, *numbers, round(centre, 4), dots, far_rows, named[:3])
-
-
-def outliers(values: np.ndarray) -> np.ndarray:
-    """Which values lie further than 3.5 robust standard deviations from the median.
-
-    None with fewer than five values, or where most values are the same.
-    """
-    distance = np.abs(values - np.median(values))
-    spread = 1.4826 * np.median(distance)
-    if len(values) < FEWEST or spread == 0:
-        return np.zeros(len(values), dtype=bool)
-    return distance > FAR * spread
 
 
 def _page(root: Path, label: str, row: Mapping[str, Any] | None = None) -> str:

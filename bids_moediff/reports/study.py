@@ -4,7 +4,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def read_participants(raw_dir: Path) -> dict[str, dict[str, str]]:
     }
 
 
-@cache
+@lru_cache(maxsize=256)  # those at the root are asked for again and again, others once
 def _sidecar(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
