@@ -75,6 +75,13 @@ def test_thick_slices_are_read_in_plane(clean, inside):
     assert reading.sigma == pytest.approx(sigma, rel=0.15)
 
 
+def test_a_few_slices_are_read_in_plane(clean, inside):
+    air, sigma = [(0, 0), (20, 20), (20, 20)], 0.03 * TOP
+    slab, part = (np.pad(data[52:57], air) for data in (clean, inside))
+    reading = read_noise(add_rician_noise(slab, sigma, 2), (4.0, 1.0, 1.0), part)
+    assert reading.sigma == pytest.approx(sigma, rel=0.15)
+
+
 def test_slices_are_left_out_where_the_plane_is_not_square():
     assert _corner_axes((96, 96, 40), (0.86, 0.43, 2.5)) == (0, 1)
     assert _corner_axes((96, 96, 96), (1.0, 1.33, 1.33)) == (0, 1, 2)

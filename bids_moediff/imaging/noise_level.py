@@ -347,7 +347,9 @@ def _colour(block: np.ndarray, axes: tuple[int, ...]) -> float:
     block = block.astype(np.float64)
     total = ndimage.gaussian_filter(block**2, SPREAD) - ndimage.gaussian_filter(block, SPREAD) ** 2
     corner = ndimage.gaussian_filter(np.square(_high_pass(block, axes)), SPREAD)
-    low = [np.quantile(energy[3:-3, 3:-3, 3:-3], 0.25) for energy in (total, corner)]
+    # Away from the ends that the filter has; short axes are not filtered.
+    inner = tuple(slice(3, -3) if size >= 2 * TAPS else slice(None) for size in block.shape)
+    low = [np.quantile(energy[inner], 0.25) for energy in (total, corner)]
     return float(np.sqrt(low[0] / max(low[1], 1e-12)))
 
 
