@@ -288,6 +288,26 @@ def test_brightness_is_adjusted(stacks: list[Scan], combined: Combined) -> None:
     assert error(result.image) < 1.02 * error(combined.image)
 
 
+def test_units_do_not_matter(stacks: list[Scan], combined: Combined) -> None:
+    large = changed(stacks[2], "large", lambda data: 1000 * data)
+    result = combine([*stacks[:2], large], ZOOMS)
+    assert result.scans[2].kept and result.scans[2].brightness == pytest.approx(1000, rel=0.05)
+    assert result.scans[2].weight == pytest.approx(combined.scans[2].weight, rel=0.05)
+    assert error(result.image) < 1.02 * error(combined.image)
+    small = combine([changed(stacks[0], "small", lambda data: data / 1000), *stacks[1:]], ZOOMS)
+    data = np.asarray(small.image.dataobj)
+    assert error(nib.Nifti1Image(1000 * data, small.image.affine)) < 1.02 * error(combined.image)
+
+
+def test_a_copy_tells_nothing_new(stacks: list[Scan], without_third: Combined) -> None:
+    copy = changed(stacks[0], "copy", lambda data: np.round(2 * data))
+    result = combine([*stacks[:2], copy], ZOOMS)
+    assert [item.kept for item in result.scans] == [True, True, False]
+    assert "copy of axial" in result.warnings[0]
+    data = np.asarray(result.image.dataobj)
+    assert np.array_equal(data, np.asarray(without_third.image.dataobj))
+
+
 TORN = [4, 9, 13, 16]
 
 

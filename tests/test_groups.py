@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which images of a data set are scans of one contrast."""
 
+import json
 from pathlib import Path
 
-from bids_moediff.bids.groups import group_scans
+import pytest
+
+from bids_moediff.bids.groups import group_scans, read_groups
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import UsageError
 
 
 def image(name: str, problem: str | None = None, **metadata: float) -> AnatomicalImage:
@@ -53,3 +57,34 @@ def test_groups_of_one_name_are_left_alone():
     ]
     groups, remarks = group_scans(images)
     assert not groups and "sub-01_T2w" in remarks[0]
+
+
+def test_a_scan_of_unknown_echo_time_does_not_join_two_contrasts():
+    images = [
+        image("sub-01_run-1_T2w"),
+        image("sub-01_run-2_T2w", EchoTime=0.08),
+        image("sub-01_run-3_T2w", EchoTime=0.2),
+    ]
+    assert names(images) == [["sub-01_run-1_T2w", "sub-01_run-2_T2w"]]
+
+
+AXIAL, SAGITTAL = (f"sub-01/anat/sub-01_acq-{plane}_T2w.nii.gz" for plane in ("ax", "sag"))
+
+
+def test_a_file_may_name_a_group_twice_and_in_several_spellings(tmp_path):
+    groups = [[AXIAL, SAGITTAL], [SAGITTAL, f"bids::{AXIAL}"], [f"./{AXIAL}", SAGITTAL]]
+    (tmp_path / "groups.json").write_text("\ufeff" + json.dumps(groups), encoding="utf-8")
+    assert read_groups(tmp_path / "groups.json") == [[AXIAL, SAGITTAL]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'[["/{AXIAL}", "/{SAGITTAL}"]]', '[["..", "."]]', "[" * 100_000,
+        f'[["{AXIAL}", "./{AXIAL}"]]', f'[["{AXIAL}", "{SAGITTAL}", 1]]', "",
+    ],
+)  # fmt: skip
+def test_a_file_that_names_no_scans_of_the_data_set(content, tmp_path):
+    (tmp_path / "groups.json").write_text(content)
+    with pytest.raises(UsageError, match="groups"):
+        read_groups(tmp_path / "groups.json")

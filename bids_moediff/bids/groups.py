@@ -102,14 +102,14 @@ def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], lis
     for image in ordered:
         if image.problem is not None:
             continue
-        place = next((members for members in sets if _alike(members[0], image)), None)
+        place = next((members for members in sets if _alike(members, image)), None)
         if place is None:
             sets.append([image])
         else:
             place.append(image)
     groups, remarks = _of_one_name([ScanGroup(tuple(found)) for found in sets if len(found) > 1])
     for image in ordered:
-        group = next((group for group in groups if _alike(group.images[0], image)), None)
+        group = next((group for group in groups if _alike(group.images, image)), None)
         if image.problem is not None and group is not None:
             remarks.append(
                 f"{image.relative_path} is left out of {group.name}: it cannot be read."
@@ -129,7 +129,12 @@ def _of_one_name(groups: list[ScanGroup]) -> tuple[list[ScanGroup], list[str]]:
     return [group for group in groups if group.name not in twice], remarks
 
 
-def _alike(one: AnatomicalImage, other: AnatomicalImage) -> bool:
+def _alike(members: Sequence[AnatomicalImage], image: AnatomicalImage) -> bool:
+    """Whether an image shows the contrast and session of all members of a set."""
+    return all(_alike_pair(member, image) for member in members)
+
+
+def _alike_pair(one: AnatomicalImage, other: AnatomicalImage) -> bool:
     """Whether two images show one contrast of one session."""
     if one.suffix != other.suffix or _fixed(one) != _fixed(other):
         return False
@@ -148,6 +153,8 @@ def _fixed(image: AnatomicalImage) -> dict[str, str]:
 def read_groups(path: Path) -> list[list[str]]:
     """Read a file of groups: a JSON list of lists of image paths relative to the data set.
 
+    ``bids::`` before a path is allowed. A group that is listed twice counts once.
+
     Raises
     ------
     UsageError
@@ -155,8 +162,8 @@ def read_groups(path: Path) -> list[list[str]]:
         suffixes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--combine {path}: cannot be read as JSON ({error}).") from error
     if not isinstance(content, list) or not all(_is_group(group) for group in content):
         raise UsageError(
@@ -164,15 +171,29 @@ def read_groups(path: Path) -> list[list[str]]:
             'more, such as [["sub-01/anat/sub-01_acq-ax_T2w.nii.gz", '
             '"sub-01/anat/sub-01_acq-sag_T2w.nii.gz"]].'
         )
+    groups: dict[tuple[str, ...], list[str]] = {}
     for group in content:
-        suffixes = {name.rsplit("_", 1)[-1].split(".")[0] for name in group}
-        subjects = {PurePosixPath(name).parts[0] for name in group}
-        if len(suffixes) > 1 or len(subjects) > 1:
+        names = sorted({_relative(name, path) for name in group})
+        suffixes = {name.rsplit("_", 1)[-1].split(".")[0] for name in names}
+        subjects = {PurePosixPath(name).parts[0] for name in names}
+        if len(names) < 2 or len(suffixes) > 1 or len(subjects) > 1:
             raise UsageError(
-                f"--combine {path}: the scans of a group are of one subject and one suffix; "
-                f"these are not: {', '.join(group)}."
+                f"--combine {path}: a group has two scans or more of one subject and one suffix; "
+                f"this one has not: {', '.join(names)}."
             )
-    return content
+        groups[tuple(names)] = names
+    return list(groups.values())
+
+
+def _relative(name: str, file: Path) -> str:
+    """Path of a scan as the data set spells it; UsageError if it does not start at a subject."""
+    relative = PurePosixPath(name.removeprefix("bids::"))
+    if len(relative.parts) < 2 or not relative.parts[0].startswith("sub-"):
+        raise UsageError(
+            f"--combine {file}: {name} is not a path from the root of the data set, such as "
+            "sub-01/anat/sub-01_acq-ax_T2w.nii.gz."
+        )
+    return relative.as_posix()
 
 
 def _is_group(group: object) -> bool:
@@ -198,7 +219,7 @@ def _named_groups(
             for name in names
             if name not in known
         ]
-        found = tuple(known[name] for name in sorted(names) if name in known)
+        found = tuple(known[name] for name in names if name in known)
         if len(found) > 1:
             groups.append(ScanGroup(found))
         else:

@@ -70,7 +70,6 @@ def _check_order(given: Mapping[str, Any]) -> None:
 
 def _dispatch(settings: Settings) -> int:
     from bids_moediff.bids.dataset import check_input, check_output
-    from bids_moediff.bids.groups import read_groups
     from bids_moediff.bids.query import load_filters
     from bids_moediff.runtime.temporary import require_temporary_folder
 
@@ -83,7 +82,7 @@ def _dispatch(settings: Settings) -> int:
         return run_group(settings)
     load_filters(settings.bids_filter_file)
     if isinstance(settings.combine, Path):
-        read_groups(settings.combine)
+        _check_groups(settings.bids_dir, settings.combine)
     if settings.dry_run:
         from bids_moediff.cli.dry_run import print_plan
 
@@ -100,6 +99,18 @@ def _dispatch(settings: Settings) -> int:
     from bids_moediff.execution.run import run_participants
 
     return run_participants(settings)
+
+
+def _check_groups(bids_dir: Path, file: Path) -> None:
+    """UsageError for a file of groups that cannot be used; names subjects that are not there."""
+    from bids_moediff.bids.groups import read_groups
+
+    subjects = dict.fromkeys(Path(names[0]).parts[0] for names in read_groups(file))
+    if lost := [name for name in subjects if not (bids_dir / name).exists()]:
+        print(
+            f"bids_moediff: --combine {file}: not in the data set: {', '.join(lost)}.",
+            file=sys.stderr,
+        )
 
 
 def needs_network(settings: Settings) -> bool:

@@ -12,20 +12,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bids_moediff.errors import ImageError
-from bids_moediff.imaging.grid import Triple, voxel_sizes
-from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.registration import register
 
 from .alignment import SAME_HEAD, Alignment, align
 from .estimate import Estimate, joint_estimate
 from .frame import scan_zooms, union_grid
 from .mending import mended
-from .view import Scan, Setting, View, mean_of, noise_of, weigh_slices
+from .view import Scan, Setting, View, mean_of, noise_of, range_of, weigh_slices
 
 SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
 WIDEST = 0.25  # of the range: no voxel may be further from the mean
 LOUDEST = 4.0  # times the noise of the quietest scan: louder ones add next to nothing
+COPIED = 0.9999  # correlation of voxels: repeats with noise of 1 % of the range have 0.999
 COUNTED = 0.5  # a slice of less weight is not counted
 LEAST_SHARE = 0.25  # of an equal share of the weights: a scan below it is named in the warnings
 REWEIGHED = 1.05  # times its noise: a scan with a larger residual is weighed down once
@@ -109,6 +108,7 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     if len(scans) < 2:
         raise ValueError("at least two scans are needed")
     report = progress or (lambda stage, fraction: None)
+    scans = [replace(scan, noise=noise_of(scan)) for scan in scans]
     report("register", 0.0)
     alignment = align([scan.single for scan in scans])
     report("register", 1.0)
@@ -117,7 +117,7 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     moves = [alignment.moves[index] for index in alignment.kept]
     # The axes are those of the first scan that is used.
     zooms = scan_zooms(used[0].image.affine, scans[0].image.affine, zooms)
-    setting = Setting(union_grid([scan.grid for scan in used], moves, zooms), _range(used[0]))
+    setting = Setting(union_grid([scan.grid for scan in used], moves, zooms), range_of(used[0]))
     views, moves = _bring_together(setting, used, moves, report)
     alignment = alignment.moved(moves)
     estimate, views = _estimate(views, lambda share: report("estimate", share))
@@ -134,35 +134,40 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     )
 
 
-def _range(scan: Scan) -> float:
-    """99.5th percentile of the head: one, on the common scale."""
-    data = np.asarray(scan.image.dataobj, dtype=np.float32)
-    inside = data[head_mask_array(data, voxel_sizes(scan.image.affine))]
-    value = float(np.percentile(inside, 99.5)) if inside.size else 0.0
-    if not value > 0:
-        raise ImageError(f"{scan.name} shows no head: it cannot be combined.")
-    return value
-
-
 def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, dict[int, str]]:
-    """Leave out scans far noisier than the quietest, too; with the reason for each left out."""
-    noise = {index: noise_of(scans[index]) for index in alignment.kept}
-    limit = LOUDEST * min(noise.values())
-    kept = [index for index in alignment.kept if noise[index] <= limit or limit == 0]
+    """Leave out copies, and scans far noisier than the quietest; with the reason for each."""
     reasons = {
         index: f"agrees too little with the other scans (correlation {value:.2f}, at least "
         f"{SAME_HEAD} is needed)"
         for index, value in enumerate(alignment.agreement)
         if index not in alignment.kept
     }
-    for index in alignment.kept:
-        if index not in kept:
-            factor = noise[index] / min(noise.values())
+    for place, index in enumerate(alignment.kept):
+        for earlier in alignment.kept[:place]:
+            if earlier not in reasons and _is_copy(scans[index], scans[earlier]):
+                reasons[index] = f"is a copy of {scans[earlier].name}"
+                break
+    kept = [index for index in alignment.kept if index not in reasons]
+    # By the range of each: the units of scans may differ.
+    noise = {index: noise_of(scans[index]) / range_of(scans[index]) for index in kept}
+    quietest = min(noise.values())
+    for index in kept:
+        if noise[index] > LOUDEST * quietest > 0:
+            factor = noise[index] / quietest
             reasons[index] = f"is {factor:.1f} times as noisy as the quietest scan"
+    kept = [index for index in kept if index not in reasons]
     if kept[0] != alignment.kept[0]:
         back = np.linalg.inv(alignment.moves[kept[0]])
         alignment = replace(alignment, moves=[move @ back for move in alignment.moves])
     return replace(alignment, kept=kept), reasons
+
+
+def _is_copy(one: Scan, other: Scan) -> bool:
+    """Whether two scans have the same voxels, in any unit: noise included, so not a repeat."""
+    if one.image.shape != other.image.shape:
+        return False
+    first, second = (np.asarray(scan.image.dataobj).ravel() for scan in (one, other))
+    return bool(np.corrcoef(first, second)[0, 1] > COPIED)
 
 
 def _bring_together(

@@ -2,14 +2,16 @@
 """One scan next to the others: on the common grid, on the common scale, with its confidence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 import torch
 
+from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import voxel_sizes
+from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.noise_level import read_noise
 
 from .frame import Grid, coverage
@@ -89,9 +91,22 @@ def noise_of(scan: Scan) -> float:
     return read_noise(data, voxel_sizes(scan.image.affine)).sigma
 
 
+def range_of(scan: Scan) -> float:
+    """99.5th percentile of the head: one, on the common scale."""
+    data = np.asarray(scan.image.dataobj, dtype=np.float32)
+    inside = data[head_mask_array(data, voxel_sizes(scan.image.affine))]
+    value = float(np.percentile(inside, 99.5)) if inside.size else 0.0
+    if not value > 0:
+        raise ImageError(f"{scan.name} shows no head: it cannot be combined.")
+    return value
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What all scans of a group share: the grid of the result and the scale of intensities."""
+    """What all scans of a group share: the grid of the result and the scale of the first scan.
+
+    Each scan is divided by a scale of its own, so that its units do not matter.
+    """
 
     frame: Grid
     scale: float
@@ -106,7 +121,8 @@ class Setting:
         """
         if slices is None:
             slices = np.ones(scan.image.shape[scan.axis or 0])
-        fine, measured = grid_of(scan.single), self._tensor(scan.image)
+        scale = self.scale if first is None else range_of(scan)
+        fine, measured = grid_of(scan.single), _tensor(scan.image, scale)
         one = torch.ones(1, 1, 1)
         operator = Operator.between(
             fine.shape, voxel_sizes(fine.affine),
@@ -116,22 +132,24 @@ class Setting:
             measured,
             Resampler(self.frame, fine, np.linalg.inv(move)),
             operator,
-            max(noise_of(scan) / self.scale, LEAST_NOISE),
+            max(noise_of(scan) / scale, LEAST_NOISE),
             one,
             torch.from_numpy(along(slices, scan.axis)) if scan.axis is not None else one,
         )
-        return self._shaded(scan, move, observation, first, slices)
+        view = self._shaded(scan, scale, move, observation, first)
+        trust = self._trust(scan, move, slices)
+        return replace(view, trust=trust, slices=slices)
 
     def _shaded(
         self,
         scan: Scan,
+        scale: float,
         move: np.ndarray,
         observation: Observation,
         first: View | None,
-        slices: np.ndarray,
     ) -> View:
-        """The view, with the scan's shading fitted to the first one."""
-        restored, brightness, shading = self._tensor(scan.single), 1.0, observation.shading
+        """The view without its trust, with the scan's shading fitted to the first one."""
+        restored, brightness = _tensor(scan.single, scale), 1.0
         if first is not None:
             seen = observation.forward(first.trust) > SEEN
             coefficients = fit_shading(
@@ -142,30 +160,21 @@ class Setting:
             shading = torch.from_numpy(shading_map(coefficients, observation.measured.shape))
             restored = restored / torch.from_numpy(shading_map(coefficients, restored.shape))
             brightness = total(shading) / shading.numel()
+            observation = replace(observation, shading=shading)
         to_frame = Resampler(grid_of(scan.single), self.frame, move)
         if scan.error is None:
             error = torch.full(self.frame.shape, UNKNOWN_ERROR)
         else:
-            error = to_frame.forward(self._tensor(scan.error)).clamp_min(LEAST_NOISE)
+            error = to_frame.forward(_tensor(scan.error, scale)).clamp_min(LEAST_NOISE)
         return View(
             scan,
-            Observation(
-                observation.measured,
-                observation.resampler,
-                observation.operator,
-                observation.sigma,
-                shading,
-                observation.weights,
-            ),
+            observation,
             to_frame.forward(restored),
             error.square_().add_((observation.sigma / brightness) ** 2),
-            self._trust(scan, move, slices),
-            slices,
-            brightness,
+            torch.ones(1, 1, 1),
+            np.ones(1),
+            brightness * scale / self.scale,
         )
-
-    def _tensor(self, image: nib.Nifti1Image) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32) / self.scale)
 
     def _trust(self, scan: Scan, move: np.ndarray, slices: np.ndarray) -> torch.Tensor:
         """Field of view times the weight of the slices, on the frame."""
@@ -174,6 +183,10 @@ class Setting:
             to_scan = np.linalg.inv(scan.grid.affine) @ move @ self.frame.affine
             trust *= weights_on_frame(slices, scan.axis, to_scan, trust.shape)
         return torch.from_numpy(trust)
+
+
+def _tensor(image: nib.Nifti1Image, scale: float) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32) / np.float32(scale))
 
 
 def mean_of(views: Sequence[View]) -> tuple[torch.Tensor, torch.Tensor]:
