@@ -125,19 +125,27 @@ def test_names_that_a_shell_would_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "more", "code", "words"),
     [
-        (("--participant-label", "1", "7"), 2, "there is no sub-7"),
-        (("--exclude-participant-label", "1"), 66, "no participant"),
-        (("--config-file", "settings.toml"), 2, "chooses participants"),
+        (("--participant-label", "1", "7"), {}, 2, "there is no sub-7"),
+        (("--participant_label", "7"), {}, 2, "there is no sub-7"),
+        (("--participant-label", "--exclude-participant-label", "1"), {}, 2, "no label is given"),
+        (("--exclude-participant-label", "1"), {}, 66, "no participant"),
+        (("--exclude-participant-label=",), {}, 2, "no label is given"),
+        (("--config-file", "settings.toml"), {}, 2, "chooses participants"),
+        (("--config-file=absent.toml",), {}, 2, "cannot be read"),
+        ((), {"APP": "apptainer run 'my app.sif"}, 2, "my app.sif"),
+        ((), {"PER_GPU": "0"}, 2, "PER_GPU"),
+        ((), {"LIMITS": "MaxArraySize = 0"}, 69, "MaxArraySize is 0"),
     ],
 )
-def test_a_wrong_selection_submits_nothing(
-    tmp_path: Path, options: Sequence[str], code: int, words: str
+def test_a_wrong_call_submits_nothing(
+    tmp_path: Path, options: Sequence[str], more: dict[str, str], code: int, words: str
 ) -> None:
     (tmp_path / "data" / "sub-1").mkdir(parents=True)
     (tmp_path / "settings.toml").write_text('participant_label = ["1"]\n')
-    environment = {"PATH": f"{_programs(tmp_path / 'bin')}:/usr/bin:/bin"}
+    programs = _programs(tmp_path / "bin", more.get("LIMITS", "MaxArraySize = 1001"))
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", **more}
     environment["CALLS"] = str(tmp_path / "calls.txt")
     command = ["sh", str(SLURM / "submit.sh"), "data", "out", "work", *options]
     run = subprocess.run(
@@ -145,6 +153,7 @@ def test_a_wrong_selection_submits_nothing(
     )
     assert run.returncode == code and words in run.stderr
     assert not (tmp_path / "calls.txt").exists()
+    assert not list((tmp_path / "out").glob("logs/slurm/*"))
 
 
 def test_a_container_hears_of_the_limits_of_its_job(tmp_path: Path) -> None:

@@ -27,19 +27,26 @@ labels() { # words, separated by spaces or commas, as sorted lines sub-LABEL
 
 [ $# -ge 3 ] || stop 2 'the call is submit.sh BIDS_DIR OUTPUT_DIR WORK_DIR [options of bids_moediff]'
 [ -d "$1" ] || stop 2 "the input folder $1 does not exist"
-mkdir -p "$2/logs/slurm" "$3"
+case $2 in *\\* | *'
+'*) stop 2 "$2: sbatch takes no backslash and no line break here; rename the output folder" ;; esac
+for number in "${PER_TASK:-1}" "${PER_GPU:-20}"; do
+    case $number in
+    *[!0-9]* | 0*) stop 2 "PER_TASK, PER_GPU: $number is not a number of participants" ;;
+    esac
+done
+mkdir -p "$2/logs/slurm" "$3" || stop 2 'the output folder and the work folder must be writable'
 bids_dir=$(cd "$1" && pwd) output_dir=$(cd "$2" && pwd) work_dir=$(cd "$3" && pwd)
 shift 3
 
 asked=${BIDS_MOEDIFF_PARTICIPANT_LABEL:-} excluded=${BIDS_MOEDIFF_EXCLUDE_PARTICIPANT_LABEL:-}
 unset BIDS_MOEDIFF_PARTICIPANT_LABEL BIDS_MOEDIFF_EXCLUDE_PARTICIPANT_LABEL
-options='' reading='' previous='' config=''
+options='' reading='' previous='' config='' chosen='' left_out=''
 for word in "$@"; do
     case $word in
-    --participant-label) reading=asked asked='' ;;
-    --exclude-participant-label) reading=excluded excluded='' ;;
-    --participant-label=*) reading='' asked=${word#*=} ;;
-    --exclude-participant-label=*) reading='' excluded=${word#*=} ;;
+    --participant[-_]label) reading=asked asked='' chosen=yes ;;
+    --exclude-participant[-_]label) reading=excluded excluded='' left_out=yes ;;
+    --participant[-_]label=*) reading='' asked=${word#*=} chosen=yes ;;
+    --exclude-participant[-_]label=*) reading='' excluded=${word#*=} left_out=yes ;;
     -*) reading='' options="$options $(quoted "$word")" ;;
     *)
         case $reading in
@@ -55,11 +62,25 @@ for word in "$@"; do
     esac
     previous=$word
 done
-if [ -n "$config" ] && grep -q '^ *\(exclude[_-]\)\{0,1\}participant[_-]label' "$config"; then
-    stop 2 "$config chooses participants: tell submit.sh itself, with --participant-label"
+# An empty choice is a mistake of the caller's script: it must not start everybody.
+[ -z "$chosen" ] || [ -n "$(labels "$asked")" ] || stop 2 '--participant-label: no label is given'
+[ -z "$left_out" ] || [ -n "$(labels "$excluded")" ] \
+    || stop 2 '--exclude-participant-label: no label is given'
+if [ -n "$config" ]; then
+    [ -r "$config" ] || stop 2 "the settings file $config cannot be read"
+    ! grep -q '^[" ]*\(exclude[_-]\)\{0,1\}participant[_-]label' "$config" \
+        || stop 2 "$config chooses participants: tell submit.sh itself, with --participant-label"
 fi
 
+# Three arrays wait at once; SLURM has a limit for one array and one for all jobs together.
+slurm_limit() { scontrol show config | sed -n "s/^$1 *= *\([0-9][0-9]*\).*/\1/p"; }
+array=$(slurm_limit MaxArraySize) jobs=$(slurm_limit MaxJobCount)
+most=$((${array:-1001} - 1)) jobs=$((${jobs:-10000} / 4))
+[ "$jobs" -ge "$most" ] || most=$jobs
+[ "$most" -ge 1 ] || stop 69 "SLURM takes no job arrays here (MaxArraySize is ${array:-not known})"
+
 submission=$(mktemp -d "$output_dir/logs/slurm/$(date +%Y%m%dT%H%M%S)-XXXXXX")
+trap 'rm -r "$submission"' EXIT  # until something was submitted
 chmod 755 "$submission"
 list=$submission/participants.txt
 find -L "$bids_dir" -mindepth 1 -maxdepth 1 -type d -name 'sub-*' \
@@ -78,13 +99,9 @@ if [ -n "${ONLY_UNFINISHED:-}" ]; then
     mv "$submission/rest.txt" "$list"
 fi
 count=$(wc -l < "$list")
-[ "$count" -gt 0 ] || stop 66 "no participant to process in $bids_dir"
+[ "$count" -gt 0 ] \
+    || stop 66 "no${ONLY_UNFINISHED:+ unfinished} participant to process in $bids_dir"
 
-# Three arrays wait at once; SLURM has a limit for one array and one for all jobs together.
-slurm_limit() { scontrol show config | sed -n "s/^$1 *= *\([0-9][0-9]*\).*/\1/p"; }
-array=$(slurm_limit MaxArraySize) jobs=$(slurm_limit MaxJobCount)
-most=$((${array:-1001} - 1)) jobs=$((${jobs:-10000} / 4))
-[ "$jobs" -ge "$most" ] || most=$jobs
 at_once() { # participants of a task, given how many are wanted
     least=$(((count + most - 1) / most))
     echo $((least > $1 ? least : $1))
@@ -101,10 +118,11 @@ per_task=$(at_once "${PER_TASK:-1}") per_gpu=$(at_once "${PER_GPU:-20}")
     cat "$here/task.sh"
 } > "$submission/task.sh"
 rm "$submission/all.txt" "$submission/asked.txt" "$submission/excluded.txt"
+sh -n "$submission/task.sh" || stop 2 "APP is not a line that a shell reads: ${APP:-bids_moediff}"
 
 log=$(printf '%s' "$submission" | sed 's/%/%%/g')
 submitted=''
-trap '[ -z "$submitted" ] || scancel $submitted' EXIT
+trap 'if [ -n "$submitted" ]; then scancel $submitted; else rm -r "$submission"; fi' EXIT
 submit() { # NAME LOG MEMORY OPTIONS [option of sbatch...]: a job that waits for the last one
     script=$here/$1.sbatch output=$log/$2 more=$4
     case $more in *--mem*) memory='' ;; *) memory=--mem=$3 ;; esac  # --mem-per-cpu rules --mem out
