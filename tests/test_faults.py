@@ -2,6 +2,7 @@
 """Runs that are disturbed: afterwards the same bytes, no process left, nothing waits for ever.
 
 BIDS_MOEDIFF_TEST_KILLS=100 does it a hundred times (`make test-long`); by default a few.
+BIDS_MOEDIFF_TEST_SEED draws other moments.
 """
 
 import gzip
@@ -23,6 +24,8 @@ import pytest
 from generated import dataset, head, untrained_model
 
 KILLS = int(os.environ.get("BIDS_MOEDIFF_TEST_KILLS", "2"))
+SEED = int(os.environ.get("BIDS_MOEDIFF_TEST_SEED", "0"))
+MARK = "BIDS_MOEDIFF_TEST_RUN"  # in the environment of a run: whatever it starts is found by it
 WATCHDOG = 1200  # seconds that no run may take
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -52,6 +55,7 @@ class Study:
         command += ["--nprocs", "2", "--device", "cpu"]
         log = output.with_suffix(".log").open("ab")
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), **variables}
+        environment[MARK] = str(output)
         return subprocess.Popen(
             [*(before or []), *map(str, command)],
             stdout=log,
@@ -89,53 +93,72 @@ def study(tmp_path_factory) -> Study:
     return Study(tmp_path_factory.mktemp("faults"))
 
 
-def members(session: int) -> Iterator[psutil.Process]:
-    """Processes of a session that are no zombies."""
+def members(output: Path) -> Iterator[psutil.Process]:
+    """Processes of the runs into a folder, whatever their session or parent; no zombies."""
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) != str(output):
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE:
                 yield process
-        except (psutil.NoSuchProcess, ProcessLookupError):
+        except psutil.Error:
             continue
 
 
-def disturb(run: subprocess.Popen, draw: random.Random, study: Study) -> str:
-    """Send a signal to one of the processes of a run, and wait for its end."""
-    started = time.monotonic()
+def disturb(study: Study, output: Path, draw: random.Random) -> str:
+    """Start a run, send a signal to one of its processes, and wait for its end.
+
+    What was done, or nothing where the run had ended before.
+    """
+    fresh, started = not output.exists(), time.monotonic()
+    run = study.start(output)
+    moment = draw.uniform(0.02, 1) * study.seconds
     try:
-        run.wait(draw.uniform(0.02, 0.95) * study.seconds)
-        study.seconds = min(study.seconds, time.monotonic() - started)
-        return ""
+        run.wait(moment)
     except subprocess.TimeoutExpired:
         pass
-    alive = sorted(members(run.pid), key=lambda process: process.pid)
+    else:
+        if fresh:
+            study.seconds = time.monotonic() - started
+        return ""
+    alive = sorted(members(output), key=lambda process: process.create_time())
     victim, number = draw.choice([*alive, *alive[:1] * len(alive)]), draw.choice(SIGNALS)
-    what = f"{signal.Signals(number).name} to {'main' if victim.pid == run.pid else 'a child'}"
+    whom = "main" if victim.pid == run.pid else f"child {alive.index(victim)} of {len(alive)}"
+    images = len([*output.rglob("sub-*_desc-preproc_T1w.nii.gz")])
+    what = f"{signal.Signals(number).name} to {whom} at {moment:.0f} s, {images} images"
     victim.send_signal(number)
     run.wait(WATCHDOG)  # a run that loses a child ends by itself
     limit = time.monotonic() + 20
-    while (left := list(members(run.pid))) and time.monotonic() < limit:
+    while (left := list(members(output))) and time.monotonic() < limit:
         time.sleep(0.1)
     assert not left, f"{what}: {[process.cmdline() for process in left]}"
     return what
 
 
-def test_killed_anywhere_and_run_again(study, tmp_path):
-    output, draw = tmp_path / "out", random.Random(KILLS)
-    done: list[str] = []
-    while len(done) < KILLS:
-        what = disturb(study.start(output), draw, study)
-        if what:
-            done.append(what)
-        else:  # it had ended before
-            shutil.rmtree(output)
-    print(done)
-    code, text = study.run(output)
-    assert code == 0, text
-    assert "Traceback" not in text
+def check_whole(study: Study, output: Path) -> None:
+    """The bytes of an undisturbed run, and nothing else left."""
     assert digests(output) == study.files
     assert not (output / ".work").exists()
     assert not list(output.rglob("*.part"))
+    assert "Traceback" not in output.with_suffix(".log").read_text(errors="replace")
+
+
+def test_killed_anywhere_and_run_again(study, tmp_path):
+    output, draw = tmp_path / "out", random.Random(SEED)
+    killed = whole = 0
+    while killed < KILLS:
+        what = disturb(study, output, draw)
+        print(what or "whole", flush=True)
+        if what:
+            killed += 1
+        else:  # it had ended before
+            check_whole(study, output)
+            whole += 1
+            shutil.rmtree(output)
+    code, text = study.run(output)
+    assert code == 0, text
+    check_whole(study, output)
+    print(f"seed {SEED}: {killed} kills, {whole + 1} whole outputs compared")
 
 
 def test_nothing_of_the_host_is_in_the_outputs(study):

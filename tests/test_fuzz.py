@@ -156,13 +156,10 @@ def test_settings(typed, variables):
     except UsageError as error:
         assert str(error)
         return
-    assert load_settings({}, _written(found), {}) == found
-
-
-def _written(found):
-    path = Path(tempfile.mkdtemp()) / "settings.toml"
-    path.write_text(found.to_toml(), encoding="utf-8")
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.toml"
+        path.write_text(found.to_toml(), encoding="utf-8")
+        assert load_settings({}, path, {}) == found
 
 
 LETTERS = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=20)
