@@ -16,6 +16,9 @@ from bids_moediff.errors import closest
 Convert = Callable[[Any], Any]
 
 
+LARGEST_WHOLE = 2**63  # of a seed that torch takes
+
+
 def to_words(value: Any) -> list[Any]:
     """Return the words of a text, or the items of a sequence."""
     if isinstance(value, str):
@@ -66,6 +69,8 @@ def whole(minimum: int) -> Convert:
             number = None
         if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
             raise ValueError(f"{value!r} is not a whole number of at least {minimum}")
+        if number >= LARGEST_WHOLE:
+            raise ValueError(f"{value!r} is too large")
         return number
 
     return convert

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
+from bids_moediff.cli.degrade import main
 from bids_moediff.evaluation.degradation import Coarsening, degrade
 from bids_moediff.imaging.acquisition import Acquisition, Axis
 from conftest import run_script
@@ -209,3 +210,20 @@ def test_mistakes(
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.rglob("*.nii.gz.*part"))
+
+
+@pytest.mark.parametrize("output", ["x.nii.gz", "link.nii.gz", "x.nii"])
+def test_neither_the_image_nor_its_sidecar_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    nib.save(head((12, 12, 12)), tmp_path / "x.nii.gz")
+    (tmp_path / "x.json").write_text("null")
+    (tmp_path / "link.nii.gz").symlink_to("x.nii.gz")
+    before = (tmp_path / "x.nii.gz").read_bytes()
+    words = [str(tmp_path / "x.nii.gz"), str(tmp_path / output), "--factor", "2"]
+    assert main(words) == 2
+    assert "the input" in capsys.readouterr().err
+    assert (tmp_path / "x.nii.gz").read_bytes() == before
+    assert (tmp_path / "x.json").read_text() == "null"
+    assert main([words[0], str(tmp_path / "coarse.nii.gz"), *words[2:]]) == 0
+    assert "x.json is left out" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bids_moediff-superres IN OUT``: one image, its record, and the maps carried along."""
 
+import gzip
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +14,10 @@ import pytest
 
 from bids_moediff import super_resolve
 from bids_moediff.cli.superres import main
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.imaging.grid import voxel_sizes
+from bids_moediff.imaging.label_maps import read_map
+from bids_moediff.runtime import sink
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,86 @@ def test_places_that_cannot_be_meant(folder, capsys, source, output, sentence):
     assert main([str(folder / source), str(folder / output)]) == 2
     assert sentence in capsys.readouterr().err
     assert (folder / "in.nii.gz").read_bytes() == before
+
+
+@pytest.fixture
+def crowded(folder, tmp_path):
+    """Files that a careless name of the output would replace, and some that are none."""
+    for name in ("x.nii.gz", "y_x.nii.gz", "z_srcount.nii.gz", "other.nii"):
+        shutil.copy(folder / "in.nii.gz", tmp_path / name)
+    shutil.copy(folder / "lesion.nii.gz", tmp_path / "m.nii.gz")
+    (tmp_path / "other.json").write_text('{"EchoTime": 0.003}')
+    (tmp_path / "link.nii.gz").symlink_to("x.nii.gz")
+    (tmp_path / "hard.nii.gz").hardlink_to(tmp_path / "x.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    (tmp_path / "named.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("x.nii.gz m.nii.gz --mask m.nii.gz", "m.nii.gz is the mask"),
+        ("x.nii.gz m.nii.gz --reference m.nii.gz", "m.nii.gz is the reference"),
+        ("x.nii.gz m.nii.gz --carry m.nii.gz", "m.nii.gz is a map to carry"),
+        ("y_x.nii.gz y.nii.gz --carry x.nii.gz", "y_x.nii.gz is the input"),
+        ("m.nii.gz y.nii.gz --carry x.nii.gz y_x.nii.gz", "y_x.nii.gz is a map to carry"),
+        ("x.nii.gz z_srcount.nii.gz z.nii.gz", "z_srcount.nii.gz is the input"),
+        ("x.nii.gz link.nii.gz", "link.nii.gz is the input"),
+        ("x.nii.gz hard.nii.gz", "hard.nii.gz is the input"),
+        ("x.nii.gz link.nii.gz --mask m.nii.gz", "link.nii.gz is the input"),
+        ("x.nii.gz folder.nii.gz", "is not a file"),
+        ("x.nii.gz pipe.nii.gz", "is not a file"),
+        ("x.nii.gz named.nii.gz", "named.json exists and is not a file"),
+        ("x.nii.gz other.nii.gz", "other.json belongs to another image"),
+        (f"x.nii.gz {'b' * 248}.nii", "characters, the file system allows"),
+        (f"x.nii.gz {'b' * 300}.nii", "characters, the file system allows"),
+        ("x.nii.gz o.nii.gz --mask x.nii.gz", "different values; a mask has 0 and 1"),
+        (f"x.nii.gz o.nii.gz --random-seed {2**64}", "too large"),
+    ],
+)
+def test_nothing_that_is_read_is_replaced(crowded, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(crowded)
+    before = {path.name: path.read_bytes() for path in crowded.iterdir() if path.is_file()}
+    assert main(words.split()) == 2
+    assert sentence in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in crowded.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("pipe.nii.gz o.nii.gz", "pipe.nii.gz"),
+        (f"{'b' * 300}.nii o.nii.gz", "File name too long"),
+        ("packed.nii o.nii.gz", "it is compressed; name it .nii.gz"),
+        ("plain.nii.gz o.nii.gz", "it is not compressed; name it .nii"),
+        ("x.nii.gz o.nii.gz --mask pipe.nii.gz", "pipe.nii.gz"),
+    ],
+)
+def test_what_cannot_be_read_is_said(crowded, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(crowded)
+    shutil.copy("x.nii.gz", "packed.nii")
+    (crowded / "plain.nii.gz").write_bytes(gzip.decompress((crowded / "x.nii.gz").read_bytes()))
+    assert main(words.split()) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_pipe_is_no_map_to_carry(crowded):
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_map(crowded / "pipe.nii.gz", (16, 16, 16), np.eye(4))
+
+
+def test_a_disk_that_is_full_is_said(folder, capsys, monkeypatch):
+    def full(*words, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sink, "write_nifti", full)
+    words = ["--output-resolution", "1.5", "--device", "cpu", "--model", "student"]
+    assert main([str(folder / "in.nii.gz"), str(folder / "full.nii.gz"), *words]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "Traceback" not in said
 
 
 def test_a_mask_on_another_grid_is_refused(folder, capsys):

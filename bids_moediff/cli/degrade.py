@@ -6,7 +6,7 @@ a raw BIDS data set; ``bids_moediff-degrade IN.nii.gz OUT.nii.gz --factor 2`` ma
 """
 
 import argparse
-import json
+import os
 import sys
 import zlib
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
+from bids_moediff.bids.statements import read_statements
 from bids_moediff.cli.common import ProgressBar, run_command, set_threads
 from bids_moediff.cli.parser import add_old_spelling
+from bids_moediff.cli.places import require_image_name, require_places, sidecar_of
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
 if TYPE_CHECKING:
@@ -136,23 +138,17 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_image(options: argparse.Namespace, recipe: "Coarsening") -> int:
     """One image in, one image out, a sidecar beside it."""
-    if not options.output.name.endswith((".nii", ".nii.gz")):
-        raise UsageError(f"{options.output.name} does not end in .nii or .nii.gz.")
-    if options.output.absolute() == options.input.absolute():
-        raise UsageError("Input and output are the same file.")
+    require_image_name(options.output)
+    sidecar = sidecar_of(options.input)
+    reads = {options.input: "the input", sidecar: "the sidecar of the input"}
+    require_places(reads, [options.output, sidecar_of(options.output)])
     metadata: dict[str, Any] = {}
-    sidecar = _sidecar_path(options.input)
-    if sidecar.is_file():
-        try:
-            metadata = json.loads(sidecar.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{sidecar.name} cannot be read as JSON: {error}.") from error
+    if os.path.lexists(sidecar):
+        metadata, remarks = read_statements(sidecar, sidecar.name)
+        for words in remarks:
+            print(f"Warning: {words}", file=sys.stderr)
     _write(options.input, options.output, recipe, metadata, 0)
     return 0
-
-
-def _sidecar_path(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def _write(
@@ -164,7 +160,7 @@ def _write(
 
     image, _ = conform(source)
     coarse, record = degrade(image, recipe, key)
-    write_json(updated_sidecar(metadata, record), _sidecar_path(target))
+    write_json(updated_sidecar(metadata, record), sidecar_of(target))
     write_nifti(coarse, target)
 
 
@@ -203,8 +199,9 @@ def run_dataset(options: argparse.Namespace, recipe: "Coarsening") -> int:
             key = zlib.crc32(image.relative_path.encode())
             _write(image.path, settings.output_dir / relative, recipe, dict(image.metadata), key)
             progress(image.relative_path)
-        except ImageError as error:
-            problems.append(f"{image.relative_path}: {error}")
+        except Exception as error:  # whatever it is, it costs this image alone
+            words = error if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+            problems.append(f"{image.relative_path}: {words}")
             progress()
     progress.close()
     finish_raw(settings)

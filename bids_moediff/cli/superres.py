@@ -10,15 +10,22 @@ import argparse
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
+from bids_moediff.cli.common import run_command
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
+from bids_moediff.cli.places import (
+    require_image_name,
+    require_places,
+    require_record,
+    sidecar_of,
+    stem,
+)
 from bids_moediff.converters import from_noise_strength
-from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.options import Options
 from bids_moediff.settings import Settings
 
@@ -87,10 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; gives the exit code."""
-    from bids_moediff.runtime.platform import die_with_parent, keep_freed_memory
-    from bids_moediff.runtime.streams import tolerate_streams
+    return run_command(PROGRAM, _run, argv)
 
-    tolerate_streams()
+
+def _run(argv: list[str]) -> int:
+    from bids_moediff.runtime.platform import die_with_parent, keep_freed_memory
+
     namespace = build_parser().parse_args(argv)
     *namespace.inputs, namespace.output = namespace.paths or [None]
     if namespace.request or namespace.check_model:
@@ -100,20 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, stop)
-    try:
-        typed = _typed(namespace)
-        if namespace.check_model:
-            return check_model(typed)
-        if namespace.request:
-            return run_batch(namespace, typed)
-        if len(namespace.inputs) > 1:
-            return run_several(namespace, typed)
-        return run_single(namespace, typed)
-    except MoediffError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    typed = _typed(namespace)
+    if namespace.check_model:
+        return check_model(typed)
+    if namespace.request:
+        return run_batch(namespace, typed)
+    if len(namespace.inputs) > 1:
+        return run_several(namespace, typed)
+    return run_single(namespace, typed)
 
 
 def _typed(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -151,8 +154,8 @@ def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
-    source, output = (*namespace.inputs, None)[0], namespace.output
-    _check_places(source, output)
+    _check_places(namespace, Options(**typed).num_samples)
+    (source,), output = namespace.inputs, namespace.output
     from bids_moediff.imaging.label_maps import carry_image
     from bids_moediff.inference.simple import restore
     from bids_moediff.inference.worker import Scan
@@ -181,8 +184,8 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
         result.record["IntensityStep"] = step
     for key, sample in result.maps.items():
         if key.startswith("sample_"):
-            write_nifti(sample, output.with_name(f"{_stem(output)}_{key}.nii.gz"))
-    write_json(result.record, output.with_name(f"{_stem(output)}.json"))
+            write_nifti(sample, output.with_name(f"{stem(output)}_{key}.nii.gz"))
+    write_json(result.record, sidecar_of(output))
     for path, carried in maps.items():
         write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)
     for words in (*remarks, *result.record["Warnings"]):
@@ -207,9 +210,8 @@ def _storage_step(result: Any, wanted: str) -> float | None:
 def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """Combine scans of one subject and contrast: the volume, its record, scans at each voxel."""
     sources, output = namespace.inputs, namespace.output
-    for source in sources:
-        _check_places(source, output)
-    if output.exists():
+    _check_places(namespace)
+    if os.path.lexists(output):
         raise UsageError(
             f"{output} exists. The last of several images is the one to write: name another one, "
             "or remove it."
@@ -237,8 +239,8 @@ def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     finally:
         close()
     write_nifti(result.combined.image, output)
-    write_nifti(result.combined.count, output.with_name(f"{_stem(output)}_srcount.nii.gz"))
-    write_json(result.record, output.with_name(f"{_stem(output)}.json"))
+    write_nifti(result.combined.count, output.with_name(f"{stem(output)}_srcount.nii.gz"))
+    write_json(result.record, sidecar_of(output))
     remarks = [words for _, found in conformed for words in found]
     for words in (*remarks, *result.record["Warnings"]):
         print(f"Warning: {words}", file=sys.stderr)
@@ -254,32 +256,33 @@ def _keys(sources: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(source) for source in sources]
 
 
-def _check_places(source: Path | None, output: Path | None) -> None:
-    """UsageError where a file is missing or the output would replace the input."""
-    if not source or not output:
+def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
+    """UsageError where a file is missing, or where an output would replace what is read."""
+    sources, output = namespace.inputs, namespace.output
+    if not sources or not output:
         raise UsageError("Give IN.nii.gz and OUT.nii.gz, or --request and --results.")
-    if not str(output).endswith((".nii", ".nii.gz")):
-        raise UsageError(f"{output.name} does not end in .nii or .nii.gz.")
-    if source.is_dir():
-        raise UsageError(
-            f"{source} is a folder. For a BIDS data set: bids_moediff {source} OUT participant."
-        )
-    if not source.exists() and output.exists():
-        raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")
-    if source.exists() and output.exists() and source.samefile(output):
-        raise UsageError(f"{output} is the input; give another output.")
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"The folder {parent} does not exist.")
-    record = output.with_name(f"{_stem(output)}.json")
-    own = source.with_name(f"{_stem(source)}.json")
-    if own.exists() and record.exists() and own.samefile(record):
-        raise UsageError(f"{record} is the sidecar of the input; give the output another name.")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"Nothing can be written in {parent}: {error.strerror}.") from error
+    require_image_name(output)
+    for source in sources:
+        if source.is_dir():
+            raise UsageError(
+                f"{source} is a folder. For a BIDS data set: bids_moediff {source} OUT "
+                "participant."
+            )
+        if not os.path.lexists(source) and output.exists():
+            raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")
+    several = len(sources) > 1
+    reads = dict.fromkeys(sources, "the input")
+    reads |= dict.fromkeys(map(sidecar_of, sources), "the sidecar of the input")
+    reads |= dict.fromkeys(namespace.carry, "a map to carry")
+    if namespace.mask:
+        reads[namespace.mask] = "the mask"
+    if namespace.reference_file:
+        reads[namespace.reference_file] = "the reference"
+    beside = ["srcount"] if several else [stem(path) for path in namespace.carry]
+    beside += [f"sample_{number + 1}" for number in range(min(samples, 1000))]
+    names = dict.fromkeys(f"{stem(output)}_{name}.nii.gz" for name in beside)
+    require_places(reads, [output, sidecar_of(output), *map(output.with_name, names)])
+    require_record(output, "OutputVoxelSize")
 
 
 def _mask(path: Path, image: Any) -> Any:
@@ -288,7 +291,7 @@ def _mask(path: Path, image: Any) -> Any:
     Raises
     ------
     UsageError
-        for a mask on another grid.
+        for a mask on another grid, or an image that is no mask.
     """
     import numpy as np
 
@@ -300,6 +303,9 @@ def _mask(path: Path, image: Any) -> Any:
         raise UsageError(
             f"The mask {path.name} ({sizes[0]}) is not on the grid of the image ({sizes[1]})."
         )
+    values = np.unique(np.asarray(mask.dataobj))
+    if len(values) > 2 and (values[0] < 0 or values[-1] > 1):
+        raise UsageError(f"{path.name} has {len(values):,} different values; a mask has 0 and 1.")
     return mask
 
 
@@ -307,7 +313,7 @@ def _sidecar(source: Path) -> dict[str, Any]:
     """Statements of the BIDS sidecar beside an image; a warning for each that cannot be used."""
     from bids_moediff.bids.statements import read_statements
 
-    path = source.with_name(f"{_stem(source)}.json")
+    path = sidecar_of(source)
     if not os.path.lexists(path):
         return {}
     statements, remarks = read_statements(path, path.name)
@@ -341,9 +347,9 @@ def _maps_to_carry(namespace: argparse.Namespace, image: Any) -> dict[Path, Any]
     """Maps of ``--carry`` by the path to write, ``OUT_<name of the map>``; others are named."""
     from bids_moediff.imaging.label_maps import read_map
 
-    stem, maps = _stem(namespace.output), {}
+    start, maps = stem(namespace.output), {}
     for source in namespace.carry:
-        path = namespace.output.with_name(f"{stem}_{_stem(source)}.nii.gz")
+        path = namespace.output.with_name(f"{start}_{stem(source)}.nii.gz")
         if path in maps:
             raise UsageError(f"--carry: two maps have the name {source.name}.")
         try:
@@ -351,10 +357,6 @@ def _maps_to_carry(namespace: argparse.Namespace, image: Any) -> dict[Path, Any]
         except ImageError as error:
             print(f"{PROGRAM}: not carried: {error}.", file=sys.stderr)
     return maps
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 if __name__ == "__main__":

@@ -435,6 +435,8 @@ def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1
     ImageError
         if the file cannot be read or its grid is another one.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ImageError(f"{path.name} is not a regular file")
     try:
         image = nib.Nifti1Image.from_filename(path)
         np.asarray(image.dataobj)

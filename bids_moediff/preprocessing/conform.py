@@ -124,7 +124,7 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel trips over odd headers in many ways
-        raise ImageError(f"{path.name} is not a readable NIfTI image") from error
+        raise ImageError(f"{path.name} is not a readable NIfTI image{_misnamed(path)}") from error
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise ImageError(f"{path.name} is not a volume")
     kind = image.get_data_dtype()
@@ -138,6 +138,17 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     _check_shape(image.shape, path.name)
     _check_length(path, image)
     return image
+
+
+def _misnamed(path: Path) -> str:
+    """What to do where a name and the content disagree on compression; empty if they agree."""
+    with path.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    if packed and path.suffix == ".nii":
+        return ": it is compressed; name it .nii.gz"
+    if not packed and path.suffix == ".gz":
+        return ": it is not compressed; name it .nii, or compress it"
+    return ""
 
 
 def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:

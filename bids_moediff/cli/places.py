@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a plain command, looked at before anything is computed: nothing read is replaced."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bids_moediff.errors import UsageError
+
+
+def stem(path: Path) -> str:
+    """Return the name of an image without its extension."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return the JSON file beside an image."""
+    return path.with_name(f"{stem(path)}.json")
+
+
+def require_image_name(output: Path) -> None:
+    """UsageError unless a file is named like an image."""
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"{output.name or 'OUT'} does not end in .nii or .nii.gz.")
+
+
+def require_places(reads: Mapping[Path, str], writes: Sequence[Path]) -> None:
+    """Make sure that every file can be written, and none is one that is read.
+
+    Parameters
+    ----------
+    reads
+        What each file that is read is, for the sentence ("the input").
+    writes
+        Files to write, all of them in folders that exist.
+
+    Raises
+    ------
+    UsageError
+        for the first place that is none.
+    """
+    for path in writes:
+        folder = path.absolute().parent
+        _require_folder(folder)
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+        if (length := len(os.fsencode(path.name))) > longest:
+            raise UsageError(
+                f"{path.name[:40]}... has {length} characters, the file system allows {longest}; "
+                "give the output a shorter name."
+            )
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} exists and is not a file; give the output another name.")
+        for other, what in reads.items():
+            if _same(path, other):
+                raise UsageError(f"{path} is {what}; give another output.")
+    if len({path.absolute() for path in writes}) < len(writes):
+        raise UsageError("Two files to write have the same name; give the output another name.")
+
+
+def require_record(output: Path, known: str) -> None:
+    """UsageError where the record of an output would replace the sidecar of another image.
+
+    Parameters
+    ----------
+    output
+        Image to write.
+    known
+        A key that every record of the command has.
+    """
+    record = sidecar_of(output)
+    if not os.path.lexists(record) or output.exists():
+        return
+    try:
+        ours = known in json.loads(record.read_bytes())
+    except (OSError, ValueError, RecursionError, TypeError):
+        ours = False
+    if not ours:
+        raise UsageError(
+            f"{record} belongs to another image; give the output another name, or remove it."
+        )
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"The folder {folder} does not exist.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"Nothing can be written in {folder}: {error.strerror}.") from error
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file (links too), or will."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return one.absolute() == other.absolute()
