@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bids_moediff.bids.past_runs import last_items, last_record, write_plan
+from bids_moediff.execution.group import participant_state
 
 
 def ended(folder: Path, status: str, stage: str = "sr") -> None:
@@ -49,3 +50,11 @@ def test_the_last_word_on_an_image(tmp_path: Path, before: str, after: str) -> N
 def test_nothing_ran(tmp_path: Path) -> None:
     assert last_items(tmp_path / "absent") == {}
     assert last_record(tmp_path / "absent") == {}
+
+
+def test_a_participant_without_a_report_is_not_done(tmp_path: Path) -> None:
+    """Whose report job was killed looks done by the records alone."""
+    ended(tmp_path / "logs" / "sub-1" / "1", "done")
+    assert "no report" in participant_state(tmp_path, "1")["message"]
+    (tmp_path / "sub-1.html").touch()
+    assert participant_state(tmp_path, "1") == {"status": "done", "message": ""}

@@ -47,7 +47,8 @@ def participant_state(output_dir: Path, label: str) -> dict[str, str]:
     """Status of a participant (``done``, ``failed`` or ``missing``) and what went wrong.
 
     An image counts with the last run that processed it, so a failure that a later run made good
-    is forgotten.
+    is forgotten. A participant without a page is not done: a job of the report stage that is
+    killed leaves no other trace.
     """
     last = last_items(log_folder(output_dir, label))
     if not last:
@@ -57,6 +58,11 @@ def participant_state(output_dir: Path, label: str) -> dict[str, str]:
     failures = [
         f"{key}: {item['message']}" for key, item in last.items() if item["status"] != "done"
     ]
+    if not failures and not (output_dir / f"sub-{label}.html").is_file():
+        failures.append(
+            "The images are done, but there is no report: its stage was not run or was killed; "
+            "run it again."
+        )
     return {"status": "failed" if failures else "done", "message": " ".join(failures)}
 
 
