@@ -86,6 +86,8 @@ def test_slurm_allocation():
     assert available_memory_gb({"SLURM_MEM_PER_NODE": "0"}, [], 64e9) == 64
     per_cpu = {"SLURM_MEM_PER_CPU": "1000", "SLURM_CPUS_PER_TASK": "3"}
     assert available_memory_gb(per_cpu, [], 64e9) == pytest.approx(3000 * mebibyte)
+    per_gpu = {"SLURM_MEM_PER_GPU": "8000", "SLURM_GPUS_ON_NODE": "2"}
+    assert available_memory_gb(per_gpu, [], 64e9) == pytest.approx(16000 * mebibyte)
 
 
 def test_plan_keeps_what_was_asked_for_and_threads_within_processors():

@@ -133,11 +133,13 @@ def walk(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Wal
     return Walk(folder, check, small, submission(AMPLE, ONLY_UNFINISHED="1"))
 
 
+@pytest.mark.slow
 def test_check_finds_the_weights(walk: Walk) -> None:
     assert walk.check.returncode == 0, walk.check.stdout + walk.check.stderr
     assert "untrained" in walk.check.stdout
 
 
+@pytest.mark.slow
 def test_a_job_under_a_memory_limit_gets_its_sentence(walk: Walk) -> None:
     """Before it starts, in its log; after it was killed, on its page and on that of the group."""
     assert walk.small.codes[1] == {"0:9"}, walk.small.logs
@@ -148,6 +150,7 @@ def test_a_job_under_a_memory_limit_gets_its_sentence(walk: Walk) -> None:
     assert walk.small.codes[3] == {"1:0"}
 
 
+@pytest.mark.slow
 def test_one_failure_beside_two_good_participants(walk: Walk) -> None:
     """The group page is made all the same and names who failed; the exit codes say it."""
     assert walk.ample.codes == [{"1:0"}] * 4, walk.ample.logs
@@ -160,5 +163,6 @@ def test_one_failure_beside_two_good_participants(walk: Walk) -> None:
     assert (out / "logs" / "unfinished.txt").read_text() == "sub-b\n"
 
 
+@pytest.mark.slow
 def test_the_last_stage_cleans_up(walk: Walk) -> None:
     assert not list((walk.folder / "work").rglob("*.nii*"))

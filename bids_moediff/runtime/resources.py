@@ -114,6 +114,10 @@ def _slurm_memory(environment: Mapping[str, str]) -> list[float]:
     cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
     if per_cpu.isdigit() and int(per_cpu) > 0 and cpus.isdigit():
         return [int(per_cpu) * mebibyte * max(1, int(cpus))]
+    per_gpu = environment.get("SLURM_MEM_PER_GPU", "")
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "1")
+    if per_gpu.isdigit() and int(per_gpu) > 0 and gpus.isdigit():
+        return [int(per_gpu) * mebibyte * max(1, int(gpus))]
     return []
 
 
