@@ -8,7 +8,8 @@ import pytest
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
-from bids_moediff.imaging.label_maps import carry_fractions, carry_image, carry_labels
+from bids_moediff.imaging.label_maps import carry_fractions, carry_labels
+from bids_moediff.imaging.map_images import carry_image, carry_images, read_map
 from bids_moediff.imaging.separable import along_axes
 
 FINE = (1.0, 1.0, 1.0)
@@ -99,13 +100,18 @@ def test_masks_that_overlap_are_carried_alone():
     assert both.sum(0).max() > 1.5
 
 
+def blank(shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Image:
+    """An image without edges on the output grid."""
+    return nib.Nifti1Image(np.zeros(shape, np.float32), affine)
+
+
 @pytest.mark.parametrize("wanted", [(0.7, 0.7, 0.7), (1.0, 1.0, 3.0)])
 def test_an_image_goes_to_the_output_grid(tissue, wanted):
     affine = np.diag([-1.0, 1.0, 1.2, 1.0])
     affine[:3, 3] = (90, -50, -20)
     image = nib.Nifti1Image(tissue, affine)
     shape, new = output_grid(tissue.shape, affine, wanted)
-    carried = carry_image(image, shape, new)
+    carried = carry_image(image, blank(shape, new))
     assert carried.shape == shape
     assert carried.get_data_dtype() == np.int16
     np.testing.assert_allclose(carried.affine, new, atol=1e-5)
@@ -115,16 +121,109 @@ def test_an_image_goes_to_the_output_grid(tissue, wanted):
         assert volume == pytest.approx((tissue == code).sum() * 1.2, rel=tolerance)
 
 
-def test_four_dimensional_fractions():
-    part = averages(ball(24, 7.0, 11.0), (12, 12, 12), (2, 2, 2))
-    image = nib.Nifti1Image(np.stack([part, 1 - part], axis=-1), np.diag([2.0, 2.0, 2.0, 1.0]))
-    carried = carry_image(image, *output_grid((12,) * 3, image.affine, FINE))
+@pytest.mark.parametrize("contrast", [-80.0, 80.0])
+def test_borders_of_labels_are_drawn_to_the_edges_of_the_image(tissue, contrast):
+    """Two shifted balls have one coarse mask; the image says where the border is."""
+    given = np.zeros((12, 12, 12), np.uint8)
+    truth = tissue == 7
+    given[averages(truth, (12,) * 3, (2,) * 3) >= 0.5] = 1
+    noise = np.random.default_rng(0).normal(0, 8, truth.shape)
+    guide = (200 + contrast * truth + noise).astype(np.float32)
+    alone = carry_labels(given, (2.0,) * 3, truth.shape, FINE)
+    drawn = carry_labels(given, (2.0,) * 3, truth.shape, FINE, guide)
+    flat = carry_labels(given, (2.0,) * 3, truth.shape, FINE, np.full_like(guide, 200))
+    assert dice(drawn == 1, truth) > dice(alone == 1, truth) + 0.01
+    assert drawn.sum() == pytest.approx(8 * given.sum(), abs=1)
+    np.testing.assert_array_equal(flat, alone)
+
+
+GRID = np.diag([-2.0, 2.0, 2.0, 1.0])
+SHAPE = (12, 12, 12)
+
+
+def there_and_back(path, data: np.ndarray, affine: np.ndarray = GRID) -> np.ndarray:
+    """A map written to ``path``, read, and carried to 1 mm."""
+    nib.save(nib.Nifti1Image(data, affine, dtype=data.dtype), path)
+    carried = carry_image(read_map(path, SHAPE, GRID), blank(*output_grid(SHAPE, GRID, FINE)))
+    return np.asarray(carried.dataobj)
+
+
+def test_four_dimensional_fractions(tmp_path):
+    part = averages(ball(24, 7.0, 11.0), SHAPE, (2, 2, 2))
+    given = np.stack([part, 1 - part], axis=-1)
+    carried = there_and_back(tmp_path / "a.nii", given)
     assert carried.shape == (24, 24, 24, 2)
-    np.testing.assert_allclose(np.asarray(carried.dataobj).sum(-1), 1, atol=1e-3)
+    np.testing.assert_allclose(carried.sum(-1), 1, atol=1e-3)
+    rounded = there_and_back(tmp_path / "a.nii", given * 1.02)  # stored in coarse steps
+    np.testing.assert_allclose(rounded.sum(-1), 1, atol=1e-3)
 
 
-def test_intensities_are_refused():
-    data = np.linspace(0, 80, 1000, dtype=np.float32).reshape(10, 10, 10)
-    image = nib.Nifti1Image(data, np.eye(4))
-    with pytest.raises(ImageError, match="between 0 and 1"):
-        carry_image(image, *output_grid(data.shape, np.eye(4), (0.5,) * 3))
+def test_files_of_one_partition_are_carried_together(tmp_path):
+    """Grey and white matter in a file each keep a sum of at most one."""
+    inner = averages(ball(24, 6.0, 11.0), SHAPE, (2, 2, 2))
+    outer = averages(ball(24, 9.0, 11.0), SHAPE, (2, 2, 2)) - inner
+    mask = (inner > 0.5).astype(np.uint8)
+    images = []
+    for number, data in enumerate((inner, mask, outer)):
+        nib.save(nib.Nifti1Image(data, GRID), tmp_path / f"{number}.nii")
+        images.append(read_map(tmp_path / f"{number}.nii", SHAPE, GRID))
+    target = blank(*output_grid(SHAPE, GRID, FINE))
+    first, labels, second = (np.asarray(image.dataobj) for image in carry_images(images, target))
+    assert (first + second).max() <= 1 + 1e-4
+    np.testing.assert_allclose((first + second)[ball(24, 7.0, 11.0)], 1, atol=1e-3)
+    assert labels.dtype == np.uint8
+    overlapping = carry_images([images[0], images[0]], target)
+    alone = np.asarray(carry_image(images[0], target).dataobj)
+    np.testing.assert_array_equal(np.asarray(overlapping[1].dataobj), alone)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.uint32, np.int16])
+def test_labels_may_be_stored_in_any_type(tmp_path, kind):
+    data = (ball(12, 4.0, 5.0) * 2035).astype(kind)
+    if data.dtype.kind == "f":
+        data[data > 0] -= 1e-4
+        data[0, 0, 0] = np.nan
+    carried = there_and_back(tmp_path / "a.nii", data)
+    assert carried.dtype == np.int16
+    assert set(np.unique(carried)) == {0, 2035}
+    assert np.count_nonzero(carried) == pytest.approx(8 * ball(12, 4.0, 5.0).sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_an_empty_and_a_full_mask(tmp_path, value):
+    carried = there_and_back(tmp_path / "a.nii", np.full(SHAPE, value, np.uint8))
+    assert (carried == value).all()
+
+
+def test_a_map_with_other_axes_is_turned(tmp_path):
+    """The same voxels, stored as another program likes them."""
+    data = ball(12, 3.0, 4.0).astype(np.uint8)
+    expected = there_and_back(tmp_path / "a.nii", data)
+    turned = nib.Nifti1Image(data, GRID).as_reoriented([[2, -1], [0, 1], [1, -1]])
+    again = there_and_back(tmp_path / "b.nii", np.asarray(turned.dataobj), turned.affine)
+    np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.parametrize("axes", [(1,), (1, 1), (1, 2)])
+def test_axes_of_one_voxel_do_not_count(tmp_path, axes):
+    data = np.broadcast_to(ball(12, 4.0, 5.0)[..., None, None], (*SHAPE, 1, 2)) * 0.9
+    data = data[..., : axes[-1]].reshape(*SHAPE, *axes).astype(np.float32)
+    assert there_and_back(tmp_path / "a.nii", data).shape[3:] == ((2,) if axes[-1] == 2 else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.nii", np.linspace(0, 80, 1728, dtype="f4").reshape(SHAPE), "between 0 and 1"),
+        ("a.nii", np.random.default_rng(0).integers(0, 900, SHAPE).astype("i2"), "intensities"),
+        ("a_probseg.nii", ball(12, 4.0, 5.0) * np.uint8(100), "from 0 to 100"),
+        ("a.nii", np.full(SHAPE, 2**40, np.int64), "labels above"),
+        ("a.nii", np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
+        ("a.nii", np.zeros((*SHAPE, 2), np.int16) + np.int16(4), "between 0 and 1"),
+        ("a.nii", np.zeros((12, 12, 11), np.uint8), "12 x 12 x 11"),
+        ("a.nii", np.zeros((12, 12), np.uint8), "not on the grid"),
+    ],
+)
+def test_what_is_no_map_is_named(tmp_path, name, data, words):
+    with pytest.raises(ImageError, match=words):
+        there_and_back(tmp_path / name, data)

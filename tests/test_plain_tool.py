@@ -16,7 +16,7 @@ from bids_moediff import super_resolve
 from bids_moediff.cli.superres import main
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.imaging.grid import voxel_sizes
-from bids_moediff.imaging.label_maps import read_map
+from bids_moediff.imaging.map_images import read_map
 from bids_moediff.runtime import sink
 
 

@@ -2,7 +2,7 @@
 """Masks and label maps of other apps that belong to an image: found, and named on its new grid."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -82,6 +82,16 @@ def _parse(path: Path) -> tuple[dict[str, str], str] | None:
     except ImageError:
         return None
     return entities, suffix
+
+
+def partitions(maps: Sequence[str]) -> tuple[tuple[Path, ...], ...]:
+    """Group maps that differ by ``label`` only, as fractions of grey and white matter do."""
+    groups: dict[str, list[Path]] = {}
+    for path in map(Path, maps):
+        entities, suffix, _ = parse_name(path.name)
+        words = [f"{key}-{value}" for key, value in sorted(entities.items()) if key != "label"]
+        groups.setdefault("_".join([*words, suffix]), []).append(path)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def carried_path(path: Path, zooms: tuple[float, float, float]) -> PurePosixPath:

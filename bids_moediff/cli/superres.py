@@ -156,7 +156,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
     _check_places(namespace, Options(**typed).num_samples)
     (source,), output = namespace.inputs, namespace.output
-    from bids_moediff.imaging.label_maps import carry_image
+    from bids_moediff.imaging.map_images import carry_images
     from bids_moediff.inference.simple import restore
     from bids_moediff.inference.worker import Scan
     from bids_moediff.preprocessing.conform import conform
@@ -186,8 +186,8 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
         if key.startswith("sample_"):
             write_nifti(sample, output.with_name(f"{stem(output)}_{key}.nii.gz"))
     write_json(result.record, sidecar_of(output))
-    for path, carried in maps.items():
-        write_nifti(carry_image(carried, result.image.shape, result.image.affine), path)
+    for path, carried in zip(maps, carry_images(list(maps.values()), result.image), strict=True):
+        write_nifti(carried, path)
     for words in (*remarks, *result.record["Warnings"]):
         print(f"Warning: {words}", file=sys.stderr)
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
@@ -345,11 +345,13 @@ def _progress(
 
 def _maps_to_carry(namespace: argparse.Namespace, image: Any) -> dict[Path, Any]:
     """Maps of ``--carry`` by the path to write, ``OUT_<name of the map>``; others are named."""
-    from bids_moediff.imaging.label_maps import read_map
+    from bids_moediff.imaging.map_images import read_map
 
     start, maps = stem(namespace.output), {}
     for source in namespace.carry:
         path = namespace.output.with_name(f"{start}_{stem(source)}.nii.gz")
+        if not source.is_file():
+            raise UsageError(f"--carry {source}: not a file.")
         if path in maps:
             raise UsageError(f"--carry: two maps have the name {source.name}.")
         try:

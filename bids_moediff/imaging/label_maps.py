@@ -9,28 +9,24 @@ A label is a fraction of tissue per voxel. Two kinds of maps are carried to the 
   iterative scaling (Darroch and Ratcliff, 1972), which keeps fractions positive with sum one.
 * *labels* (``dseg``, ``mask``): who drew the map gave a whole voxel to its main tissue, so its
   averages must not be kept (the nearest neighbour alone would keep them). The border is the zero
-  of interpolated signed distances, moved so that each connected region keeps its volume.
+  of interpolated signed distances, drawn to the edges of an image on the fine grid where there is
+  one (:mod:`.label_edges`), and moved so that each connected region keeps its volume.
 
 Grids share orientation and outer corner (:mod:`.grid`). The work is done in tiles, so memory does
 not grow with the number of labels.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 
-from bids_moediff.errors import ImageError
-
 from .acquisition import Axis, axis_matrix
-from .grid import Shape, Triple, output_grid, voxel_sizes, working_zooms
+from .grid import Shape, Triple
 from .interpolation import _spline_matrix
+from .label_edges import edge_support
 from .separable import along_axes, gaussian
 
 TILE = 56  # fine voxels along each axis
@@ -40,7 +36,9 @@ SHARPENING = 4.0  # power of the smoothed fractions
 STEPS, SCALINGS, LAST_SCALINGS = 6, 3, 30
 # Softness in mm of the borders, as the volumes are matched: coarse first.
 SOFTNESS = (0.5, 0.2, 0.1, 0.05, 0.03)
+EDGE_REACH = 0.5  # mm by which a border moves for a likelihood ratio of e
 CANDIDATES = 2  # labels that may win a voxel
+OVERLAP = 1.05  # sum of fractions from which labels overlap; below it is rounding of the file
 NOTHING = 1e-5  # fractions below become 0, so that files stay small
 _TINY = 1e-9
 
@@ -145,7 +143,7 @@ def carry_fractions(
         (L, X', Y', Z') float32 in [0, 1], a sum of at most one where the input's is.
     """
     fractions = np.clip(fractions, 0, 1)
-    if len(fractions) > 1 and float(fractions.sum(0).max()) > 1.01:
+    if len(fractions) > 1 and float(fractions.sum(0).max()) > OVERLAP:
         alone = [carry_fractions(part[None], zooms, fine_shape, fine_zooms) for part in fractions]
         return np.concatenate(alone)
     rest = np.maximum(1 - fractions.sum(0, keepdims=True), 0)
@@ -229,7 +227,11 @@ class _Border:
 
 
 def carry_labels(
-    labels: np.ndarray, zooms: Triple, fine_shape: Shape, fine_zooms: Triple
+    labels: np.ndarray,
+    zooms: Triple,
+    fine_shape: Shape,
+    fine_zooms: Triple,
+    guide: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return a label map on a finer grid; each connected region keeps its volume.
 
@@ -241,6 +243,8 @@ def carry_labels(
         Voxel sizes in mm.
     fine_shape
         Voxel counts of the fine grid.
+    guide
+        (X', Y', Z') image to whose edges borders are drawn.
 
     Returns
     -------
@@ -250,13 +254,20 @@ def carry_labels(
     regions, codes, counts = _regions(labels)
     grids = _Grids(labels.shape, zooms, fine_shape, fine_zooms)
     winner, border = _compete(regions, grids)
-    if len(border.index):
-        cover = _cover(grids)
-        if cover is not None:
-            border.weight = cover.ravel()[border.index]
-        volume = counts * (np.prod(zooms) / np.prod(fine_zooms))
-        _match_volumes(border, winner, volume, cover)
-    return codes[winner].astype(labels.dtype)
+    if not len(border.index):
+        return codes[winner].astype(labels.dtype)
+    cover = _cover(grids)
+    if cover is not None:
+        border.weight = cover.ravel()[border.index]
+    volume = counts * (np.prod(zooms) / np.prod(fine_zooms))
+    matched = _match_volumes(border, winner, volume, cover)
+    if guide is not None:
+        _, number = np.unique(codes, return_inverse=True)
+        names = np.where(border.region >= 0, number[border.region], -1)
+        support = edge_support(guide, number[matched], border.index, names, fine_zooms)
+        border.distance += EDGE_REACH * support
+        matched = _match_volumes(border, winner, volume, cover)
+    return codes[matched].astype(labels.dtype)
 
 
 def _regions(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -337,8 +348,8 @@ def _signed_distance(mask: np.ndarray, zooms: Triple) -> np.ndarray:
 
 def _match_volumes(
     border: _Border, winner: np.ndarray, volume: np.ndarray, cover: np.ndarray | None
-) -> None:
-    """Move the borders of all regions until each fills its ``volume`` (fine voxels).
+) -> np.ndarray:
+    """Return the winners as the borders of all regions move until each fills its ``volume``.
 
     A shift in mm per region, found as the winner grows from soft to hard; then single voxels.
     """
@@ -359,7 +370,9 @@ def _match_volumes(
     score = np.where(known, border.distance + shift[numbers].astype(np.float32), -np.inf)
     best = score.argmax(1)
     _settle(border, score, best, goal)
-    winner.ravel()[border.index] = border.region[np.arange(len(best)), best]
+    moved = winner.copy()
+    moved.ravel()[border.index] = border.region[np.arange(len(best)), best]
+    return moved
 
 
 def _softmax(score: np.ndarray) -> np.ndarray:
@@ -418,116 +431,3 @@ def _hand_over(
 
 def _beyond(excess: float, slack: float) -> float:
     return max(abs(excess) - slack, 0.0)
-
-
-def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image:
-    """Return the map in ``path``, which must be on the grid of an image.
-
-    Parameters
-    ----------
-    path
-        NIfTI file.
-    shape, affine
-        The grid of the image.
-
-    Raises
-    ------
-    ImageError
-        if the file cannot be read or its grid is another one.
-    """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise ImageError(f"{path.name} is not a regular file")
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-        np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise ImageError(f"{path.name} is not a readable NIfTI image") from error
-    here, there = tuple(image.shape[:3]), tuple(shape[:3])
-    if here != there:
-        sizes = " and ".join(" x ".join(map(str, counts)) for counts in (here, there))
-        raise ImageError(f"{path.name} is not on the grid of the image ({sizes} voxels)")
-    corners = np.array(list(product(*[(0, count - 1) for count in there])))
-    shift = nib.affines.apply_affine(image.affine, corners)
-    shift -= nib.affines.apply_affine(affine, corners)
-    away = float(np.abs(shift).max())
-    if away > 0.05 * min(voxel_sizes(affine)):
-        raise ImageError(f"{path.name} is not on the grid of the image (up to {away:.2g} mm away)")
-    return image
-
-
-def carry_image(
-    image: nib.Nifti1Image, shape: Sequence[int], affine: np.ndarray
-) -> nib.Nifti1Image:
-    """Return a label map, mask or map of fractions on another grid with the same outer corner.
-
-    Parameters
-    ----------
-    image
-        3-D map of integers, 3-D fractions in [0, 1], or 4-D fractions (one volume per label).
-    shape, affine
-        The output grid (:func:`.grid.output_grid`).
-
-    Raises
-    ------
-    ImageError
-        for values that are neither labels nor fractions.
-    """
-    data, whole = _values(image)
-    zooms, wanted = voxel_sizes(image.affine), voxel_sizes(affine)
-    counts: Shape = (shape[0], shape[1], shape[2])
-    fine_zooms = working_zooms(zooms, wanted)
-    fine_shape, _ = output_grid(data.shape[:3], image.affine, fine_zooms)
-    if whole:
-        carried = carry_labels(data, zooms, fine_shape, fine_zooms)
-        carried = _coarser_labels(carried, fine_zooms, counts, wanted)
-    else:
-        parts = np.moveaxis(data.reshape(*data.shape[:3], -1), -1, 0)
-        carried = carry_fractions(parts, zooms, fine_shape, fine_zooms)
-        carried = _each(_coarser(fine_shape, fine_zooms, counts, wanted), carried)
-        carried = np.moveaxis(carried, 0, -1).reshape(*counts, *data.shape[3:])
-    header = image.header.copy()
-    header.set_data_dtype(carried.dtype)
-    header.set_slope_inter(1.0, 0.0)
-    result = nib.Nifti1Image(carried, affine, header)
-    result.set_sform(affine, int(image.header["sform_code"]) or 1)
-    result.set_qform(affine, int(image.header["qform_code"]) or 1)
-    return result
-
-
-def _values(image: nib.Nifti1Image) -> tuple[np.ndarray, bool]:
-    """The map's values, and whether they are labels (else fractions)."""
-    data = np.asarray(image.dataobj)
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    whole = data.ndim == 3 and bool((data == np.rint(data)).all())
-    if whole:
-        kind = image.get_data_dtype()
-        small = np.int32 if kind.kind == "f" or kind.itemsize > 4 else kind
-        return np.rint(data).astype(small), True
-    if data.ndim not in (3, 4) or not (float(data.min()) > -0.01 and float(data.max()) < 1.01):
-        raise ImageError(
-            "the map has values that are neither whole numbers (labels) nor between 0 and 1 "
-            "(fractions)"
-        )
-    return np.clip(data, 0, 1).astype(np.float32), False
-
-
-def _coarser(shape: Shape, zooms: Triple, new_shape: Shape, new_zooms: Triple) -> Matrices:
-    """Averages to the output grid along axes that are coarser there than in the input."""
-    return _Grids(new_shape, new_zooms, shape, zooms).average()
-
-
-def _coarser_labels(
-    labels: np.ndarray, zooms: Triple, new_shape: Shape, new_zooms: Triple
-) -> np.ndarray:
-    """The main label of each output voxel, where voxels are coarser than in the input."""
-    matrices = _coarser(labels.shape, zooms, new_shape, new_zooms)
-    if all(matrix is None for matrix in matrices):
-        return labels
-    result = np.zeros(new_shape, labels.dtype)
-    most = np.zeros(new_shape, np.float32)
-    for code in np.unique(labels):
-        share = along_axes((labels == code).astype(np.float32), matrices)
-        result[share > most] = code
-        most = np.maximum(most, share)
-    return result

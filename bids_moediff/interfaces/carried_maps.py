@@ -8,17 +8,25 @@ from typing import Any
 import nibabel as nib
 from nipype.interfaces.base import File, traits
 
-from bids_moediff.bids.carried_maps import carried_path, carried_sidecar, label_table
+from bids_moediff.bids.carried_maps import (
+    carried_path,
+    carried_sidecar,
+    label_table,
+    partitions,
+)
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import ImageError
-from bids_moediff.imaging.label_maps import carry_image, read_map
+from bids_moediff.imaging.map_images import carry_images, read_map
 from bids_moediff.runtime.sink import write_bytes, write_json, write_nifti
 
 from .files import load_image
 from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
-LABELS = "Each connected region keeps its volume; borders follow interpolated signed distances."
+LABELS = (
+    "Each connected region keeps its volume; borders follow interpolated signed distances, and "
+    "the edges of the super-resolved image where no axis got coarser."
+)
 FRACTIONS = "The average over each acquired voxel is kept; borders are sharp."
 
 
@@ -58,14 +66,15 @@ class CarryMaps(ImageStep):
         source = AnatomicalImage.from_json(self.inputs.source)
         zooms, root = self.inputs.output_resolution, Path(self.inputs.output_dir)
         target = load_image(root / derivative_path(source, "sr", zooms))
-        paths = []
-        for name in maps_on_grid(self.inputs.maps, load_image(self.inputs.image))[0]:
-            path = Path(name)
-            carried = carry_image(nib.Nifti1Image.from_filename(path), target.shape, target.affine)
-            place = root / carried_path(path, zooms)
-            how = FRACTIONS if carried.get_data_dtype().kind == "f" else LABELS
-            self._write(carried, place, carried_sidecar(source, path, zooms, how), path)
-            paths.append(carried_path(path, zooms).as_posix())
+        image, paths = load_image(self.inputs.image), []
+        for group in partitions(maps_on_grid(self.inputs.maps, image)[0]):
+            maps = [read_map(path, image.shape, image.affine) for path in group]
+            carried = carry_images(maps, target)
+            for path, result in zip(group, carried, strict=True):
+                how = FRACTIONS if result.get_data_dtype().kind == "f" else LABELS
+                place = carried_path(path, zooms)
+                self._write(result, root / place, carried_sidecar(source, path, zooms, how), path)
+                paths.append(place.as_posix())
         return {"paths": paths}
 
     def _write(
