@@ -203,10 +203,13 @@ def test_what_is_restored_for_a_group(
     images = {key: ImageRequest(key=key, image=path, out_dir=key) for key, path in paths.items()}
     frame = nib.Nifti1Image.from_filename(paths[SCANS[0]]).affine.tolist()
     group = PlannedGroup(
-        "group", [*SCANS, "lost"], (2.4, 2.4, 2.0 if size == "auto" else 2.4), frame
-    )
+        "group", [*SCANS, "lost"], (2.4, 2.4, 2.0 if size == "auto" else 2.4), frame,
+        {"torn": "It is cut short."},
+    )  # fmt: skip
     options = Options.from_dict({"output_resolution": size}, "test")
     restored, (found,) = request_groups(images, {"lost": "It is empty."}, [group], options, only)
     assert [image.key for image in restored] == keys
-    assert list(found.scans.values()) == combined and dict(found.lost) == {"lost": "It is empty."}
+    assert list(found.scans.values()) == combined and dict(found.lost) == {
+        "lost": "It is empty.", "torn": "It is cut short.",
+    }  # fmt: skip
     assert all(image.with_error for image in restored if image.key in combined)

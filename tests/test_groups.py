@@ -2,11 +2,12 @@
 """Which images of a data set are scans of one contrast."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bids_moediff.bids.groups import group_scans, read_groups
+from bids_moediff.bids.groups import find_groups, group_scans, read_groups
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import UsageError
 
@@ -35,6 +36,7 @@ def test_stacks_and_repeats_of_a_session_belong_together():
     ]  # fmt: skip
     assert group.name == "sub-01_ses-a_T2w"
     assert ["acq-cor" in words and "left out" in words for words in remarks] == [True]
+    assert group.image.left_out == {"sub-01_ses-a_acq-cor_T2w": "broken"}
 
 
 def test_other_echo_times_are_another_contrast():
@@ -75,6 +77,19 @@ def test_a_file_may_name_a_group_twice_and_in_several_spellings(tmp_path):
     groups = [[AXIAL, SAGITTAL], [SAGITTAL, f"bids::{AXIAL}"], [f"./{AXIAL}", SAGITTAL]]
     (tmp_path / "groups.json").write_text("\ufeff" + json.dumps(groups), encoding="utf-8")
     assert read_groups(tmp_path / "groups.json") == [[AXIAL, SAGITTAL]]
+
+
+def test_a_named_scan_that_cannot_be_used_is_noted(tmp_path):
+    names = [f"sub-01_acq-{plane}_T2w" for plane in ("ax", "cor", "sag")]
+    images = [image(name, "broken" if "cor" in name else None) for name in names]
+    images = [replace(item, relative_path=f"sub-01/anat/{item.path.name}") for item in images]
+    file = tmp_path / "groups.json"
+    file.write_text(json.dumps([[item.relative_path for item in images]]))
+    (group,), remarks = find_groups(images, file)
+    assert [member.key for member in group.images] == [names[0], names[2]]
+    assert group.left_out == {names[1]: "broken"} and "acq-cor" in remarks[0]
+    copy = type(group.image).from_json(group.image.to_json())
+    assert copy.left_out == group.left_out
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 """Which images are scans of one contrast in one session, and so can be combined."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from bids_moediff.bids.image import AnatomicalImage
@@ -18,9 +18,13 @@ DESCRIPTION = "desc-srcombined"  # tells a combined image from the scans that sh
 
 @dataclass(frozen=True)
 class ScanGroup:
-    """Two scans or more of one subject and contrast, in the order of their names."""
+    """Two scans or more of one subject and contrast, in the order of their names.
+
+    ``left_out``: key of each scan that belongs to them but cannot be used, and why.
+    """
 
     images: tuple[AnatomicalImage, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def entities(self) -> dict[str, str]:
@@ -49,6 +53,7 @@ class ScanGroup:
             first.suffix,
             {},
             members=self.images,
+            left_out=self.left_out,
         )
 
 
@@ -109,12 +114,18 @@ def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], lis
             place.append(image)
     groups, remarks = _of_one_name([ScanGroup(tuple(found)) for found in sets if len(found) > 1])
     for image in ordered:
-        group = next((group for group in groups if _alike(group.images, image)), None)
-        if image.problem is not None and group is not None:
+        index = next((k for k, g in enumerate(groups) if _alike(g.images, image)), None)
+        if image.problem is not None and index is not None:
+            groups[index] = _without(groups[index], image)
             remarks.append(
-                f"{image.relative_path} is left out of {group.name}: it cannot be read."
+                f"{image.relative_path} is left out of {groups[index].name}: it cannot be used."
             )
     return groups, remarks
+
+
+def _without(group: ScanGroup, image: AnatomicalImage) -> ScanGroup:
+    """The group, with a scan that cannot be used noted."""
+    return replace(group, left_out={**group.left_out, image.key: image.problem or ""})
 
 
 def _of_one_name(groups: list[ScanGroup]) -> tuple[list[ScanGroup], list[str]]:
@@ -208,20 +219,25 @@ def _named_groups(
     images: Sequence[AnatomicalImage], wanted: Sequence[Sequence[str]]
 ) -> tuple[list[ScanGroup], list[str]]:
     """Groups as a file names them, and a sentence for each scan that is not there."""
-    known = {image.relative_path: image for image in images}
-    subjects = {PurePosixPath(name).parts[0] for name in known}
+    known = {image.relative_path: image for image in images if image.problem is None}
+    broken = {image.relative_path: image for image in images if image.problem is not None}
+    subjects = {PurePosixPath(image.relative_path).parts[0] for image in images}
     groups, remarks = [], []
     for names in wanted:
         if PurePosixPath(names[0]).parts[0] not in subjects:
             continue  # of another participant
         remarks += [
-            f"{name} is named by --combine, but is not among the images to process."
+            f"{name} is named by --combine, but "
+            f"{'cannot be used' if name in broken else 'is not among the images to process'}."
             for name in names
             if name not in known
         ]
         found = tuple(known[name] for name in names if name in known)
         if len(found) > 1:
-            groups.append(ScanGroup(found))
+            group = ScanGroup(found)
+            for name in names:
+                group = _without(group, broken[name]) if name in broken else group
+            groups.append(group)
         else:
             remarks.append(f"{', '.join(names)}: fewer than two scans, nothing to combine.")
     unique, more = _of_one_name(groups)

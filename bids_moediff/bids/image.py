@@ -30,6 +30,8 @@ class AnatomicalImage:
         Why the image cannot be read, in one sentence, where that shows already on disk.
     members
         Scans that it is to be combined from: then there is no such file (``bids.groups``).
+    left_out
+        Key of each further scan that cannot be combined, and why.
     remarks
         One sentence for each statement of its sidecars that could not be used.
     shape, zooms
@@ -43,6 +45,7 @@ class AnatomicalImage:
     metadata: Mapping[str, Any]
     problem: str | None = None
     members: tuple["AnatomicalImage", ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     shape: tuple[int, int, int] | None = None
     zooms: tuple[float, float, float] | None = None
@@ -71,6 +74,7 @@ class AnatomicalImage:
             "metadata": dict(self.metadata),
             "problem": self.problem,
             "members": [member.to_json() for member in self.members],
+            "left_out": dict(self.left_out),
             "remarks": self.remarks,
             "shape": self.shape,
             "zooms": self.zooms,

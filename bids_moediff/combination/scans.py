@@ -64,8 +64,8 @@ class ScanFigures:
             "RigidTransform": np.round(self.move, 6).tolist(),
             "MeanDisplacement": round(self.moved, 3),
             "Agreement": round(self.agreement, 4),
-            "Brightness": round(self.brightness, 4),
-            "EstimatedNoise": round(self.noise, 6),
+            "Brightness": float(f"{self.brightness:.5g}"),
+            "EstimatedNoise": float(f"{self.noise:.5g}"),
             "Weight": round(self.weight, 4),
             "ResidualOverNoise": round(self.misfit, 4),
             "SlicesWeighedDown": self.dark,
@@ -286,8 +286,8 @@ def _warnings(figures: Sequence[ScanFigures]) -> list[str]:
         if item.weight < LEAST_SHARE / len(used)
     ]
     found += [
-        f"{item.name}: slices {', '.join(map(str, item.dark))} do not fit the other scans and "
-        "were weighed down."
+        f"{item.name} was weighed down where it does not fit the other scans: slices "
+        f"{', '.join(map(str, item.dark))}."
         for item in used
         if item.dark
     ]

@@ -97,9 +97,8 @@ def _regrouped(
     if settings.combine == "off":
         return participant
     images = list(participant.images)
-    if settings.combine == "auto":  # says what is left out of a group
-        bad = (item for item in refusals if item.image is not None)
-        images += [replace(item.image, problem=item.message) for item in bad if item.image]
+    bad = [(item.image, item.message) for item in refusals]
+    images += [replace(image, problem=words) for image, words in bad if image is not None]
     groups, remarks = find_groups(images, settings.combine)
     notices = tuple(dict.fromkeys((*participant.notices, *remarks)))
     return replace(participant, groups=tuple(group.image for group in groups), notices=notices)

@@ -2,7 +2,7 @@
 """Scans to combine, from prepared images to the sidecar of what they became."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ class PlannedGroup:
     """Scans to combine, as far as their headers tell.
 
     ``key``: name of the group; ``members``: keys of its images; ``zooms``: voxel size of the
-    result (mm) along the axes of ``frame``, the 4x4 affine of a scan.
+    result (mm) along the axes of ``frame``, the 4x4 affine of a scan; ``left_out``: key of each
+    scan that cannot be used, and why.
     """
 
     key: str
     members: Sequence[str]
     zooms: Sequence[float]
     frame: Sequence[Sequence[float]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which Nipype can hash."""
@@ -77,6 +79,7 @@ def request_groups(
             wanted[key] = replace(image, with_error=True)
             scans[name] = key
         missing = {name: lost[name] for name in group.members if name in lost}
+        missing |= group.left_out
         found.append(
             GroupRequest(key=group.key, out_dir=group.key, zooms=zooms, scans=scans, lost=missing)
         )

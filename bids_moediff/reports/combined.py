@@ -19,7 +19,7 @@ from bids_moediff.reports.figures import ORDER, Scene, write_row
 
 HEADS = (
     "Scan", "Used", "Moved", "Agreement", "Brightness", "Noise", "Weight", "Residual over noise",
-    "Slices weighed down",
+    "Remarks",
 )  # fmt: skip
 
 
@@ -50,15 +50,15 @@ def table(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for scan in record.get("CombinedScans") or []:
         if not scan["Used"]:
-            words = f"no: {scan['Reason']}"
             agreement = facts.number(scan.get("Agreement"))
-            rows.append((scan["Scan"], words, "-", agreement, "-", "-", "-", "-", "-"))
+            rows.append((scan["Scan"], "no", "-", agreement, *["-"] * 4, scan["Reason"]))
             continue
-        slices = ", ".join(map(str, scan["SlicesWeighedDown"])) or "none"
+        slices = ", ".join(map(str, scan["SlicesWeighedDown"]))
         rows.append((
             scan["Scan"], "yes", f"{scan['MeanDisplacement']:.2f} mm", f"{scan['Agreement']:.2f}",
-            f"{scan['Brightness']:.2f}", facts.number(scan["EstimatedNoise"]),
-            f"{100 * scan['Weight']:.0f} %", f"{scan['ResidualOverNoise']:.2f}", slices,
+            facts.number(scan["Brightness"]), facts.number(scan["EstimatedNoise"]),
+            f"{100 * scan['Weight']:.0f} %", f"{scan['ResidualOverNoise']:.2f}",
+            f"slices {slices} weighed down" if slices else "",
         ))  # fmt: skip
     return rows
 

@@ -59,6 +59,7 @@ def planned_group(group: AnatomicalImage, settings: Settings) -> PlannedGroup:
         members=[scan.key for scan in group.members],
         zooms=output_voxels(group, settings),
         frame=next(iter(_grids(group).values())).affine.tolist(),
+        left_out=dict(group.left_out),
     )
 
 
