@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,3 +167,24 @@ def test_one_failure_beside_two_good_participants(walk: Walk) -> None:
 @pytest.mark.slow
 def test_the_last_stage_cleans_up(walk: Walk) -> None:
     assert not list((walk.folder / "work").rglob("*.nii*"))
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_is_named_and_runs_again(slurm: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "a cancelled study"
+    dataset(folder / "data", {"sub-a_T1w": 0})
+    app = f"{shlex.quote(sys.executable)} -m bids_moediff.cli.app"
+    options = (*EASY, "--weights", str(untrained_model(folder / "model")))
+    jobs, _ = submit(slurm, folder, AMPLE, *options, APP=app)
+    out, end = folder / "out", time.monotonic() + 600
+    while not list(out.glob("logs/sub-a/*/plan.json")):  # the network is about to start
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    subprocess.run(["scancel", jobs[1]], env=slurm, check=True)
+    local_slurm.wait_for_jobs(slurm)
+    assert [local_slurm.exit_codes(slurm, job) for job in jobs[1::2]] == [{"0:15"}, {"1:0"}]
+    assert "The run was stopped before it ended" in (out / "group.html").read_text()
+    jobs, _ = submit(slurm, folder, AMPLE, *options, APP=app, ONLY_UNFINISHED="1")
+    local_slurm.wait_for_jobs(slurm)
+    assert [local_slurm.exit_codes(slurm, job) for job in jobs] == [{"0:0"}] * 4
+    assert (out / "logs" / "unfinished.txt").read_text() == ""
