@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result as a DICOM series: geometry, values, identity, refusals. Needs pydicom and dcm2niix."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from bids_moediff.imaging.grid import output_grid
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install '.[dicom]'")
 
+# The console scripts beside this interpreter first.
+PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 STUDY = "1.2.3.4.5"
 SHAPE, SPACING = (28, 32, 10), (1.1, 1.0, 3.0)  # columns, rows, slices
 
@@ -60,11 +63,85 @@ def write_source(folder: Path, study: str = STUDY, shift: float = 0.0) -> None:
         pydicom.dcmwrite(folder / f"{index}.dcm", data, enforce_file_format=True)
 
 
+def write_enhanced(folder: Path) -> None:
+    """The slices of :func:`write_source` as one enhanced object, each of two echoes."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    write_source(folder / "single")
+    slices = [pydicom.dcmread(path) for path in (folder / "single").iterdir()]
+    data = slices[0]
+    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    orientation, measures = Dataset(), Dataset()
+    orientation.ImageOrientationPatient = data.ImageOrientationPatient
+    measures.PixelSpacing, measures.SliceThickness = data.PixelSpacing, data.SliceThickness
+    shared = Dataset()
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    data.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for one in slices * 2:
+        place, frame = Dataset(), Dataset()
+        place.ImagePositionPatient = one.ImagePositionPatient
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    data.PerFrameFunctionalGroupsSequence = frames
+    data.NumberOfFrames = len(frames)
+    data.PixelData = b"".join(one.PixelData for one in slices * 2)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "EchoTime"):
+        del data[name]
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    shutil.rmtree(folder / "single")
+    pydicom.dcmwrite(folder / "enhanced.dcm", data, enforce_file_format=True)
+
+
+def change(folder: Path, what: str) -> None:
+    """Make a series as archives have them."""
+    paths = sorted(folder.iterdir(), key=lambda path: int(path.stem))
+    if what == "a slice lacks":
+        paths[4].unlink()
+    elif what == "files twice":
+        for path in paths:
+            shutil.copy(path, folder / f"{path.stem}{path.stem}0.dcm")
+    elif what == "two echoes":
+        for path in paths:
+            data = pydicom.dcmread(path)
+            data.EchoTime, data.SOPInstanceUID = 7.1, f"{data.SOPInstanceUID}.2"
+            data.save_as(folder / f"echo{path.stem}.dcm")
+    elif what == "bare headers":
+        for path in paths:
+            data = pydicom.dcmread(path)
+            for name in ("FrameOfReferenceUID", "SeriesNumber", "PatientName", "StudyDate"):
+                del data[name]
+            data[0x00180081] = pydicom.dataelem.RawDataElement(
+                pydicom.tag.Tag(0x00180081), "DS", 4, b"fast", 0, False, True
+            )
+            data.save_as(path)
+    elif what == "junk beside":
+        (folder / "notes.dcm").write_bytes(b"no DICOM")
+        (folder / "cut.dcm").write_bytes(paths[0].read_bytes()[:900])
+        (folder / "empty.dcm").touch()
+
+
+def valid(folder: Path, source: Path | None = None) -> None:
+    """Fail where dciodvfy finds an error in a slice, or dcentvfy one beside the source."""
+    program = shutil.which("dciodvfy", path=PROGRAMS)
+    if program is None:
+        pytest.skip("needs dciodvfy: pip install '.[test]'")
+    paths = sorted(folder.iterdir())
+    commands = [[program, str(paths[len(paths) // 2])]]
+    if source is not None:
+        entities = [*paths, *source.iterdir()]
+        commands.append([f"{program[:-8]}dcentvfy", *map(str, entities)])
+    for command in commands:
+        report = subprocess.run(command, capture_output=True, text=True, check=False)
+        errors = [line for line in report.stderr.splitlines() if line.startswith("Error")]
+        assert errors == []
+
+
 def to_nifti(folder: Path, out: Path) -> nib.Nifti1Image:
     """The series in ``folder`` by dcm2niix."""
-    program = shutil.which("dcm2niix") or shutil.which(
-        "dcm2niix", path=Path(sys.executable).parent
-    )
+    program = shutil.which("dcm2niix", path=PROGRAMS)
     if program is None:
         pytest.skip("needs dcm2niix: pip install '.[test]'")
     out.mkdir()
@@ -172,10 +249,61 @@ def test_a_folder_with_other_files_is_left_alone(case, capsys):
     assert "notes.txt" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy: apt dicom3tools")
-def test_the_series_is_valid(case):
-    assert convert(case, "out-valid") == 0
-    command = ["dciodvfy", str(case / "out-valid" / "IM0003.dcm")]
-    report = subprocess.run(command, capture_output=True, text=True, check=False)
-    errors = [line for line in report.stderr.splitlines() if line.startswith("Error")]
-    assert errors == []
+@pytest.mark.parametrize("image", ["sr", "small", "flat"])
+@pytest.mark.parametrize("plane", ["source", "sagittal"])
+def test_the_series_is_valid(case, image, plane):
+    scan = nib.Nifti1Image.from_filename(case / "sr.nii.gz")
+    factor = {"sr": 1, "small": 1e-4, "flat": 0}[image]
+    data = scan.get_fdata().astype(np.float32) * factor
+    nib.save(nib.Nifti1Image(data, scan.affine), case / f"{image}-valid.nii.gz")
+    out = f"out-{image}-{plane}"
+    assert convert(case, out, "--plane", plane, image=f"{image}-valid.nii.gz") == 0
+    valid(case / out, case / "source")
+
+
+@pytest.mark.parametrize(
+    "what", ["a slice lacks", "files twice", "two echoes", "bare headers", "junk beside"]
+)
+def test_series_as_archives_have_them(case, what, tmp_path):
+    write_source(tmp_path / "source")
+    change(tmp_path / "source", what)
+    words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom", str(tmp_path)]
+    assert main(words) == 0
+    first = pydicom.dcmread(tmp_path / "out" / "IM0001.dcm")
+    assert first.StudyInstanceUID == STUDY
+    references = {"a slice lacks": 9, "two echoes": 20}.get(what, 10)
+    assert len(first.SourceImageSequence) == references
+    assert (first.EchoTime is None) == (what in ("two echoes", "bare headers"))
+    valid(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert main(words) == 0  # the result, now below the folder of the source, is not taken for one
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_an_enhanced_series(case, tmp_path):
+    write_enhanced(tmp_path / "source")
+    words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom"]
+    assert main([*words, str(tmp_path / "source")]) == 0
+    first = pydicom.dcmread(tmp_path / "out" / "IM0001.dcm")
+    assert first.StudyInstanceUID == STUDY
+    assert len(first.SourceImageSequence) == 1
+    valid(tmp_path / "out", tmp_path / "source")
+
+
+@pytest.mark.parametrize("what", ["nan", "cut", "colours", "movie"])
+def test_what_is_no_image_is_refused(case, capsys, what, tmp_path):
+    scan = nib.Nifti1Image.from_filename(case / "sr.nii.gz")
+    data = scan.get_fdata().astype(np.float32)
+    if what == "nan":
+        data[0, 0, 0] = np.nan
+    elif what == "colours":
+        data = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    elif what == "movie":
+        data = np.stack([data, data], axis=-1)
+    path = case / f"{what}.nii.gz"
+    nib.save(nib.Nifti1Image(data, scan.affine), path)
+    if what == "cut":
+        path.write_bytes(path.read_bytes()[:-3000])
+    assert convert(case, f"out-{what}", image=path.name) == 2
+    assert path.name in capsys.readouterr().err
+    assert not (case / f"out-{what}").exists()

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import uuid
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,21 @@ def _convert(words: list[str]) -> int:
 def _image(path: Path) -> Any:
     """The image as it is; the grid is not touched."""
     import nibabel as nib
+    import numpy as np
     from nibabel.filebasedimages import ImageFileError
 
     try:
         image = nib.Nifti1Image.from_filename(path)
-    except (OSError, ValueError, ImageFileError) as error:
+        data = np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise UsageError(f"{path}: not a readable NIfTI image.") from error
-    if image.ndim != 3:
-        raise UsageError(f"{path.name} has {image.ndim} axes; give a 3-D image.")
-    return image
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3 or data.dtype.kind not in "iuf":
+        raise UsageError(f"{path.name} is not a 3-D image of brightness.")
+    if not np.isfinite(data).all():
+        raise UsageError(f"{path.name} has voxels that are not finite (NaN); DICOM has no such.")
+    return nib.Nifti1Image(data.astype(np.float32), image.affine)
 
 
 def _sidecar(path: Path) -> dict[str, Any]:

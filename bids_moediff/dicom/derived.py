@@ -21,7 +21,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from bids_moediff import __version__
 
-from .source import LPS_TO_RAS, Series
+from .source import LPS_TO_RAS, OWN_NAME, Series
 
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 PLANES = ("source", "axial", "coronal", "sagittal")
@@ -173,9 +173,13 @@ def _description(sizes: np.ndarray, record: Mapping[str, Any]) -> str:
 def _common(source: Series, description: str, sizes: np.ndarray, digest: str) -> Dataset:
     """What all slices share, but for the window."""
     first, common = source.first, Dataset()
-    for name in (*IDENTITY, *PROTOCOL):
-        if name in first:
-            common[name] = first[name]
+    for name in IDENTITY:
+        _copy(name, first, common)
+    for name in PROTOCOL:
+        if len({str(header.get(name)) for header in source.headers}) == 1:  # else: of which echo?
+            _copy(name, first, common)
+    if not common.get("FrameOfReferenceUID"):
+        common.FrameOfReferenceUID = _uid(str(first.SeriesInstanceUID), "frame of reference")
     for name in EMPTY:
         if name not in common:
             setattr(common, name, "" if name != "EchoTrainLength" else None)
@@ -186,7 +190,7 @@ def _common(source: Series, description: str, sizes: np.ndarray, digest: str) ->
     common.SOPClassUID = MR_IMAGE_STORAGE
     common.Modality = "MR"
     common.SeriesInstanceUID = _uid(digest, "series")
-    common.SeriesNumber = 1000 + int(first.get("SeriesNumber") or 0) % 1000
+    common.SeriesNumber = 1000 + source.number % 1000
     name = f"{first.get('SeriesDescription') or first.get('ProtocolName') or 'MR'} SR"
     words = "x".join(f"{size:.3g}" for size in sizes)
     ending = f" {words}mm {NOT_FOR_DIAGNOSIS}"
@@ -195,8 +199,7 @@ def _common(source: Series, description: str, sizes: np.ndarray, digest: str) ->
     common.ImageComments = NOT_FOR_DIAGNOSIS
     common.DerivationDescription = description
     common.SourceImageSequence = DicomSequence(_references(source))
-    common.Manufacturer = "bids_moediff"
-    common.ManufacturerModelName = "bids_moediff"
+    common.Manufacturer = common.ManufacturerModelName = OWN_NAME
     common.SoftwareVersions = __version__
     common.ContributingEquipmentSequence = DicomSequence([_scanner(first)])
     common.BurnedInAnnotation = "NO"
@@ -222,9 +225,21 @@ def _scanner(first: Dataset) -> Dataset:
     )
     scanner.Manufacturer = ""
     for name in EQUIPMENT:
-        if name in first:
-            scanner[name] = first[name]
+        _copy(name, first, scanner)
     return scanner
+
+
+def _copy(name: str, source: Dataset, target: Dataset) -> None:
+    """Copy an attribute, unless it is a number that cannot be read."""
+    try:
+        if name not in source:
+            return
+        element = source[name]
+        if element.VR in ("DS", "IS"):
+            [float(value) for value in np.atleast_1d(element.value or ())]
+        target[name] = element
+    except (ValueError, TypeError, AttributeError, NotImplementedError):
+        pass
 
 
 def _code(value: str, meaning: str) -> Dataset:
@@ -240,7 +255,10 @@ def _window(held: Stored) -> Dataset:
     low, high = (held.intercept + held.slope * float(value) for value in (low, high))
     window = Dataset()
     window.WindowCenter = _decimal((low + high) / 2)
-    window.WindowWidth = _decimal(max(high - low, 1.0 * held.slope))
+    width = max(high - low, held.slope)
+    window.WindowWidth = _decimal(width)
+    if width < 1:
+        window.VOILUTFunction = "LINEAR_EXACT"  # the usual function starts at a width of one
     if (held.slope, held.intercept) != (1, 0):
         window.RescaleSlope = _decimal(held.slope)
         window.RescaleIntercept = _decimal(held.intercept)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DICOM series an image was converted from: read, and matched by geometry."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,9 +14,15 @@ from pydicom.dataset import Dataset
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import voxel_sizes
 
-# MR Image Storage, Enhanced MR Image Storage
-MR_CLASSES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
+# MR Image Storage, Enhanced MR Image Storage, Legacy Converted Enhanced MR Image Storage
+MR_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.4{ending}" for ending in ("", ".1", ".4"))
+OWN_NAME = "bids_moediff"  # of the equipment, in series that this app has derived
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+UNREADABLE = (
+    pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError, TypeError, AttributeError,
+    KeyError, NotImplementedError, struct.error,
+)  # fmt: skip
+SAME_SLICE = 0.01  # mm
 MILLIMETRES = 0.5  # by which the corners of two fields of view may differ
 
 
@@ -43,6 +50,14 @@ class Series:
         return self.headers[0]
 
     @property
+    def number(self) -> int:
+        """Series number; 0 where there is none."""
+        try:
+            return int(self.first.get("SeriesNumber") or 0)
+        except (ValueError, TypeError):
+            return 0
+
+    @property
     def name(self) -> str:
         """Number and description, for messages."""
         return f"{self.first.get('SeriesNumber', '?')} {self.first.get('SeriesDescription', '')}"
@@ -58,18 +73,22 @@ def read_series(folder: Path) -> list[Series]:
     """
     if not folder.is_dir():
         raise UsageError(f"--source-dicom {folder}: not a folder.")
-    found: dict[str, list[Dataset]] = {}
+    found: dict[str, dict[str, Dataset]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
-        except (pydicom.errors.InvalidDicomError, OSError, ValueError):
+            kind, equipment = header.get("SOPClassUID"), header.get("Manufacturer")
+            series, instance = header.SeriesInstanceUID, header.SOPInstanceUID
+        except UNREADABLE:
             continue
-        if header.get("SOPClassUID") in MR_CLASSES:
-            found.setdefault(str(header.SeriesInstanceUID), []).append(header)
-    series = [item for headers in found.values() if (item := _series(headers)) is not None]
-    if not series:
+        if kind in MR_CLASSES and equipment != OWN_NAME and _frames(header):
+            # By instance: copies of a file count once.
+            found.setdefault(str(series), {})[str(instance)] = header
+    several = [_series(list(headers.values())) for headers in found.values()]
+    usable = [item for item in several if item is not None]
+    if not usable:
         raise UsageError(f"--source-dicom {folder}: no MR series with parallel slices there.")
-    return series
+    return usable
 
 
 def match_series(series: Sequence[Series], shape: Sequence[int], affine: np.ndarray) -> Series:
@@ -94,7 +113,7 @@ def match_series(series: Sequence[Series], shape: Sequence[int], affine: np.ndar
         raise UsageError(
             "Series of several studies match the image; give the folder of one study."
         )
-    return min(matching, key=lambda item: int(item.first.get("SeriesNumber") or 0))
+    return min(matching, key=lambda item: item.number)
 
 
 def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> bool:
@@ -115,30 +134,35 @@ def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> boo
 
 
 def _series(headers: list[Dataset]) -> Series | None:
-    """A series from the headers of its files, or None where its slices form no regular grid."""
+    """A series from the headers of its files, or None where its slices form no regular grid.
+
+    Slices may be there several times (echoes, repetitions), and some within the stack may lack.
+    """
     frames = [frame for header in headers for frame in _frames(header)]
-    if len(frames) < 2:
+    sizes = {(header.Columns, header.Rows) for header in headers}
+    if len(frames) < 2 or len(sizes) > 1:
         return None
-    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
     orientation, spacing = frames[0][1], frames[0][2]
     along_row, along_column = orientation[:3], orientation[3:]
-    normal = np.cross(along_row, along_column)
     if any(not np.allclose(frame[1], orientation, atol=1e-4) for frame in frames):
         return None
     positions = np.array([frame[0] for frame in frames])
-    depths = positions @ normal
+    depths = positions @ np.cross(along_row, along_column)
+    order = np.argsort(depths, kind="stable")
     if len(headers) == len(frames):
-        headers = [headers[index] for index in np.argsort(depths)]
-    positions = positions[np.argsort(depths)]
-    steps = np.diff(np.sort(depths))
-    if steps.min() < 1e-3 or steps.max() - steps.min() > 0.05 * steps.mean():
+        headers = [headers[index] for index in order]
+    positions, steps = positions[order], np.diff(depths[order])
+    steps = steps[steps > SAME_SLICE]
+    step = float(np.median(steps)) if steps.size else 0.0
+    if not step or min(spacing) <= 0 or np.abs(steps / step - np.rint(steps / step)).max() > 0.05:
         return None
+    slices, (columns, rows) = round(float(steps.sum()) / step) + 1, sizes.pop()
     affine = np.eye(4)
     affine[:3, 0] = along_row * spacing[1]
     affine[:3, 1] = along_column * spacing[0]
-    affine[:3, 2] = (positions[-1] - positions[0]) / (len(frames) - 1)
+    affine[:3, 2] = (positions[-1] - positions[0]) / (slices - 1)
     affine[:3, 3] = positions[0]
-    return Series(tuple(headers), (columns, rows, len(frames)), LPS_TO_RAS @ affine)
+    return Series(tuple(headers), (int(columns), int(rows), slices), LPS_TO_RAS @ affine)
 
 
 Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -146,6 +170,8 @@ Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _frames(header: Dataset) -> list[Frame]:
     """Position, orientation and pixel spacing (LPS mm) of every slice of a file."""
+    if "Rows" not in header or "Columns" not in header:
+        return []
     try:
         if "PerFrameFunctionalGroupsSequence" not in header:
             return [_geometry(header, header, header)]
