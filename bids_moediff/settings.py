@@ -39,6 +39,7 @@ from bids_moediff.options import (
     converted,
     option,
 )
+from bids_moediff.runtime.given_files import read_text
 from bids_moediff.runtime.resources import parse_memory
 
 PREFIX = "BIDS_MOEDIFF_"
@@ -397,10 +398,10 @@ def _check_together(settings: Settings) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The settings file {path} is not valid TOML: {error}.") from error
 
 

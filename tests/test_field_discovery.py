@@ -290,3 +290,15 @@ def test_images_and_folders_in_a_place_nearby(tmp_path):
     assert found.images == ()
     starts = [words.split(" is ")[0] for words in found.notices]
     assert starts == ["sub-01/Anat", "sub-01/ses_1", "sub-01/sub-01_T1w.nii.gz"]
+
+
+def test_two_endings_and_a_link_to_itself(tmp_path):
+    """x.nii.gz.nii would write over the outputs of x.nii.gz."""
+    for name in ("T1w.nii.gz", "T1w.nii.gz.nii", "T2w.nii.nii.gz"):
+        put(tmp_path, f"sub-01/anat/sub-01_{name}")
+    (tmp_path / "sub-01/anat/sub-01_FLAIR.nii").symlink_to("sub-01_FLAIR.nii")
+    found = find(tmp_path)
+    assert [image.path.name for image in found.images] == ["sub-01_T1w.nii.gz"]
+    assert sum(".nii is not .nii.gz or .nii" in words for words in found.notices) == 1
+    assert any("a link that leads back to itself" in words for words in found.notices)
+    assert str(tmp_path) not in " ".join(found.notices)

@@ -14,7 +14,7 @@ import pytest
 from bids_moediff.errors import ImageError
 from bids_moediff.options import UNSHADED_SUFFIXES
 from bids_moediff.preprocessing.brain_mask import brain_mask
-from bids_moediff.preprocessing.conform import conform
+from bids_moediff.preprocessing.conform import check_header, conform
 from bids_moediff.preprocessing.head_pose import hesitation, turned, turned_head
 from bids_moediff.preprocessing.measured_voxels import slice_axis_remark
 from bids_moediff.quality import input_checks
@@ -217,3 +217,74 @@ def test_slices_along_another_axis_than_the_coarsest(stated, kind, said):
     metadata = {"SliceEncodingDirection": stated, "MRAcquisitionType": kind}
     assert bool(slice_axis_remark(metadata, (1.0, 2.0, 5.0))) == said
     assert slice_axis_remark(metadata, (1.0, 1.0, 1.0)) is None
+
+
+def changed(path: Path, like: nib.Nifti1Image, *edits: tuple) -> Path:
+    """A file in which fields of the header (offset, layout, values) hold something else."""
+    image = nib.Nifti1Image(values(like).astype(np.int16), like.affine)
+    image.set_qform(like.affine, 1)
+    image.set_sform(like.affine, 1)
+    content = bytearray(image.to_bytes())
+    for offset, layout, *numbers in edits:
+        struct.pack_into(f"<{layout}", content, offset, *numbers)
+    path.write_bytes(content)
+    return path
+
+
+VOXELS, UNITS, SLOPE, FORMS, SFORM = 108, 123, 112, 252, 280
+FAR = (5.2, 0, 0, 1e30, 0, 5.2, 0, 0, 0, 0, 6.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ((VOXELS, "f", 0.0), "voxels begin at byte 0, within the header"),
+        ((VOXELS, "f", -8.0), "not a readable NIfTI image"),
+        ((SLOPE, "2f", 1e30, 0.0), "store it in a unit"),
+        ((SLOPE, "2f", 1e-30, 0.0), "store it in a unit"),
+        ((70, "h", 9999), "data code 9999"),
+        ((SLOPE, "2f", 1.0, np.nan), "invalid intercept"),
+    ],
+)
+def test_headers_that_cannot_be_meant_are_refused_by_their_name(tmp_path, real, edit, sentence):
+    with pytest.raises(ImageError, match=sentence) as caught:
+        conform(changed(tmp_path / "a.nii", real, edit))
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("edit", [(SFORM, "12f", *FAR), (SFORM, "12f", *FAR[:3], -2e4, *FAR[4:])])
+def test_an_image_far_from_the_scanner_is_centred(tmp_path, real, edit):
+    image, remarks = conform(changed(tmp_path / "a.nii", real, edit))
+    assert any("m away from the scanner; it was centred" in words for words in remarks)
+    centre = (np.array(image.shape) - 1) / 2
+    assert np.allclose(nib.affines.apply_affine(image.affine, centre), 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1, 3])
+def test_a_unit_that_no_head_has_is_not_believed(tmp_path, real, unit):
+    path = changed(tmp_path / "a.nii", real, (UNITS, "B", unit))
+    image, remarks = conform(path)
+    assert np.allclose(nib.affines.voxel_sizes(image.affine), nib.affines.voxel_sizes(real.affine))
+    assert any("were read as mm" in words for words in remarks)
+    assert check_header(path)[1] == pytest.approx(nib.affines.voxel_sizes(real.affine), rel=1e-5)
+
+
+def test_values_beyond_single_precision_and_below_zero(tmp_path, real):
+    huge = written(tmp_path / "a.nii.gz", values(real).astype(float) * 1e300, real, float)
+    with pytest.raises(ImageError, match="store it in a unit"):
+        conform(huge)
+    image, remarks = conform(written(tmp_path / "b.nii.gz", -values(real), real))
+    assert values(image).min() == 0
+    assert "was added to all values" in remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("behind", "sentence"), [(b"junk", "other bytes stand behind"), (None, "cut short")]
+)
+def test_what_stands_behind_a_packed_image(tmp_path, real, behind, sentence):
+    path = written(tmp_path / "a.nii.gz", values(real), real)
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] if behind is None else content + behind)
+    for read in (conform, check_header):
+        with pytest.raises(ImageError, match=sentence):
+            read(path)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks and label maps of other apps that belong to an image: found, and named on its new grid."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +9,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import build_name, parse_name, resolution_label
 from bids_moediff.bids.sidecar import resolution_text, source_uri
 from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.runtime.given_files import read_json
 
 MAP_SUFFIXES = ("mask", "dseg", "probseg")
 # What a map may have beside the entities of its image.
@@ -119,8 +119,10 @@ def carried_sidecar(
         What was kept on the way.
     """
     try:
-        earlier = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
+        earlier = read_json(_beside(path, ".json"))
     except (OSError, ValueError):
+        earlier = None
+    if not isinstance(earlier, dict):
         earlier = {}
     kept = {key: earlier[key] for key in KEPT_KEYS if key in earlier}
     content = {"Sources": [source_uri(image)], "Resolution": resolution_text(zooms)}

@@ -5,7 +5,6 @@
 every moment. Files that are right already are left alone; so many jobs may start in one folder.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from bids_moediff import __version__
 from bids_moediff.bids.products import descriptions
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.runtime.devices import container_kind
+from bids_moediff.runtime.given_files import read_json
 from bids_moediff.runtime.sink import table_text, write_json, write_text
 from bids_moediff.runtime.temporary import require_writable
 from bids_moediff.settings import PREFIX, Settings
@@ -37,10 +37,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / "dataset_description.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} does not hold a JSON object.")

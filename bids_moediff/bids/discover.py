@@ -18,7 +18,7 @@ from typing import Any
 
 from bids_moediff.bids.groups import find_groups
 from bids_moediff.bids.image import AnatomicalImage, Participant
-from bids_moediff.bids.listing import list_participant, readable
+from bids_moediff.bids.listing import IMAGE_EXTENSIONS, list_participant, readable
 from bids_moediff.bids.names import RESERVED, parse_name
 from bids_moediff.bids.query import FilterQueries, Name, filters_in_force, load_filters, why_not
 from bids_moediff.bids.statements import Sidecars
@@ -197,7 +197,10 @@ def _wanted(
                 notices.append(f"{relative} is left out: {readable(error)}")
             continue
         if not (reason := why_not(Name(entities, suffix, extension), settings, queries)):
-            yield path
+            if extension in IMAGE_EXTENSIONS:
+                yield path
+            else:  # x.nii.gz.nii: its outputs would have the names of those of x.nii.gz
+                notices.append(f"{relative} is left out: {extension} is not .nii.gz or .nii.")
         elif near := _misspelt(suffix):
             notices.append(f"{relative} is left out: {suffix} is not a suffix{near}.")
         else:
@@ -330,7 +333,7 @@ def _select(
 
 
 def _guarded(check: Callable[..., str | None], *arguments: object) -> str | None:
-    """What a check says, or what went wrong in it (a circle of links, for one)."""
+    """What a check says, or what went wrong in it."""
     try:
         return check(*arguments)
     except Exception as error:
@@ -356,7 +359,10 @@ def _why_left_out(path: Path, relative: str, found: AbstractSet[Path]) -> str | 
     if named != folder:
         return f"its name says {'/'.join(named)}, its folder {'/'.join(folder)}"
     root = path.parents[len(folder) + 1].resolve()
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # before and from Python 3.13
+        return "it is a link that leads back to itself"
     owner = target.relative_to(root).parts[0] if target.is_relative_to(root) else ""
     if owner.startswith("sub-") and owner != folder[0]:
         return f"it is a link to an image of {owner}"

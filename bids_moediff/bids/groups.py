@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which images are scans of one contrast in one session, and so can be combined."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.given_files import read_json
 
 # Entities in which scans of one contrast may differ.
 REPEATED = ("acq", "dir", "run", "chunk")
@@ -173,8 +173,8 @@ def read_groups(path: Path) -> list[list[str]]:
         suffixes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"--combine {path}: cannot be read as JSON ({error}).") from error
     if not isinstance(content, list) or not all(_is_group(group) for group in content):
         raise UsageError(

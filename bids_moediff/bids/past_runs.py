@@ -6,11 +6,11 @@ without a record belongs to a run that was stopped: a job killed for its memory 
 any more.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bids_moediff.runtime.given_files import read_json
 from bids_moediff.runtime.sink import write_json
 
 RECORD, PLAN = "run.json", "plan.json"
@@ -91,7 +91,7 @@ def stopped_sentence(available_gb: float, needed_gb: float) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """Content of a JSON file; empty if there is none or it is something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -6,7 +6,6 @@ suffixes in lower case, of the second pybids entities. ``null`` means that the e
 absent, ``"*"`` that it must be present; within a list each is one of the alternatives.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.options import ANATOMICAL_SUFFIXES, DEFAULT_SUFFIXES
+from bids_moediff.runtime.given_files import read_json
 from bids_moediff.settings import Settings
 
 FilterQueries = Mapping[str, Mapping[str, Any]]
@@ -59,7 +59,7 @@ def load_filters(path: Path | None) -> FilterQueries:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UsageError(f"Cannot read the filter file {path}: {error.strerror}.") from error
     except ValueError as error:

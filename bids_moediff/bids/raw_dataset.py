@@ -7,6 +7,7 @@ from typing import Any
 from bids_moediff import __version__
 from bids_moediff.bids.dataset import maker_names, read_description
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.given_files import read_text
 from bids_moediff.runtime.sink import table_text, write_bytes, write_json, write_text
 from bids_moediff.settings import Settings
 
@@ -59,8 +60,11 @@ def finish_raw(settings: Settings) -> None:
     table = settings.bids_dir / "participants.tsv"
     if not table.is_file():
         return
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        rows: list[dict[str, Any]] = list(csv.DictReader(stream, delimiter="\t"))
+    try:
+        lines = read_text(table).splitlines()
+    except (OSError, ValueError):  # the images do not need it
+        return
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines, delimiter="\t"))
     present = {path.name for path in settings.output_dir.glob("sub-*")}
     kept = [row for row in rows if row.get("participant_id") in present]
     if kept:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the smaller commands share: one sentence for a mistake, threads, a progress bar."""
 
+import logging
 import os
 import sys
 import traceback
@@ -17,6 +18,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Run `work` on the arguments; an expected failure becomes a sentence and its exit code."""
     tolerate_streams()
+    # What nibabel puts right in odd headers, without the name of the file: conform says it.
+    logging.getLogger("nibabel").setLevel(logging.CRITICAL)
     try:
         return work(list(sys.argv[1:] if argv is None else argv))
     except MoediffError as error:

@@ -2,7 +2,6 @@
 """``bids_moediff-dicom IMAGE DICOM_OUT --source-dicom FOLDER``: a result as a DICOM series."""
 
 import argparse
-import json
 import shutil
 import sys
 import uuid
@@ -14,6 +13,7 @@ from typing import Any
 from bids_moediff import __version__
 from bids_moediff.cli.common import run_command
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.given_files import read_json
 
 PROGRAM = "bids_moediff-dicom"
 
@@ -85,7 +85,7 @@ def _sidecar(path: Path) -> dict[str, Any]:
     """The record beside the image; empty where there is none."""
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
     try:
-        record = json.loads(path.with_name(f"{stem}.json").read_text(encoding="utf-8"))
+        record = read_json(path.with_name(f"{stem}.json"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

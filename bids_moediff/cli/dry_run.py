@@ -162,7 +162,8 @@ def _to_combine(images: list[AnatomicalImage]) -> Iterator[str]:
         remarks += words
     if groups:
         more = f" (and {len(groups) - 1} more sets)" if len(groups) > 1 else ""
-        files = " ".join(image.relative_path for image in groups[0].images)
+        names = [image.relative_path for image in groups[0].images]
+        files = " ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         yield (
             f"{groups[0].name}{more}: {len(groups[0].images)} scans of one contrast ({files}). "
             "To combine them to one image: --combine auto."

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a plain command, looked at before anything is computed: nothing read is replaced."""
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.given_files import read_json
 
 
 def stem(path: Path) -> str:
@@ -73,8 +73,8 @@ def require_record(output: Path, known: str) -> None:
     if not os.path.lexists(record) or output.exists():
         return
     try:
-        ours = known in json.loads(record.read_bytes())
-    except (OSError, ValueError, RecursionError, TypeError):
+        ours = known in read_json(record)
+    except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
         raise UsageError(

@@ -10,6 +10,7 @@ from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.linear import LinearPlugin
 
 from bids_moediff.errors import UsageError
+from bids_moediff.runtime.given_files import read_text
 from bids_moediff.runtime.resources import Limits
 from bids_moediff.settings import Settings
 
@@ -48,8 +49,8 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
     import nipype.pipeline.plugins as plugins
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"The plugin file {path} cannot be read: {reason}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):

@@ -21,6 +21,7 @@ from bids_moediff.bids.query import LEFT_OUT
 from bids_moediff.bids.statements import Sidecars
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.families.cost import Estimate, estimate
+from bids_moediff.runtime.given_files import read_text
 from bids_moediff.settings import Settings
 
 LONGEST_NAME = 255  # bytes, where the file system does not say
@@ -202,7 +203,7 @@ def _not_left_out(participant: Participant) -> Participant:
 def _patterns(path: Path) -> list[str]:
     """Lines of an ignore file that say something."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError):
         return []
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]

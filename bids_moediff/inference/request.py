@@ -12,6 +12,7 @@ from typing import Any
 
 from bids_moediff.errors import UsageError, closest
 from bids_moediff.options import Options
+from bids_moediff.runtime.given_files import read_json
 from bids_moediff.runtime.sink import write_json
 
 # Statements of a sidecar by which an image's acquisition is known.
@@ -131,7 +132,7 @@ class Request:
         """
         where = f"The request file {path.name}"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise UsageError(f"{where} cannot be read: {error}.") from error
         if not isinstance(content, dict) or not isinstance(content.get("images"), list):

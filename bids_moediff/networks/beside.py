@@ -7,7 +7,6 @@ They stand apart so that the checksum of model.safetensors, which calibrations n
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from bids_moediff.errors import WeightsError
+from bids_moediff.runtime.given_files import read_json
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,7 +49,7 @@ def read_beside(
     if not config.is_file():
         return None
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config)
         data = weights.read_bytes()
         network = build(content["network"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from bids_moediff.errors import WeightsError
 from bids_moediff.networks.streaming import DEPTH, Chain, Convolution, Part, Residual, joined
+from bids_moediff.runtime.given_files import read_json
 
 RANGES_NAME = "int8.json"  # in a model folder; may be absent
 LEVELS = 255
@@ -203,7 +204,7 @@ def read_ranges(folder: Path, sha256: str) -> tuple[Range, ...]:
     if not path.is_file():
         return ()
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = read_json(path)
         ranges = tuple((float(low), float(high)) for low, high in content["ranges"])
         owner, expected = content["sha256"], content["checksum"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -29,6 +29,10 @@ LARGEST_SHEAR = 5.0  # degrees
 PIECE = 1 << 24  # bytes that are unpacked at a time
 MOST_BEHIND = 1 << 26  # bytes behind the voxels (extensions, padding) that are unpacked
 UNIT_SCALES = {"meter": 1000.0, "micron": 0.001}
+FARTHEST = 10_000.0  # mm from the origin of the scanner
+SMALLEST_FIELD, LARGEST_FIELD = 20.0, 1000.0  # mm along the longest axis
+# Squares of larger or smaller values are none in single precision.
+SMALLEST_PEAK, LARGEST_PEAK = 1e-15, 1e15
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
@@ -124,7 +128,10 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel trips over odd headers in many ways
-        raise ImageError(f"{path.name} is not a readable NIfTI image{_misnamed(path)}") from error
+        reason = _misnamed(path)
+        if isinstance(error, HeaderDataError):
+            reason = f": {' '.join(str(error).split())[:80]}"
+        raise ImageError(f"{path.name} is not a readable NIfTI image{reason}") from error
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise ImageError(f"{path.name} is not a volume")
     kind = image.get_data_dtype()
@@ -157,6 +164,11 @@ def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
     wanted = offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     if offset < 0:
         raise ImageError(f"{path.name} is not a readable NIfTI image")
+    if isinstance(image, nib.Nifti1Image) and offset < int(image.header["sizeof_hdr"]):
+        raise ImageError(
+            f"{path.name} is damaged: by its header the voxels begin at byte {offset}, within "
+            "the header"
+        )
     if path.suffix == ".nii":
         found = path.stat().st_size
     elif path.suffix == ".gz" and not wanted <= _stated_length(path) <= wanted + MOST_BEHIND:
@@ -178,15 +190,24 @@ def _stated_length(path: Path) -> int:
 
 
 def _unpacked_length(path: Path, most: int) -> int:
-    """Bytes that can be unpacked, counted up to ``most``."""
+    """Bytes that can be unpacked, counted up to ``most``; ImageError for a wrong check sum."""
     count = 0
     try:
         with gzip.open(path) as stream:
             while count < most and (piece := stream.read(1 << 14)):
                 count += len(piece)
+    except gzip.BadGzipFile as error:
+        raise _damaged(path, error) from error
     except (OSError, EOFError, zlib.error):
         pass
     return count
+
+
+def _damaged(path: Path, error: gzip.BadGzipFile) -> ImageError:
+    """What is wrong with a gzip file: its check sum, or what stands behind its content."""
+    behind = "Not a gzipped" in str(error)
+    what = "other bytes stand behind its content" if behind else "check sum"
+    return ImageError(f"{path.name} is damaged ({what}); copy it again")
 
 
 def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
@@ -196,7 +217,9 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
     try:
         with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            data = np.asarray(image.dataobj).astype(np.float32)
+            values = np.asarray(image.dataobj)
+            _check_range(values, path.name)
+            data = values.astype(np.float32)
     except _READ_ERRORS as error:
         raise ImageError(f"{path.name} is cut short or damaged") from error
     return image, data
@@ -216,7 +239,7 @@ def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
             while left > 0 and (piece := stream.read(PIECE)):
                 left -= len(piece)
     except gzip.BadGzipFile as error:
-        raise ImageError(f"{path.name} is damaged (check sum); copy it again") from error
+        raise _damaged(path, error) from error
     except _READ_ERRORS as error:
         raise ImageError(f"{path.name} is cut short or damaged") from error
 
@@ -252,8 +275,20 @@ def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
         data = np.nan_to_num(data, nan=min(0.0, high), posinf=high, neginf=low)
         remarks.append(f"{count} voxels were not finite numbers and have been replaced")
     if data.min() == data.max():
-        raise ImageError(f"{name} holds the same value everywhere")
+        raise ImageError(f"{name} holds the same value everywhere (to seven digits)")
     return data
+
+
+def _check_range(values: np.ndarray, name: str) -> None:
+    """ImageError for values whose squares single precision does not hold."""
+    if values.dtype.kind != "f":
+        return
+    peak = float(np.max(np.abs(values), where=np.isfinite(values), initial=0))
+    if peak > LARGEST_PEAK or 0 < peak < SMALLEST_PEAK:
+        raise ImageError(
+            f"{name} holds values up to {peak:.1e}; store it in a unit in which they lie between "
+            f"{SMALLEST_PEAK:g} and {LARGEST_PEAK:g}"
+        )
 
 
 def stated_zooms(header: nib.Nifti1Header) -> tuple[float, float, float]:
@@ -264,12 +299,26 @@ def stated_zooms(header: nib.Nifti1Header) -> tuple[float, float, float]:
     header
         NIfTI header.
     """
+    x, y, z = (float(zoom) * _unit_scale(header) for zoom in _zooms_in_unit(header))
+    return x, y, z
+
+
+def _zooms_in_unit(header: nib.Nifti1Header) -> np.ndarray:
+    """Voxel size in the unit of the header."""
     zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
     sform = header.get_sform()
     if _spans(sform) and (header["sform_code"] > 0 or not _positive(zooms)):
-        zooms = nib.affines.voxel_sizes(sform)
-    x, y, z = (float(zoom) * UNIT_SCALES.get(_unit(header), 1.0) for zoom in zooms)
-    return x, y, z
+        return nib.affines.voxel_sizes(sform)
+    return zooms
+
+
+def _unit_scale(header: nib.Nifti1Header) -> float:
+    """Millimetres in the unit of length; 1 where only that gives a field of view of a head."""
+    scale = UNIT_SCALES.get(_unit(header), 1.0)
+    counts = np.asarray(header.get_data_shape()[:3])
+    field = float(max(counts * _zooms_in_unit(header)[: len(counts)], default=0.0))
+    as_said = SMALLEST_FIELD <= scale * field <= LARGEST_FIELD
+    return 1.0 if not as_said and SMALLEST_FIELD <= field <= LARGEST_FIELD else scale
 
 
 def stated_affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
@@ -354,7 +403,25 @@ def _affine(
     name: str,
     remarks: list[str],
 ) -> tuple[np.ndarray, int]:
-    """The affine that places the image (mm), and its NIfTI code."""
+    """The affine that places the image (mm, near the scanner), and its NIfTI code."""
+    affine, code = _stated_affine(image, shape, name, remarks)
+    if (away := float(np.abs(affine[:3, 3]).max())) > FARTHEST:
+        remarks.append(
+            f"the header places the image {away / 1000:.3g} m away from the scanner; "
+            "it was centred"
+        )
+        affine = affine.copy()
+        affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return affine, code
+
+
+def _stated_affine(
+    image: nib.spatialimages.SpatialImage,
+    shape: tuple[int, ...],
+    name: str,
+    remarks: list[str],
+) -> tuple[np.ndarray, int]:
+    """The affine that the header states (mm), and its NIfTI code."""
     if not isinstance(image, nib.Nifti1Pair):  # NIfTI-1 and NIfTI-2 alike, single file or pair
         return np.asarray(image.affine), 1
     header = image.header
@@ -364,9 +431,14 @@ def _affine(
     if zooms.min() < SMALLEST_VOXEL or zooms.max() > LARGEST_VOXEL:
         size = " x ".join(f"{zoom:.3g}" for zoom in zooms)
         raise ImageError(f"{name} states a voxel size of {size} mm, which cannot be")
-    scale = UNIT_SCALES.get(_unit(header), 1.0)
+    scale = _unit_scale(header)
     if scale != 1.0:
         remarks.append("the header gives lengths in another unit than mm; they were converted")
+    elif _unit(header) in UNIT_SCALES:
+        remarks.append(
+            f"no head has the size that the header gives in the unit {_unit(header)}; its "
+            "lengths were read as mm"
+        )
     matrix = np.diag([scale, scale, scale, 1.0])
     sform, sform_code = header.get_sform(coded=True)
     qform, qform_code = _quiet_qform(header)

@@ -34,7 +34,7 @@ def sound_intensities(
     low, middle, high = (float(value) for value in np.percentile(data, [0.1, 50, 99.9]))
     if high > low:
         data = _without_extremes(data, low, high, remarks)
-        data = _from_zero(data, middle, high - low, remarks)
+        data = _from_zero(data, middle, high, high - low, remarks)
     top = float(data.max())
     share = float(np.mean(data == top))
     below = float(np.mean((data < top) & (data >= top - 0.02 * float(np.ptp(data)))))
@@ -86,9 +86,11 @@ def _without_extremes(data: np.ndarray, low: float, high: float, remarks: list[s
     return np.where(hot, np.float32(high), np.where(cold, np.float32(low), data))
 
 
-def _from_zero(data: np.ndarray, middle: float, extent: float, remarks: list[str]) -> np.ndarray:
+def _from_zero(
+    data: np.ndarray, middle: float, high: float, extent: float, remarks: list[str]
+) -> np.ndarray:
     """Scans whose air lies far below zero are moved up: brightness has to begin at zero."""
-    if middle >= -0.1 * extent:
+    if middle >= -0.1 * extent and high > 0:
         return data
     lowest = float(data.min())
     remarks.append(

@@ -5,7 +5,6 @@ What is shown of an image comes from its sidecar in the output folder, so the ta
 anew at any time and hold exactly what is on disk. Site and scanner come from the raw data set.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from bids_moediff.reports import captions
 from bids_moediff.reports.participant import environment
 from bids_moediff.reports.strips import FEWEST, Strip, choose, spread, strip
 from bids_moediff.reports.study import GROUPING, read_participants, scanner
+from bids_moediff.runtime.given_files import read_json
 from bids_moediff.runtime.sink import table_text, write_json, write_text
 from bids_moediff.runtime.text import visible
 
@@ -174,7 +174,7 @@ def read_rows(
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         try:
             entities, suffix, _ = parse_name(path.name)
-            sidecar = json.loads(path.read_text(encoding="utf-8"))
+            sidecar = read_json(path)
             row = _row(entities, suffix, sidecar)
             known = people.get(entities["sub"], {})
             study = {name: _clean(known.get(name)) for name in groupings if name not in row}

@@ -2,11 +2,12 @@
 """What the raw data set says about its images: site, scanner, group."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from bids_moediff.runtime.given_files import read_json, read_text
 
 # A column of participants.tsv with one of these words in its name tells centres apart.
 GROUPING = ("site", "center", "centre", "scanner", "cohort", "group", "diagnosis")
@@ -16,9 +17,9 @@ MISSING = ("", "n/a", "N/A", "NaN")
 def read_participants(raw_dir: Path) -> dict[str, dict[str, str]]:
     """Grouping columns of ``participants.tsv`` by label without ``sub-``; empty without a file."""
     try:
-        with (raw_dir / "participants.tsv").open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        lines = read_text(raw_dir / "participants.tsv").splitlines()
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    except (OSError, ValueError, csv.Error):
         return {}
     return {
         row["participant_id"].removeprefix("sub-"): {
@@ -34,8 +35,8 @@ def read_participants(raw_dir: Path) -> dict[str, dict[str, str]]:
 @lru_cache(maxsize=256)  # those at the root are asked for again and again, others once
 def _sidecar(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
