@@ -69,6 +69,7 @@ def run_card(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[s
         ("Sampling", _profiles(record.get("SamplingProfiles"))),
         ("Consistency residual", "-" if residual is None else f"{residual:.2e}"),
         ("Noise of the input", number(noise, "input units")),
+        ("Bound of the error", str(record.get("ExpectedErrorBound") or "")),
         ("Time", "-" if seconds is None else f"{seconds:.0f} s"),
         ("Peak memory", "-" if memory is None else f"{memory:.2g} GB"),
         ("Sampler", str(record.get("Sampler") or "")),
