@@ -217,6 +217,41 @@ def test_the_scale_head_gives_the_expected_error_if_it_was_found_better(sampling
     np.testing.assert_allclose(data_of(again)["srstd"], 7 * data_of(learned)["srstd"], rtol=1e-3)
 
 
+def test_the_level_of_the_scale_is_a_mean_of_two(sampling):
+    """Pattern of the scale head; its level between that of the head and of the added detail."""
+    image = scan((16, 16, 16))
+    asked = Options(output_resolution=(0.7,) * 3, outputs=("uncertainty",))
+    model, head = sampling.model, sampling.model.scale
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        config = {**head.config, "expected_error": True, "level_share": share}
+        known = replace(model, scale=replace(head, config=config), calibration={"factor": 4.0})
+        result = SuperResolver(known, torch.device("cpu"), "fp32").enhance(image, asked)
+        found[share] = data_of(result)["srstd"]
+    none, half, whole = found[0.0], found[0.5], found[1.0]
+    level = float((whole / none).mean())
+    assert not 0.9 < level < 1.1
+    np.testing.assert_allclose(whole / none, level, rtol=1e-3)
+    np.testing.assert_allclose(half / none, level**0.5, rtol=1e-3)
+
+
+def test_integers_are_taken_where_they_cost_little(sampling, monkeypatch):
+    from bids_moediff.families import load
+    from bids_moediff.networks.precision import floating
+
+    for part in sampling.model.network.modules():
+        if hasattr(part, "int8_ranges"):
+            monkeypatch.setattr(part, "int8_ranges", ((0.0, 1.0),))
+    monkeypatch.setattr(load, "multiplies_integers", lambda: True)
+    cpu, other = torch.device("cpu"), floating("int8")
+    cheap, dear = (replace(sampling.model, integer_loss=loss) for loss in (0.02, 0.03))
+    assert load.fastest_precision(cheap, cpu) == "int8"
+    assert load.fastest_precision(dear, cpu) == other
+    assert load.fastest_precision(cheap, torch.device("cuda")) == "bf16"
+    monkeypatch.setattr(load, "multiplies_integers", lambda: False)
+    assert load.fastest_precision(cheap, cpu) == other
+
+
 def test_gates_sum_to_one_on_the_output_grid(resolver):
     result = resolver.enhance(
         scan((16, 16, 16)), Options(output_resolution=(0.7,) * 3, outputs=("gates",))

@@ -26,15 +26,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from bids_moediff.families.protocol import Problem
-from bids_moediff.families.whole_volume import (
-    CPU_VOXELS,
-    CUDA_VOXELS,
-    PRECISIONS,
-    pad_to_multiple,
-)
+from bids_moediff.families.whole_volume import CPU_VOXELS, CUDA_VOXELS, pad_to_multiple
 from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.imaging.null_space import NullSpace
 from bids_moediff.networks.mean import FOLD
+from bids_moediff.networks.precision import PRECISIONS, floating
 from bids_moediff.networks.scale import (
     MIDDLE_NOISE,
     NEIGHBOURHOOD,
@@ -167,7 +163,7 @@ def local_scale(
         Restored image that agrees with the measurement (``problem.agree``), and the start of the
         problem, both (X, Y, Z).
     precision
-        A key of ``PRECISIONS``.
+        A key of ``PRECISIONS``, or ``int8``.
     factor
         Both scales are multiplied with it (calibration).
     max_voxels
@@ -202,7 +198,7 @@ def _stream(
     inputs = scale_inputs(mean, start)
     result = mean.new_empty((2, *mean.shape))
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        pipeline = network.stream(numbers.to(device), PRECISIONS[precision])
+        pipeline = network.stream(numbers.to(device), PRECISIONS[floating(precision)])
         done = 0
         for begin in range(0, mean.shape[0], step):
             end = min(begin + step, mean.shape[0])

@@ -15,14 +15,13 @@ import torch
 
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.families import family
-from bids_moediff.families.load import load_model, make_restorer
+from bids_moediff.families.load import fastest_precision, load_model, make_restorer
 from bids_moediff.families.protocol import Problem, Restored, Settled
 from bids_moediff.imaging.acquisition import Acquisition
 from bids_moediff.imaging.grid import voxel_sizes
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.options import Options
 from bids_moediff.preprocessing.measured_voxels import Measured, declared_acquisition
-from bids_moediff.runtime.resources import has_bfloat16
 
 from .pose import Inputs, Posed, pose
 from .uncertainty import (
@@ -121,8 +120,7 @@ class SuperResolver:
     """A loaded model, ready for any number of images."""
 
     def __init__(self, model: LoadedModel, device: torch.device, precision: str = "auto") -> None:
-        fast = device.type == "cuda" or has_bfloat16()
-        self.precision = ("bf16" if fast else "fp32") if precision == "auto" else precision
+        self.precision = fastest_precision(model, device) if precision == "auto" else precision
         self.model, self.device = model, device
         self.restorer = make_restorer(model, device, self.precision)
         self.uncertainty = Uncertainty(model, self.precision)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How large the error of a restored image may be, and samples of what it may lack."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,11 +115,14 @@ class Uncertainty:
             **self.bound_record(),
         }
 
-    def by_added_detail(self, made: Restoration) -> Tensor:
-        """Return the expected error (X, Y, Z) by the factor, in scaled intensities."""
+    def by_added_detail(self, made: Restoration, start: Tensor | None = None) -> Tensor:
+        """Return the expected error (X, Y, Z) by the factor, in scaled intensities.
+
+        ``start`` is that of the pose, where it is known already.
+        """
         assert self.calibration is not None
         posed = made.posed
-        start = posed.start()
+        start = posed.start() if start is None else start
         if posed.field_fine is not None:
             start = start * posed.field_fine
         inside, added = (start > HEAD).cpu().numpy(), (made.image - start).cpu().numpy()
@@ -130,13 +134,28 @@ class Uncertainty:
         head = self.model.scale
         assert head is not None
         posed, bare = made.posed, made.bare
-        factor = head.factor(posed.ratios)
-        found = local_scale(
-            head.network, made.problem, bare, posed.start(), self.precision, factor=factor
-        )
+        start, factor = posed.start(), head.factor(posed.ratios)
+        found = local_scale(head.network, made.problem, bare, start, self.precision, factor=factor)
+        found = self._levelled(found, made, start, head.level_share)
         field = posed.field_fine
         scale = found if field is None else found.times(field)
         return ErrorScale(scale, found, "scale head", head.record())
+
+    def _levelled(
+        self, found: LocalScale, made: Restoration, start: Tensor, share: float
+    ) -> LocalScale:
+        """Bring the level over the head towards that of the expected error by added detail."""
+        if self.calibration is None or share == 0:
+            return found
+        by_hand, field = self.by_added_detail(made, start), made.posed.field_fine
+        if field is not None:
+            by_hand = by_hand / field
+        inside = start > HEAD
+        other = found.space.variance(by_hand.square())[inside].mean()
+        ratio = float(other / found.missing_deviation.square()[inside].mean())
+        if not 0 < ratio < math.inf:  # no head, or nothing added
+            return found
+        return LocalScale(found.missing * ratio ** (share / 2), found.measured, found.space)
 
     def scale(self, made: Restoration) -> ErrorScale | None:
         """Return what samples are drawn with: by the scale head, else by the calibration."""

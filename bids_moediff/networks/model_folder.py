@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -48,7 +49,8 @@ class LoadedModel:
     """A network in evaluation mode, its config.json, the SHA-256 of its weights, its name.
 
     ``calibration`` and ``bounds`` are the content of calibration.json and bounds.json, empty where
-    there is none; ``scale`` its scale head, if it has one.
+    there is none; ``scale`` its scale head, if it has one; ``integer_loss`` what 8-bit arithmetic
+    costs, in dB.
     """
 
     network: nn.Module
@@ -58,6 +60,7 @@ class LoadedModel:
     calibration: dict[str, Any] = field(default_factory=dict)
     scale: ScaleHead | None = None
     bounds: dict[str, Any] = field(default_factory=dict)
+    integer_loss: float = math.inf
 
 
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

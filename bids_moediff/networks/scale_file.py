@@ -42,6 +42,15 @@ class ScaleHead:
         """Whether its map is the model's expected error."""
         return bool(self.config.get("expected_error", False))
 
+    @property
+    def level_share(self) -> float:
+        """How much of the logarithm of the scale's level over an image the added detail decides.
+
+        The head knows where errors are large; how large they are on an image, it and the detail
+        that was added (calibrated) tell independently, and the mean of both is more certain.
+        """
+        return float(self.config.get("level_share", 0.0))
+
     def fits(self, model_sha256: str) -> bool:
         """Return whether the calibration was measured with these weights of the model."""
         return self.config.get("model_sha256") in (None, model_sha256)

@@ -9,6 +9,7 @@ prints PSNR of the precisions beside each other, on crops of the heads of a spli
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from bids_moediff.imaging.protocols import parse_protocol
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.int8 import RANGES_NAME, Range, Recorder, checksum, recorded
 from bids_moediff.networks.model_folder import resolve
+from bids_moediff.networks.precision import INT8
 from bids_moediff.options import Options
 from bids_moediff.runtime.sink import write_json
 
@@ -106,18 +108,27 @@ def loss(options: argparse.Namespace) -> None:
         for name in options.precisions
     }
     print("head protocol " + " ".join(f"{name} dB (s)" for name in resolvers))
+    lost, names = [], []
     for loaded in crops(options):
         for key in JUDGED:
             task = protocol_task(loaded, parse_protocol(key))
-            cells = []
-            for resolver in resolvers.values():
+            cells, psnr = [], {}
+            for name, resolver in resolvers.items():
                 begun = time.process_time()
                 result = restored(resolver, task, Options(output_resolution=task.zooms))
                 spent = time.process_time() - begun
                 image = np.asarray(result.image.dataobj, dtype=np.float32)
                 found = metrics.psnr(image, task.truth, task.mask)
                 cells.append(f"{found:.4f} ({spent:.1f})")
+                psnr[name] = found
             print(loaded.head.name, key, *cells, flush=True)
+            lost.append(next(iter(psnr.values())) - psnr.get(INT8, np.inf))
+        names.append(loaded.head.name)
+    print(f"largest loss {max(lost):.4f} dB")
+    if options.write:
+        path = resolve(options.model) / RANGES_NAME
+        known = json.loads(path.read_text(encoding="utf-8"))
+        write_json(known | {"loss_db": round(max(lost), 4), "loss_measured_on": names}, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", default="train")
     parser.add_argument("--every", type=int, default=1, help="take every n-th head")
+    parser.add_argument(
+        "--write", action="store_true", help="put the largest loss into int8.json (`auto` looks)"
+    )
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"])
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--validated", type=Path)
     parser.add_argument("--expected-error", action="store_true")
+    parser.add_argument("--level-share", type=float, default=0.75)
     options = parser.parse_args()
     state = load_file(options.run / "best.safetensors")
     network = ScaleNetwork()
@@ -69,6 +70,7 @@ def main() -> None:
         "heads": sorted({row["head"] for row in measured}),
         "protocols": list(dict.fromkeys(row["protocol"] for row in measured)),
         "expected_error": options.expected_error,
+        "level_share": options.level_share,
     }
     if held_out := by_kind(read(options.validated, options.model.name), "v"):
         about["variance_ratio"] = {
