@@ -43,7 +43,7 @@ def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
         ("cpu", {}, ("moediff",), "moediff", "no student"),
         ("cpu", {"num_samples": 4, "bfloat16": True}, BOTH, "student", "half"),
         ("cpu", {"outputs": ("gates",)}, BOTH, "moediff", "expert maps"),
-        ("cpu", {"outputs": ("uncertainty",)}, BOTH, "moediff", "a map of the expected error"),
+        ("cpu", {"outputs": ("uncertainty",), "bfloat16": True}, BOTH, "student", "half"),
         ("cpu", {"num_steps": 2}, BOTH, "moediff", "sampling steps"),
     ],
 )

@@ -34,7 +34,7 @@ def choose(
     ----------
     options
         Sampling steps, expert maps, samples by experts and slice orientations: only the mixture
-        has them. Expected error: the student has one too, of a less certain size (docs/trust.md).
+        has them.
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
     bfloat16
@@ -64,7 +64,7 @@ def choose(
             _check_reference(options, {})
         return ModelChoice(guided[0], "chosen for the reference contrast")
     if wanted := _only_of_the_mixture(options):
-        reason = f"chosen for {wanted}: the student has none, or a less certain one"
+        reason = f"chosen for {wanted}: the student has none"
         return ModelChoice("moediff", reason)
     if "student" not in names:
         return ModelChoice("moediff", "chosen because no student model comes with this package")
@@ -83,12 +83,11 @@ def takes_reference(model: str) -> bool:
 
 
 def _only_of_the_mixture(options: Options) -> str:
-    """Return what was asked for that the student has not, or of less certain size; or nothing."""
+    """Return what was asked for that the student does not have, or nothing."""
     asked = {
         "a number of sampling steps": options.num_steps is not None,
         "expert maps": "gates" in options.outputs,
         "samples by experts": options.sampler.startswith("expert"),
-        "a map of the expected error": "uncertainty" in options.outputs,
         "an average over slice orientations": options.planes > 1,
     }
     return " and ".join(words for words, is_asked in asked.items() if is_asked)
