@@ -235,3 +235,15 @@ def test_the_babs_file_fits_this_version() -> None:
     sources = re.sub(r'"\s*f?"', "", sources)
     for message in content["alert_log_messages"]["stdout"]:
         assert message in sources, message
+
+
+def test_the_neurodesk_recipe_fits_this_version() -> None:
+    from importlib.metadata import entry_points
+
+    from bids_moediff import __version__
+
+    content = yaml.safe_load((ROOT / "examples" / "neurodesk" / "build.yaml").read_text())
+    assert content["version"] == __version__
+    installed = {entry.name for entry in entry_points(group="console_scripts")}
+    named = re.findall(r"^ *(bids_moediff[\w-]*) ", content["readme"], re.M)
+    assert set(named) <= set(content["deploy"]["bins"]) <= installed
