@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.bids.carried_maps import carried_path, check_carried, find_maps
+from bids_moediff.bids.carried_maps import carried_path, check_carried, find_maps, partitions
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import UsageError
@@ -43,6 +43,7 @@ def test_the_maps_of_an_image_and_of_no_other(tmp_path):
         tmp_path / "maps",
         "sub-01_desc-lesion_mask.nii.gz",
         "sub-01_label-GM_probseg.nii.gz",
+        "sub-01_atlas-Schaefer_scale-200_dseg.nii.gz",
         "sub-01_desc-aseg_dseg.nii",
         "sub-01_space-FLAIR_desc-lesion_mask.nii.gz",
         "sub-01_space-MNI152NLin6Asym_label-GM_probseg.nii.gz",
@@ -52,7 +53,8 @@ def test_the_maps_of_an_image_and_of_no_other(tmp_path):
         "sub-01_desc-preproc_T1w.nii.gz",
         "notes_mask.nii.gz",
     )
-    own = ["sub-01_desc-aseg_dseg.nii", "sub-01_desc-lesion_mask.nii.gz"]
+    own = ["sub-01_atlas-Schaefer_scale-200_dseg.nii.gz"]
+    own += ["sub-01_desc-aseg_dseg.nii", "sub-01_desc-lesion_mask.nii.gz"]
     own.append("sub-01_label-GM_probseg.nii.gz")
     assert names(find_maps(image(tmp_path / "raw"), maps)) == own
     flair = image(tmp_path / "raw", "sub-01_FLAIR.nii.gz")
@@ -76,9 +78,13 @@ def test_names_get_the_resolution():
     )
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_folder_with_nothing_to_carry_is_named(tmp_path):
     with pytest.raises(UsageError, match="--carry"):
         check_carried(tmp_path / "missing")
+    touch(tmp_path / "maps", "sub-01_T1w.nii.gz", "notes.txt")
+    with pytest.raises(UsageError, match="no sub-"):
+        check_carried(tmp_path / "maps")
+    check_carried(touch(tmp_path / "maps", "sub-01_dseg.nii"))
 
 
 @pytest.fixture
@@ -133,3 +139,10 @@ def test_maps_are_written_with_their_words(derivatives, tmp_path):
     assert np.asarray(nib.Nifti1Image.from_filename(probability).dataobj).sum() == pytest.approx(
         0.5 * 6**3 * 8, rel=0.01
     )
+
+
+def test_files_of_tissues_are_carried_together_and_others_are_not():
+    names = ["sub-01_label-GM_probseg.nii.gz", "sub-01_dseg.nii.gz"]
+    names += ["sub-01_label-WM_probseg.nii.gz", "sub-01_label-WM_desc-x_probseg.nii.gz"]
+    groups = [[path.name for path in group] for group in partitions(names)]
+    assert groups == [[names[0], names[2]], [names[1]], [names[3]]]

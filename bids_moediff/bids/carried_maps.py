@@ -2,6 +2,7 @@
 """Masks and label maps of other apps that belong to an image: found, and named on its new grid."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +14,7 @@ from bids_moediff.runtime.given_files import read_json
 
 MAP_SUFFIXES = ("mask", "dseg", "probseg")
 # What a map may have beside the entities of its image.
-MAP_ENTITIES = frozenset({"space", "seg", "label", "desc"})
+MAP_ENTITIES = frozenset({"space", "atlas", "seg", "scale", "label", "desc"})
 # Brain masks on the output grid are made anew, and maps of experts and kernels are this app's own.
 OWN = ({"desc": "brain"}, {"seg": "moegate"}, {"seg": "kernel"})
 # What a sidecar says of the labels themselves; the rest holds for the old grid.
@@ -21,15 +22,21 @@ KEPT_KEYS = ("Description", "Type", "LabelMap", "Manual", "Atlas")
 
 
 def check_carried(folder: Path) -> None:
-    """Fail before anything is computed if the folder of ``--carry`` does not exist.
+    """Fail before anything is computed if there is nothing in the folder of ``--carry``.
 
     Raises
     ------
     UsageError
-        If the folder does not exist.
+        If the folder does not exist or has no masks and label maps of participants.
     """
     if not folder.is_dir():
         raise UsageError(f"--carry {folder}: the folder does not exist.")
+    places = (folder.glob(f"{where}/anat/*.nii*") for where in ("sub-*", "sub-*/ses-*"))
+    if not any((parsed := _parse(path)) and parsed[1] in MAP_SUFFIXES for path in chain(*places)):
+        raise UsageError(
+            f"--carry {folder}: no sub-*/anat/*_mask.nii.gz, *_dseg.nii.gz or *_probseg.nii.gz "
+            "there. Name the folder that has the participants."
+        )
 
 
 def find_maps(image: AnatomicalImage, folder: Path) -> tuple[Path, ...]:

@@ -19,9 +19,9 @@ from bids_moediff.errors import ImageError
 ENTITY_ORDER = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run",
     "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording",
-    "chunk", "seg", "res", "den", "label", "desc",
+    "chunk", "atlas", "seg", "scale", "res", "den", "label", "desc",
 )  # fmt: skip
-RESERVED = frozenset({"space", "seg", "res", "den", "label", "desc"})
+RESERVED = frozenset({"space", "atlas", "seg", "scale", "res", "den", "label", "desc"})
 
 
 def resolution_label(zooms: tuple[float, float, float]) -> str:
