@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -341,6 +342,17 @@ def test_check_says_why_no_gpu_will_be_used(driver, cuda, words, tmp_path, monke
 )
 def test_cards_that_this_torch_was_built_for(capability, architectures, expected):
     assert supported(capability, architectures) is expected
+
+
+def test_check_without_a_temporary_folder_says_one_sentence(monkeypatch, capsys):
+    def nowhere():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    assert check.print_check(Settings(mem=8.0)) == 2
+    *before, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("NOT OK") and "--tmpfs /tmp" in last
+    assert not any(line.startswith("NOT OK") for line in before)
 
 
 def test_bare_environment(dataset, tmp_path):

@@ -135,7 +135,8 @@ check_names_the_tmpfs() {  # read-only without a /tmp: one sentence of --check
         -e 's# /data /out participant# --check --device cpu#')"
     has_docker || without=$(echo "$without" | sed 's# --read-only # --read-only --read-only-tmpfs=false #')
     text=$(eval "$without") || code=$?
-    if [ "$code" != 2 ] || ! echo "$text" | grep -q -- '--tmpfs /tmp'; then
+    if [ "$code" != 2 ] || ! echo "$text" | grep -q -- '--tmpfs /tmp' \
+        || [ "$(echo "$text" | grep -c 'NOT OK')" != 1 ]; then
         echo "--check without a /tmp ended with $code: $text" >&2
         exit 1
     fi

@@ -75,7 +75,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
     try:
         require_temporary_folder()
     except UsageError as error:
+        # What else is asked of torch would fail for the same reason, in other words.
         yield False, "temporary folder", str(error), UsageError.exit_code
+        return
     yield from _devices(settings)
     try:
         device = devices.require_devices(settings.device)[0]
