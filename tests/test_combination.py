@@ -281,6 +281,26 @@ def test_a_noisy_scan_counts_little(stacks: list[Scan], without_third: Combined)
     assert "loud" in result.warnings[0]
 
 
+def test_a_smoothed_scan_does_not_oust_the_others(
+    stacks: list[Scan], without_third: Combined
+) -> None:
+    smooth = changed(stacks[2], "smooth", lambda data: ndimage.gaussian_filter(data, (0, 1, 1)))
+    result = combine([*stacks[:2], smooth], ZOOMS)
+    assert all(item.kept for item in result.scans)
+    assert error(result.image) < 1.2 * error(without_third.image)
+
+
+def test_a_header_may_be_wrong_by_more_than_a_head(stacks: list[Scan], combined: Combined) -> None:
+    away = turn([0, 0, 0], [200, 0, 0])
+    image, single = (
+        nib.Nifti1Image(np.asarray(item.dataobj), away @ item.affine)
+        for item in (stacks[2].image, stacks[2].single)
+    )
+    result = combine([*stacks[:2], Scan("away", image, stacks[2].acquisition, single)], ZOOMS)
+    assert result.scans[2].kept
+    assert error(result.image) == pytest.approx(error(combined.image), rel=0.01)
+
+
 def test_brightness_is_adjusted(stacks: list[Scan], combined: Combined) -> None:
     bright = changed(stacks[2], "bright", lambda data: 1.5 * data)
     result = combine([*stacks[:2], bright], ZOOMS)

@@ -49,8 +49,10 @@ def align(images: Sequence[nib.Nifti1Image]) -> Alignment:
     """
     moves = [np.eye(4)] + [register(images[0], image) for image in images[1:]]
     similarity = correlations(images, moves)
+    if len(strange := [k for k, row in enumerate(similarity) if _agreement(row, k) < SAME_HEAD]):
+        moves, similarity = _from_centres(images, moves, similarity, strange)
     kept = _largest_set(similarity > SAME_HEAD)
-    agreement = [float(np.delete(row, k).max()) for k, row in enumerate(similarity)]
+    agreement = [_agreement(row, k) for k, row in enumerate(similarity)]
     if kept[0] != 0:
         rest = align([images[k] for k in kept])
         for index, move in zip(kept, rest.moves, strict=True):
@@ -59,6 +61,41 @@ def align(images: Sequence[nib.Nifti1Image]) -> Alignment:
             agreement[index] = value
         kept = [kept[k] for k in rest.kept]
     return Alignment(moves, agreement, kept)
+
+
+def _agreement(row: np.ndarray, k: int) -> float:
+    """Correlation of image k with the other that it fits best; `row` is its similarity to all."""
+    return float(np.delete(row, k).max())
+
+
+def _from_centres(
+    images: Sequence[nib.Nifti1Image],
+    moves: list[np.ndarray],
+    similarity: np.ndarray,
+    strange: Sequence[int],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Moves and similarity, where strangers fit better once the centres of the heads agree.
+
+    Headers can be wrong by more than a head.
+    """
+    tried, centre = list(moves), _centre(images[0])
+    for k in set(strange) - {0}:
+        shift = np.eye(4)
+        shift[:3, 3] = centre - _centre(images[k])
+        shifted = nib.Nifti1Image(images[k].dataobj, shift @ images[k].affine)
+        tried[k] = np.linalg.inv(shift) @ register(images[0], shifted)
+    found = correlations(images, tried)
+    better = [k for k in strange if _agreement(found[k], k) > _agreement(similarity[k], k)]
+    chosen = [tried[k] if k in better else move for k, move in enumerate(moves)]
+    return chosen, correlations(images, chosen) if better else similarity
+
+
+def _centre(image: nib.Nifti1Image) -> np.ndarray:
+    """Middle of the bright voxels in world coordinates (mm)."""
+    data = np.asarray(image.dataobj, dtype=np.float32)[::4, ::4, ::4]
+    places = np.argwhere(data > 0.1 * np.percentile(data, 99.5)) * 4.0
+    middle = places.mean(axis=0) if len(places) else np.array(image.shape) / 2
+    return np.asarray(image.affine[:3, :3] @ middle + image.affine[:3, 3])
 
 
 def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> np.ndarray:
@@ -101,7 +138,8 @@ def _median_correlation(
         )
         used = inside[part]
         if used.mean() > FEWEST_VOXELS:
-            pair = np.corrcoef(one[part][used], other[part][used])
+            with np.errstate(invalid="ignore", divide="ignore"):  # of a block of one value
+                pair = np.corrcoef(one[part][used], other[part][used])
             values.append(float(np.nan_to_num(pair[0, 1])))
     return float(np.median(values)) if values else 0.0
 

@@ -23,7 +23,8 @@ from .view import Scan, Setting, View, mean_of, noise_of, range_of, weigh_slices
 
 SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
 WIDEST = 0.25  # of the range: no voxel may be further from the mean
-LOUDEST = 4.0  # times the noise of the quietest scan: louder ones add next to nothing
+LOUDEST = 4.0  # times the noise of the others: louder scans add next to nothing
+QUIETEST = 0.5  # times the noise of the others: a scan that reads as quieter may be smoothed
 COPIED = 0.9999  # correlation of voxels: repeats with noise of 1 % of the range have 0.999
 COUNTED = 0.5  # a slice of less weight is not counted
 LEAST_SHARE = 0.25  # of an equal share of the weights: a scan below it is named in the warnings
@@ -113,7 +114,7 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     alignment = align([scan.single for scan in scans])
     report("register", 1.0)
     alignment, reasons = _leave_out(scans, alignment)
-    used = [scans[index] for index in alignment.kept]
+    used = _not_too_quiet([scans[index] for index in alignment.kept])
     moves = [alignment.moves[index] for index in alignment.kept]
     # The axes are those of the first scan that is used.
     zooms = scan_zooms(used[0].image.affine, scans[0].image.affine, zooms)
@@ -135,7 +136,7 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
 
 
 def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, dict[int, str]]:
-    """Leave out copies, and scans far noisier than the quietest; with the reason for each."""
+    """Leave out copies, and scans far noisier than most; with the reason for each."""
     reasons = {
         index: f"agrees too little with the other scans (correlation {value:.2f}, at least "
         f"{SAME_HEAD} is needed)"
@@ -149,17 +150,34 @@ def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, 
                 break
     kept = [index for index in alignment.kept if index not in reasons]
     # By the range of each: the units of scans may differ.
-    noise = {index: noise_of(scans[index]) / range_of(scans[index]) for index in kept}
-    quietest = min(noise.values())
-    for index in kept:
-        if noise[index] > LOUDEST * quietest > 0:
-            factor = noise[index] / quietest
-            reasons[index] = f"is {factor:.1f} times as noisy as the quietest scan"
+    noise, usual = _relative_noise([scans[index] for index in kept])
+    for index, level in zip(kept, noise, strict=True):
+        if level > LOUDEST * usual > 0:
+            reasons[index] = f"is {level / usual:.1f} times as noisy as the other scans"
     kept = [index for index in kept if index not in reasons]
     if kept[0] != alignment.kept[0]:
         back = np.linalg.inv(alignment.moves[kept[0]])
         alignment = replace(alignment, moves=[move @ back for move in alignment.moves])
     return replace(alignment, kept=kept), reasons
+
+
+def _relative_noise(scans: Sequence[Scan]) -> tuple[list[float], float]:
+    """Noise of each scan over its range, so in no unit, and the usual one.
+
+    That is not the quietest: a scan that was smoothed must not oust all others.
+    """
+    noise = [noise_of(scan) / range_of(scan) for scan in scans]
+    return noise, sorted(noise)[(len(noise) - 1) // 2]
+
+
+def _not_too_quiet(scans: Sequence[Scan]) -> list[Scan]:
+    """The scans, none with less than a share of the usual noise: blur is an error as well."""
+    _, usual = _relative_noise(scans)
+    least = [QUIETEST * usual * range_of(scan) for scan in scans]
+    return [
+        replace(scan, noise=max(noise_of(scan), floor))
+        for scan, floor in zip(scans, least, strict=True)
+    ]
 
 
 def _is_copy(one: Scan, other: Scan) -> bool:
@@ -270,9 +288,11 @@ def _displacement(first: Scan, move: np.ndarray) -> float:
     """Mean length (mm) by which `move` shifts the voxels of the first scan's head."""
     data = np.asarray(first.single.dataobj, dtype=np.float32)[::4, ::4, ::4]
     points = np.argwhere(data > 0.1 * np.percentile(data, 99.5)) * 4
+    if not points.size:
+        return 0.0
     world = first.single.affine[:3, :3] @ points.T + first.single.affine[:3, 3:]
     shift = move[:3, :3] @ world + move[:3, 3:] - world
-    return float(np.linalg.norm(shift, axis=0).mean()) if points.size else 0.0
+    return float(np.linalg.norm(shift, axis=0).mean())
 
 
 def _warnings(figures: Sequence[ScanFigures]) -> list[str]:

@@ -51,13 +51,16 @@ def register(
         If the registration fails.
     """
     threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    loud = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
     try:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # of images that do not overlap
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         return _register(fixed, moving, start, other_contrast)
     except RuntimeError as error:
         raise ImageError("the images could not be registered to one another.") from error
     finally:
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(loud)
 
 
 def _register(
