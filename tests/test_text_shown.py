@@ -169,3 +169,37 @@ def test_a_check_ends_when_the_command_is_killed():
     command.kill()
     command.wait()
     assert found and gone(found[0].pid)
+
+
+RESTORING = """
+import sys
+from pathlib import Path
+from bids_moediff.inference.request import ImageRequest, Request
+from bids_moediff.interfaces.network import SuperResolve
+from bids_moediff.options import Options
+folder = Path(sys.argv[1])
+image = ImageRequest(key="a", image=str(folder / "a.nii.gz"), out_dir=str(folder))
+path = Request(options=Options(model="student"), images=(image,)).write(folder / "request.json")
+print("ready", flush=True)
+SuperResolve(request=str(path), device="cpu").run(cwd=str(folder))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the signal is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_network_ends_when_its_step_is_killed(tmp_path, number):
+    """No shell stands between the two, which would go on by itself."""
+    step = subprocess.Popen(
+        [sys.executable, "-c", RESTORING, str(tmp_path)],
+        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert step.stdout is not None
+    assert step.stdout.readline() == b"ready\n"
+    found: list[psutil.Process] = []
+    while not found and step.poll() is None:
+        found = psutil.Process(step.pid).children()
+        time.sleep(0.01)
+    step.send_signal(number)
+    step.wait()
+    step.stdout.close()
+    assert found and gone(found[0].pid)

@@ -98,12 +98,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from bids_moediff.runtime.platform import die_with_parent, keep_freed_memory
+    from bids_moediff.runtime.platform import (
+        PARENT_VARIABLE,
+        die_with_parent,
+        keep_freed_memory,
+    )
 
     namespace = build_parser().parse_args(argv)
     *namespace.inputs, namespace.output = namespace.paths or [None]
     if namespace.request or namespace.check_model:
-        die_with_parent()  # before torch is loaded, which takes seconds
+        waiting = int(os.environ.get(PARENT_VARIABLE, "0"))
+        die_with_parent(waiting or None)  # before torch is loaded, which takes seconds
     from bids_moediff.inference.worker import STOP, stop
 
     keep_freed_memory()

@@ -8,6 +8,7 @@ again for the rest.
 """
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -39,6 +40,7 @@ from bids_moediff.inference.request import (
     write_results,
 )
 from bids_moediff.options import Options
+from bids_moediff.runtime.platform import PARENT_VARIABLE
 from bids_moediff.runtime.sink import write_json
 
 from .files import read_json
@@ -156,6 +158,11 @@ class SuperResolve(CommandLine):
     _cmd = f"{shlex.quote(sys.executable)} -m bids_moediff.cli.superres"
     _terminal_output = "file_split"
 
+    @property
+    def cmdline(self) -> str:
+        """The shell becomes the command: nothing stands between it and the step that waits."""
+        return f"exec {super().cmdline}"
+
     def _run_interface(self, runtime: Any, correct_return_codes: Any = ANY_EXIT_CODE) -> Any:
         results = Path(runtime.cwd) / self.inputs.results
         results.unlink(missing_ok=True)
@@ -163,6 +170,7 @@ class SuperResolve(CommandLine):
         settled: dict[str, ImageResult] = {}
         log = []
         while pending := [key for key in keys if key not in settled]:
+            runtime.environ[PARENT_VARIABLE] = str(os.getpid())
             runtime = super()._run_interface(runtime, correct_return_codes=correct_return_codes)
             log.append(runtime.stderr)
             settled = _settle(results, pending, runtime, self.inputs.gigabytes)

@@ -27,6 +27,10 @@ _NEVER, _LARGEST_KEPT = 2**31 - 1, 32 << 20
 _PR_SET_PDEATHSIG = 1
 
 
+# Variable by which a command is told the number of the process that waits for it.
+PARENT_VARIABLE = "MOEDIFF_PARENT_PROCESS"
+
+
 def die_with_parent(parent: int | None = None) -> bool:
     """Let the kernel kill this process as soon as the one that started it is gone.
 
