@@ -81,11 +81,12 @@ class Uncertainty:
     @property
     def weights(self) -> dict[str, Any]:
         """Check sums and factors that decide the size of the map."""
-        head = self.model.scale
-        if head is not None and head.is_expected_error:
-            factors = head.config.get("factors")
-            return {"model": self.model.sha256, "scale": head.sha256, "factors": factors}
-        return {"model": self.model.sha256, "calibration": self.model.calibration.get("factor")}
+        head, factor = self.model.scale, self.model.calibration.get("factor")
+        known = {"model": self.model.sha256, "calibration": factor}
+        if head is None or not head.is_expected_error:
+            return known
+        factors, share = head.config.get("factors"), head.level_share
+        return known | {"scale": head.sha256, "factors": factors, "level_share": share}
 
     def bound_record(self, samples: int = 0) -> dict[str, Any]:
         """Return what is guaranteed of the expected error, or of the deviation over samples."""
