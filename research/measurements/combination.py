@@ -174,8 +174,8 @@ def acquire(
 class Maker:
     """Makes scans and restores each alone; restored images are kept in a folder."""
 
-    def __init__(self, folder: Path, model: str) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: str, loud: float = LOUD) -> None:
+        self.folder, self.model, self.loud = folder, model, loud
 
     @cached_property
     def resolver(self) -> SuperResolver:
@@ -278,7 +278,7 @@ def misfits(maker: Maker, head: Head, other: Head, case: str) -> dict[str, float
     made = [maker.scan(head, kind, index, NOISE) for kind, index in THREE]
     scans = [item.scan for item in made]
     if case == "noisy":
-        bad = maker.scan(head, *THREE[2], LOUD).scan
+        bad = maker.scan(head, *THREE[2], maker.loud).scan
     elif case == "stranger":
         bad = maker.scan(other, *THREE[2], NOISE).scan
     else:
@@ -330,6 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--crop", type=int, nargs=3, help="scan this many voxels only")
     parser.add_argument("--model", default="student")
+    parser.add_argument("--loud", type=float, default=LOUD, help="noise of the scan of case noisy")
     parser.add_argument(
         "--rendered", choices=[*SEQUENCES], help="heads are label maps: their contrast at 64 mT"
     )
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     crop = None if options.crop is None else tuple(options.crop)
     heads = [Head(path, crop, options.rendered) for path in options.heads]
-    maker = Maker(options.out, options.model)
+    maker = Maker(options.out, options.model, options.loud)
     for case in options.cases.split(","):
         found = measure(maker, heads, case)
         names = list(found[0][1])
