@@ -15,7 +15,7 @@ from .observation import Observation, total
 
 STEPS = 12
 # Share of the first gradient that ends the iteration. An earlier stop, at residuals as large as
-# the noise (Morozov's principle), takes one step and costs 0.1 to 0.2 dB (docs/combining.md).
+# the noise (Morozov's principle), takes one step and costs 0.1 to 0.2 dB (research/notebook.md).
 CONVERGED = 0.03
 
 

@@ -23,8 +23,8 @@ from .view import Scan, Setting, View, mean_of, noise_of, range_of, weigh_slices
 
 SPREAD = 2.0  # times the expected error of the mean: what one restored image lacks, others lack
 WIDEST = 0.25  # of the range: no voxel may be further from the mean
-# Times the noise of the others, as it is read: of 15 % where the others have 3 %, 3.7 are read, and
-# such a scan cost 0.3 dB (research/notebook.md).
+# Times the noise of the others, as it is read: where one scan has 15 % and the others 3 %, less
+# than 4 are read, and that scan cost 0.3 dB (research/notebook.md).
 LOUDEST = 3.0
 QUIETEST = 0.5  # times the noise of the others: a scan that reads as quieter may be smoothed
 COPIED = 0.9999  # correlation of voxels: repeats with noise of 1 % of the range have 0.999
