@@ -189,6 +189,12 @@ def test_labels_may_be_stored_in_any_type(tmp_path, kind):
     assert np.count_nonzero(carried) == pytest.approx(8 * ball(12, 4.0, 5.0).sum(), rel=0.01)
 
 
+def test_small_fractions_are_no_labels(tmp_path):
+    data = ball(12, 4.0, 5.0) * np.float32(2e-4)
+    carried = there_and_back(tmp_path / "a.nii", data)
+    assert carried.sum() == pytest.approx(8 * data.sum(), rel=0.05)
+
+
 @pytest.mark.parametrize("value", [0, 1])
 def test_an_empty_and_a_full_mask(tmp_path, value):
     carried = there_and_back(tmp_path / "a.nii", np.full(SHAPE, value, np.uint8))
@@ -217,6 +223,7 @@ def test_axes_of_one_voxel_do_not_count(tmp_path, axes):
         ("a.nii", np.linspace(0, 80, 1728, dtype="f4").reshape(SHAPE), "between 0 and 1"),
         ("a.nii", np.random.default_rng(0).integers(0, 900, SHAPE).astype("i2"), "intensities"),
         ("a_probseg.nii", ball(12, 4.0, 5.0) * np.uint8(100), "from 0 to 100"),
+        ("a.nii", np.where(ball(12, 4.0, 5.0), np.inf, 0).astype("f4"), "infinite"),
         ("a.nii", np.full(SHAPE, 2**40, np.int64), "labels above"),
         ("a.nii", np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
         ("a.nii", np.zeros((*SHAPE, 2), np.int16) + np.int16(4), "between 0 and 1"),

@@ -89,9 +89,13 @@ def _check_grid(
 def _values(data: np.ndarray, name: str) -> np.ndarray:
     """Labels in a small type of integers, or fractions as float32."""
     if data.dtype.kind == "f":
-        data = np.nan_to_num(data, nan=0.0)  # outside the field of view of the tool
+        data = np.where(np.isnan(data), 0, data)  # outside the field of view of the tool
     low, high = float(data.min()), float(data.max())
-    whole = data.dtype.kind != "f" or float(np.abs(data - np.rint(data)).max()) < ROUNDING
+    if not np.isfinite([low, high]).all():
+        raise ImageError(f"{name} has infinite values")
+    rounded = np.rint(data)
+    # Fractions of less than the rounding all over are fractions still.
+    whole = float(np.abs(data - rounded).max()) < ROUNDING and rounded.any() == data.any()
     within = low > -OVERSHOOT and high < 1 + OVERSHOOT
     if within and data.ndim in (3, 4) and not (whole and data.ndim == 3):
         return np.clip(data, 0, 1).astype(np.float32)
@@ -104,7 +108,7 @@ def _values(data: np.ndarray, name: str) -> np.ndarray:
         )
     if max(-low, high) > np.iinfo(np.int32).max:
         raise ImageError(f"{name} has labels above {np.iinfo(np.int32).max}")
-    labels = np.rint(data).astype(_small(low, high))
+    labels = rounded.astype(_small(low, high))
     if _alike(labels) < FEW_ALIKE and len(np.unique(labels)) > MANY_VALUES:
         raise ImageError(f"{name} looks like an image of intensities, not like labels")
     return labels
