@@ -26,6 +26,13 @@ def to_words(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def to_names(value: Any) -> list[Any]:
+    """Return words as :func:`to_words` does, and split items at commas: ``01,02``."""
+    items = to_words(value)
+    split = [to_words(item) if isinstance(item, str) else [item] for item in items]
+    return [word for words in split for word in words]
+
+
 def to_path(value: Any) -> Path:
     """Return an absolute path, ``~`` expanded."""
     if not isinstance(value, (str, Path)) or not str(value):
@@ -92,6 +99,8 @@ def to_number(value: Any) -> float:
         if meant:
             hint = f"{meant[1]}.{meant[2]}" if meant[2] else meant[1]
             raise ValueError(f"{value!r} is not a number; write {hint}")
+        if several := re.fullmatch(r"([\d.]+)[x,;]([\d.]+)[x,;]([\d.]+)", str(value).strip()):
+            raise ValueError(f"{value!r} is not a number; write {' '.join(several.groups())}")
         raise ValueError(f"{value!r} is not a number of at least 0")
     return number
 
@@ -103,13 +112,28 @@ def to_planes(value: Any) -> int:
     return int(value)
 
 
+def to_model(*names: str) -> Convert:
+    """Return a converter to the name of a model that comes with the package."""
+    one = one_of(*names)
+
+    def convert(value: Any) -> str:
+        if "/" in str(value):
+            raise ValueError(
+                f"{value!r} is a path. For a folder of weights there is --weights {value}"
+            )
+        return one(value)
+
+    return convert
+
+
 def one_of(*choices: str) -> Convert:
     """Return a converter that takes one of ``choices`` and otherwise names the closest one."""
 
     def convert(value: Any) -> str:
         if value not in choices:
             known = ", ".join(choices)
-            raise ValueError(f"{value!r} is none of {known}{closest(str(value), choices)}")
+            near = closest(str(value), choices)
+            raise ValueError(f"{value!r} is not one of {known}{near}")
         return value
 
     return convert
@@ -140,14 +164,14 @@ def to_reference(suffixes: Sequence[str]) -> Convert:
 def several_of(*choices: str) -> Convert:
     """Return a converter that takes any number of ``choices``, each once."""
     one = one_of(*choices)
-    return lambda value: tuple(dict.fromkeys(one(word) for word in to_words(value)))
+    return lambda value: tuple(dict.fromkeys(one(word) for word in to_names(value)))
 
 
 def labels(prefix: str) -> Convert:
     """Return a converter to BIDS labels, written with or without ``prefix``."""
 
     def convert(value: Any) -> tuple[str, ...]:
-        words = [str(word).removeprefix(prefix) for word in to_words(value)]
+        words = [str(word).removeprefix(prefix) for word in to_names(value)]
         for word in words:
             if not re.fullmatch(r"[A-Za-z0-9+]+", word):
                 raise ValueError(f"{word!r} is not a label: letters and digits only")
@@ -192,31 +216,38 @@ def to_device(value: Any) -> str:
 
 def to_resolution(value: Any) -> tuple[float, float, float]:
     """Return three voxel sizes in mm (0.2 to 20), of one or three numbers."""
-    sizes = [to_number(word) for word in to_words(value)]
+    words = to_words(value)
+    sizes = [to_number(word) for word in words]
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) != 3 or not all(0.2 <= size <= 20 for size in sizes):
-        raise ValueError(f"{value!r} is not one or three voxel sizes between 0.2 and 20 mm")
+        text = " ".join(map(str, words))
+        raise ValueError(f"{text!r} is not one or three voxel sizes between 0.2 and 20 mm")
     return (sizes[0], sizes[1], sizes[2])
+
+
+def _to_name_or_sizes(value: Any, *names: str) -> str | tuple[float, float, float]:
+    """Return one of ``names``, or voxel sizes; the error names both."""
+    words = [str(word) for word in to_words(value)]
+    if len(words) == 1 and words[0] in names:
+        return words[0]
+    if words and all(re.match(r"[\d.+-]", word) for word in words):
+        return to_resolution(value)
+    text, known = " ".join(words), " or ".join(names)
+    raise ValueError(
+        f"{text!r} is not {known}, nor one or three voxel sizes in mm such as 0.7"
+        f"{closest(text, names, 0.6)}"
+    )
 
 
 def to_output(value: Any) -> str | tuple[float, float, float]:
     """Return ``auto``, or voxel sizes as :func:`to_resolution` does."""
-    return "auto" if to_words(value) in (["auto"], ("auto",)) else to_resolution(value)
+    return _to_name_or_sizes(value, "auto")
 
 
 def to_acquired(value: Any) -> str | tuple[float, float, float]:
     """Return ``auto``, ``header``, or voxel sizes as :func:`to_resolution` does."""
-    words = to_words(value)
-    if len(words) == 1 and words[0] in ("auto", "header"):
-        return str(words[0])
-    try:
-        return to_resolution(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{value!r} is neither auto nor header nor one or three voxel sizes between 0.2 and "
-            "20 mm"
-        ) from error
+    return _to_name_or_sizes(value, "auto", "header")
 
 
 def to_noise(value: Any) -> str | float:

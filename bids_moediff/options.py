@@ -21,6 +21,7 @@ from bids_moediff.converters import (
     to_acquired,
     to_flag,
     to_millimetres,
+    to_model,
     to_noise,
     to_output,
     to_path,
@@ -138,7 +139,7 @@ class Options:
     )
     model: str = option(
         "auto",
-        one_of(*MODELS),
+        to_model(*MODELS),
         "network to use; auto chooses by device",
         group=RESTORATION,
         metavar="{" + ",".join(MODELS) + "}",

@@ -291,7 +291,7 @@ def test_outputs_that_would_spoil_the_input(settings, tmp_path):
     with pytest.raises(UsageError, match="derivatives/"):
         check(output_dir=raw / "out")
     check(output_dir=raw / "derivatives" / "sr")
-    with pytest.raises(UsageError, match="work folder"):
+    with pytest.raises(UsageError, match="working directory"):
         check(work_dir=raw / "work")
     with pytest.raises(UsageError, match="is a file"):
         check(output_dir=_file(tmp_path) / "x")

@@ -92,9 +92,12 @@ def test_a_remark_names_the_masks_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    check_derivatives(tmp_path)
+    (tmp_path / "fmriprep" / "sub-01").mkdir(parents=True)
+    check_derivatives(tmp_path / "fmriprep")
     with pytest.raises(UsageError, match="gone"):
         check_derivatives(tmp_path / "gone")
+    with pytest.raises(UsageError, match="fmriprep"):
+        check_derivatives(tmp_path)
 
 
 def test_the_app_takes_the_mask_and_tells_why_not(tmp_path: Path) -> None:

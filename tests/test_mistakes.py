@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes that people make: each ends with code 2 and names its remedy; nothing is written."""
+"""Mistakes that people make: code 2, the name of the remedy, nothing written."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bids_moediff.cli.app import main
+from bids_moediff.cli.superres import main as superres
 from conftest import DEMO
 
 IMAGE = "DATA/sub-01/anat/sub-01_T1w.nii.gz"
@@ -30,13 +31,31 @@ IMAGE = "DATA/sub-01/anat/sub-01_T1w.nii.gz"
         ("DATA OUT participant --modalities t1", "T1w"),
         ("DATA OUT participant --n_cpus 4", "--nprocs"),
         ("DATA DATA participant", "another output"),
+        ("DATA OUT participant --output-resolution 0.7x0.7x0.7", "write 0.7 0.7 0.7"),
+        ("DATA OUT participant --output-resolution native", "auto"),
+        ("DATA OUT participant --acquired-resolution 1mm", "write 1"),
+        ("DATA OUT participant --subject 01", "--participant-label"),
+        ("DATA OUT participant --gpu 0", "--device"),
+        ("DATA OUT participant --threads 2", "--omp-nthreads"),
+        ("DATA OUT participant --session-label 1", "no sessions"),
+        ("DATA OUT participant --model ./weights", "--weights ./weights"),
+        ("DATA OUT participant --derivatives EMPTY", "sub-"),
+        ("DATA OUT participant --derivatives NESTED", "NESTED/fmriprep"),
+        ("DATA/sub-01/anat OUT participant", "--participant-label 01"),
+        ("DICOM OUT participant", "dcm2niix"),
+        ("DATA OUT participant --gradient-coefficients /nope.grad", "/nope.grad"),
+        ("DATA OUT participant -w DATA/work", "working directory"),
     ],
 )
 def test_a_mistake_gets_its_remedy(arguments, remedy, tmp_path, capsys) -> None:
     data, out, empty = tmp_path / "data", tmp_path / "out", tmp_path / "empty"
     shutil.copytree(DEMO, data)
     empty.mkdir()
-    places = {"DATA": data, "OUT": out, "EMPTY": empty}
+    nested, dicom = tmp_path / "derivatives", tmp_path / "dicom"
+    (nested / "fmriprep" / "sub-01").mkdir(parents=True)
+    dicom.mkdir()
+    (dicom / "0001").write_bytes(bytes(128) + b"DICM")
+    places = {"DATA": data, "OUT": out, "EMPTY": empty, "NESTED": nested, "DICOM": dicom}
 
     def placed(words: str) -> str:
         for name, path in places.items():
@@ -52,6 +71,44 @@ def test_a_mistake_gets_its_remedy(arguments, remedy, tmp_path, capsys) -> None:
     assert placed(remedy) in said
     assert len(said.strip().splitlines()) == 1
     assert sorted(Path(tmp_path).rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ("in.nii.gz", "IN.nii.gz OUT.nii.gz"),
+        ("in.nii.gz OUT", ".nii.gz"),
+        ("out.nii.gz in.nii.gz", "The input comes first"),
+        ("-i in.nii.gz -o out.nii.gz", "IN.nii.gz OUT.nii.gz"),
+        ("in.nii.gz out.nii.gz --output-res 1", "--output-resolution"),
+        ("in.nii.gz out.nii.gz --resolution 1", "--output-resolution"),
+        ("in.nii.gz out.nii.gz --device gpu", "cuda"),
+        ("scan.dcm out.nii.gz", "dcm2niix"),
+        ("data out.nii.gz", "bids_moediff data OUT participant"),
+        ("in.nii.gz missing/out.nii.gz", "missing"),
+    ],
+)
+def test_a_mistake_with_one_file_gets_its_remedy(
+    arguments, remedy, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("in.nii.gz").write_bytes(b"an image")
+    Path("scan.dcm").write_bytes(bytes(128) + b"DICM")
+    before = sorted(tmp_path.rglob("*"))
+    assert superres(arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert len(said.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_are_looked_at_where_they_are_there(tmp_path, capsys) -> None:
+    plan = [str(DEMO), str(tmp_path / "out"), "participant", "--dry-run", "--weights"]
+    assert main([*plan, str(tmp_path)]) == 78
+    assert "config.json" in capsys.readouterr().err
+    assert main([*plan, str(tmp_path / "elsewhere")]) == 0
+    assert "not checked" in capsys.readouterr().out
 
 
 def test_nothing_is_suggested_for_a_folder_unlike_all_others(tmp_path, capsys) -> None:

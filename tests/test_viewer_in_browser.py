@@ -256,6 +256,8 @@ def test_pictures_are_there_without_scripts_and_in_print(page, root):
     assert page.do(visible) == [True, True]
     page.call("Emulation.setEmulatedMedia", media="")
     assert page.do(visible) == [False, False]
+    page.call("Page.printToPDF")
+    assert page.do("document.querySelector('#card').open")
     page.open(root / "sub-01.html", scripts=False)
     heights = page.call("Page.getLayoutMetrics")["cssContentSize"]["height"]
     assert heights > 2000

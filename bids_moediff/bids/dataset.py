@@ -8,6 +8,7 @@ every moment. Files that are right already are left alone; so many jobs may star
 import os
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,37 @@ def _not_bids(root: Path, output: Path) -> str:
             f"{root} is not a BIDS data set, but {output} is one. The input comes first: "
             f"bids_moediff {output} {root} participant."
         )
-    if root.name.startswith("sub-") and read_description(root.parent):
+    for folder in (root, *root.parents):
+        if folder.name.startswith("sub-") and read_description(folder.parent):
+            what = "is one participant" if folder == root else "lies inside one participant"
+            return (
+                f"{root} {what} of a BIDS data set. Pass the data set, {folder.parent}, "
+                f"with --participant-label {folder.name.removeprefix('sub-')}."
+            )
+    if holds_dicom(root):
         return (
-            f"{root} is one participant of a BIDS data set. Pass the data set, {root.parent}, "
-            f"with --participant-label {root.name.removeprefix('sub-')}."
+            f"{root} has DICOM files. Convert them first, to a BIDS data set "
+            "(dcm2bids, heudiconv, BIDScoin) or to single files (dcm2niix)."
         )
     return (
         f"{root} is not a BIDS data set: it has no dataset_description.json. Write one with the "
         f'keys "Name" and "BIDSVersion", or pass --skip-bids-validation. {SINGLE_FILES}'
     )
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Return True if one of the first 20 files below a folder is DICOM."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return any(is_dicom(path) for path in islice(files, 20))
+
+
+def is_dicom(path: Path) -> bool:
+    """Return True if a file starts as DICOM files do (PS3.10, section 7.1)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _neighbours(path: Path) -> list[str]:
@@ -124,7 +147,9 @@ def check_output(settings: Settings) -> None:
         and target not in work.parents
         and (source == work or source in work.parents)
     ):
-        raise UsageError(f"The work folder {settings.work_folder} lies inside the input.")
+        raise UsageError(
+            f"The working directory {settings.work_folder} lies inside the input; give another."
+        )
     require_writable(target, "The output folder")
     require_writable(work, "The working directory")
     _refuse_foreign(target)
@@ -135,7 +160,7 @@ def _refuse_foreign(folder: Path) -> None:
     makers = maker_names(description)
     if description and NAME not in makers:
         who = f"results of {makers[0]}" if makers else f"the data set {description.get('Name')}"
-        raise UsageError(f"The output folder {folder} holds {who}; give a folder of its own.")
+        raise UsageError(f"The output folder {folder} has {who}; give another folder.")
 
 
 def maker_names(description: Mapping[str, Any]) -> list[str]:

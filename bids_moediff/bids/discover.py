@@ -30,6 +30,7 @@ from bids_moediff.errors import (
     closest,
 )
 from bids_moediff.options import ANATOMICAL_SUFFIXES
+from bids_moediff.runtime.text import counted
 from bids_moediff.settings import Settings
 
 __all__ = [
@@ -80,9 +81,9 @@ def find_participants(settings: Settings) -> list[str]:
         if os.path.lexists(settings.bids_dir / f"sub-{label}"):
             continue
         present = present or _participant_folders(settings.bids_dir)
-        count = f"it has {len(present)} participants" if present else "it has no sub- folder"
+        count = counted(len(present), "participant") if present else "no sub- folder"
         raise UsageError(
-            f"There is no sub-{label} in the data set{closest(label, present)}; {count}."
+            f"There is no sub-{label} in the data set{closest(label, present)}; it has {count}."
         )
     labels = (set(asked) or present) - set(settings.exclude_participant_label)
     if not labels:
@@ -258,7 +259,7 @@ def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
     Raises
     ------
     UsageError
-        for one that nobody has where there are others; with the closest one.
+        for one that nobody has, with the closest one that is there.
     """
     for session in settings.session_label:
         folders = (settings.bids_dir / f"sub-{label}" / f"ses-{session}" for label in labels)
@@ -269,12 +270,12 @@ def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
             for label in labels
             for path in (settings.bids_dir / f"sub-{label}").glob("ses-*")
         }
-        if present:
-            some = ", ".join(sorted(present)[:5]) + (", ..." if len(present) > 5 else "")
-            raise UsageError(
-                f"--session-label {session}: no participant has ses-{session}"
-                f"{closest(session, present)}; sessions there: {readable(some)}."
-            )
+        some = ", ".join(sorted(present)[:5]) + (", ..." if len(present) > 5 else "")
+        there = f"sessions there: {readable(some)}" if present else "there are no sessions"
+        raise UsageError(
+            f"--session-label {session}: no participant has ses-{session}"
+            f"{closest(session, present)}; {there}."
+        )
 
 
 def nothing_to_process(

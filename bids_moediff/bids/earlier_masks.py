@@ -36,10 +36,14 @@ def check_derivatives(folder: Path) -> None:
     Raises
     ------
     UsageError
-        If the folder does not exist.
+        If the folder does not exist or has no participant.
     """
     if not folder.is_dir():
         raise UsageError(f"--derivatives {folder}: there is no such folder.")
+    if next(folder.glob("sub-*"), None) is None:
+        below = next(folder.glob("*/sub-*"), None)
+        hint = f"; did you mean {below.parent}?" if below else "."
+        raise UsageError(f"--derivatives {folder}: the folder has no participant (sub-){hint}")
 
 
 def find_brain_mask(image: AnatomicalImage, folder: Path) -> EarlierMask:

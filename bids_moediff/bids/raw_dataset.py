@@ -34,7 +34,7 @@ def check_raw_output(settings: Settings, maker: str) -> None:
     occupied = target.is_dir() and any(not p.name.startswith(".") for p in target.iterdir())
     if occupied and maker not in makers:
         raise UsageError(
-            f"The output folder {settings.output_dir} holds other data; give a folder of its own."
+            f"The output folder {settings.output_dir} has other data; give another folder."
         )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bids_moediff.cli.common import run_command
-from bids_moediff.errors import UsageError, closest
+from bids_moediff.cli.common import run_command, unknown_option
+from bids_moediff.errors import UsageError
 from bids_moediff.settings import Settings, load_settings
 
 
@@ -37,9 +37,7 @@ def _run(argv: list[str]) -> int:
     parser = build_parser()
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        what = "option" if unknown[0].startswith("-") else "argument"
-        raise UsageError(f"Unknown {what} {unknown[0]}{closest(unknown[0], known)}.")
+        raise unknown_option(unknown[0], parser)
     given = {name: value for name, value in vars(options).items() if value is not None}
     printing = given.pop("print_config", False)
     config_file = given.pop("config_file", None)

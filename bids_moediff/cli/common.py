@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the smaller commands share: one sentence for a mistake, threads, a progress bar."""
 
+import argparse
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from bids_moediff.errors import GraphError, MoediffError
+from bids_moediff.errors import GraphError, MoediffError, UsageError, closest
 from bids_moediff.runtime import progress_bar
 from bids_moediff.runtime.streams import tolerate_streams
 
@@ -43,6 +44,27 @@ def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str]
 def _fail(name: str, sentence: str, code: int) -> int:
     print(f"{name}: {sentence}", file=sys.stderr)
     return code
+
+
+# Options under names that people try first.
+_MEANT = {
+    "device": ("gpu", "cuda"),
+    "participant-label": ("subject", "subjects", "sub", "participant", "participants"),
+    "output-resolution": ("resolution", "voxel-size", "voxel-sizes", "zooms", "spacing"),
+    "omp-nthreads": ("threads", "num-threads"),
+    "nprocs": ("n-cpus", "cpus", "ncpus", "jobs"),
+    "mem": ("memory", "mem-gb", "mem-mb"),
+}
+
+
+def unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
+    """Return the error for a word that a parser does not know, with the option meant."""
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    what = "option" if word.startswith("-") else "argument"
+    name = word.lstrip("-").lower().replace("_", "-")
+    meant = next((new for new, names in _MEANT.items() if name in names), "")
+    hint = closest(f"--{meant}" if f"--{meant}" in known else word, known) if name[1:] else ""
+    return UsageError(f"Unknown {what} {word}{hint}.")
 
 
 def set_threads(count: int) -> None:

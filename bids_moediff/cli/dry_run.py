@@ -30,6 +30,7 @@ from bids_moediff.imaging.grid import NOT_RESTORED, gets_finer
 from bids_moediff.networks.model_folder import resolve
 from bids_moediff.runtime.devices import require_devices
 from bids_moediff.runtime.resources import memory_warning, plan
+from bids_moediff.runtime.text import counted
 from bids_moediff.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def print_plan(settings: Settings) -> int:
     # A plan may be made where the card that will be used is not there.
     device = require_devices("auto")[0] if settings.device == "auto" else settings.device
     choice = choose(settings, device)
-    if settings.weights is None:  # a folder may be on the machine that will run
+    # A folder of weights may be on the machine that will run.
+    absent = settings.weights is not None and not settings.weights.exists()
+    if not absent:
         resolve(choice.model)
     participants: list[Participant] = []
     rows = list(plan_images(settings, labels, device, choice.model, participants))
@@ -82,12 +85,16 @@ def print_plan(settings: Settings) -> int:
         raise nothing_to_process(settings, participants)
     console.print(_table(rows, settings))
     console.print(f"Model {Path(choice.model).name}, {choice.reason}.", markup=False)
+    if absent:
+        console.print(
+            f"--weights {settings.weights}: not on this machine, so not checked.", markup=False
+        )
     good = [row for row in rows if row.problem is None]
     if good:
         peak = max(row.gigabytes for row in good)
         minutes = sum(row.seconds for row in good) / 60
         console.print(
-            f"{len(good)} images, at most {peak:.1f} GB at a time, "
+            f"{counted(len(good), 'image')}, at most {peak:.1f} GB at a time, "
             f"about {minutes:.0f} min of super-resolution. Nothing was written."
         )
     if takes_reference(choice.model):

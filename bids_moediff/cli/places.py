@@ -23,7 +23,7 @@ def sidecar_of(path: Path) -> Path:
 def require_image_name(output: Path) -> None:
     """UsageError unless a file is named like an image."""
     if not output.name.endswith((".nii", ".nii.gz")):
-        raise UsageError(f"{output.name or 'OUT'} does not end in .nii or .nii.gz.")
+        raise UsageError(f"The output {output.name or 'OUT'} does not end in .nii or .nii.gz.")
 
 
 def require_places(reads: Mapping[Path, str], writes: Sequence[Path]) -> None:

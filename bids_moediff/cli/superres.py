@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import run_command
+from bids_moediff.cli.common import run_command, unknown_option
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
 from bids_moediff.cli.places import (
     require_image_name,
@@ -30,6 +30,7 @@ from bids_moediff.options import Options
 from bids_moediff.settings import Settings
 
 PROGRAM = "bids_moediff-superres"
+CALL = f"{PROGRAM} IN.nii.gz OUT.nii.gz"
 RESTORATION = (
     "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "noise",
     "random_seed", "num_steps", "num_samples", "sample", "sampler", "planes", "consistency",
@@ -104,7 +105,10 @@ def _run(argv: list[str]) -> int:
         keep_freed_memory,
     )
 
-    namespace = build_parser().parse_args(argv)
+    parser = build_parser()
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UsageError(f"{unknown_option(unknown[0], parser)} The call is {CALL}.")
     *namespace.inputs, namespace.output = namespace.paths or [None]
     if namespace.request or namespace.check_model:
         waiting = int(os.environ.get(PARENT_VARIABLE, "0"))
@@ -125,7 +129,10 @@ def _run(argv: list[str]) -> int:
 
 
 def _typed(namespace: argparse.Namespace) -> dict[str, Any]:
-    """Values of the options that were typed."""
+    """Values of the options that were typed; UsageError for one that is wrong."""
+    from bids_moediff.inference.worker import named_devices
+
+    named_devices(namespace.device or "auto")
     words = given(namespace, Options.names())
     if "model" in words and "/" in words["model"]:
         print(f"{PROGRAM}: --model FOLDER is now called --weights FOLDER.", file=sys.stderr)
@@ -263,15 +270,19 @@ def _keys(sources: Sequence[Path]) -> list[str]:
 
 def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
     """UsageError where a file is missing, or where an output would replace what is read."""
+    from bids_moediff.bids.dataset import holds_dicom, is_dicom
+
     sources, output = namespace.inputs, namespace.output
     if not sources or not output:
-        raise UsageError("Give IN.nii.gz and OUT.nii.gz, or --request and --results.")
+        raise UsageError(f"Two files are needed: {CALL}.")
     require_image_name(output)
     for source in sources:
+        if holds_dicom(source) if source.is_dir() else is_dicom(source):
+            raise UsageError(f"{source} is DICOM. Convert it first, for example with dcm2niix.")
         if source.is_dir():
             raise UsageError(
-                f"{source} is a folder. For a BIDS data set: bids_moediff {source} OUT "
-                "participant."
+                f"{source} is a folder: name one NIfTI file of it. For a BIDS data set there is "
+                f"bids_moediff {source} OUT participant."
             )
         if not os.path.lexists(source) and output.exists():
             raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")

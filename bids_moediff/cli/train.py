@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_moediff import __version__
+from bids_moediff.cli.common import unknown_option
 from bids_moediff.cli.parser import add_old_spelling
-from bids_moediff.errors import MoediffError, UsageError, closest
+from bids_moediff.errors import MoediffError, UsageError
 
 if TYPE_CHECKING:
     from bids_moediff.training.catalogue import Catalogue
@@ -136,8 +137,7 @@ def _train(argv: list[str], catalogue: "Catalogue") -> int:
     parser = train_parser()
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise UsageError(f"Unknown option {unknown[0]}{closest(unknown[0], known)}.")
+        raise unknown_option(unknown[0], parser)
     if options.list_recipes:
         from bids_moediff.training.recipe import recipe_names
 
@@ -149,7 +149,7 @@ def _train(argv: list[str], catalogue: "Catalogue") -> int:
         write_pack(options, options.pack_only)
         return 0
     if options.recipe is None:
-        raise UsageError("Name a recipe with --recipe; --list-recipes tells their names.")
+        raise UsageError("Name a recipe with --recipe; --list-recipes prints their names.")
     from bids_moediff.training.recipe import load_recipes
 
     changes = list(options.set)

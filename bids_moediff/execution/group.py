@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bids_moediff.bids.discover import find_participants
 from bids_moediff.bids.past_runs import last_items, log_folder
-from bids_moediff.runtime.text import one_line
+from bids_moediff.runtime.text import counted, one_line
 from bids_moediff.settings import Settings
 
 from .run import prepare_environment
@@ -78,13 +78,14 @@ def print_states(states: dict[str, dict[str, str]]) -> None:
         for status in ("done", "failed", "missing")
     }
     words = ", ".join(f"{number} {status}" for status, number in count.items())
-    console.print(f"{len(states)} participants: {words}.", highlight=False)
+    console.print(f"{counted(len(states), 'participant')}: {words}.", highlight=False)
     unfinished = [(label, state) for label, state in states.items() if state["status"] != "done"]
     if not unfinished:
         return
     table = Table("participant", "status", "what went wrong")
     for label, state in unfinished[:MOST_PRINTED]:
-        cells = (f"sub-{label}", state["status"], one_line(state["message"]))
+        words = one_line(state["message"]) or "not processed yet"
+        cells = (f"sub-{label}", state["status"], words)
         table.add_row(*map(Text, cells))
     console.print(table)
     if len(unfinished) > MOST_PRINTED:

@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK
 from scipy import ndimage
 
-from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.errors import ImageError, UsageError, closest
 
 LEVELS = (4.0, 2.5)  # mm, voxel sizes of the registration
 BINS = 32
@@ -63,16 +63,21 @@ def find_template(space: str, suffix: str = "T1w", home: Path | None = None) -> 
                 if (image := _listed(home, space, **wanted)) is not None:
                     wanted |= {"suffix": "mask", "desc": "brain"}
                     return Template(space, image, _listed(home, space, **wanted))
+    known = [path.name[4:] for path in home.glob("tpl-*")]
+    near = "" if space in known else closest(space, known, 0.7)
+    fetch = f"from templateflow import api; api.get('{space}', resolution=1)"
     raise UsageError(
-        f"the template {space} is not in TemplateFlow's folder and nothing is downloaded here: on "
-        f"a connected machine run python -c \"from templateflow import api; api.get('{space}', "
-        'resolution=1)", copy its folder and set TEMPLATEFLOW_HOME to it'
+        f"--output-spaces {space}: the template is not in TemplateFlow's folder{near}, and "
+        f'nothing is downloaded here. On a connected machine run python -c "{fetch}", copy its '
+        "folder and set TEMPLATEFLOW_HOME to it."
     )
 
 
 def _listed(home: Path, space: str, **entities: Any) -> Path | None:
     """The one file with content that TemplateFlow's folder has for these entities, or None."""
-    if not (home / f"tpl-{space}").is_dir():
+    folder = home / f"tpl-{space}"
+    # TemplateFlow takes seconds to list what it has: not for a folder of empty files.
+    if not any(_has_content(path) for path in folder.rglob("*.nii.gz")):
         return None
     # At its import it fills an empty default folder with a skeleton; this one is not empty.
     os.environ.setdefault("TEMPLATEFLOW_HOME", str(home))

@@ -76,16 +76,21 @@ class ProgressLines:
             print(text, file=self._stream, flush=True)
 
 
+def named_devices(choice: str) -> list[str]:
+    """Return the devices of a list with commas; UsageError for a word that names none."""
+    try:
+        return [to_device(device.strip()) for device in choice.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--device: {error}.") from error
+
+
 def held_device(
     choice: str, progress: Callable[[str | None, str, float], None]
 ) -> AbstractContextManager[str]:
     """Context that yields the device to run on; waits while every card asked for is in use."""
     if choice == "auto":
         choice = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        devices = [to_device(device.strip()) for device in choice.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--device: {error}.") from error
+    devices = named_devices(choice)
     if devices[0] == "cpu":
         return nullcontext("cpu")
     return hold_device(devices, on_wait=lambda: progress(None, "waiting for a device", 0.0))

@@ -96,8 +96,8 @@ def resolve(name_or_dir: str | Path) -> Path:
         return folder
     names = ", ".join(available()) or "none"
     raise WeightsError(
-        f"no model {str(name_or_dir)!r}: not a folder with {CONFIG_NAME}, "
-        f"and the models that come with the package are: {names}"
+        f"no model {str(name_or_dir)!r}: it is neither a folder with {CONFIG_NAME} nor one of the "
+        f"models that come with the package ({names})"
     )
 
 

@@ -36,7 +36,7 @@ def read_coefficients(path: str | Path) -> Any:
             error
         )
     if not path.is_file():
-        raise UsageError(f"the gradient coefficient file {path.name} does not exist")
+        raise UsageError(f"--gradient-coefficients {path}: the file does not exist.")
     complaint = f"{path.name} is not a gradient coefficient file of a Siemens scanner (.grad)"
     if path.suffix != ".grad":
         raise UsageError(complaint)

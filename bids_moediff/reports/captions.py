@@ -73,6 +73,6 @@ MAIN_FIGURES = (
     ("qi_1", "Artefacts in the air", ""),
     ("fwhm_avg", "Smoothness (mean width)", "mm"),
     ("noise_sigma", "Noise standard deviation", "input units"),
-    ("distance_from_training", "Distance from the training heads", ""),
+    ("distance_from_training", "Distance from the training images", ""),
     ("brain_volume", "Volume of the brain mask", "ml"),
 )

@@ -15,6 +15,11 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 image``, ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def one_line(text: object, most: int = LONGEST) -> str:
     """Return a text as one line of at most ``most`` visible characters."""
     words = visible(" ".join(str(text).split()))

@@ -576,6 +576,12 @@
     }
   }
 
+  // On paper a folded card cannot be opened.
+  addEventListener("beforeprint", function () {
+    const card = document.getElementById("card");
+    if (card) { card.open = true; }
+  });
+
   document.querySelectorAll(".viewer").forEach(function (root) {
     const viewer = root.viewer = new Viewer(root);
     viewer.load().catch(function (error) {
