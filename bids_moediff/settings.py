@@ -391,7 +391,9 @@ _POSITIONAL = ("bids_dir", "output_dir", "analysis_level")
 def _check_together(settings: Settings) -> None:
     both = set(settings.participant_label) & set(settings.exclude_participant_label)
     if both:
-        raise UsageError(f"sub-{sorted(both)[0]} is both asked for and left out.")
+        raise UsageError(
+            f"sub-{sorted(both)[0]} is in --participant-label and in --exclude-participant-label."
+        )
     if settings.combine_only and settings.combine == "off":
         raise UsageError("--combine-only goes with --combine auto or --combine FILE.")
 

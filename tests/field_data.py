@@ -78,7 +78,7 @@ def unsuitable(root: Path, good: nib.Nifti1Image) -> None:
 
 
 REFUSED = {
-    "acq-complex": "complex numbers",
+    "acq-complex": "complex values",
     "acq-rgb": "colour image",
     "acq-tiny": "too few voxels",
     "acq-short": "cut short",

@@ -181,7 +181,7 @@ def test_dry_run_names_what_cannot_be_read_and_goes_on(call, dataset):
     (dataset / "sub-02/anat/sub-02_T2w.nii.gz").symlink_to("absent")
     done = call("--dry-run")
     assert done.returncode == 1
-    assert "1 images" in done.stdout
+    assert "1 image, at most" in done.stdout
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 2
     assert "sub-01_T1w.nii.gz is not a readable NIfTI image" in lines[0]

@@ -307,7 +307,7 @@ def test_outputs_that_would_spoil_the_input(settings, tmp_path):
     [
         (None, 'no dataset_description.json.*"Name" and "BIDSVersion"'),
         ("{", "cannot be read as JSON"),
-        ("[]", "does not hold a JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"Name": "x"}', "lacks BIDSVersion"),
     ],
 )

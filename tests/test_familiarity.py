@@ -114,11 +114,11 @@ def test_the_warning_names_the_figure_and_the_table_holds_the_distance(demo):
     figures = quality_figures(flat, image.affine, inside, "T1w")
     assert isinstance(figures["distance_from_training"], float)
     doubts = find_doubts(nib.Nifti1Image(flat, image.affine), mask, "T1w", {}, figures)
-    (sentence,) = [words for words in doubts if "unlike the heads" in words]
+    (sentence,) = [words for words in doubts if "unlike the images" in words]
     assert FIGURES[str(figures["furthest_figure"])] in sentence
     usual = quality_figures(data, image.affine, inside, "T1w")
     doubts = find_doubts(image, mask, "T1w", {}, usual)
-    assert not any("unlike the heads" in words for words in doubts)
+    assert not any("unlike the images" in words for words in doubts)
 
 
 def test_a_source_counts_once():

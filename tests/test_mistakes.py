@@ -37,7 +37,6 @@ IMAGE = "DATA/sub-01/anat/sub-01_T1w.nii.gz"
         ("DATA OUT participant --subject 01", "--participant-label"),
         ("DATA OUT participant --gpu 0", "--device"),
         ("DATA OUT participant --threads 2", "--omp-nthreads"),
-        ("DATA OUT participant --session-label 1", "no sessions"),
         ("DATA OUT participant --model ./weights", "--weights ./weights"),
         ("DATA OUT participant --derivatives EMPTY", "sub-"),
         ("DATA OUT participant --derivatives NESTED", "NESTED/fmriprep"),

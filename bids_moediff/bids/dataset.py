@@ -44,7 +44,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} does not hold a JSON object.")
+        raise UsageError(f"{path} is not a JSON object.")
     return content
 
 
@@ -69,7 +69,7 @@ def check_input(settings: Settings) -> None:
             "(docker -v, apptainer -B)."
         )
     if not os.access(root, os.R_OK | os.X_OK):
-        raise UsageError(f"The input folder {root} may not be read by this user.")
+        raise UsageError(f"This user may not read the input folder {root}.")
     description = read_description(root)
     if settings.skip_bids_validation:
         return

@@ -259,7 +259,7 @@ def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
     Raises
     ------
     UsageError
-        for one that nobody has, with the closest one that is there.
+        for one that nobody has where there are others; with the closest one.
     """
     for session in settings.session_label:
         folders = (settings.bids_dir / f"sub-{label}" / f"ses-{session}" for label in labels)
@@ -270,12 +270,12 @@ def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
             for label in labels
             for path in (settings.bids_dir / f"sub-{label}").glob("ses-*")
         }
-        some = ", ".join(sorted(present)[:5]) + (", ..." if len(present) > 5 else "")
-        there = f"sessions there: {readable(some)}" if present else "there are no sessions"
-        raise UsageError(
-            f"--session-label {session}: no participant has ses-{session}"
-            f"{closest(session, present)}; {there}."
-        )
+        if present:
+            some = ", ".join(sorted(present)[:5]) + (", ..." if len(present) > 5 else "")
+            raise UsageError(
+                f"--session-label {session}: no participant has ses-{session}"
+                f"{closest(session, present)}; sessions there: {readable(some)}."
+            )
 
 
 def nothing_to_process(

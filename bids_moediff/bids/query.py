@@ -65,7 +65,7 @@ def load_filters(path: Path | None) -> FilterQueries:
     except ValueError as error:
         raise UsageError(f"The filter file {path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"The filter file {path} must hold an object of queries.")
+        raise UsageError(f"The filter file {path} must be a JSON object of queries.")
     known = [suffix.lower() for suffix in ANATOMICAL_SUFFIXES]
     queries: dict[str, dict[str, Any]] = {}
     for key, query in content.items():

@@ -83,7 +83,7 @@ class ProgressBar:
         self._bar = progress_bar.ProgressBar(f"{unit}s", total)
 
     def __call__(self, line: str = "") -> None:
-        """One more is done; `line` says what came out."""
+        """One more is done; `line` says its result."""
         if line:
             print(line, file=sys.stderr, flush=True)
         self._bar.update()

@@ -246,7 +246,7 @@ def run_benchmark(argv: list[str]) -> int:
     done, notes = run(plan, rows, HeadTable(folder / "heads.tsv"), report)
     progress.close()
     if not done:
-        raise MoediffError("Not one head could be evaluated.")
+        raise MoediffError("No image could be evaluated.")
     _write_summary(done, notes, folder)
     return 1 if problems else 0
 
@@ -322,7 +322,7 @@ def run_hallucination(argv: list[str]) -> int:
             failed = True
     progress.close()
     if not tables.heads:
-        raise MoediffError("Not one head could be evaluated.")
+        raise MoediffError("No image could be evaluated.")
     _write_lesion_page(tables, options.output)
     return 1 if failed else 0
 

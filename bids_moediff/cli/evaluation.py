@@ -162,7 +162,7 @@ def each_result(
             print(f"{program}: {head.name}: {error}", file=sys.stderr)
     progress.close()
     if not done:
-        raise MoediffError("Not one head could be evaluated.")
+        raise MoediffError("No image could be evaluated.")
     return not failed
 
 

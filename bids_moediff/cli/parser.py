@@ -31,7 +31,7 @@ Exit codes: 0 done; 1 some images failed; 2 wrong usage or unknown label; 66 not
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """``-w, --work-dir DIR`` with the placeholder once; ``--no-…`` is told in the epilog."""
+    """``-w, --work-dir DIR`` with the placeholder once; ``--no-…`` is in the epilog."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=99)

@@ -168,6 +168,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """The plain tool: one image in, one image out, its record beside it."""
     _check_places(namespace, Options(**typed).num_samples)
     (source,), output = namespace.inputs, namespace.output
+    from bids_moediff.imaging.grid import NOT_RESTORED
     from bids_moediff.imaging.map_images import carry_images
     from bids_moediff.inference.simple import restore
     from bids_moediff.inference.worker import Scan
@@ -203,7 +204,9 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     for words in (*remarks, *result.record["Warnings"]):
         print(f"Warning: {words}", file=sys.stderr)
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
-    print(f"{output}: {size} mm, by {result.record['Model']}", file=sys.stderr)
+    untouched = NOT_RESTORED in result.record["Warnings"]
+    how = "not restored" if untouched else f"by {result.record['Model']}"
+    print(f"{output}: {size} mm, {how}", file=sys.stderr)
     return 0
 
 

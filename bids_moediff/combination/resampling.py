@@ -123,7 +123,7 @@ class Resampler:
 
     Raises
     ------
-    ImageError : the voxel sizes differ, or an affine is no rotation
+    ImageError : the voxel sizes differ, or an affine is not a rotation
 
     """
 
@@ -142,7 +142,7 @@ class Resampler:
         matrix, offset = permuted[:3, :3], permuted[:3, 3]
         volume = float(np.linalg.det(matrix))
         if abs(volume - 1) > 1e-2:
-            raise ImageError("the scans cannot be brought to one grid: an affine is no rotation.")
+            raise ImageError("the scans do not fit on one grid: an affine is not a rotation.")
         matrix = matrix / np.cbrt(volume)
         centre = (np.array(target.shape) - 1) / 2
         whole = np.round(matrix @ centre + offset - centre).astype(int)

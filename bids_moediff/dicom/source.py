@@ -106,7 +106,7 @@ def match_series(series: Sequence[Series], shape: Sequence[int], affine: np.ndar
     if not matching:
         names = "; ".join(item.name for item in series[:5])
         raise UsageError(
-            "No series of --source-dicom has the image's field of view, so it cannot be told whose"
+            "No series of --source-dicom has the image's field of view, so it is unclear whose"
             f" image this is. Series there: {names}."
         )
     if len({str(item.first.get("StudyInstanceUID")) for item in matching}) > 1:

@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """One entry per protocol, group of heads, and method that is no baseline.
+    """One entry per protocol, group of heads, and method that is not a baseline.
 
     Gains are means of per-head differences in dB with percentile bootstrap intervals (95 %) over
     heads. "all heads" is there if there is more than one group. `gate` is "passed", "missed" or

@@ -16,7 +16,7 @@ STATED, UNTOLD = "stated", "untold"
 
 @dataclass(frozen=True)
 class Protocol:
-    """An acquisition by which heads are made coarse, and what the engine is told of it.
+    """An acquisition that makes heads coarse, and the part of it that the app knows.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ class ErrorBound:
         if not factors or not all(
             factor > 0 and math.isfinite(factor) for factor in factors.values()
         ):
-            raise ValueError("a factor is no positive number")
+            raise ValueError("a factor is not a positive number")
         return cls(
             factors, int(values.get("samples", 0)), int(values["heads"]), dict(values["weights"])
         )

@@ -74,9 +74,7 @@ class Uncertainty:
             self.calibration = Calibration.from_dict(known) if known else None
             self.bound = ErrorBound.from_dict(bounds) if bounds else None
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"the calibration of {model.name} makes no sense: {error}"
-            ) from error
+            raise WeightsError(f"the calibration of {model.name} is wrong: {error}") from error
 
     @property
     def weights(self) -> dict[str, Any]:

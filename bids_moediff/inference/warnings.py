@@ -38,14 +38,14 @@ def range_warnings(
     if max(ratios) > RATIOS[1] * _TOLERANCE:
         said.append(
             f"The voxel ratio of {max(ratios):.1f} is beyond the {RATIOS[1]:g} the model was "
-            "trained for; fine detail is not to be relied on."
+            "trained for; do not rely on fine detail."
         )
     second = sorted(ratios)[-2]
     if second > SEVERAL_AXES * _TOLERANCE:
         said.append(
             f"More than one axis has a voxel ratio of {second:.1f} or more, beyond the "
-            f"{SEVERAL_AXES:g} the model was trained for on several axes at once; fine detail is "
-            "not to be relied on."
+            f"{SEVERAL_AXES:g} the model was trained for on several axes at once; do not rely on "
+            "fine detail."
         )
     # Beside a larger ratio, a small one lies between two that were trained: 1 and 1.2.
     if max(ratios) < RATIOS[0] / _TOLERANCE:
@@ -56,7 +56,7 @@ def range_warnings(
     if min(fine) < VOXEL_SIZES[0] / _TOLERANCE:
         said.append(
             f"Output voxels of {min(fine):.3g} mm are finer than the {VOXEL_SIZES[0]:g} mm the "
-            "model is meant for; fine detail is not to be relied on."
+            "model is meant for; do not rely on fine detail."
         )
     if max(coarse) > VOXEL_SIZES[1] * _TOLERANCE:
         said.append(
@@ -93,5 +93,5 @@ def residual_warning(data: np.ndarray, noise: float, relative: float) -> str | N
         return None
     return (
         f"Measured again, the result differs from the scan by {residual / noise:.1f} times the "
-        "scan's noise: it does not explain the scan, do not rely on it."
+        "scan's noise: it does not explain the scan. Do not rely on it."
     )

@@ -162,7 +162,7 @@ def with_integers(pipeline: Chain, ranges: Sequence[Range]) -> Chain:
 
 
 class Recorder:
-    """Convolution that notes what came in: the extremes without the share ``CUT``."""
+    """Convolution that notes its input: the extremes without the share ``CUT``."""
 
     def __init__(self, plain: Convolution) -> None:
         self.plain = plain

@@ -190,7 +190,7 @@ def read_model(
         reason = one_line(error, 300)
         raise WeightsError(f"{weights} does not fit its configuration: {reason}") from error
     if not all(bool(t.isfinite().all()) for t in floats.values()):
-        raise WeightsError(f"{weights} holds values that are not finite numbers")
+        raise WeightsError(f"{weights} has values that are not finite numbers")
     ready = network.to(device).eval()
     scale = read_scale(folder, device)
     known, bounds = (_read_if_there(folder / name) for name in (CALIBRATION_NAME, BOUNDS_NAME))
@@ -217,7 +217,7 @@ def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     if _largest_number(config) > LARGEST_NUMBER:
-        raise WeightsError(f"the configuration holds a number above {LARGEST_NUMBER:,}")
+        raise WeightsError(f"the configuration has a number above {LARGEST_NUMBER:,}")
     # Networks hold a few parameters twice where one part stands for another.
     left = [2 * len(tensors) + 100, 2 * sum(tensor.numel() for tensor in tensors.values()) + 10**6]
 
@@ -265,7 +265,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"cannot read {path}: {one_line(error, 200)}") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{path} must hold a JSON object")
+        raise WeightsError(f"{path} must be a JSON object")
     return config
 
 

@@ -38,7 +38,7 @@ def bias_field(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> nib.Nifti1Image
     Raises
     ------
     ImageError
-        If the grids differ or the mask holds nothing to estimate from.
+        If the grids differ or the mask is too small to estimate from.
     """
     if image.shape != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-3):
         raise ImageError("the mask for bias-field correction lies on another grid than the image")

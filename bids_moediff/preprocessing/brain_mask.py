@@ -72,7 +72,7 @@ def brain_mask(
         raise ImageError("no brain found in the image: is it a head, and is the contrast usual?")
     if volume > LARGEST:
         raise ImageError(
-            f"the brain mask would hold {volume:.0f} ml, more than any brain: the air is bright "
+            f"the brain mask would have {volume:.0f} ml, more than any brain: the air is bright "
             "or it is not a head; give a mask of another pipeline (--derivatives)"
         )
     record |= {"method": method, "volume_ml": round(volume, 1), "warnings": remarks}

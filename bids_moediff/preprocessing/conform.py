@@ -111,7 +111,7 @@ def _check_file(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         if "annex" in path.readlink().parts:
             raise ImageError(hint)
-        raise ImageError(f"{path.name} is a link to a missing file")
+        raise ImageError(f"{path.name} points to a missing file")
     if not path.is_file():
         raise ImageError(f"{path.name} does not exist")
     size = path.stat().st_size
@@ -138,10 +138,10 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if kind.fields is not None:
         raise ImageError(f"{path.name} is a colour image, not a scan")
     if kind.kind == "c":
-        raise ImageError(f"{path.name} holds complex numbers; give its magnitude")
+        raise ImageError(f"{path.name} has complex values; give its magnitude")
     if np.prod(image.shape[3:], dtype=int) > 1:  # before a long series is read
         volumes = int(np.prod(image.shape[3:]))
-        raise ImageError(f"{path.name} holds {volumes} volumes; give one 3-D image")
+        raise ImageError(f"{path.name} has {volumes} volumes; give one 3-D image")
     _check_shape(image.shape, path.name)
     _check_length(path, image)
     return image
@@ -275,7 +275,7 @@ def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
         data = np.nan_to_num(data, nan=min(0.0, high), posinf=high, neginf=low)
         remarks.append(f"{count} voxels were not finite numbers and have been replaced")
     if data.min() == data.max():
-        raise ImageError(f"{name} holds the same value everywhere (to seven digits)")
+        raise ImageError(f"{name} has the same value everywhere (to seven digits)")
     return data
 
 
@@ -327,7 +327,7 @@ def stated_affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     Raises
     ------
     ImageError
-        If the header states no voxel size that can be.
+        If the header has no voxel size in its header that can be.
     """
     return _affine(image, image.shape[:3], "the image", [])[0]
 
@@ -427,10 +427,10 @@ def _stated_affine(
     header = image.header
     zooms = np.asarray(stated_zooms(header))
     if not _positive(zooms):
-        raise ImageError(f"{name} states no voxel size")
+        raise ImageError(f"{name} has no voxel size in its header")
     if zooms.min() < SMALLEST_VOXEL or zooms.max() > LARGEST_VOXEL:
         size = " x ".join(f"{zoom:.3g}" for zoom in zooms)
-        raise ImageError(f"{name} states a voxel size of {size} mm, which cannot be")
+        raise ImageError(f"{name} has an impossible voxel size in its header: {size} mm")
     scale = _unit_scale(header)
     if scale != 1.0:
         remarks.append("the header gives lengths in another unit than mm; they were converted")

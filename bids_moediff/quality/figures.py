@@ -50,7 +50,7 @@ DESCRIPTIONS: dict[str, str] = {
     "snr_total": "mean of those of snr_csf, snr_gm and snr_wm that are known",
     "snrd_brain": "median intensity in the brain over the air's noise (Dietrich 2007)",
     "distance_from_training": "root mean square of nine figures' distances from the training "
-    "heads, in standard deviations over their sources; above 2.5 the scan is unlike them",
+    "images, in standard deviations over their sources; above 2.5 the scan is unlike them",
     "furthest_figure": "the one of these nine that lies furthest off",
     "wm2max": "median of white matter over the 99.95th percentile of the image",
     "brain_volume": "volume of the brain mask in ml",

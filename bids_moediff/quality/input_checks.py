@@ -387,7 +387,7 @@ def interpolated(scan: PreparedScan) -> str | None:
     if not found:
         return None
     return (
-        "The image was interpolated before it came here (zero filling at the scanner, resampling "
+        "The image was interpolated before (zero filling at the scanner, resampling "
         f"or earlier super-resolution): its detail is about {', '.join(found)}. The result is "
         "made from there, unless --acquired-resolution says otherwise."
     )
@@ -443,7 +443,7 @@ def unusual(scan: PreparedScan) -> str | None:
         return None
     words = FIGURES[scan.figures["furthest_figure"]]
     return (
-        f"The image is unlike the heads that the networks learned from (distance {distance:.1f}, "
+        f"The image is unlike the images that the networks learned from (distance {distance:.1f}, "
         f"usual is below {FAR:g}), most of all in the {words}: look at the result with care."
     )
 

@@ -8,9 +8,8 @@ COMPARISONS = {
     "crops": (
         "Zoom into cortex",
         "Squares of 44 mm with the most edges of the input; the bar is 10 mm. Every structure in "
-        "the third column should have its trace in the first: a structure that is sharper is what "
-        "super-resolution is for, a structure that is new is a reason for doubt. The fourth "
-        "column is the third minus the second.",
+        "the third column should have its trace in the first. Sharper structures are expected, "
+        "new ones are suspicious. The fourth column is the third minus the second.",
     ),
     "reference": (
         "Reference contrast",

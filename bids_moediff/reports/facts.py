@@ -36,6 +36,8 @@ def summary(record: Mapping[str, Any]) -> str:
             f" Measured again with the scanner's voxels, the result differs from the {scan} by "
             f"{share} (root of squares)."
         )
+        if noise := record.get("ConsistencyNoise"):
+            words += f" It was made to agree within a noise of {noise:.3g} input units."
     return words
 
 

@@ -60,7 +60,7 @@ def parse_memory(text: str | float) -> float:
     Raises
     ------
     ValueError
-        if it is no positive amount in a known unit.
+        if it is not a positive amount in a known unit.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = match.group(2).upper() if match else None

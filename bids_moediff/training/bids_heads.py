@@ -3,7 +3,7 @@
 
 A coarse and a fine scan of the same participant and contrast, told apart by session or acquisition
 and lying on aligned grids, make a pair; every other fine scan is degraded while training. Whatever
-is wrong with a file is told before the first step.
+is wrong with a file is said before the first step.
 """
 
 import csv

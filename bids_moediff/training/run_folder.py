@@ -52,7 +52,7 @@ def read_run(folder: Path) -> Run:
     best = folder / BEST_NAME
     path = best if best.is_file() else folder / STATE_NAME
     if not path.is_file():
-        raise UsageError(f"{folder} is not a training run: it holds no {STATE_NAME}.")
+        raise UsageError(f"{folder} is not a training run: it has no {STATE_NAME}.")
     tensors, record = read_state(path)
     weights = part(tensors, "average.")
     try:
