@@ -111,12 +111,13 @@ def _not_bids(root: Path, output: Path) -> str:
 
 def holds_dicom(folder: Path) -> bool:
     """Return True if one of the first 20 files below a folder is DICOM."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return any(is_dicom(path) for path in islice(files, 20))
+    return any(map(is_dicom, islice(filter(Path.is_file, folder.rglob("*")), 20)))
 
 
 def is_dicom(path: Path) -> bool:
     """Return True if a file starts as DICOM files do (PS3.10, section 7.1)."""
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
