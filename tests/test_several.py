@@ -72,7 +72,11 @@ def test_voxels_coarser_than_a_scan(tmp_path, capsys):
 
 def test_a_list_in_python_needs_two_scans():
     scan = nib.Nifti1Image.from_filename(INPUTS[0])
-    for images, words in (([scan], {}), ([scan, scan], {"metadata": {"SliceThickness": 7.2}})):
+    cases = (
+        ([scan], {}), ([scan, scan], {"metadata": {"SliceThickness": 7.2}}), (INPUTS, {}),
+        ([scan, scan], {"metadata": [{}]}), (INPUTS[0], {}),
+    )  # fmt: skip
+    for images, words in cases:
         with pytest.raises(UsageError):
             super_resolve(images, **words)
 

@@ -86,6 +86,15 @@ def _check_several(images: Sequence[Any], mask: Any, metadata: Any, reference: A
     """UsageError for what does not go with a list of images."""
     if reference is not None:
         raise UsageError("super_resolve: a reference goes with one image, not with a list.")
+    if not all(hasattr(image, "dataobj") for image in images):
+        raise UsageError(
+            "super_resolve: expected an image, or a list of images, as nibabel.load returns them."
+        )
+    if isinstance(metadata, Sequence) and len(metadata) != len(images):
+        raise UsageError(
+            f"super_resolve: {len(images)} scans need as many entries of metadata, not "
+            f"{len(metadata)}; {{}} says nothing of a scan."
+        )
     if mask is not None or isinstance(metadata, Mapping) or len(images) < 2:
         raise UsageError(
             "super_resolve: several scans take no mask, and a list of metadata; a list holds two "
