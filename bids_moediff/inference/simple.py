@@ -155,7 +155,7 @@ def restore_several(
     names = keys or [f"scan {index + 1}" for index in range(len(scans))]
     known = metadata or [{} for _ in scans]
     told = [
-        ImageRequest(key=name, image="", out_dir="", metadata=content)
+        ImageRequest(key=name, image="", out_dir="", metadata=content or {})
         for name, content in zip(names, known, strict=True)
     ]
     with held_device(device, report) as place:
