@@ -111,6 +111,11 @@ def test_page_names_outliers_states_and_warnings(group):
     assert names
     assert re.sub("<[^>]+>", "", names[1]).endswith("sub-99_res-0p7mm_T1w 3")
     assert "Motion &lt;b&gt; and more." in text
+    drawn = re.findall(r'strip-label">([^<]*)', text)
+    equal = re.search(r"The same in all images: ([^<]*)", text)
+    assert equal and "Contrast-to-noise ratio of white to grey matter 3.1" in equal[1]
+    assert "Signal-to-noise ratio in the brain" in drawn
+    assert not any(label in equal[1] for label in drawn)
     marks = [len(re.findall("M", d)) for d in re.findall(r'class="far" d="([^"]*)"', text)]
     assert sum(marks) == 1
     assert not re.search(r'(?:src|href)="(?:https?:|//|/)', text)

@@ -76,6 +76,7 @@ class Contrast:
     rows: list[dict[str, Any]]
     groupings: list[str]
     strips: list[Strip] = field(default_factory=list)
+    equal: list[tuple[str, str]] = field(default_factory=list)
     networks: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -265,7 +266,8 @@ def _contrast(root: Path, suffix: str, rows: list[dict[str, Any]]) -> Contrast:
         len(rows),
         listed,
         _groupings(rows),
-        [strip(found, rows, places) for found in spreads],
+        [strip(found, rows, places) for found in spreads if found.varies],
+        [(found.label, f"{found.values[0]:.4g}") for found in spreads if not found.varies],
         networks(rows),
     )
 

@@ -32,6 +32,11 @@ class Spread:
     values: np.ndarray
     far: np.ndarray
 
+    @property
+    def varies(self) -> bool:
+        """Whether the values differ: a strip of equal ones shows nothing."""
+        return bool(np.ptp(self.values) > 0)
+
     def furthest(self) -> list[int]:
         """Return the positions in `values` of the outliers, furthest from the median first."""
         order = np.argsort(-np.abs(self.values - np.median(self.values)))
