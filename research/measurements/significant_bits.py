@@ -2,7 +2,7 @@
 """How many bits of the output depend on threads, instruction sets, precision and block sizes.
 
 ``python -m research.measurements.significant_bits OUT.tsv`` restores the demo head at 3 mm to
-1.5 mm in one process for each way of computing, and compares with one thread, float32 and all
+2.5 mm in one process for each way of computing, and compares with one thread, float32 and all
 instruction sets. Significant bits are -log2(|difference| / |value|), 24 at most (float32).
 """
 
@@ -90,7 +90,7 @@ def restore_once(options: argparse.Namespace) -> None:
         {
             "model": options.model,
             "precision": options.precision,
-            "output_resolution": "1.5",
+            "output_resolution": "2.5",
             "planes": options.planes,
         },
         "significant_bits",
