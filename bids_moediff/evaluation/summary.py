@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from bids_moediff.evaluation.gates import FLICKER_LIMIT, GATES, OTHER_SITE_SHARE
 from bids_moediff.imaging.metrics import bootstrap_interval
@@ -31,54 +31,48 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     heads. "all heads" is there if there is more than one group. `gate` is "passed", "missed" or
     None where the protocol has none; heads of another site have to reach 80 % of it.
     """
-    summary = []
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        mine = [row for row in rows if row["protocol"] == protocol]
-        present = {row["group"] for row in mine}
-        groups = [g for g in (TRAINING_SITE, OTHER_SITE, UNKNOWN_SITE) if g in present]
-        for group in [*groups, *(["all heads"] if len(groups) > 1 else [])]:
-            part = [row for row in mine if group in (row["group"], "all heads")]
-            methods = dict.fromkeys((row["method"], row["version"]) for row in part)
-            for method, version in methods:
-                if method not in BASELINES[:3]:
-                    entry = _entry(part, method, version)
-                    if entry is not None:
-                        summary.append({"protocol": protocol, "group": group} | entry)
+    table, summary = pd.DataFrame(list(rows)), []
+    for protocol, mine in table.groupby("protocol", sort=False):
+        groups = [g for g in (TRAINING_SITE, OTHER_SITE, UNKNOWN_SITE) if g in set(mine["group"])]
+        parts = [(group, mine[mine["group"] == group]) for group in groups]
+        for group, part in [*parts, *([("all heads", mine)] if len(groups) > 1 else [])]:
+            psnr = part.groupby(["head", "method"], sort=False)["psnr"].last().unstack("method")
+            references = psnr.reindex(columns=["cubic", "back-projection"]).dropna()
+            others = part[~part["method"].isin(BASELINES[:3])]
+            for (method, version), own in others.groupby(["method", "version"], sort=False):
+                entry = _entry(own.set_index("head"), references)
+                if entry is not None:
+                    found = {"protocol": protocol, "group": group, "method": method}
+                    summary.append({**found, "version": version, **entry})
     return [entry | {"gate": _gate(entry)} for entry in summary]
 
 
-def _entry(rows: Sequence[Row], method: str, version: str) -> Row | None:
-    def by_head(name: str, kind: str | None = None) -> dict[str, Row]:
-        return {
-            row["head"]: row
-            for row in rows
-            if row["method"] == name and (kind is None or row["version"] == kind)
-        }
-
-    own, cubic, back = by_head(method, version), by_head("cubic"), by_head("back-projection")
-    heads = [head for head in own if head in cubic and head in back]
-    if not heads:
+def _entry(own: pd.DataFrame, references: pd.DataFrame) -> Row | None:
+    """Figures of one method, by head, against cubic and back-projection of the same heads."""
+    own = own[own.index.isin(references.index)]
+    if own.empty:
         return None
+    known = references.loc[own.index]
     gains = {
-        "over_cubic": [own[h]["psnr"] - cubic[h]["psnr"] for h in heads],
-        "over_back_projection": [own[h]["psnr"] - back[h]["psnr"] for h in heads],
+        "over_cubic": own["psnr"] - known["cubic"],
+        "over_back_projection": own["psnr"] - known["back-projection"],
     }
-    entry: Row = {"method": method, "version": version, "heads": len(heads)}
-    for name, group in (("psnr", own), ("psnr_cubic", cubic), ("psnr_back_projection", back)):
-        entry[name] = float(np.mean([group[h]["psnr"] for h in heads]))
+    entry: Row = {"heads": len(own), "psnr": float(own["psnr"].mean())}
+    entry["psnr_cubic"] = float(known["cubic"].mean())
+    entry["psnr_back_projection"] = float(known["back-projection"].mean())
     for name, values in gains.items():
-        low, high = bootstrap_interval(values)
-        entry |= {name: float(np.mean(values)), f"{name}_low": low, f"{name}_high": high}
-    worst = int(np.argmin(gains["over_back_projection"]))
-    entry["worst_over_back_projection"] = gains["over_back_projection"][worst]
-    entry["worst_head"] = heads[worst]
-    entry["worst_residual"] = max(own[h]["residual"] for h in heads)
-    for name in MEANS:
-        values = [own[h][name] for h in heads if _is_number(own[h].get(name))]
-        entry[name] = float(np.mean(values)) if values else None
-    flicker = [own[h]["flicker"] for h in heads if _is_number(own[h].get("flicker"))]
-    entry["worst_flicker"] = max(flicker) if flicker else None
-    return entry
+        low, high = bootstrap_interval(values.tolist())
+        entry |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    worst = gains["over_back_projection"]
+    entry |= {"worst_over_back_projection": float(worst.min()), "worst_head": worst.idxmin()}
+    entry["worst_residual"] = float(own["residual"].max())
+    slow = own.reindex(columns=[*MEANS, "flicker"]).apply(pd.to_numeric, errors="coerce")
+    entry |= {name: _or_none(slow[name].mean()) for name in MEANS}
+    return entry | {"worst_flicker": _or_none(slow["flicker"].max())}
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if value == value else None
 
 
 def _is_number(value: Any) -> bool:
@@ -170,16 +164,19 @@ def _slow_table(summary: Sequence[Row]) -> list[str]:
 
 def _head_table(rows: Sequence[Row]) -> list[str]:
     """PSNR of every head, protocol and method."""
-    methods = list(dict.fromkeys((row["method"], row["version"]) for row in rows))
-    table = {(r["head"], r["protocol"], r["method"], r["version"]): r["psnr"] for r in rows}
+    table = pd.DataFrame(list(rows)).pivot_table(
+        index=["head", "group", "protocol", "ratios"],
+        columns=["method", "version"],
+        values="psnr",
+        aggfunc="last",
+        sort=False,
+    )
     lines = ["", "## Every head (PSNR, dB)", ""]
-    lines.append("| head | site | protocol | ratio | " + " | ".join(m for m, _ in methods) + " |")
-    lines.append("|---|---|---|---|" + "---|" * len(methods))
-    for head, group, protocol, ratios in dict.fromkeys(
-        (row["head"], row["group"], row["protocol"], row["ratios"]) for row in rows
-    ):
-        values = [table.get((head, protocol, method, version)) for method, version in methods]
-        cells = ["n/a" if value is None else f"{value:.2f}" for value in values]
+    names = [str(method) for method, _ in table.columns]
+    lines.append("| head | site | protocol | ratio | " + " | ".join(names) + " |")
+    lines.append("|---|---|---|---|" + "---|" * len(names))
+    for (head, group, protocol, ratios), values in table.iterrows():
+        cells = ["n/a" if value != value else f"{value:.2f}" for value in values]
         name = parse_protocol(protocol).name
         lines.append(f"| {head} | {group} | {name} | {ratios} | {' | '.join(cells)} |")
     return lines
