@@ -249,6 +249,30 @@ def test_a_folder_with_other_files_is_left_alone(case, capsys):
     assert "notes.txt" in capsys.readouterr().err
 
 
+def test_the_source_is_not_overwritten(case, capsys, tmp_path):
+    write_source(tmp_path / "scan")
+    for path in (tmp_path / "scan").iterdir():
+        path.rename(path.with_name(f"IM{int(path.stem) + 1:04d}.dcm"))  # as results are named
+    before = {path.name: path.read_bytes() for path in (tmp_path / "scan").iterdir()}
+    scan = str(tmp_path / "scan")
+    assert main([str(case / "sr.nii.gz"), scan, "--source-dicom", scan]) == 2
+    assert "IM0001.dcm" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "scan").iterdir()}
+
+
+def test_a_file_is_left_and_a_linked_folder_used(case, tmp_path):
+    source = str(case / "source")
+    (tmp_path / "file").write_text("mine")
+    words = [str(case / "sr.nii.gz"), str(tmp_path / "file"), "--source-dicom", source]
+    assert main(words) == 2
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    assert main([words[0], str(tmp_path / "link"), *words[2:]]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert any((tmp_path / "disk").iterdir())
+
+
 @pytest.mark.parametrize("image", ["sr", "small", "flat"])
 @pytest.mark.parametrize("plane", ["source", "sagittal"])
 def test_the_series_is_valid(case, image, plane):

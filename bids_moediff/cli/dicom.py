@@ -92,12 +92,12 @@ def _sidecar(path: Path) -> dict[str, Any]:
 
 
 def _write(slices: list[Any], folder: Path) -> int:
-    """Write the slices, all or none; a folder that holds something else is left alone."""
+    """Write the slices, all or none; only an earlier result of the same study is replaced."""
     import pydicom
 
+    folder = folder.resolve()
     names = [f"IM{index:04d}.dcm" for index in range(1, len(slices) + 1)]
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := sorted(there - set(names)):
+    if others := _others(folder, names, str(slices[0].StudyInstanceUID)):
         raise UsageError(f"{folder} has other files ({others[0]}); name a new folder.")
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
@@ -110,6 +110,28 @@ def _write(slices: list[Any], folder: Path) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return len(slices)
+
+
+def _others(folder: Path, names: Sequence[str], study: str) -> list[str]:
+    """Files in ``folder`` that no earlier call has written: a scan may bear the same names."""
+    import pydicom
+
+    from bids_moediff.dicom.source import OWN_NAME, UNREADABLE
+
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; name a new one.")
+    others = []
+    for path in sorted(folder.iterdir()):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            equipment, whose = header.get("Manufacturer"), header.get("StudyInstanceUID")
+        except UNREADABLE:
+            equipment = whose = None
+        if path.name not in names or equipment != OWN_NAME or str(whose) != study:
+            others.append(path.name)
+    return others
 
 
 if __name__ == "__main__":

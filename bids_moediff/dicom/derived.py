@@ -161,11 +161,10 @@ def datasets(
 def _description(sizes: np.ndarray, record: Mapping[str, Any]) -> str:
     """What was done, in at most 1024 characters."""
     voxels = " x ".join(f"{size:.4g}" for size in sizes)
-    model = (
-        f", model {record['Model']} {record.get('ModelVersion', '')}" if "Model" in record else ""
-    )
+    names = [str(record[key])[:64] for key in ("Model", "ModelVersion") if key in record]
+    model = f", model {' '.join(names)}" if "Model" in record else ""
     return (
-        f"Super-resolved to voxels of {voxels} mm by bids_moediff {__version__}{model.rstrip()}. "
+        f"Super-resolved to voxels of {voxels} mm by bids_moediff {__version__}{model}. "
         "Detail finer than the acquired voxels is estimated, not measured. Not for diagnosis."
     )
 
