@@ -177,6 +177,21 @@ def test_files_of_one_partition_are_carried_together(tmp_path):
     np.testing.assert_array_equal(np.asarray(overlapping[1].dataobj), alone)
 
 
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("centre", [11.0, 16.0])  # within one tissue, and across both
+def test_a_lesion_leaves_the_tissues_a_partition(place, centre):
+    inner = averages(ball(24, 6.0, 11.0), SHAPE, (2, 2, 2))
+    outer = averages(ball(24, 9.0, 11.0), SHAPE, (2, 2, 2)) - inner
+    maps = [inner, outer]
+    maps.insert(place, averages(ball(24, 3.0, centre), SHAPE, (2, 2, 2)))
+    target = blank(*output_grid(SHAPE, GRID, FINE))
+    images = [nib.Nifti1Image(data.astype(np.float32), GRID) for data in maps]
+    carried = [np.asarray(image.dataobj) for image in carry_images(images, target)]
+    lesion = carried.pop(place)
+    np.testing.assert_array_equal(lesion, carry_image(images[place], target).dataobj)
+    assert sum(carried).max() <= 1 + 1e-4
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.uint32, np.int16])
 def test_labels_may_be_stored_in_any_type(tmp_path, kind):
     data = (ball(12, 4.0, 5.0) * 2035).astype(kind)

@@ -2,7 +2,7 @@
 """Files of masks, label maps and tissue fractions: read, checked, put on the output grid."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -137,24 +137,48 @@ def carry_images(
 ) -> list[nib.Nifti1Image]:
     """Return maps as :func:`carry_image` does; fractions of one partition are carried together.
 
-    3-D fractions whose sum nowhere exceeds one (grey and white matter in a file each) stay so.
+    3-D fractions whose sum nowhere exceeds one (grey and white matter in a file each) stay so,
+    also beside one that overlaps them (a lesion).
     """
-    soft = [
-        number for number, image in enumerate(images)
+    soft = {
+        number: np.asarray(image.dataobj) for number, image in enumerate(images)
         if image.ndim == 3 and image.get_data_dtype().kind == "f"
-    ]  # fmt: skip
+    }  # fmt: skip
     carried = {}
-    if len(soft) > 1:
-        stacked = np.stack([np.asarray(images[number].dataobj) for number in soft], axis=-1)
-        if stacked.sum(-1).max() <= OVERLAP:
-            joint = carry_image(nib.Nifti1Image(stacked, images[soft[0]].affine), target)
-            values = np.moveaxis(np.asarray(joint.dataobj), -1, 0)
-            for number, part in zip(soft, values, strict=True):
-                carried[number] = _placed(part, target.affine, images[number])
+    for group in _partitions(soft):
+        stacked = np.stack([soft[number] for number in group], axis=-1)
+        joint = carry_image(nib.Nifti1Image(stacked, images[group[0]].affine), target)
+        values = np.moveaxis(np.asarray(joint.dataobj), -1, 0)
+        for number, part in zip(group, values, strict=True):
+            carried[number] = _placed(part, target.affine, images[number])
     return [
         carried[number] if number in carried else carry_image(image, target)
         for number, image in enumerate(images)
     ]
+
+
+def _partitions(parts: Mapping[int, np.ndarray]) -> list[list[int]]:
+    """Groups of fractions whose sum nowhere exceeds one.
+
+    The map that causes most of the overlap is left to a later group, the smallest if several do.
+    """
+    groups, left = [], list(parts)
+    while left:
+        group = list(left)
+        total = np.asarray(sum(parts[number].astype(np.float64) for number in group))
+        while len(group) > 1 and total.max() > OVERLAP:
+            rests = {number: _without(parts[number], total) for number in group}
+            worst = min(group, key=rests.__getitem__)
+            group.remove(worst)
+            total -= parts[worst]
+        groups.append(group)
+        left = [number for number in left if number not in group]
+    return groups
+
+
+def _without(part: np.ndarray, total: np.ndarray) -> tuple[float, float]:
+    """The overlap that stays without a map, and the volume of the map, in voxels."""
+    return float(np.maximum(total - part - OVERLAP, 0).sum()), float(part.sum(dtype=np.float64))
 
 
 def carry_image(image: nib.Nifti1Image, target: nib.Nifti1Image) -> nib.Nifti1Image:
