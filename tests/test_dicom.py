@@ -241,6 +241,21 @@ def test_two_studies_that_match_are_refused(case, capsys, tmp_path):
     assert "several studies" in capsys.readouterr().err
 
 
+def test_another_contrast_with_the_field_of_view_is_named(case, capsys, tmp_path):
+    write_source(tmp_path / "study" / "t1")
+    write_source(tmp_path / "study" / "t2")
+    for path in (tmp_path / "study" / "t2").iterdir():
+        data = pydicom.dcmread(path)
+        data.SeriesInstanceUID, data.SOPInstanceUID = f"{STUDY}.3", f"{data.SOPInstanceUID}.3"
+        data.SeriesNumber, data.SeriesDescription = 9, "t2_space"
+        data.save_as(path)
+    words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom"]
+    assert main([*words, str(tmp_path / "study")]) == 0
+    assert "9 t2_space" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "study" / "t1")]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_folder_with_other_files_is_left_alone(case, capsys):
     (case / "used").mkdir()
     (case / "used" / "notes.txt").write_text("mine")

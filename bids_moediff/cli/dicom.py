@@ -54,7 +54,15 @@ def _convert(words: list[str]) -> int:
             f"{PROGRAM} needs {error.name}: install it with pip install 'bids_moediff[dicom]'."
         ) from error
     image = _image(options.image)
-    series = match_series(read_series(options.source_dicom), image.shape, image.affine)
+    found = read_series(options.source_dicom)
+    series, *others = match_series(found, image.shape, image.affine)
+    if others:
+        print(
+            f"{PROGRAM}: several series have the image's field of view. {series.name} is used, "
+            f"not {'; '.join(item.name for item in others)}. If that is wrong, name the folder of "
+            "one series.",
+            file=sys.stderr,
+        )
     slices = list(datasets(image, series, _sidecar(options.image), options.plane))
     written = _write(slices, options.output)
     print(f"{written} slices in {options.output}, beside series {series.name}. Not for diagnosis.")

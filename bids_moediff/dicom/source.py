@@ -91,8 +91,10 @@ def read_series(folder: Path) -> list[Series]:
     return usable
 
 
-def match_series(series: Sequence[Series], shape: Sequence[int], affine: np.ndarray) -> Series:
-    """The series whose field of view is that of an image (``affine`` to RAS mm).
+def match_series(
+    series: Sequence[Series], shape: Sequence[int], affine: np.ndarray
+) -> list[Series]:
+    """The series whose field of view is that of an image (``affine`` to RAS mm), by number.
 
     Converters turn and flip axes, and a super-resolved image may reach out by less than one of
     its voxels; its field of view is otherwise that of the scan.
@@ -113,7 +115,7 @@ def match_series(series: Sequence[Series], shape: Sequence[int], affine: np.ndar
         raise UsageError(
             "Series of several studies match the image; give the folder of one study."
         )
-    return min(matching, key=lambda item: item.number)
+    return sorted(matching, key=lambda item: item.number)
 
 
 def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> bool:
