@@ -60,6 +60,16 @@ def test_fractions_keep_the_averages_and_sharpen(tissue, shape, zooms):
         assert dice(fraction > 0.5, tissue == code) > 0.95
 
 
+@pytest.mark.parametrize(("zoom", "limit"), [(0.5, 0.01), (0.7, 0.02)])
+@pytest.mark.parametrize("diameter", [3, 6])
+def test_volumes_of_fractions_where_voxels_divide_evenly_or_not(zoom, limit, diameter):
+    lesion = ball(60, 2.0 * diameter, 30.3).astype(np.float32)  # in voxels of 0.25 mm
+    given = lesion.reshape(15, 4, 15, 4, 15, 4).mean((1, 3, 5))
+    count = int(np.ceil(15 / zoom))
+    carried = carry_fractions(given[None], (1, 1, 1), (count,) * 3, (zoom,) * 3)
+    assert carried.sum() * zoom**3 == pytest.approx(given.sum(), rel=limit)
+
+
 @pytest.mark.parametrize(("shape", "zooms"), [((12, 12, 12), (2, 2, 2)), ((24, 24, 6), (1, 1, 4))])
 def test_labels_keep_their_volumes(tissue, shape, zooms):
     given = np.zeros(shape, np.int16)

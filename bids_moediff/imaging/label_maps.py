@@ -41,6 +41,9 @@ CANDIDATES = 2  # labels that may win a voxel
 OVERLAP = 1.05  # sum of fractions from which labels overlap; below it is rounding of the file
 NOTHING = 1e-5  # fractions below become 0, so that files stay small
 _TINY = 1e-9
+# Averages below the first are met to the second where fine voxels lie in two acquired ones: exact
+# absence in one would empty the border voxels that its neighbour needs.
+ABSENT, ABSENCE = 1e-4, 1e-2
 
 Matrices = list[np.ndarray | None]
 
@@ -189,11 +192,17 @@ def _scale(
     fine: np.ndarray, given: np.ndarray, average: Matrices, spread: Matrices, count: int
 ) -> np.ndarray:
     """Bring the averages of ``fine`` to ``given`` by factors (generalised iterative scaling)."""
-    goal = np.log(np.maximum(given, _TINY))
+    floor = np.where((given < ABSENT) & _shared(average), ABSENCE, _TINY).astype(np.float32)
+    goal = np.log(np.maximum(given, floor))
     for _ in range(count):
-        error = goal - np.log(np.maximum(_each(average, fine), _TINY))
+        error = goal - np.log(np.maximum(_each(average, fine), floor))
         fine = _normalise(fine * np.exp(np.clip(_each(spread, error), -30, 30)))
     return fine
+
+
+def _shared(average: Matrices) -> bool:
+    """Whether fine voxels lie in two acquired ones, as at 0.7 mm in 1 mm."""
+    return any(matrix is not None and ((matrix > 1e-6).sum(0) > 1).any() for matrix in average)
 
 
 def _each(matrices: Matrices, labels: np.ndarray) -> np.ndarray:
