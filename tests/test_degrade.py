@@ -187,7 +187,7 @@ def test_a_coarse_slice_axis_that_stays_keeps_its_sidecar(tmp_path: Path) -> Non
     ("arguments", "code", "sentence"),
     [
         (["raw", "raw/out", "--factor", "2"], 2, "lies inside the input"),
-        (["raw", "full", "--factor", "2"], 2, "holds other data"),
+        (["raw", "full", "--factor", "2"], 2, "has other data"),
         (["raw", "out", "--factor", "2", "--participant-label", "1"], 2, "did you mean 01?"),
         (["raw", "out", "--factor", "2", "3"], 2, "one value or three"),
         (["raw", "out", "--factor", "0.5"], 2, "between 1 and 20"),

@@ -499,7 +499,7 @@ def test_a_template_that_is_not_there_is_told_before_anything_is_written(
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templates"))
     run = run_app(study, tmp_path / "out", "--output-spaces", "MNI152NLin2009cAsym")
     assert run.code == 2
-    assert "MNI152NLin2009cAsym is not in TemplateFlow's folder" in run.stderr
+    assert "the template is not in TemplateFlow's folder" in run.stderr
     assert not (tmp_path / "out" / "dataset_description.json").exists()
 
 
