@@ -175,9 +175,10 @@ def test_two_runs_on_one_participant(tmp_path, capsys):
         with own_work(settings, ["02", "03"], "b") as second:
             assert second.work_folder == settings.work_folder / "run-b"
             assert "another run works on sub-02" in capsys.readouterr().err
+            participant_folder(second.work_folder, "02").mkdir(parents=True)
             with own_work(settings, ["03"], "c") as third:  # nobody holds it
                 assert third.work_folder == settings.work_folder
-    assert not settings.work_folder.exists()
+    assert not settings.work_folder.exists(), "nobody would find what lies apart"
     participant_folder(settings.work_folder, "01").mkdir(parents=True)
     with own_work(settings, ["01"], "d"):
         assert participant_folder(settings.work_folder, "01").is_dir(), (

@@ -135,6 +135,8 @@ def test_names_that_a_shell_would_read(tmp_path: Path) -> None:
         (("--config-file", "settings.toml"), {}, 2, "chooses participants"),
         (("--config-file=absent.toml",), {}, 2, "cannot be read"),
         ((), {"APP": "apptainer run 'my app.sif"}, 2, "my app.sif"),
+        (("participant",), {}, 2, "leave out participant"),
+        (("--config-file", "quoted.toml"), {}, 2, "chooses participants"),
         ((), {"PER_GPU": "0"}, 2, "PER_GPU"),
         ((), {"LIMITS": "MaxArraySize = 0"}, 69, "MaxArraySize is 0"),
     ],
@@ -144,6 +146,7 @@ def test_a_wrong_call_submits_nothing(
 ) -> None:
     (tmp_path / "data" / "sub-1").mkdir(parents=True)
     (tmp_path / "settings.toml").write_text('participant_label = ["1"]\n')
+    (tmp_path / "quoted.toml").write_text("\t'participant-label' = ['1']\n")
     programs = _programs(tmp_path / "bin", more.get("LIMITS", "MaxArraySize = 1001"))
     environment = {"PATH": f"{programs}:/usr/bin:/bin", **more}
     environment["CALLS"] = str(tmp_path / "calls.txt")
@@ -156,14 +159,52 @@ def test_a_wrong_call_submits_nothing(
     assert not list((tmp_path / "out").glob("logs/slurm/*"))
 
 
+@pytest.mark.parametrize(
+    ("fault", "code"), [("exit 3", 3), ("kill -TERM $SUBMIT; sleep 1; echo 7", 143)]
+)
+def test_what_stops_halfway_leaves_nothing_in_the_queue(
+    tmp_path: Path, fault: str, code: int
+) -> None:
+    """A limit of the account at the second array, or a signal to submit.sh."""
+    (tmp_path / "data" / "sub-1").mkdir(parents=True)
+    programs, calls = _programs(tmp_path / "bin"), tmp_path / "calls.txt"
+    text = f"#!/bin/sh\ncase $* in *afterany*) {fault}; exit ;; esac\necho 5\n"
+    (programs / "sbatch").write_text(text)
+    (programs / "scancel").write_text(f'#!/bin/sh\necho "$@" > {calls}\n')
+    (programs / "scancel").chmod(0o755)
+    script = f'export SUBMIT=$$; exec sh "{SLURM / "submit.sh"}" data out work'
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    run = subprocess.run(["sh", "-c", script], env=environment, cwd=tmp_path, check=False)
+    assert run.returncode == code
+    assert calls.read_text().split() == ["5", "7"][: 1 if code == 3 else 2]
+
+
+def test_what_the_calling_shell_has_does_not_reach_the_jobs(tmp_path: Path) -> None:
+    """Its CDPATH and, if it is a job itself, its memory. Dangling links (DataLad) get a task."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sub-2").symlink_to("nowhere")
+    environment = {"CDPATH": str(tmp_path), "SLURM_MEM_PER_CPU": "99", "ONLY_UNFINISHED": "0"}
+    programs = _programs(tmp_path / "bin")
+    environment |= {"PATH": f"{programs}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls.txt")}
+    environment["APP"] = "echo memory=${SLURM_MEM_PER_CPU:-}"
+    command = ["sh", str(SLURM / "submit.sh"), "data", "out", "work"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+    words = (tmp_path / "calls.txt").read_text().split()
+    assert words[:3] == ["memory=", str(tmp_path / "data"), str(tmp_path / "out")]
+    assert words.count("sub-2") == 3
+
+
 def test_a_container_hears_of_the_limits_of_its_job(tmp_path: Path) -> None:
     given = {"CUDA_VISIBLE_DEVICES": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "99"}
     show = tmp_path / "show"
     show.write_text('#!/bin/sh\nenv | grep ^APPTAINERENV_ >> "$SEEN"\n')
     show.chmod(0o755)
     (tmp_path / "data" / "sub-1").mkdir(parents=True)
-    environment = {"PATH": f"{_programs(tmp_path / 'bin')}:/usr/bin:/bin", "APP": str(show)}
-    environment |= {"CALLS": os.devnull, "SEEN": str(tmp_path / "seen.txt"), **given}
+    programs = _programs(tmp_path / "bin")
+    words = " ".join(f"{name}={value}" for name, value in given.items())
+    (programs / "sbatch").write_text(SBATCH.replace("\n", f"\nexport {words}\n", 1))
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "APP": str(show)}
+    environment |= {"CALLS": os.devnull, "SEEN": str(tmp_path / "seen.txt")}
     command = ["sh", str(SLURM / "submit.sh"), "data", "out", "work"]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
     seen = (tmp_path / "seen.txt").read_text().split()

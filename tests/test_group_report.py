@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bids_moediff.execution import group as level
 from bids_moediff.reports import strips
 from bids_moediff.reports.group import MOST_NAMED, grouped, read_rows, write_group_report
 from bids_moediff.reports.strips import FEWEST, choose, outliers, spread
+from bids_moediff.settings import Settings
 from browser import CHROMIUM, REASON, Browser, violations
 from report_data import quality
 
@@ -142,6 +144,21 @@ def test_empty_folder_gives_a_page_that_says_so(tmp_path):
     assert "No super-resolved image" in text
     assert "sub-1" in text
     assert not list(tmp_path.glob("*.tsv"))
+
+
+def test_folders_that_no_run_takes_are_not_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(level, "prepare_environment", lambda *_: None)
+    for name in ("sub-01", "sub-02", "sub-02_old"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    sidecar(tmp_path / "out", "01", 20)
+    (tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-sr_T1w.nii.gz").touch()
+    settings = Settings(
+        bids_dir=tmp_path / "data", output_dir=tmp_path / "out", analysis_level="group"
+    )
+    assert level.run_group(settings) == 1
+    assert (tmp_path / "out" / "logs" / "unfinished.txt").read_text() == "sub-02\n"
+    (tmp_path / "data" / "sub-02").rmdir()
+    assert level.run_group(settings) == 0
 
 
 def multi_site(root: Path) -> tuple[Path, Path]:

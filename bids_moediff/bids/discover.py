@@ -38,6 +38,7 @@ __all__ = [
     "Participant",
     "discover_participant",
     "find_participants",
+    "is_label",
     "nothing_to_process",
     "require_an_image",
     "words_on_passed",
@@ -92,6 +93,11 @@ def find_participants(settings: Settings) -> list[str]:
             f"filters in force: {filters_in_force(settings)}.{_raw_below(settings.bids_dir)}"
         )
     return sorted(labels)
+
+
+def is_label(label: str) -> bool:
+    """Whether BIDS allows a label; folders of other names are left out of every run."""
+    return re.fullmatch(r"[A-Za-z0-9+]+", label) is not None
 
 
 def _participant_folders(root: Path) -> set[str]:
@@ -151,7 +157,7 @@ def _discover(
     settings: Settings, label: str, queries: FilterQueries, sidecars: Sidecars
 ) -> Participant:
     folder, name = settings.bids_dir / f"sub-{label}", f"sub-{readable(label)}"
-    if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+    if not is_label(label):
         words = f"{name} is left out: a label has letters and digits only."
         return Participant(label, (), (words,))
     if not folder.is_dir():

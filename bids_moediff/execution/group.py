@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from bids_moediff.bids.discover import find_participants
+from bids_moediff.bids.discover import find_participants, is_label
 from bids_moediff.bids.past_runs import last_items, log_folder
 from bids_moediff.runtime.text import counted, one_line
 from bids_moediff.settings import Settings
@@ -28,7 +28,7 @@ def run_group(settings: Settings) -> int:
         ``logs/unfinished.txt`` lists those participants, one ``sub-LABEL`` a line.
     """
     prepare_environment(settings.work_folder, settings.omp_nthreads or 1)
-    labels = find_participants(settings)
+    labels = [label for label in find_participants(settings) if is_label(label)]
     from bids_moediff.bids.dataset import prepare_output
     from bids_moediff.reports.group import write_group_report
     from bids_moediff.runtime.sink import write_text

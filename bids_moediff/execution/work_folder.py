@@ -75,7 +75,11 @@ def own_work(settings: Settings, labels: Sequence[str], run_id: str) -> Iterator
             f"intermediate files in {apart}.",
             file=sys.stderr,
         )
-        yield replace(settings, work_dir=apart)
+        try:
+            yield replace(settings, work_dir=apart)
+        finally:  # a later stage would not look there
+            if not settings.keep_workdir:
+                shutil.rmtree(apart, ignore_errors=True)
     finally:
         for lock in locks:
             lock.drop()

@@ -16,6 +16,9 @@
 # WORK_DIR must be seen by all nodes: each stage takes up what the last one left there. A failed
 # participant stops nobody else. Lists and logs of a submission are in OUTPUT_DIR/logs/slurm.
 set -eu
+# With CDPATH cd goes elsewhere, and prints where. The memory of a job that calls this script is
+# not that of the jobs it submits.
+unset CDPATH SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
 here=$(cd "$(dirname "$0")" && pwd)
 stop() { echo "submit.sh: $2" >&2; exit "$1"; }
 sort() { LC_ALL=C command sort "$@"; }
@@ -26,6 +29,11 @@ labels() { # words, separated by spaces or commas, as sorted lines sub-LABEL
 }
 
 [ $# -ge 3 ] || stop 2 'the call is submit.sh BIDS_DIR OUTPUT_DIR WORK_DIR [options of bids_moediff]'
+for word in "$3" "${4:-}"; do
+    case $word in
+    participant | group) stop 2 "leave out $word: submit.sh BIDS_DIR OUTPUT_DIR WORK_DIR" ;;
+    esac
+done
 [ -d "$1" ] || stop 2 "the input folder $1 does not exist"
 case $2 in *\\* | *'
 '*) stop 2 "$2: sbatch takes no backslash and no line break here; rename the output folder" ;; esac
@@ -68,7 +76,7 @@ done
     || stop 2 '--exclude-participant-label: no label is given'
 if [ -n "$config" ]; then
     [ -r "$config" ] || stop 2 "the settings file $config cannot be read"
-    ! grep -q '^[" ]*\(exclude[_-]\)\{0,1\}participant[_-]label' "$config" \
+    ! grep -q '^[^[:alnum:]#]*\(exclude[_-]\)\{0,1\}participant[_-]label' "$config" \
         || stop 2 "$config chooses participants: tell submit.sh itself, with --participant-label"
 fi
 
@@ -77,13 +85,20 @@ slurm_limit() { scontrol show config | sed -n "s/^$1 *= *\([0-9][0-9]*\).*/\1/p"
 array=$(slurm_limit MaxArraySize) jobs=$(slurm_limit MaxJobCount)
 most=$((${array:-1001} - 1)) jobs=$((${jobs:-10000} / 4))
 [ "$jobs" -ge "$most" ] || most=$jobs
-[ "$most" -ge 1 ] || stop 69 "SLURM takes no job arrays here (MaxArraySize is ${array:-not known})"
+[ "$most" -ge 1 ] || stop 69 "SLURM takes no job arrays here: MaxArraySize is \
+${array:-not known}, and MaxJobCount leaves $jobs tasks to each"
 
-submission=$(mktemp -d "$output_dir/logs/slurm/$(date +%Y%m%dT%H%M%S)-XXXXXX")
+submission=$(mktemp -d "$output_dir/logs/slurm/$(date +%Y%m%dT%H%M%S)-XXXXXX") \
+    || stop 2 "$output_dir/logs/slurm must be writable"
+# A shell that is ended by a signal need not do what it has to do at its exit.
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 trap 'rm -r "$submission"' EXIT  # until something was submitted
 chmod 755 "$submission"
 list=$submission/participants.txt
-find -L "$bids_dir" -mindepth 1 -maxdepth 1 -type d -name 'sub-*' \
+# A link that leads nowhere (DataLad) gets a task, which says what to fetch.
+find -L "$bids_dir" -mindepth 1 -maxdepth 1 \( -type d -o -type l \) -name 'sub-*' \
     | sed 's#.*/##' | grep -E '^sub-[A-Za-z0-9+]+$' | sort > "$submission/all.txt" || true
 labels "$asked" > "$submission/asked.txt"
 labels "$excluded" > "$submission/excluded.txt"
@@ -92,7 +107,8 @@ absent=$(sort -u "$submission/asked.txt" "$submission/excluded.txt" \
 [ -z "$absent" ] || stop 2 "there is no $absent in $bids_dir"
 [ -s "$submission/asked.txt" ] || cp "$submission/all.txt" "$submission/asked.txt"
 comm -23 "$submission/asked.txt" "$submission/excluded.txt" > "$list"
-if [ -n "${ONLY_UNFINISHED:-}" ]; then
+only=${ONLY_UNFINISHED:-} only=${only#0}
+if [ -n "$only" ]; then
     unfinished=$output_dir/logs/unfinished.txt
     [ -f "$unfinished" ] || stop 2 "there is no $unfinished: run the group level first"
     sort "$unfinished" | comm -12 "$list" - > "$submission/rest.txt"
@@ -100,11 +116,11 @@ if [ -n "${ONLY_UNFINISHED:-}" ]; then
 fi
 count=$(wc -l < "$list")
 [ "$count" -gt 0 ] \
-    || stop 66 "no${ONLY_UNFINISHED:+ unfinished} participant to process in $bids_dir"
+    || stop 66 "no${only:+ unfinished} participant to process in $bids_dir"
 
 at_once() { # participants of a task, given how many are wanted
-    least=$(((count + most - 1) / most))
-    echo $((least > $1 ? least : $1))
+    least=$(((count + most - 1) / most)) wanted=$(($1 < count ? $1 : count))
+    echo $((least > wanted ? least : wanted))
 }
 per_task=$(at_once "${PER_TASK:-1}") per_gpu=$(at_once "${PER_GPU:-20}")
 
@@ -122,7 +138,7 @@ sh -n "$submission/task.sh" || stop 2 "APP is not a line that a shell reads: ${A
 
 log=$(printf '%s' "$submission" | sed 's/%/%%/g')
 submitted=''
-trap 'if [ -n "$submitted" ]; then scancel $submitted; else rm -r "$submission"; fi' EXIT
+trap 'if [ -n "${submitted# }" ]; then scancel $submitted; else rm -r "$submission"; fi' EXIT
 submit() { # NAME LOG MEMORY OPTIONS [option of sbatch...]: a job that waits for the last one
     script=$here/$1.sbatch output=$log/$2 more=$4
     case $more in *--mem*) memory='' ;; *) memory=--mem=$3 ;; esac  # --mem-per-cpu rules --mem out
@@ -131,8 +147,10 @@ submit() { # NAME LOG MEMORY OPTIONS [option of sbatch...]: a job that waits for
     set -- $memory "$@"
     eval "set -- \"\$@\" $more"
     [ -z "$submitted" ] || set -- "--dependency=afterany:${submitted##* }" "$@"
-    job=$(sbatch --parsable --output="$output" "$@" "$script" "$submission") || exit
-    submitted="$submitted ${job%%;*}"
+    # In one step: a signal must not come between a job and its place in the list.
+    submitted="$submitted $(sbatch --parsable --output="$output" "$@" "$script" "$submission")" \
+        || exit
+    submitted=${submitted%%;*}
 }
 cpu=${CPU_OPTIONS:-} tasks=$(((count + per_task - 1) / per_task))
 minutes=$((per_task * 5 + 25))  # 30 for one participant, 5 for each further one
