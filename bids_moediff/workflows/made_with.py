@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -13,12 +14,23 @@ from bids_moediff.bids.image import AnatomicalImage, stamp
 from bids_moediff.bids.listing import list_participant
 from bids_moediff.families.choice import takes_reference
 from bids_moediff.networks.model_folder import CONFIG_NAME, resolve
+from bids_moediff.options import RESTORATION, Options
 from bids_moediff.settings import Settings
 
 # Options that say how the work is done, or what the weights say already.
 NO_MATTER = ("model", "weights", "batch_size")
-# What a run adds to the options that decide the result of one image.
-OF_RUN = ("intensities", "skip_bias_correction", "output_spaces", "sloppy")
+# Files that a run adds: their contents count, not their place.
+FILES = ("gradient_coefficients", "derivatives", "carry")
+# What else a run adds to the options that decide the result of one image.
+OF_RUN = (
+    *(
+        item.name
+        for item in fields(Settings)
+        if item.metadata["group"] == RESTORATION and item.name not in (*Options.names(), *FILES)
+    ),
+    "output_spaces",
+    "sloppy",
+)
 VERSION, OTHERS = "version", ("inputs", "options", "weights")
 
 
