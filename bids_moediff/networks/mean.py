@@ -6,15 +6,15 @@ docs/science.md). Input and output live on the fine grid; a space-to-depth step 
 convolutions run on an eighth of the voxels.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from bids_moediff.networks.int8 import Range
+from bids_moediff.networks.json_config import JsonConfig
 from bids_moediff.networks.last_layer import (
     apply_last_layer,
     last_layer_of,
@@ -31,7 +31,7 @@ OUTPUT_GAIN = 0.03
 
 
 @dataclass(frozen=True)
-class MeanConfig:
+class MeanConfig(JsonConfig):
     """Hyperparameters of :class:`MeanNetwork`.
 
     With `conditioned_tail` the weights of the last layer are a linear function of the condition
@@ -48,23 +48,6 @@ class MeanConfig:
     def multiple(self) -> int:
         """Sizes must be multiples of this."""
         return FOLD
-
-    @property
-    def receptive_radius(self) -> int:
-        """Fine voxels beyond which an input voxel cannot matter."""
-        return FOLD * (2 * self.blocks + 2) + FOLD
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for config.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "MeanConfig":
-        """Inverse of :meth:`to_dict`; an unknown key is a ValueError."""
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown hyperparameters of the mean network: {sorted(unknown)}")
-        return cls(**values)
 
 
 def space_to_depth(image: torch.Tensor) -> torch.Tensor:
@@ -100,6 +83,29 @@ class Block(nn.Module):
         hidden = self.first(x)
         hidden = functional.silu(hidden * (1 + scale) + shift)
         return x + BLOCK_GAIN * self.second(hidden)
+
+
+def stream_blocks(
+    body: Iterable[nn.Module], film: Sequence[torch.Tensor], kind: torch.dtype
+) -> list[Residual]:
+    """Return blocks as parts of a pipeline.
+
+    Parameters
+    ----------
+    body
+        Each a :class:`Block`.
+    film
+        Scale (C,) and shift (C,) of the first block, of the second, and so on.
+    kind
+        Of the arithmetic.
+    """
+    blocks = []
+    for index, block in enumerate(body):
+        scale, shift = 1 + film[2 * index], film[2 * index + 1]
+        first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
+        second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
+        blocks.append(Residual(Chain(first, second)))
+    return blocks
 
 
 def initialise(network: nn.Module) -> None:
@@ -171,12 +177,7 @@ class MeanNetwork(nn.Module):
     def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
         """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
         film = self._modulation(condition)[0].chunk(2 * len(self.body))
-        blocks = []
-        for index, block in enumerate(self.body):
-            scale, shift = 1 + film[2 * index], film[2 * index + 1]
-            first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
-            second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
-            blocks.append(Residual(Chain(first, second)))
+        blocks = stream_blocks(self.body, film, kind)
         head = NarrowConvolution(self.head, torch.float32)
         last = last_layer_of(
             self.tail, self.tail_terms, seen(condition, self.config.extra_numbers)

@@ -18,16 +18,17 @@ from torch.nn import functional
 
 from bids_moediff.networks.json_config import JsonConfig
 from bids_moediff.networks.mean import (
-    BLOCK_GAIN,
     DETAIL_GAIN,
     FOLD,
     OUTPUT_GAIN,
+    Block,
     depth_to_space,
     initialise,
     normalise,
     space_to_depth,
+    stream_blocks,
 )
-from bids_moediff.networks.streaming import Chain, Convolution, Residual
+from bids_moediff.networks.streaming import Chain, Convolution
 
 from .features import MAPS, SUMMARIES, Features
 
@@ -66,19 +67,6 @@ class CRFMConfig(JsonConfig):
         return FOLD
 
 
-class _Block(nn.Module):
-    """Residual block whose hidden features are scaled and shifted by the condition (FiLM)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv3d(channels, channels, 3, padding=1)
-        self.second = nn.Conv3d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        hidden = functional.silu(self.first(x) * (1 + scale) + shift)
-        return x + BLOCK_GAIN * self.second(hidden)
-
-
 def fold(found: Features) -> Tensor:
     """Inputs of the network (B, MAPS * 8 + SUMMARIES, x, y, z), of the order of one."""
     parts = []
@@ -109,7 +97,7 @@ class CRFMNetwork(nn.Module):
         self.config = config or CRFMConfig()
         width, blocks = self.config.channels, self.config.blocks
         self.head = nn.Conv3d(MAPS * FOLDED + SUMMARIES, width, 3, padding=1)
-        self.body = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.body = nn.ModuleList(Block(width) for _ in range(blocks))
         self.tail = nn.Conv3d(width, OUTPUTS * FOLDED, 3, padding=1)
         self.film = nn.Sequential(
             nn.Linear(self.config.condition_dim, 64), nn.SiLU(), nn.Linear(64, 2 * width * blocks)
@@ -137,11 +125,6 @@ class CRFMNetwork(nn.Module):
     def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
         """The same as a pipeline, for one condition (1, 6)."""
         film = [part[0, :, 0, 0, 0] for part in self._modulation(condition)]
-        blocks = []
-        for index, block in enumerate(self.body):
-            scale, shift = 1 + film[2 * index], film[2 * index + 1]
-            first = Convolution(block.first, kind, scale=scale, shift=shift, activate=True)  # type: ignore[arg-type]
-            second = Convolution(block.second, kind, scale=BLOCK_GAIN)  # type: ignore[arg-type]
-            blocks.append(Residual(Chain(first, second)))
+        blocks = stream_blocks(self.body, film, kind)
         head = Convolution(self.head, torch.float32)
         return Chain(head, *blocks, Convolution(self.tail, torch.float32))
