@@ -213,16 +213,16 @@ def test_a_container_hears_of_the_limits_of_its_job(tmp_path: Path) -> None:
 
 
 def test_snakemake_runs_one_participant_a_task(tmp_path: Path) -> None:
-    """A failed image (exit code 1) stops neither the others nor the group; any other code does."""
+    """A failed image (exit code 1) or none (66) stops neither the others nor the group; 2 does."""
     snakemake = shutil.which("snakemake")
     if snakemake is None:
         pytest.skip("needs Snakemake: pip install snakemake")
-    for name in ("sub-1", "sub-2", "sub-bad"):
+    for name in ("sub-1", "sub-2", "sub-bad", "sub-none", "sub-1_old"):
         (tmp_path / "my data" / name).mkdir(parents=True)
     app = tmp_path / "app"
     app.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/calls.txt\n'
-        "case $* in *sub-bad*) exit ${CODE:-1} ;; esac\n"
+        "case $* in *sub-bad*) exit ${CODE:-1} ;; *sub-none*) exit 66 ;; esac\n"
     )
     app.chmod(0o755)
     command = [snakemake, "-s", str(SNAKEFILE), "--cores", "1", "-q", "--keep-going", "--config"]
@@ -235,7 +235,7 @@ def test_snakemake_runs_one_participant_a_task(tmp_path: Path) -> None:
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
     calls = (tmp_path / "calls.txt").read_text().splitlines()
     labels = sorted(label for call in calls for label in re.findall("sub-[a-z0-9]+", call))
-    assert labels == ["sub-1", "sub-2", "sub-bad"]
+    assert labels == ["sub-1", "sub-2", "sub-bad", "sub-none"]
     assert calls[-1].endswith("/my data " + f"{tmp_path}/out group")
 
 
