@@ -20,7 +20,7 @@ from bids_moediff.imaging import label_maps as package
 from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.separable import along_axes
 
-from .label_maps import EXTRACEREBRAL, FINE, SETTINGS, SMALLEST, _dice, _grids, lesion, one_hot
+from .label_maps import FINE, SETTINGS, _dice, _grids, lesion, middle, one_hot
 from .rendered import FLUID, WHITE
 
 SIDE = 64  # voxels of the middle of a head
@@ -31,18 +31,6 @@ DEEP = {
     52: 0.88, 26: 0.72, 58: 0.72,
 }  # fmt: skip
 CORTEX, CEREBROSPINAL, OUTSIDE = 0.65, 0.25, 0.12
-
-
-def middle(path: Path) -> np.ndarray:
-    """FreeSurfer labels of the middle of a head; labels of a few voxels become background."""
-    labels = np.asarray(nib.Nifti1Image.from_filename(path).dataobj).astype(np.int32)
-    labels[labels >= EXTRACEREBRAL] = 0
-    places = np.argwhere(labels > 0)
-    centre = (places.min(0) + places.max(0)) // 2
-    labels = labels[tuple(slice(c - SIDE // 2, c + SIDE // 2) for c in centre)]
-    codes, counts = np.unique(labels, return_counts=True)
-    labels[~np.isin(labels, codes[counts >= SMALLEST])] = 0
-    return labels
 
 
 def brightness(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -101,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     cases = {}
     for path in options.labels:
-        cases[path.name] = (tissue := middle(path), brightness(tissue, np.random.default_rng(1)))
+        cases[path.name] = (
+            tissue := middle(path, SIDE),
+            brightness(tissue, np.random.default_rng(1)),
+        )
     if options.lesions:
         spots = lesions(options.lesions)
         cases[f"lesions {options.tone}"] = (spots, np.where(spots > 0, options.tone, 1.0) * 0.6)

@@ -25,15 +25,20 @@ SMALLEST = 30  # voxels of a label that is scored
 EXTRACEREBRAL = 500  # labels from here on are skull and scalp in the SynthSeg maps
 
 
-def middle(path: Path) -> np.ndarray:
-    """Label map of the middle of a head; labels of a few voxels become background."""
+def middle(path: Path, side: int = SIDE) -> np.ndarray:
+    """FreeSurfer labels of the middle of a head; labels of a few voxels become background."""
     labels = np.asarray(nib.Nifti1Image.from_filename(path).dataobj).astype(np.int32)
     labels[labels >= EXTRACEREBRAL] = 0
     places = np.argwhere(labels > 0)
     centre = (places.min(0) + places.max(0)) // 2
-    labels = labels[tuple(slice(c - SIDE // 2, c + SIDE // 2) for c in centre)]
+    labels = labels[tuple(slice(c - side // 2, c + side // 2) for c in centre)]
     codes, counts = np.unique(labels, return_counts=True)
     labels[~np.isin(labels, codes[counts >= SMALLEST])] = 0
+    return labels
+
+
+def numbered(labels: np.ndarray) -> np.ndarray:
+    """Labels as 0, 1, 2 and so on."""
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
@@ -146,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("labels", nargs="*", type=Path)
     parser.add_argument("--lesions", type=int, default=0, help="how many, of 2 to 8 voxels")
     options = parser.parse_args(argv)
-    subjects = {path.name: middle(path) for path in options.labels}
+    subjects = {path.name: numbered(middle(path)) for path in options.labels}
     for index, diameter in enumerate(np.linspace(2, 8, options.lesions)):
         subjects[f"lesion {index}"] = lesion(float(diameter), index)
     for setting, zooms in SETTINGS.items():
