@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bids_moediff: a BIDS App that super-resolves brain MRI without making things up."""
+"""bids_moediff: a BIDS App that super-resolves anatomical brain MRI in agreement with the scan."""
 
 import os
 from importlib import import_module

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One volume through one model."""
+"""Restore one volume with one model."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request, worked off: every image through one network, then groups of them combined.
+"""Process a request: restore every image with one network, then combine groups of images.
 
-The results file is rewritten after every image. A key that it already holds as done or failed is
-not processed again, so a run that was killed half-way is continued by the same command; the key
-that was under way reads ``"running"``.
+The results file is rewritten after every image. A key that it holds as done or failed is not
+processed again, so the same command continues a run that was killed. The key in progress reads
+``"running"``.
 """
 
 import time
@@ -39,7 +39,22 @@ MORE_MEMORY = "give it more memory, a smaller --batch-size or coarser output vox
 
 
 def run_request(request: Request, results_file: Path, progress: ProgressLines) -> int:
-    """Process every image and group that is not settled: 0 if all are done, 1 if some failed."""
+    """Process every image and group of a request that has no result yet.
+
+    Parameters
+    ----------
+    request
+        Images, groups and options.
+    results_file
+        JSON file of results; it is created, or continued.
+    progress
+        Called with the key of an image, the stage and the fraction done (0 to 1).
+
+    Returns
+    -------
+    int
+        0 if every image and group is done, 1 if some failed.
+    """
     results = read_results(results_file)
 
     def attempt(key: str, work: Callable[[], ImageResult], needed: Callable[[], str]) -> None:
@@ -68,7 +83,7 @@ def _settled(key: str, results: Mapping[str, ImageResult]) -> bool:
 
 
 def _attempt(work: Callable[[], ImageResult], needed: Callable[[], str]) -> ImageResult:
-    """Result of one image or group; nothing but a request to stop escapes."""
+    """Return the result of one image or group; only a request to stop is raised."""
     started = time.monotonic()
     try:
         return replace(
@@ -105,7 +120,7 @@ def _process(loaded: Loaded, image: ImageRequest, progress: ProgressLines) -> Im
 
 
 def _options_for(options: Options, image: ImageRequest) -> Options:
-    """Options in force, changed by what the request says of one image."""
+    """Return the options, changed by what the request sets for one image."""
     if image.zooms is not None:
         first, second, third = image.zooms
         options = replace(options, output_resolution=(first, second, third))
@@ -122,7 +137,7 @@ def _combine(
     results: Mapping[str, ImageResult],
     progress: ProgressLines,
 ) -> ImageResult:
-    """Combine the scans of a group that were restored; the record says what became of each."""
+    """Combine the restored scans of a group; the record lists what happened to each."""
     images = {image.key: image for image in request.images}
     lost, scans = dict(group.lost), []
     for name, key in group.scans.items():
@@ -172,7 +187,7 @@ def _open(path: str | None) -> Any:
 
 
 def memory_sentence(loaded: Loaded, image: ImageRequest) -> str:
-    """What an image that did not fit would have needed."""
+    """Return a sentence with the memory that an image needs, for one that did not fit."""
     header = nib.Nifti1Image.from_filename(image.image).header
     needed = estimate(
         tuple(int(n) for n in header.get_data_shape()[:3]),

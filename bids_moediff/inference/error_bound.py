@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bound of the error that holds for most heads: a factor of the map of the expected error.
+"""Bound the error for most heads by a factor on the map of the expected error.
 
-The factor is split-conformal: one score for each calibration head, and the quantile of the scores
-that a further head of the same kind exceeds with a given probability at most.
+The factor is split-conformal. Each calibration head gives one score; the factor is the quantile
+that the score of a further head of the same kind exceeds with a given probability at most.
 
 References
 ----------
@@ -27,7 +27,13 @@ CLAIM = (
 
 
 def score(error: np.ndarray, deviation: np.ndarray) -> float:
-    """Return the smallest factor of a deviation (n,) that bounds 95 % of the errors (n,)."""
+    """Return the smallest factor of a deviation that bounds 95 % of the errors.
+
+    Parameters
+    ----------
+    error, deviation
+        Error and its expected size at n voxels (n,), in the same units.
+    """
     ratio = np.abs(error) / np.maximum(deviation, 1e-12)
     return float(np.quantile(ratio, VOXELS, method="higher"))
 
@@ -43,7 +49,7 @@ def conformal_factor(scores: Sequence[float]) -> float:
     Raises
     ------
     ValueError
-        for fewer than 19 heads, which bound nothing at this level.
+        For fewer than 19 heads: they give no bound at this level.
     """
     rank = math.ceil(round((len(scores) + 1) * HEADS, 9))
     if rank > len(scores):
@@ -53,18 +59,19 @@ def conformal_factor(scores: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class ErrorBound:
-    """Factors of a model, as its `bounds.json` holds them.
+    """Factors of a model, as its ``bounds.json`` holds them.
 
     Parameters
     ----------
     factors
-        Of each kind of map: ``map`` (the expected error), ``samples`` (deviation over samples).
+        One for each kind of map: ``map`` (expected error) and ``samples`` (deviation over
+        samples).
     samples
-        Over how many samples the second one was measured; fewer make no bound.
+        Number of samples that the second factor was measured with; fewer samples get no bound.
     heads
-        How many heads calibrated it.
+        Number of calibration heads.
     weights
-        Check sums of everything that the map depends on.
+        Checksums of everything that the map depends on.
     """
 
     factors: Mapping[str, float]
@@ -74,7 +81,7 @@ class ErrorBound:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ErrorBound":
-        """Read the content of `bounds.json`; other keys are notes for readers."""
+        """Read the content of ``bounds.json``; further keys are ignored."""
         factors = {kind: float(factor) for kind, factor in dict(values["factors"]).items()}
         if not factors or not all(
             factor > 0 and math.isfinite(factor) for factor in factors.values()
@@ -85,14 +92,19 @@ class ErrorBound:
         )
 
     def record(self, samples: int, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what sidecars say of the map; nothing where it was made with other weights.
+        """Return the statements about the bound for a sidecar.
 
         Parameters
         ----------
         samples
-            Over which the map was taken; 0 for the expected error.
+            Number of samples behind the map; 0 for the expected error.
         weights
-            Check sums of what made the map.
+            Checksums of the weights behind the map.
+
+        Returns
+        -------
+        dict
+            Keys of the sidecar; empty if the map was made with other weights.
         """
         kind = SAMPLES if samples else MAP
         if kind not in self.factors or samples < (self.samples if samples else 0):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a result is to be expected from the truth, voxel by voxel.
+"""Estimate the expected error between result and truth, voxel by voxel.
 
-A network is in doubt where it adds detail that the measurement does not hold. So what it added to
-the consistent interpolation is squared, averaged over a neighbourhood, drawn a little towards its
-mean over the head, and multiplied with one factor, which was measured on heads whose truth is
-known. That says more about the error than the spread of diffusion samples does (docs/trust.md);
-where samples are drawn, their variance is added.
+The network is uncertain where it adds detail that was not measured. So the detail that it added to
+the consistent interpolation is squared, smoothed, drawn a little towards its mean over the head
+and multiplied by one factor. The factor was measured on heads with a known truth. This map follows
+the error better than the spread of diffusion samples does (docs/trust.md). Where samples are
+drawn, their variance is added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ MILD, COARSE = 2.0, 3.0  # second largest ratio of voxel sizes, measured over ou
 
 @dataclass(frozen=True)
 class Calibration:
-    """Factor from detail added to expected error, the heads and the weights it was measured with.
+    """Factor from added detail to expected error, with the heads and weights it was measured on.
 
-    ``spread`` is its smallest and largest value over heads and protocols; ``coarse`` the factor
-    where two axes or more are coarse by 3; None where it was not measured.
+    ``spread`` is the smallest and the largest factor over heads and protocols. ``coarse`` is the
+    factor for images that are coarse by 3 along two axes or more, None if it was not measured.
     """
 
     factor: float
@@ -37,7 +37,13 @@ class Calibration:
     coarse: float | None = None
 
     def at(self, ratios: Sequence[float]) -> float:
-        """The factor for measured voxels so much larger than those of the output, by axis."""
+        """Return the factor for an image.
+
+        Parameters
+        ----------
+        ratios
+            Measured over output voxel size, by axis.
+        """
         if self.coarse is None:
             return self.factor
         share = (coarseness(ratios) - MILD) / (COARSE - MILD)
@@ -45,7 +51,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
-        """What `calibration.json` of a model folder holds; other keys are notes for readers."""
+        """Read the content of ``calibration.json`` of a model folder; further keys are ignored."""
         spread, coarse = values.get("spread"), values.get("coarse")
         return cls(
             float(values["factor"]),
@@ -57,7 +63,7 @@ class Calibration:
 
 
 def coarseness(ratios: Sequence[float]) -> float:
-    """Second largest of three ratios: thick slices alone are not coarse in this sense."""
+    """Return the second largest voxel ratio: thick slices alone do not count as coarse."""
     return sorted(ratios)[-2]
 
 
@@ -67,10 +73,23 @@ def expected_error(
     factor: float,
     variance: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Standard deviation (x, y, z) to be expected between result and truth.
+    """Return the standard deviation to be expected between result and truth.
 
-    added: result minus consistent interpolation, in any units; head: boolean, voxels of the head;
-    factor: of a :class:`Calibration`; variance: over samples, in the square of the units.
+    Parameters
+    ----------
+    added
+        Result minus consistent interpolation (X, Y, Z), in any units.
+    head
+        True in the head (X, Y, Z).
+    factor
+        Of a :class:`Calibration`.
+    variance
+        Variance over samples (X, Y, Z), in the square of the units of ``added``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Standard deviation (X, Y, Z) in the units of ``added``, float32.
     """
     squares = np.square(added, dtype=np.float32)
     middle = float(squares[head].mean(dtype=np.float64)) if head.any() else 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image as a problem for a restorer: intensities scaled, grids and operator set up."""
+"""Set up one image as a problem for a restorer: scaled intensities, grids and operator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,12 +27,19 @@ LEAST_OVERLAP = 0.01  # of the field of view that a reference covers
 
 @dataclass(frozen=True)
 class Inputs:
-    """What comes with an image: mask and bias field on its grid; how it was sampled.
+    """What is known about an image besides its voxels.
 
-    Without an acquisition the image counts as Fourier-encoded on all axes. ``noise`` is the
-    standard deviation of the image's noise in its units: the result agrees with the image within
-    it, and exactly where it is None. ``reference`` is another contrast of the same head, of any
-    grid, in the world coordinates of the image.
+    Parameters
+    ----------
+    mask, bias_field
+        Brain mask and bias field on the grid of the image.
+    acquisition
+        How each axis was sampled; without it, k-space sampling on all axes is assumed.
+    noise
+        Standard deviation of the noise in the units of the image. The result agrees with the image
+        within this noise, and exactly if it is None.
+    reference
+        Another contrast of the same head, on any grid, in the world coordinates of the image.
     """
 
     mask: nib.Nifti1Image | None = None
@@ -44,7 +51,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Posed:
-    """An image on its way through the engine (intensities scaled to about [0, 1]).
+    """An image that is set up for the networks, intensities scaled to about [0, 1].
 
     ``field_coarse`` and ``field_fine`` are its bias field on both grids, if it has one.
     """
@@ -66,24 +73,24 @@ class Posed:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Size of a measured voxel over that of an output voxel, by axis."""
+        """Measured over output voxel size, by axis."""
         pairs = zip(self.coarse_zooms, self.zooms, strict=True)
         return tuple(coarse / fine for coarse, fine in pairs)
 
     def start(self) -> torch.Tensor:
-        """Return cubic interpolation that agrees with the measurement, without shading."""
+        """Return cubic interpolation that agrees with the measurement (X, Y, Z), unshaded."""
         coarse = self.measured if self.field_coarse is None else self.measured / self.field_coarse
         start = interpolate(coarse, self.coarse_zooms, self.shape, self.zooms)
         return consistent_start(self.operator, start, coarse, self.noise)
 
     def round_trip(self, volume: torch.Tensor) -> torch.Tensor:
-        """Return what is left of a volume that is measured like the image, interpolated."""
+        """Return a volume (X, Y, Z) measured like the image and interpolated again."""
         coarse = self.operator.forward(volume)
         start = interpolate(coarse, self.coarse_zooms, self.shape, self.zooms)
         return consistent_start(self.operator, start, coarse)
 
     def finish(self, restored: torch.Tensor, consistent: bool = True) -> torch.Tensor:
-        """Put the shading back and make the volume agree with the measurement."""
+        """Put the shading back into a volume (X, Y, Z) and make it agree with the measurement."""
         if self.field_fine is not None:
             restored = restored * self.field_fine
         if not consistent:
@@ -91,11 +98,11 @@ class Posed:
         return agree(self.operator, restored, self.measured, self.noise)
 
     def non_negative(self, volume: torch.Tensor, consistent: bool = True) -> torch.Tensor:
-        """Return a finished volume without values below zero.
+        """Return a finished volume (X, Y, Z) without values below zero.
 
-        Cut to zero and made to agree with the measurement in turn, which ends near the nearest
-        volume that does both (projection onto convex sets). Values below zero are ripples in air:
-        where the measurement has signal, hardly anything changes.
+        Cutting to zero and agreement with the measurement alternate, which ends near the nearest
+        volume that satisfies both (projection onto convex sets). Values below zero are ripples in
+        air: where the measurement has signal, almost nothing changes.
         """
         if consistent:
             measured = self.measured.clamp_min(0)
@@ -104,12 +111,12 @@ class Posed:
         return volume.clamp_min(0)
 
     def agree(self, volume: torch.Tensor) -> torch.Tensor:
-        """Make a volume without shading agree with the measurement."""
+        """Make a volume (X, Y, Z) without shading agree with the measurement."""
         fixed = self.finish(volume)
         return fixed if self.field_fine is None else fixed / self.field_fine
 
     def problem(self) -> Problem:
-        """Return what a restorer is asked."""
+        """Return the problem that a restorer solves."""
         device = self.measured.device
         numbers = self.acquisition.condition(self.zooms, self.coarse_zooms)
         extra = told_numbers(self.acquisition, self.ratios, self.noise)
@@ -146,12 +153,23 @@ class Posed:
 def pose(
     image: nib.Nifti1Image, zooms: Sequence[float], inputs: Inputs, device: torch.device
 ) -> Posed:
-    """Return the image set up for output voxels of `zooms` mm.
+    """Set an image up for an output voxel size.
+
+    Parameters
+    ----------
+    image
+        3-D image.
+    zooms
+        Output voxel size in mm, by axis of the image.
+    inputs
+        What else is known about the image.
+    device
+        Where tensors are kept.
 
     Raises
     ------
     ImageError
-        for an image that is not 3-D or has no positive finite intensities.
+        If the image is not 3-D or has no positive finite intensities.
     """
     data = np.asarray(image.dataobj, dtype=np.float32)
     if data.ndim != 3 or min(data.shape) < 2:
@@ -195,7 +213,7 @@ def pose(
 def _reference(
     image: nib.Nifti1Image | None, shape: Shape, affine: np.ndarray, device: torch.device
 ) -> torch.Tensor | None:
-    """The reference on the output grid, about [0, 1]; None where the two do not meet."""
+    """Return the reference on the output grid, about [0, 1], or None if the two do not overlap."""
     if image is None:
         return None
     data = resample_reference(image, shape, affine)
@@ -212,7 +230,7 @@ def _noise(
     stored: Triple,
     coarse: Triple,
 ) -> float:
-    """Standard deviation of the noise on the scaled intensities, 0 where it is not asked for."""
+    """Return the standard deviation of the noise in scaled intensities, 0 if it is not used."""
     if inputs.noise is not None:  # averaging on the way to coarser voxels takes noise away
         averaged = [a / b for a, b in zip(stored, coarse, strict=True)]
         return inputs.noise / scale * float(np.sqrt(np.prod(averaged)))
@@ -228,7 +246,7 @@ def _reduce_finer_axes(
     affine: np.ndarray,
     target: Sequence[float],
 ) -> tuple[torch.Tensor, np.ndarray, Triple, list[str]]:
-    """Bring axes that are finer than asked for to the asked-for voxel size first."""
+    """Bring axes that are finer than the output voxel size to that size first."""
     zooms = voxel_sizes(affine)
     finer = [old < new * (1 - 1e-4) for old, new in zip(zooms, target, strict=True)]
     if not any(finer):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the app and its child process tell each other: one request, one result an image or group.
+"""Messages between the app and its child process: one request, one result for each image or group.
 
-Both sides read and write these classes, so a key is written once. Imports neither torch nor numpy.
+Both sides read and write these classes, so each key is written once. The module imports neither
+torch nor numpy.
 """
 
 import json
@@ -36,19 +37,20 @@ class ImageRequest:
     key
         Name of the image in progress and results.
     image, mask, bias_field
-        NIfTI files on one grid; mask and bias field may be absent.
+        NIfTI files on one grid; mask and bias field are optional.
     out_dir
-        Folder for what is made of it.
+        Folder for the results of this image.
     metadata
         Statements of the sidecar (``ACQUISITION_KEYS``).
     acquisition
-        How the image was sampled, as ``Acquisition.to_dict`` gives it; wins over the rest.
+        How the image was sampled, as ``Acquisition.to_dict`` gives it; it overrides the sidecar
+        and the options.
     zooms
-        Voxel size of the result (mm, axis order of the image) in place of that of the options.
+        Voxel size of the result (mm, axis order of the image); it overrides that of the options.
     with_error
         Whether the expected error is mapped even if the options do not ask for it.
     reference
-        NIfTI file of another contrast in the world coordinates of the image; may be absent.
+        NIfTI file of another contrast in the world coordinates of the image; optional.
     reference_record
         How the reference was chosen and aligned, for the sidecar.
     """
@@ -68,20 +70,20 @@ class ImageRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRequest:
-    """Scans that are to be combined once each is restored.
+    """Scans that are combined once each is restored.
 
     Parameters
     ----------
     key
         Name of the group in progress and results.
     out_dir
-        Folder for what is made of it.
+        Folder for the results of this group.
     zooms
         Voxel size of the result in mm, in the axis order of the first of ``scans``.
     scans
         Name of each scan, and the key of its image in this request.
     lost
-        Name of each scan of the group that could not be prepared, and why in one sentence.
+        Name of each scan of the group that could not be prepared, with the reason in one sentence.
     """
 
     key: str
@@ -93,10 +95,10 @@ class GroupRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """All images of a participant, groups of them to combine, and what decides their results.
+    """All images of a participant, the groups to combine, and the options.
 
-    ``device`` may name several with commas, one of which is taken; ``model_reason`` says why this
-    model, for the record.
+    ``device`` may list several devices with commas; one of them is taken. ``model_reason`` says
+    why this model was chosen, for the record.
     """
 
     options: Options
@@ -107,7 +109,7 @@ class Request:
 
     @property
     def items(self) -> tuple[ImageRequest | GroupRequest, ...]:
-        """All that there is to be a result of, in order."""
+        """Return the keys of all images and groups, in order."""
         return (*self.images, *self.groups)
 
     def write(self, path: Path) -> Path:
@@ -123,12 +125,12 @@ class Request:
 
     @classmethod
     def read(cls, path: Path) -> "Request":
-        """Read a request file; what is absent gets its default.
+        """Read a request file; absent keys get their defaults.
 
         Raises
         ------
         UsageError
-            for a file that cannot be read, an unknown key or a wrong value.
+            For a file that cannot be read, an unknown key or a wrong value.
         """
         where = f"The request file {path.name}"
         try:
@@ -151,7 +153,7 @@ class Request:
 
 
 def _check_keys(content: Any, kind: type, where: str) -> None:
-    """UsageError for a missing or an unknown key."""
+    """Raise UsageError for a missing or an unknown key."""
     known = {item.name for item in fields(kind)}
     if not isinstance(content, dict):
         raise UsageError(f"{where} is not a table of keys and values.")
@@ -169,7 +171,7 @@ def _check_keys(content: Any, kind: type, where: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageResult:
-    """What became of one image or group.
+    """Result of one image or group.
 
     Parameters
     ----------
@@ -182,9 +184,9 @@ class ImageResult:
     record
         What ran, for the sidecar.
     seconds, peak_memory_gb
-        Time of this image, and the most memory of the process so far.
+        Time for this image, and the peak memory of the process so far.
     exit_code
-        Of the process, where it ended on this image.
+        Exit code of the process, if it ended on this image.
     """
 
     status: str
@@ -196,7 +198,7 @@ class ImageResult:
     exit_code: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is known, as plain values."""
+        """Return the fields that are set, as plain values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
@@ -211,7 +213,7 @@ class ImageResult:
 
 
 def read_results(path: Path) -> dict[str, ImageResult]:
-    """Return the results by image, empty where no file was written yet."""
+    """Return the results by key, empty if the file does not exist yet."""
     if not path.exists():
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -219,5 +221,5 @@ def read_results(path: Path) -> dict[str, ImageResult]:
 
 
 def write_results(results: Mapping[str, ImageResult], path: Path) -> Path:
-    """Write the results file, whole and atomically."""
+    """Write the results file atomically."""
     return write_json({key: result.to_dict() for key, result in results.items()}, path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several scans through one network, each alone, and then combined to one volume."""
+"""Restore several scans one by one and combine them into one volume."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ SHARED_KEYS = (
 
 @dataclass(frozen=True)
 class Alone:
-    """A scan restored by itself: image, map of the expected error if there is one, and record."""
+    """One restored scan: image, map of the expected error if there is one, and record."""
 
     image: nib.Nifti1Image
     error: nib.Nifti1Image | None
@@ -51,7 +51,7 @@ def combine_images(
     options: Options,
     progress: Progress | None = None,
 ) -> CombinedResult:
-    """Super-resolve scans of one subject and contrast one by one, and combine them.
+    """Restore scans of one subject and contrast one by one, and combine them.
 
     Parameters
     ----------
@@ -60,10 +60,10 @@ def combine_images(
     scans
         At least two; the first gives the axes of the result.
     options
-        ``output_resolution`` is in the axis order of the first scan; "auto" is 0.7 mm, finer along
-        an axis where a scan is finer.
+        ``output_resolution`` is in the axis order of the first scan. "auto" is 0.7 mm, or finer
+        along an axis where a scan is finer.
     progress
-        Called with the name of a scan (or "combined"), the stage and the share that is done.
+        Called with the name of a scan (or "combined"), the stage and the fraction done.
 
     Raises
     ------
@@ -111,9 +111,9 @@ def combine_restored(
     zooms
         Voxel size of the result (mm) in the axis order of the first scan.
     options
-        With which they were restored.
+        The options that the scans were restored with.
     progress
-        Called with the stage and the share that is done.
+        Called with the stage and the fraction done.
     lost
         Name of each further scan of the group that could not be used, and why; for the record.
 
@@ -138,14 +138,14 @@ def combine_restored(
 
 
 def _zooms(affines: Sequence[np.ndarray], options: Options) -> Triple:
-    """Voxel size of the result in the axis order of the first scan."""
+    """Return the voxel size of the result (mm) in the axis order of the first scan."""
     if isinstance(options.output_resolution, tuple):
         return options.output_resolution
     return frame_zooms(affines, (FINEST_DEFAULT,) * 3)
 
 
 def _prepared(told: ImageRequest, scan: Scan, options: Options) -> Prepared:
-    """The scan on its measured voxels; ImageError if it is finer than the result would be."""
+    """Prepare a scan; raise ImageError if its voxels are finer than those of the result."""
     prepared = prepare(scan, told, options)
     sizes = voxel_sizes(prepared.measured.image.affine)
     if any(own < asked * 0.999 for own, asked in zip(sizes, options.zooms, strict=True)):
@@ -170,7 +170,7 @@ def _restored(key: str, prepared: Prepared, alone: Alone) -> RestoredScan:
 
 
 def _record(combined: Combined, first: Mapping[str, Any]) -> dict[str, Any]:
-    """What ran, for the sidecar of the combined volume; ``first`` is that of a scan."""
+    """Return the record of the combined volume; ``first`` is the record of the first scan."""
     return {
         **{key: first[key] for key in SHARED_KEYS if key in first},
         "OutputVoxelSize": [round(size, 6) for size in voxel_sizes(combined.image.affine)],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images without BIDS: for the plain tool and ``from bids_moediff import super_resolve``."""
+"""Restore images without BIDS: ``bids_moediff-superres`` and ``bids_moediff.super_resolve``."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -36,15 +36,18 @@ def super_resolve(
     Parameters
     ----------
     image
-        3-D image as nibabel loads it; a list is combined to one image on the axes of the first.
+        3-D image as nibabel loads it. A list is combined into one image on the axes of the first.
     output_resolution
-        ``"auto"`` (0.7 mm, no axis coarser than it is), one voxel size in mm, or three by axis.
+        ``"auto"`` (0.7 mm, no axis coarser than the input), one voxel size in mm, or three by
+        axis.
     mask
-        Brain mask on the grid of ``image``; without one the head is found by its brightness.
+        Brain mask on the grid of ``image``. Without it, the head is found by brightness.
     metadata
-        Statements of a BIDS sidecar such as ``SliceThickness`` (mm), for each of several scans.
+        Content of a BIDS sidecar, such as ``{"SliceThickness": 2.5}`` (mm). For a list of images,
+        a list of the same length.
     reference
-        Another contrast of the subject, for ``model="crfm"``; left out if it does not register.
+        Another contrast of the subject, for ``model="crfm"``. It is left out with a warning if it
+        cannot be registered.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     **options
@@ -57,8 +60,14 @@ def super_resolve(
 
     Raises
     ------
-    ImageError, UsageError, DeviceError, WeightsError
-        if the image cannot be restored; for a wrong option; if device or weights are missing.
+    ImageError
+        If the image cannot be restored.
+    UsageError
+        For a wrong option.
+    DeviceError
+        If the device is not there.
+    WeightsError
+        If weights are missing.
 
     Examples
     --------
@@ -83,7 +92,7 @@ def super_resolve(
 
 
 def _check_several(images: Sequence[Any], mask: Any, metadata: Any, reference: Any) -> None:
-    """UsageError for what does not go with a list of images."""
+    """Raise UsageError for an argument that cannot be combined with a list of images."""
     if reference is not None:
         raise UsageError("super_resolve: a reference goes with one image, not with a list.")
     if not all(hasattr(image, "dataobj") for image in images):
@@ -112,10 +121,34 @@ def restore(
     key: str = "image",
     reference: nib.Nifti1Image | None = None,
 ) -> Result:
-    """Restore a conformed scan; the result's record is that of a sidecar.
+    """Restore a conformed scan.
 
-    ``progress`` is called with ``key``, the stage and how far it is (0 to 1). ``reference`` is
-    another contrast of the same subject, which is registered first.
+    Parameters
+    ----------
+    scan
+        Image, with mask and bias field on its grid if there are any.
+    options
+        What decides the result.
+    metadata
+        Content of the BIDS sidecar.
+    device
+        As for :func:`super_resolve`.
+    progress
+        Called with ``key``, the stage and the fraction done (0 to 1).
+    key
+        Name of the image in progress.
+    reference
+        Another contrast of the same subject; it is registered first.
+
+    Returns
+    -------
+    Result
+        Its record holds the keys of a sidecar.
+
+    Raises
+    ------
+    ImageError, DeviceError, WeightsError
+        As for :func:`super_resolve`.
     """
     report = progress or (lambda key, stage, fraction: None)
     record: dict[str, Any] = {}
@@ -150,7 +183,24 @@ def restore_several(
     progress: Progress | None = None,
     keys: Sequence[str] | None = None,
 ) -> CombinedResult:
-    """Combine conformed scans of one subject and contrast; arguments as of :func:`restore`."""
+    """Combine conformed scans of one subject and contrast.
+
+    Parameters
+    ----------
+    scans
+        At least two; the first gives the axes of the result.
+    options, device, progress
+        As for :func:`restore`.
+    metadata
+        Content of the BIDS sidecar of each scan.
+    keys
+        Name of each scan in progress and record.
+
+    Raises
+    ------
+    ImageError, DeviceError, WeightsError
+        As for :func:`super_resolve`, and if the scans cannot be combined.
+    """
     report = progress or (lambda key, stage, fraction: None)
     names = keys or [f"scan {index + 1}" for index in range(len(scans))]
     known = metadata or [{} for _ in scans]
@@ -167,7 +217,7 @@ def restore_several(
 
 
 def _plain(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
-    """The image in float32 with every value finite."""
+    """Return the image in float32 with every value finite."""
     data = np.asarray(image.dataobj, dtype=np.float32)
     data = data.reshape(data.shape[:3]) if data.ndim > 3 and data[0, 0, 0].size == 1 else data
     if data.ndim != 3:

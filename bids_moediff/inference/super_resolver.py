@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volume in, super-resolved volume out: what the command line and the workflow call.
+"""Super-resolve a volume: the class behind the command line and the workflow.
 
-The walk: scale intensities, interpolate consistently with the acquisition, let the model's
-restorer do its work, undo the scaling, make the result agree with the measurement.
+The steps: scale intensities, interpolate consistently with the acquisition, run the restorer of
+the model, undo the scaling, make the result agree with the measurement.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,18 +45,20 @@ NO_KERNELS = "This model does not describe images by kernels: no map of kernels 
 
 @dataclass(frozen=True)
 class Result:
-    """What one image became.
+    """Result for one image.
 
     Parameters
     ----------
-    image : float32 on the output grid, in the units of the input
-    maps : what else there is, on the output grid, by the key of its product: "gates" (X, Y, Z,
-        experts) that sum to one; "srstd", the standard deviation to be expected between image and
-        truth, in the units of the input (over samples where there are several); "sample_1" and so
-        on
-    residual : ||A x - y|| / ||y||, the relative consistency residual
-    record : what ran, for the sidecar
-
+    image
+        Restored image (X, Y, Z), float32, in the units of the input.
+    maps
+        Further images on the output grid by the key of their product. ``"gates"`` (X, Y, Z,
+        experts) sums to one. ``"srstd"`` is the expected error, or the deviation over samples, in
+        the units of the input. ``"sample_1"`` and so on are samples.
+    residual
+        Relative consistency residual ||A x - y|| / ||y||.
+    record
+        What ran, by the keys of a sidecar.
     """
 
     image: nib.Nifti1Image
@@ -66,17 +68,17 @@ class Result:
 
     @property
     def gates(self) -> nib.Nifti1Image | None:
-        """Weights of the experts, if there are any."""
+        """Weights of the experts (X, Y, Z, experts), or None."""
         return self.maps.get("gates")
 
     @property
     def standard_deviation(self) -> nib.Nifti1Image | None:
-        """Expected error, if it was asked for and could be given."""
+        """Expected error (X, Y, Z) in the units of the input, or None."""
         return self.maps.get("srstd")
 
 
 def without_expected_error(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without what it says of a map of the expected error."""
+    """Return a record without its statements on the map of the expected error."""
     kept = {key: value for key, value in record.items() if not key.startswith("ExpectedError")}
     about_map = (NO_DEVIATION, OTHER_WEIGHTS)
     kept["Warnings"] = [words for words in record["Warnings"] if words not in about_map]
@@ -84,12 +86,12 @@ def without_expected_error(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sample_key(number: int) -> str:
-    """Return the key of the product of one sample, counted from 1."""
+    """Return the product key of a sample; samples count from 1."""
     return f"sample_{number}"
 
 
 def assumed_acquisition(image: nib.Nifti1Image, options: Options) -> Acquisition:
-    """Return how an image without a sidecar is taken to be sampled: the options, or its voxels."""
+    """Return the acquisition assumed without a sidecar: that of the options, or of the voxels."""
     as_stored = Measured(image, None, None, (False, False, False), "header")
     return declared_acquisition(
         as_stored, {}, options.slice_profile, options.slice_thickness
@@ -97,7 +99,18 @@ def assumed_acquisition(image: nib.Nifti1Image, options: Options) -> Acquisition
 
 
 def open_device(device: str) -> torch.device:
-    """Device by name; DeviceError names the missing flag."""
+    """Return the torch device of a name.
+
+    Parameters
+    ----------
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not there; the message names the missing flag.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
@@ -117,7 +130,17 @@ def open_device(device: str) -> torch.device:
 
 
 class SuperResolver:
-    """A loaded model, ready for any number of images."""
+    """A loaded model that restores any number of images.
+
+    Examples
+    --------
+    >>> import nibabel
+    >>> from bids_moediff import SuperResolver
+    >>> from bids_moediff.options import Options
+    >>> resolver = SuperResolver.from_pretrained("student")  # doctest: +SKIP
+    >>> result = resolver.enhance(nibabel.load("in.nii.gz"), Options())  # doctest: +SKIP
+    >>> result.image.to_filename("out.nii.gz")  # doctest: +SKIP
+    """
 
     def __init__(self, model: LoadedModel, device: torch.device, precision: str = "auto") -> None:
         self.precision = fastest_precision(model, device) if precision == "auto" else precision
@@ -129,7 +152,24 @@ class SuperResolver:
     def from_pretrained(
         cls, name_or_dir: str | Path, device: str = "cpu", precision: str = "auto"
     ) -> "SuperResolver":
-        """Load a model folder or a shipped model; WeightsError, DeviceError."""
+        """Load a model.
+
+        Parameters
+        ----------
+        name_or_dir
+            Name of a model that comes with the package, or a model folder.
+        device
+            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        precision
+            ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"int8"``.
+
+        Raises
+        ------
+        WeightsError
+            If the weights are missing, unreadable or do not match their checksum.
+        DeviceError
+            If the device is not there.
+        """
         place = open_device(device)
         return cls(load_model(name_or_dir, place), place, precision)
 
@@ -143,15 +183,34 @@ class SuperResolver:
     ) -> Result:
         """Super-resolve one 3-D image.
 
-        The output has voxels of ``options.output_zooms`` mm and keeps the input's units,
-        shading and field of view; A(output) equals the input. Same arguments, same bytes.
-        ``options.consistency`` may also be "off", to see what agreement with the scan is worth.
-        Samples go to ``store`` under their key, one at a time, or into the maps of the result.
+        The output keeps the units, shading and field of view of the input. Averaged over the
+        measured voxels it equals the input, exactly or within the noise of ``inputs``. The same
+        arguments give the same bytes.
+
+        Parameters
+        ----------
+        image
+            3-D image (x, y, z).
+        options
+            Its ``output_zooms`` are the voxel size of the output in mm. ``consistency="off"``
+            leaves out the agreement with the scan, for experiments.
+        inputs
+            Mask, bias field, acquisition, noise and reference of the image, if they are known.
+        progress
+            Called with the stage and the fraction done (0 to 1).
+        store
+            Called with the key and the image of each sample; without it, samples are kept in the
+            maps of the result.
+
+        Returns
+        -------
+        Result
+            Image, maps, consistency residual and record.
 
         Raises
         ------
-        ImageError : the image cannot be super-resolved, with the reason
-
+        ImageError
+            If the image cannot be super-resolved; the message gives the reason.
         """
         ran: dict[str, None] = {}
 
@@ -184,12 +243,28 @@ class SuperResolver:
     def restore(
         self, image: nib.Nifti1Image, options: Options, inputs: Inputs, report: Progress
     ) -> tuple[Restoration, Restored, Settled]:
-        """Return the finished image before it gets its units, and what it came from.
+        """Restore an image on scaled intensities, before maps and records are made.
+
+        Parameters
+        ----------
+        image, options, inputs
+            As for :meth:`enhance`.
+        report
+            Called with the stage and the fraction done (0 to 1).
+
+        Returns
+        -------
+        made
+            The finished image with its problem.
+        restored
+            Output of the restorer.
+        settled
+            Options that the model followed.
 
         Raises
         ------
-        ImageError : the image cannot be super-resolved, with the reason
-
+        ImageError
+            If the image cannot be super-resolved; the message gives the reason.
         """
         kind = family(self.model.config["family"])
         if inputs.reference is not None and not kind.takes_reference:
@@ -223,7 +298,7 @@ class SuperResolver:
         store: Store | None,
         report: Progress,
     ) -> tuple[dict[str, Any], list[str]]:
-        """Add the expected error and the samples to `maps`; returns record and remarks."""
+        """Add the expected error and the samples to ``maps``; return record and warnings."""
         record: dict[str, Any] = {}
         notes: list[str] = []
         nothing = made.problem.nothing_to_gain
@@ -244,7 +319,7 @@ class SuperResolver:
         store: Store,
         report: Progress,
     ) -> tuple[dict[str, Any], list[str]]:
-        """Draw samples, and store those that are to be written."""
+        """Draw samples, and store them if the options ask for it."""
         found = self.uncertainty.scale(made)
         if found is None:
             return {"NumberOfSamples": 0}, [NO_SAMPLES]
@@ -275,7 +350,7 @@ class SuperResolver:
         return record, []
 
     def _experts_record(self, written: bool) -> dict[str, Any]:
-        """Names of the volumes of the gate maps, where they are written."""
+        """Return the names of the experts, if gate maps are written."""
         config = self.model.config
         return {"Experts": list(family(config["family"]).experts(config))} if written else {}
 
@@ -303,7 +378,7 @@ class SuperResolver:
 
 
 def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:
-    """Parts of the network that ran, of all stages that told their progress."""
+    """Return the parts of the network that ran, out of all stages that reported progress."""
     idle = {"interpolate"}
     if last.counts is not None and not last.counts.get("evaluated"):
         idle.add("experts")  # the gate gave them no place to work

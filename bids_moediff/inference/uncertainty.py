@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large the error of a restored image may be, and samples of what it may lack."""
+"""Estimate the error of a restored image, and draw samples of what it may lack."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ AMPLIFIED = "amplified detail and Gaussian noise in the null space of the acquis
 
 @dataclass(frozen=True)
 class Restoration:
-    """A finished image (X, Y, Z), with its shading, and what it was made of."""
+    """A finished image (X, Y, Z) with its shading, the image it was made from, and the problem."""
 
     image: Tensor
     posed: Posed
@@ -48,7 +48,7 @@ class Restoration:
 
 @dataclass(frozen=True)
 class ErrorScale:
-    """How large the error is: with shading (``scale``), without (``bare``), and where from."""
+    """Size of the error with shading (``scale``) and without (``bare``), and its source."""
 
     scale: LocalScale
     bare: LocalScale
@@ -57,7 +57,7 @@ class ErrorScale:
 
 
 class Uncertainty:
-    """What a model knows of its errors: a scale head, or the factor of a calibration.
+    """Error estimate of a model: a scale head, or the factor of a calibration.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Uncertainty:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """Check sums and factors that decide the size of the map."""
+        """Checksums and factors that decide the values of the map."""
         head, factor = self.model.scale, self.model.calibration.get("factor")
         known = {"model": self.model.sha256, "calibration": factor}
         if head is None or not head.is_expected_error:
@@ -87,11 +87,28 @@ class Uncertainty:
         return known | {"scale": head.sha256, "factors": factors, "level_share": share}
 
     def bound_record(self, samples: int = 0) -> dict[str, Any]:
-        """Return what is guaranteed of the expected error, or of the deviation over samples."""
+        """Return the guaranteed bound of the map, for the sidecar.
+
+        Parameters
+        ----------
+        samples
+            Number of samples behind the map; 0 for the expected error.
+        """
         return {} if self.bound is None else self.bound.record(samples, self.weights)
 
     def expected(self, made: Restoration) -> tuple[Tensor | None, dict[str, Any], list[str]]:
-        """Return the expected error (X, Y, Z) in the units of the image, record and remarks."""
+        """Estimate the expected error of a restored image.
+
+        Returns
+        -------
+        deviation
+            Expected error (X, Y, Z) in the units of the image, or None if the model has no
+            estimate.
+        record
+            Keys of the sidecar.
+        warnings
+            Sentences for the sidecar.
+        """
         head = self.model.scale
         if head is not None and head.is_expected_error:
             found = self.learned(made)
@@ -115,9 +132,9 @@ class Uncertainty:
         }
 
     def by_added_detail(self, made: Restoration, start: Tensor | None = None) -> Tensor:
-        """Return the expected error (X, Y, Z) by the factor, in scaled intensities.
+        """Return the expected error (X, Y, Z) from the added detail, in scaled intensities.
 
-        ``start`` is that of the pose, where it is known already.
+        ``start`` is that of the pose, if it is known already.
         """
         assert self.calibration is not None
         posed = made.posed
@@ -129,7 +146,7 @@ class Uncertainty:
         return torch.from_numpy(found).to(made.image)
 
     def learned(self, made: Restoration) -> ErrorScale:
-        """Return the scale by the scale head."""
+        """Return the size of the error that the scale head predicts."""
         head = self.model.scale
         assert head is not None
         posed, bare = made.posed, made.bare
@@ -143,7 +160,7 @@ class Uncertainty:
     def _levelled(
         self, found: LocalScale, made: Restoration, start: Tensor, share: float
     ) -> LocalScale:
-        """Bring the level over the head towards that of the expected error by added detail."""
+        """Move the mean level over the head towards that of the error from added detail."""
         if self.calibration is None or share == 0:
             return found
         by_hand, field = self.by_added_detail(made, start), made.posed.field_fine
@@ -157,7 +174,7 @@ class Uncertainty:
         return LocalScale(found.missing * ratio ** (share / 2), found.measured, found.space)
 
     def scale(self, made: Restoration) -> ErrorScale | None:
-        """Return what samples are drawn with: by the scale head, else by the calibration."""
+        """Return the scale of samples: that of the scale head, else of the calibration."""
         if self.model.scale is not None:
             return self.learned(made)
         if self.calibration is None:
@@ -173,7 +190,7 @@ Draw = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """A sampler's name, what draws one error (X, Y, Z) from a seed, and what ran so far."""
+    """A sampler: its name, a function from seed to error (X, Y, Z), and the record so far."""
 
     name: str
     draw: Draw
@@ -183,7 +200,7 @@ class Sampling:
 def sampler(
     restorer: Restorer, made: Restoration, found: ErrorScale, options: Options
 ) -> Sampling:
-    """Return what draws samples of the error of a restored image."""
+    """Return the sampler of the error of a restored image."""
     space, field = found.scale.space, made.posed.field_fine
     if options.sample == "texture":
         return Sampling(AMPLIFIED, lambda seed: texture(made.image, found.scale, seed))
@@ -201,7 +218,7 @@ def sampler(
 
 
 class Spread:
-    """Sums over samples, of which one is in memory at a time."""
+    """Running sums over samples; only one sample is in memory at a time."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -210,7 +227,7 @@ class Spread:
         self._squares: Tensor | float = 0.0
 
     def add(self, error: Tensor) -> None:
-        """Count one more sample (X, Y, Z)."""
+        """Add one more sample (X, Y, Z)."""
         self.count += 1
         if self._first is None:
             self._first = error
@@ -222,7 +239,7 @@ class Spread:
 
     @property
     def deviation(self) -> Tensor | None:
-        """Standard deviation over the samples; None for fewer than two."""
+        """Standard deviation over the samples, or None for fewer than two."""
         if not isinstance(self._total, Tensor):
             return None
         variance = (self._squares - self._total.square() / self.count) / (self.count - 1)

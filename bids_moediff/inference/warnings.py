@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The range of acquisitions the networks were trained in, and sentences for what lies outside."""
+"""Warn about acquisitions outside the range that the networks were trained on."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ _SAME = 1.02  # smaller differences of two voxel sizes are rounding of headers
 def range_warnings(
     coarse: Sequence[float], fine: Sequence[float], acquisition: Acquisition
 ) -> list[str]:
-    """One sentence for each way in which an image lies outside the trained range.
+    """Return one sentence for each way in which an image lies outside the trained range.
 
     Parameters
     ----------
     coarse, fine
-        Voxel sizes in mm of the scan and of the output, per axis.
+        Voxel sizes in mm of the scan and of the output, by axis.
     acquisition
         How the scan was sampled.
     """
@@ -83,10 +83,16 @@ def _width_warnings(ratios: Sequence[float], acquisition: Acquisition) -> list[s
 
 
 def residual_warning(data: np.ndarray, noise: float, relative: float) -> str | None:
-    """One sentence if a result, measured again, is further from the scan than its noise.
+    """Return a sentence if a result, measured again, differs from the scan by more than noise.
 
-    data: the scan (x, y, z); noise: its standard deviation, 0 if unknown; relative:
-    ||A x - y|| / ||y||. A relative residual below 0.001 is rounding, whatever the noise.
+    Parameters
+    ----------
+    data
+        The scan (x, y, z).
+    noise
+        Standard deviation of its noise in its units, 0 if unknown.
+    relative
+        Relative consistency residual ||A x - y|| / ||y||. Below 0.001 it is rounding.
     """
     residual = relative * float(np.sqrt(np.mean(np.square(data, dtype=np.float64))))
     if noise <= 0 or relative < 1e-3 or residual < 1.1 * noise:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the child process does to one image, how it says how far it is, and how it is stopped."""
+"""Process one image in the child process, report progress, and stop on request."""
 
 import json
 import math
@@ -45,20 +45,20 @@ STOP = threading.Event()
 
 
 def stop(_signal: int, _frame: Any) -> None:
-    """Signal handler: leave as soon as every ``finally`` has run."""
+    """Handle a signal: exit once every ``finally`` has run."""
     # Python drops an exception that is raised while it collects garbage; the flag outlives that.
     STOP.set()
     check_stop()
 
 
 def check_stop() -> None:
-    """Leave if the process was told to."""
+    """Exit if a signal asked the process to stop."""
     if STOP.is_set():
         raise SystemExit(TERMINATED)
 
 
 class ProgressLines:
-    """One JSON object a line: key, stage, fraction (0 to 1); at most one line per percent."""
+    """Write progress as JSON lines with key, stage and fraction (0 to 1), one per percent."""
 
     def __init__(self, stream: TextIO, *, follow_parent: bool) -> None:
         self._stream = stream
@@ -66,7 +66,7 @@ class ProgressLines:
         self._last: tuple[Any, ...] = ()
 
     def __call__(self, key: str | None, stage: str, fraction: float) -> None:
-        """Say how far the image is; leaves if the process that asked for it is gone."""
+        """Report progress of an image; exit if the parent process has gone."""
         check_stop()
         if self._parent is not None and os.getppid() != self._parent:
             raise SystemExit(TERMINATED)
@@ -77,7 +77,13 @@ class ProgressLines:
 
 
 def named_devices(choice: str) -> list[str]:
-    """Return the devices of a list with commas; UsageError for a word that names none."""
+    """Return the devices of a list with commas.
+
+    Raises
+    ------
+    UsageError
+        For a word that is not the name of a device.
+    """
     try:
         return [to_device(device.strip()) for device in choice.split(",")]
     except ValueError as error:
@@ -87,7 +93,17 @@ def named_devices(choice: str) -> list[str]:
 def held_device(
     choice: str, progress: Callable[[str | None, str, float], None]
 ) -> AbstractContextManager[str]:
-    """Context that yields the device to run on; waits while every card asked for is in use."""
+    """Return a context that yields the device to run on.
+
+    It waits while every GPU of the list is in use.
+
+    Parameters
+    ----------
+    choice
+        ``"auto"``, or names of devices with commas.
+    progress
+        Called with None, the stage and a fraction while it waits.
+    """
     if choice == "auto":
         choice = "cuda" if torch.cuda.is_available() else "cpu"
     devices = named_devices(choice)
@@ -98,7 +114,7 @@ def held_device(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network on its device, the options in force, and why this model was taken."""
+    """A network on its device, the options, and the reason for this model."""
 
     resolver: SuperResolver
     options: Options
@@ -107,7 +123,7 @@ class Loaded:
 
 
 def load(request: Request, device: str) -> Loaded:
-    """The model of the request; ``auto`` is settled now that the device is known."""
+    """Load the model of a request; ``auto`` is decided here, where the device is known."""
     choice = choose(request.options, device)
     resolver = SuperResolver.from_pretrained(
         choice.model, device=device, precision=request.options.precision
@@ -117,7 +133,7 @@ def load(request: Request, device: str) -> Loaded:
 
 @dataclass(frozen=True)
 class Scan:
-    """A conformed scan with what was prepared of it, on one grid; an aligned reference of any."""
+    """A conformed scan with mask and bias field on its grid; an aligned reference on any grid."""
 
     image: nib.Nifti1Image
     mask: nib.Nifti1Image | None = None
@@ -127,10 +143,10 @@ class Scan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan on the voxels that were measured, how they were sampled, and their noise.
+    """A scan on the voxels that were measured, its acquisition, and its noise.
 
-    ``likelihood``: of each acquisition that was compared, if any were; ``remarks`` on statements
-    of the sidecar.
+    ``likelihood`` is the likelihood of each acquisition that was compared. ``remarks`` are
+    sentences about statements of the sidecar.
     """
 
     measured: Measured
@@ -141,10 +157,16 @@ class Prepared:
 
 
 def prepare(scan: Scan, told: ImageRequest, options: Options) -> Prepared:
-    """Find the voxels that were measured, how they were sampled, and their noise.
+    """Find the measured voxels of a scan, its acquisition and its noise.
 
-    The sampling is told by ``told.acquisition`` or by the options and the sidecar's statements in
-    ``told.metadata``.
+    Parameters
+    ----------
+    scan
+        Conformed scan.
+    told
+        Its ``acquisition`` counts first, then the options, then the sidecar in its ``metadata``.
+    options
+        Acquired resolution, slice profile, slice thickness and noise.
     """
     measured = find_measured(scan.image, scan.mask, scan.bias_field, options.acquired_resolution)
     if told.acquisition:
@@ -169,7 +191,23 @@ def enhance_image(
     progress: Callable[[str, float], None] | None = None,
     store: Store | None = None,
 ) -> Result:
-    """Super-resolve a scan from the voxels that were measured (:func:`prepare`)."""
+    """Super-resolve a scan from the voxels that were measured (:func:`prepare`).
+
+    Parameters
+    ----------
+    resolver
+        The network.
+    scan
+        Conformed scan.
+    told
+        Sidecar, acquisition and reference record of the scan.
+    options
+        What decides the result; ``auto`` resolution counts from the stored voxels.
+    progress
+        Called with the stage and the fraction done.
+    store
+        Called with the key and the image of each sample.
+    """
     # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
     options = options.for_image(voxel_sizes(scan.image.affine))
     prepared = prepare(scan, told, options)
@@ -189,7 +227,7 @@ def enhance_prepared(
     progress: Callable[[str, float], None] | None = None,
     store: Store | None = None,
 ) -> Result:
-    """Super-resolve a scan that was prepared; the record tells how, `store` takes the samples."""
+    """Super-resolve a prepared scan; arguments as for :func:`enhance_image`."""
     measured, sampling, noise = prepared.measured, prepared.sampling, prepared.noise
     data = np.asarray(measured.image.dataobj, dtype=np.float32)
     inputs = Inputs(
@@ -218,7 +256,7 @@ def enhance_prepared(
 
 
 def _noise(measured: Measured, wanted: str | float) -> NoiseReading:
-    """Noise of a scan: read from it, or as the option says."""
+    """Estimate the noise of a scan, or take that of the option."""
     data = np.asarray(measured.image.dataobj, dtype=np.float32)
     if wanted != "auto":
         sigma = 0.0 if wanted == "none" else float(wanted)
@@ -233,11 +271,19 @@ def _noise(measured: Measured, wanted: str | float) -> NoiseReading:
 
 
 def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
-    """How much of a reading is noise beyond doubt: results agree with the scan within that.
+    """Return the part of a noise estimate that is certainly noise, in the units of the scan.
 
-    Fine anatomy reads as noise of about 1 % of the brightness, on some sharp heads as 2.8 %, and
-    so may ghosts in the air: agreeing within that would give up detail that was measured. So only
-    two readings that agree count, beyond 1 %, and a number that was given. data: (X, Y, Z).
+    The result agrees with the scan within this noise. Fine anatomy reads as noise of about 1 % of
+    the brightness, on some sharp heads 2.8 %, and so may ghosts in the air. Agreement within such
+    a reading would give up measured detail. So only a given number counts, and what two agreeing
+    estimates have beyond 1 %.
+
+    Parameters
+    ----------
+    noise
+        Estimate of the noise.
+    data
+        The scan (x, y, z).
     """
     if noise.source == "option":
         return noise.sigma
@@ -248,11 +294,11 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
 
 
 def _rounded(value: float) -> float:
-    """Four digits: images come in units from 1e-6 to 1e6."""
+    """Return a value with four digits: images have units from 1e-6 to 1e6."""
     return float(f"{value:.4g}")
 
 
 def with_typed(request: Request, typed: dict[str, Any], device: str | None) -> Request:
-    """The request with what was typed on the command line laid over it."""
+    """Return the request with the options of the command line in place of its own."""
     options = replace(request.options, **typed)
     return replace(request, options=options, device=device or request.device)
