@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model families. A further one is a folder here and a line in ``OWN``.
+"""Find model families by name. A further family is a folder here and a line in ``OWN``.
 
 A family may also come with another package: an entry point of the group ``bids_moediff.families``
 names its :class:`~bids_moediff.families.protocol.Family`.
@@ -26,7 +26,7 @@ def family(name: Any) -> "Family":
     Raises
     ------
     WeightsError
-        for a family that this version does not know.
+        For a family that this version does not know.
     """
     if name in OWN:
         found: Family = import_module(f"bids_moediff.families.{name}").FAMILY

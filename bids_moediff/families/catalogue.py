@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages and recipes of all families of this package."""
+"""Collect the training stages and recipes of all families of this package."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from bids_moediff.training.catalogue import Catalogue
 
 
 def catalogue() -> Catalogue:
-    """Return what ``bids_moediff-train`` can train."""
+    """Return the stages and recipes that ``bids_moediff-train`` can run."""
     entries = [entry for name in OWN for entry in family(name).stages()]
     folders = (Path(__file__).with_name(name) / "recipes" for name in OWN)
     return Catalogue(

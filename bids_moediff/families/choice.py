@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model a run takes. Imports nothing heavy: the command line asks before torch is loaded."""
+"""Choose the model of a run. Imports nothing heavy: it runs before torch is loaded."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bids_moediff.runtime.resources import has_bfloat16
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Name or folder of a model, and why it was taken."""
+    """Name or folder of a model, and the reason for the choice."""
 
     model: str
     reason: str
@@ -28,27 +28,32 @@ def choose(
     bfloat16: bool | None = None,
     shipped: Iterable[str] | None = None,
 ) -> ModelChoice:
-    """Return the model of a run: ``--weights``, ``--model``, or what ``auto`` comes to.
+    """Return the model of a run: ``--weights``, ``--model``, or the choice for ``auto``.
 
     Parameters
     ----------
     options
-        Sampling steps, expert maps, samples by experts and slice orientations: only the mixture
-        has them.
+        Sampling steps, expert maps, samples by experts and several slice orientations choose the
+        mixture, which alone has them.
     device
         ``cpu``, ``cuda`` or ``cuda:N``: where the network will run.
     bfloat16
-        Whether the processor multiplies bfloat16; looked up by default. Without it the student
-        takes three quarters of the full model's time instead of half (docs/speed.md).
+        Whether the processor multiplies bfloat16; by default it is looked up. Without it the
+        student takes three quarters of the full model's time instead of half (docs/speed.md).
     shipped
-        Names to choose from; the package's own by default.
+        Names to choose from; by default the models of the package.
+
+    Returns
+    -------
+    ModelChoice
+        Name or folder, and the reason.
 
     Raises
     ------
     UsageError
-        for a reference contrast that no network would look at.
+        For a reference contrast that no network of the model uses.
     WeightsError
-        for a model that is asked for and cannot restore images.
+        For a model that is asked for and cannot restore images.
     """
     asked_for = str(options.weights) if options.weights is not None else options.model
     if asked_for != "auto":
@@ -77,13 +82,13 @@ def choose(
 
 
 def takes_reference(model: str) -> bool:
-    """Whether a reference contrast guides this model (a name or a folder)."""
+    """Return True if a reference contrast guides this model (a name or a folder)."""
     kind = read_config(model).get("family")
     return kind is not None and kind not in BRAIN_MASK and family(kind).takes_reference
 
 
 def _only_of_the_mixture(options: Options) -> str:
-    """Return what was asked for that the student does not have, or nothing."""
+    """Return the first option in use that the student does not have, or an empty text."""
     asked = {
         "a number of sampling steps": options.num_steps is not None,
         "expert maps": "gates" in options.outputs,
@@ -94,7 +99,7 @@ def _only_of_the_mixture(options: Options) -> str:
 
 
 def check_restores(config: Mapping[str, Any], name: str) -> None:
-    """WeightsError if no engine runs models of this family."""
+    """Raise WeightsError if models of this family cannot restore images."""
     kind = str(config.get("family"))
     if kind in BRAIN_MASK:
         raise WeightsError(f"{name} finds the brain; it does not restore images.")
@@ -106,7 +111,7 @@ def check_restores(config: Mapping[str, Any], name: str) -> None:
 
 
 def _check_reference(options: Options, config: Mapping[str, Any]) -> None:
-    """UsageError for a reference contrast that the model would not look at."""
+    """Raise UsageError for a reference contrast that the model does not use."""
     if options.reference is None or (config and family(str(config.get("family"))).takes_reference):
         return
     takers = ", ".join(name for name in OWN if family(name).takes_reference)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory and time an image will take, before anything heavy is imported."""
+"""Estimate the memory and time of an image before anything heavy is imported."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,17 @@ _BASE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak memory of the network's process in GB, its seconds, and the output matrix."""
+    """Cost of one image.
+
+    Parameters
+    ----------
+    gigabytes
+        Peak memory of the network's process in GB.
+    seconds
+        Time of that process in s.
+    shape
+        Voxel counts of the output.
+    """
 
     gigabytes: float
     seconds: float
@@ -31,7 +41,7 @@ class Estimate:
 
     @property
     def job_gigabytes(self) -> float:
-        """Peak memory of the whole job, which a batch system counts."""
+        """Peak memory of the whole job in GB, as a batch system counts it."""
         return round(self.gigabytes + _APP_GIGABYTES, 2)
 
 
@@ -45,11 +55,22 @@ def estimate(
     threads: int = 1,
     bfloat16: bool | None = None,
 ) -> Estimate:
-    """Return the cost of one image of `shape_in` voxels of `zooms_in` mm.
+    """Return the cost of one image.
 
-    `model` is a name or a folder; its config.json says how much arithmetic a voxel takes.
-    `threads` work on the image, on a processor that multiplies bfloat16 or not (looked up by
-    default).
+    Parameters
+    ----------
+    shape_in, zooms_in
+        Voxel counts and voxel sizes (mm) of the input, by axis.
+    options
+        Output resolution, samples and steps.
+    model
+        Name or folder of the model; its config.json gives the arithmetic for one voxel.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    threads
+        Number of threads that work on the image.
+    bfloat16
+        Whether the processor multiplies bfloat16; by default it is looked up.
     """
     counts = [
         max(1, math.ceil(n * old / new - 1e-3))
@@ -74,7 +95,15 @@ _SECONDS_PER_COMBINED_VOXEL = 4e-6  # and scan
 
 
 def combination_cost(shape: tuple[int, int, int], scans: int) -> Estimate:
-    """Return the cost of combining restored `scans` to one image of `shape` voxels."""
+    """Return the cost of combining restored scans.
+
+    Parameters
+    ----------
+    shape
+        Voxel counts of the result.
+    scans
+        Number of scans.
+    """
     voxels, (common, each) = math.prod(shape), _BYTES_PER_COMBINED_VOXEL
     return Estimate(
         round(_BASE_GIGABYTES + voxels * (common + each * scans) / 1e9, 2),
@@ -92,7 +121,7 @@ UNKNOWN_RATES = {"bf16": 63.0, "fp32": 18.0, "cuda": 20_000.0}
 def stage_macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
     """Return multiply-accumulates for one output voxel, by part of the network.
 
-    Empty where the family is unknown or the configuration makes no sense.
+    Empty if the family is unknown or the configuration is invalid.
     """
     try:
         return family(config.get("family")).macs(config, options)
@@ -108,7 +137,15 @@ def seconds_per_voxel(
     threads: int = 1,
     bfloat16: bool | None = None,
 ) -> float:
-    """Return the time of all networks for one output voxel; `bfloat16` as in `choose`."""
+    """Return the time in s that all networks take for one output voxel.
+
+    Parameters
+    ----------
+    config
+        Content of config.json.
+    options, device, threads, bfloat16
+        As for :func:`estimate`.
+    """
     gpu = device.startswith("cuda")
     fast = not gpu and (has_bfloat16() if bfloat16 is None else bfloat16)
     kind = "cuda" if gpu else "bf16" if fast else "fp32"

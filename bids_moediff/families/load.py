@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any model by its name or folder, whatever its family."""
+"""Load a model of any family by its name or folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,24 +31,36 @@ MOST_LOST = 0.02  # dB
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
-    """Return a network with fresh weights from a whole config.json.
+    """Build a network with fresh weights.
+
+    Parameters
+    ----------
+    config
+        Whole content of a config.json.
 
     Raises
     ------
     WeightsError
-        for an unknown family or settings that make no sense.
+        For an unknown family or invalid settings.
     """
     name = str(config.get("family"))
     return build(config, BRAIN_MASK if name in BRAIN_MASK else {name: family(name).build})
 
 
 def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Read a model folder (a path, or the name of a shipped one) in 32-bit evaluation mode.
+    """Read a model in 32 bits, ready for evaluation.
+
+    Parameters
+    ----------
+    name_or_dir
+        Name of a shipped model, or a model folder.
+    device
+        Where the weights are kept.
 
     Raises
     ------
     WeightsError
-        for a missing or unreadable file, a checksum that does not match, an unknown family, a
+        For a missing or unreadable file, a checksum that does not match, an unknown family, a
         wrong configuration, and weights of other names or shapes.
     """
     model = read_model(name_or_dir, build_network, device)
@@ -64,7 +76,7 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> L
 
 
 def fastest_precision(model: LoadedModel, device: torch.device) -> str:
-    """Return the fastest arithmetic of a device that costs at most ``MOST_LOST`` dB.
+    """Return the fastest arithmetic of a device that loses at most ``MOST_LOST`` dB.
 
     8-bit integers take two thirds of the time of bfloat16 with AMX, and a quarter of that of 32
     bits with VNNI (docs/speed.md).
@@ -77,7 +89,22 @@ def fastest_precision(model: LoadedModel, device: torch.device) -> str:
 
 
 def make_restorer(model: LoadedModel, device: torch.device, precision: str) -> Restorer:
-    """Return what restores images with this model; WeightsError if nothing does."""
+    """Return the restorer of a model.
+
+    Parameters
+    ----------
+    model
+        As :func:`load_model` reads it.
+    device
+        Where it runs.
+    precision
+        ``"auto"`` or a key of ``PRECISIONS``.
+
+    Raises
+    ------
+    WeightsError
+        If models of this family cannot restore images.
+    """
     check_restores(model.config, model.name)
     make = family(model.config["family"]).restorer
     assert make is not None
@@ -87,12 +114,12 @@ def make_restorer(model: LoadedModel, device: torch.device, precision: str) -> R
 
 
 def has_integers(model: LoadedModel) -> bool:
-    """Return whether the folder holds what ``--precision int8`` needs."""
+    """Return True if the model folder has the file that ``--precision int8`` needs."""
     return any(getattr(part, "int8_ranges", ()) for part in model.network.modules())
 
 
 def check_integers(model: LoadedModel, device: torch.device) -> None:
-    """UsageError where ``--precision int8`` cannot run."""
+    """Raise UsageError if ``--precision int8`` cannot run."""
     reason = ""
     if device.type != "cpu":
         reason = "runs on processors only"
@@ -108,10 +135,13 @@ Parts = Mapping[str, nn.Module]
 
 
 def init_parts(init: Path | Sequence[Path] | Composite | None) -> dict[str, nn.Module]:
-    """Return the networks that a training begins with, by the section of their settings.
+    """Return the networks that a training starts from, by the section of their settings.
 
-    ``init`` names models (by name or folder) and runs of stages that others begin with, or is a
-    model; of two of a kind the later one counts.
+    Parameters
+    ----------
+    init
+        Models (by name or folder) and runs of earlier stages, or a loaded model. Of two networks
+        of one section the later one counts.
     """
     if isinstance(init, Composite):
         return dict(init.named_children())
@@ -136,14 +166,14 @@ def _parts_of(path: Path) -> dict[str, nn.Module]:
 
 
 def _sections(network: nn.Module, name: str) -> dict[str, nn.Module]:
-    """Parts of a composite; a network that is none is its own part."""
+    """Return the parts of a composite; any other network is its own part."""
     if isinstance(network, Composite):
         return dict(network.named_children())
     return {name: network}
 
 
 def compose(parts: Parts, device: torch.device, precision: str) -> Restorer | None:
-    """Return what restores with these parts, or None where no family is made of them."""
+    """Return a restorer made of these parts, or None if no family combines them."""
     for name in OWN:
         kind = family(name)
         if kind.compose is not None and kind.restorer is not None:

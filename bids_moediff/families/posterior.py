@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of what an image may have looked like, given its measurement.
+"""Draw samples of the image that may lie behind a measurement.
 
-A restored image m that agrees with the measurement lacks an error e. The scale head says how large
-e is in each voxel; a sample is m + P(s n) + R(t n'), with white noise n and n', the projection P
-to what was not measured, R to what was, and the two scales s and t. Without noise in the scan
-there is no second part, and every sample explains the measurement exactly.
+A restored image m that agrees with the measurement lacks an error e. The scale head predicts how
+large e is in each voxel. A sample is m + P(s n) + R(t n'), with white noise n and n', the
+projection P onto the unmeasured part, the projection R onto the measured part, and two scales s
+and t. For a scan without noise the second part is zero, and every sample agrees with the
+measurement exactly.
 
-How a sampler of a family uses it::
+A sampler of a family uses it like this::
 
     scale = local_scale(network, problem, mean, start, precision)
     z = scale.draw(seed)                # a Gaussian sample of the error, (X, Y, Z)
@@ -49,14 +50,14 @@ LARGEST_GAIN = 2.0
 
 @dataclass(frozen=True)
 class LocalScale:
-    """How large the error of a restored image is, in the scaled intensities of a problem.
+    """Size of the error of a restored image, in the scaled intensities of a problem.
 
     Parameters
     ----------
     missing
-        Standard deviation (X, Y, Z) of noise before it is projected to what was not measured.
+        Standard deviation (X, Y, Z) of noise before it is projected onto the unmeasured part.
     measured
-        The same for what was measured; None without noise in the scan.
+        The same for the measured part; None for a scan without noise.
     space
         Both projections.
     """
@@ -67,7 +68,7 @@ class LocalScale:
 
     @cached_property
     def missing_deviation(self) -> Tensor:
-        """Standard deviation d (X, Y, Z) of P(s n), closed-form."""
+        """Standard deviation d (X, Y, Z) of P(s n), in closed form."""
         return self.space.variance(self.missing.square()).clamp_min(1e-12).sqrt()
 
     @property
@@ -79,7 +80,7 @@ class LocalScale:
         return (self.missing_deviation.square() + known).sqrt()
 
     def times(self, factor: Tensor | float) -> "LocalScale":
-        """Return both scales multiplied with a field (X, Y, Z) or a number."""
+        """Return both scales multiplied by a field (X, Y, Z) or a number."""
         measured = None if self.measured is None else self.measured * factor
         return LocalScale(self.missing * factor, measured, self.space)
 
@@ -88,7 +89,7 @@ class LocalScale:
         return self.space.project(self.missing * white(self.missing, seed))
 
     def measured_noise(self, seed: int) -> Tensor | None:
-        """Return R(t n') (X, Y, Z), or None without noise in the scan."""
+        """Return R(t n') (X, Y, Z), or None for a scan without noise."""
         if self.measured is None:
             return None
         return self.space.measured(self.measured * white(self.measured, (seed, 1)))
@@ -100,20 +101,26 @@ class LocalScale:
 
 
 def texture(mean: Tensor, scale: LocalScale, seed: int) -> Tensor:
-    """Return what gives an image the power of the truth at less loss than a sample (X, Y, Z).
+    """Return detail and noise that give an image the local power of the truth.
 
-    The image's own detail that was not measured is amplified until its local power is that of the
-    truth, at most ``LARGEST_GAIN`` times; noise makes up for the rest. For Gaussian fields this is
-    the optimal transport from the posterior mean to the images.
+    The unmeasured detail of the image is amplified until its local power is that of the truth, at
+    most ``LARGEST_GAIN`` times. Noise supplies the rest. For Gaussian fields this is the optimal
+    transport from the posterior mean to the distribution of images, so it loses less than a sample
+    does.
 
     Parameters
     ----------
     mean
         Image (X, Y, Z) that agrees with the measurement.
     scale
-        How large its error is.
+        Size of its error.
     seed
-        Of the noise.
+        Seed of the noise.
+
+    Returns
+    -------
+    torch.Tensor
+        Addition to ``mean`` (X, Y, Z).
 
     References
     ----------
@@ -135,7 +142,7 @@ def _local_mean(squares: Tensor) -> Tensor:
 
 
 def white(like: Tensor, seed: int | tuple[int, int]) -> Tensor:
-    """Return white noise of the shape of `like`, the same on every device."""
+    """Return white noise of the shape of ``like``, the same on every device."""
     # Numpy's generators hear all bits of a seed, torch's only the lower 32.
     noise = np.random.default_rng(seed).standard_normal(tuple(like.shape), dtype=np.float32)
     return torch.from_numpy(noise).to(like)
@@ -151,23 +158,23 @@ def local_scale(
     factor: float = 1.0,
     max_voxels: int | None = None,
 ) -> LocalScale:
-    """Return how large the error of a restored image is.
+    """Predict the size of the error of a restored image.
 
     Parameters
     ----------
     network
         Scale head.
     problem
-        What was restored; needs its operator.
+        The problem that was solved; its operator is needed.
     mean, start
         Restored image that agrees with the measurement (``problem.agree``), and the start of the
         problem, both (X, Y, Z).
     precision
         A key of ``PRECISIONS``, or ``int8``.
     factor
-        Both scales are multiplied with it (calibration).
+        Both scales are multiplied by it (calibration).
     max_voxels
-        How many are pushed through the network at a time.
+        Number of voxels that pass through the network at a time.
     """
     if problem.operator is None:
         raise ValueError("the operator of the acquisition is needed")
@@ -191,7 +198,7 @@ def _stream(
     precision: str,
     max_voxels: int | None,
 ) -> Tensor:
-    """Logarithms of both scales (2, X, Y, Z), planes pushed through the network."""
+    """Return logarithms of both scales (2, X, Y, Z); the network runs plane by plane."""
     device = mean.device
     voxels = max_voxels or (CUDA_VOXELS if device.type == "cuda" else CPU_VOXELS)
     step = max(1, voxels // (FOLD * mean.shape[1] * mean.shape[2])) * FOLD
@@ -213,22 +220,22 @@ def _stream(
 
 
 class ErrorSampler(Protocol):
-    """Draws what a restored image may lack."""
+    """Draws samples of the error of a restored image."""
 
     name: str
 
     def draw(self, seed: int) -> Tensor:
-        """Return one sample of the error (X, Y, Z), shading left out."""
+        """Return one sample of the error (X, Y, Z), without shading."""
         ...
 
     def record(self) -> Mapping[str, Any]:
-        """Return what ran so far, for the sidecar."""
+        """Return the record of the samples so far, for the sidecar."""
         ...
 
 
 @runtime_checkable
 class SamplesErrors(Protocol):
-    """A restorer with a sampler of its own, which takes the place of the Gaussian one."""
+    """A restorer with its own error sampler in place of the Gaussian one."""
 
     def error_sampler(
         self, problem: Problem, options: Options, mean: Tensor, scale: LocalScale

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model family is, to everybody who does not know which one it is."""
+"""Define what the rest of the package knows about a model family."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ class Problem:
     Parameters
     ----------
     measured
-        (x, y, z) on the acquired grid.
+        Measurement (x, y, z) on the acquired grid.
     start
-        Gives cubic interpolation (X, Y, Z) on the output grid that agrees with the measurement,
-        shading left out: where networks start. Made anew at each call, so that nobody holds it.
+        Returns the start of the networks: cubic interpolation (X, Y, Z) on the output grid that
+        agrees with the measurement, without shading. It is computed at each call, to save memory.
     condition
-        (6,): log2 of the voxel ratio and width of the slice profile, for each axis.
+        (6,): log2 of the voxel ratio, and width of the slice profile, by axis.
     told
-        ``condition`` and what else last layers may be told (:mod:`bids_moediff.imaging.told`).
-    acquisition, ratios, noise
-        How the image was sampled; acquired over output voxel size by axis; standard deviation of
-        the noise on the scaled intensities.
+        ``condition`` and further inputs of last layers (:mod:`bids_moediff.imaging.told`).
+    acquisition
+        How each axis was sampled.
+    ratios
+        Acquired over output voxel size, by axis.
+    noise
+        Standard deviation of the noise, in scaled intensities.
     agree
-        Makes a volume (X, Y, Z) agree with the measurement, shading left out.
+        Makes a volume (X, Y, Z) without shading agree with the measurement.
     operator
-        From the output grid to the acquired one, for samplers.
+        Maps the output grid to the acquired one; samplers need it.
     reference
-        Another contrast on the output grid, about [0, 1], if there is one; 0 where it was not
-        measured.
+        Another contrast on the output grid, about [0, 1], 0 where it was not measured; or None.
     round_trip
-        What is left of a volume (X, Y, Z) that goes through the acquisition and is interpolated
-        like ``start``.
+        Returns a volume (X, Y, Z) measured by the acquisition and interpolated like ``start``.
     within_head
-        Whether networks may leave out air far from the head; training runs them everywhere.
+        Whether networks may leave out air far from the head; in training they run everywhere.
     """
 
     measured: Tensor
@@ -69,12 +70,12 @@ class Problem:
 
     @property
     def nothing_to_gain(self) -> bool:
-        """Whether no axis gets finer, so that the networks have nothing to do."""
+        """Whether no axis gets finer, so that no network needs to run."""
         return bool((self.condition[:3].abs() < 1e-3).all())
 
 
 def training_problem(start: Tensor, condition: Tensor) -> Problem:
-    """Return a teacher's problem: a start whose measurement nobody looks at, air included."""
+    """Return the problem of a teacher: a start without a measurement, air included."""
     return Problem(
         measured=start,
         start=lambda: start,
@@ -90,7 +91,7 @@ def training_problem(start: Tensor, condition: Tensor) -> Problem:
 
 @dataclass(frozen=True)
 class Settled:
-    """Options as a model will follow them, and one sentence on what it leaves out, if anything."""
+    """Options as a model follows them, and one sentence on options that it ignores, if any."""
 
     options: Options
     left_out: str = ""
@@ -98,10 +99,18 @@ class Settled:
 
 @dataclass(frozen=True)
 class Restored:
-    """One sample on the output grid, before it is made to agree with the measurement.
+    """One estimate on the output grid, before it is made to agree with the measurement.
 
-    ``maps`` are further outputs by the key of their product, ``tables`` rows that describe the
-    labels of a map, ``counts`` how many evaluations of experts ran and were skipped.
+    Parameters
+    ----------
+    image
+        (X, Y, Z) in scaled intensities.
+    maps
+        Further outputs on the output grid, by the key of their product.
+    counts
+        Number of expert evaluations that ran and that were skipped.
+    tables
+        Rows that describe the labels of a map, by its key.
     """
 
     image: Tensor
@@ -111,56 +120,73 @@ class Restored:
 
 
 class Restorer(Protocol):
-    """A network on its device, ready to restore."""
+    """A network on its device, ready to restore images."""
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """Return the options as they will be followed."""
+        """Return the options as the model follows them.
+
+        Raises
+        ------
+        UsageError
+            For an option that the model cannot follow.
+        """
         ...
 
     def restore(
         self, problem: Problem, options: Options, progress: Progress
     ) -> Iterator[Restored]:
-        """Yield the estimate; of ``options.num_samples`` others, number k with seed + k."""
+        """Yield the estimates of a problem.
+
+        Parameters
+        ----------
+        problem
+            The image.
+        options
+            With ``num_samples`` above 1, estimate number k uses the seed plus k.
+        progress
+            Called with the stage and the fraction done (0 to 1).
+        """
         ...
 
     def sampler(self, problem: Problem, options: Options) -> str:
-        """Return the name of what ran, for the sidecar."""
+        """Return the name of the method that ran, for the sidecar."""
         ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: all that the rest of the package asks of it.
+    """A kind of model: everything that the rest of the package needs to know about it.
 
     Parameters
     ----------
     name
-        As config.json says it under ``"family"``.
+        Value of ``"family"`` in config.json.
     build
-        Network with fresh weights, from a whole config.json.
+        Builds a network with fresh weights from a whole config.json.
     restorer
-        Makes a :class:`Restorer` of a network, a device and a precision; None for a family that
-        no engine runs yet.
+        Makes a :class:`Restorer` from a network, a device and a precision; None for a family that
+        cannot restore images yet.
     macs
-        Multiply-accumulates for one output voxel, by part of the network, under some options.
+        Returns multiply-accumulates for one output voxel, by part of the network, for some
+        options.
     rates
-        Billion multiply-accumulates a second of each part: of one thread of a processor with
-        bfloat16 (``"bf16"``) and without (``"fp32"``), and of a GPU (``"cuda"``).
+        Billion multiply-accumulates a second of each part: for one thread of a processor with
+        bfloat16 (``"bf16"``) and without (``"fp32"``), and for a GPU (``"cuda"``).
     network_words
-        What ran on an image, for the methods text ("with …"), from the image's record
-        (``NetworksRun``); all that would run where the record is empty.
+        Returns words for the methods text ("with …") from the record of an image
+        (``NetworksRun``); for an empty record, those of all networks.
     card
-        What the family is, for MODEL_CARD.md.
+        Description of the family for MODEL_CARD.md.
     experts
-        Names of the experts in the order of their maps, from config.json.
+        Returns the names of the experts in the order of their maps, from config.json.
     takes_reference
-        Whether a reference contrast guides it.
+        Whether a reference contrast guides the model.
     stages
-        What of it can be trained, in the order in which the stages build on one another.
+        Returns the trainable stages, in the order in which they build on one another.
     compose
-        Puts a model together from parts by their sections, for a family of several networks.
+        Builds a model from parts by their sections, for a family of several networks.
     complete
-        Reads what else stands in a model's folder into a network, on a device.
+        Reads further files of a model folder into a network, on a device.
     """
 
     name: str

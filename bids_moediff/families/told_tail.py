@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a last layer makes of noise, filters and softness, by least squares.
+"""Fit a last layer to noise, filters and softness of the scan by least squares.
 
-The features stay, and so does what the layer does where nothing is told: a scan without noise and
-with a hard k-space edge is restored as before. To that comes a part for each number of
-:mod:`bids_moediff.imaging.told`, fitted to what the teacher would have put out without noise
-(:mod:`bids_moediff.training.uncertain`).
+The features stay the same. So does the result for a scan without noise and with a hard k-space
+edge. For each number of :mod:`bids_moediff.imaging.told` the layer gets a further part, fitted to
+the output of the teacher without noise (:mod:`bids_moediff.training.uncertain`).
 """
 
 import copy
@@ -36,11 +35,11 @@ from .load import init_parts
 
 @dataclass(frozen=True, kw_only=True)
 class StudentToldTailRecipe(PatchRecipe):
-    """What the last layer makes of the numbers of :mod:`bids_moediff.imaging.told`; no steps.
+    """The part of the last layer for the numbers of :mod:`bids_moediff.imaging.told`; no steps.
 
-    Fitted to the teacher's output without noise on ``fitted_patches`` patches, whose outer
-    ``border`` voxels are left out and whose next ``fade`` fade in. ``ridge`` is relative to the
-    mean square of the features.
+    It is fitted to the teacher's output without noise on ``fitted_patches`` patches. Their outer
+    ``border`` voxels are left out, and the next ``fade`` voxels fade in. ``ridge`` is relative to
+    the mean square of the features.
     """
 
     stage: ClassVar[str] = "student-told-tail"
@@ -56,20 +55,20 @@ class StudentToldTailRecipe(PatchRecipe):
 
     @property
     def uncertain(self) -> bool:
-        """Scans are drawn as they come."""
+        """Scans are simulated with noise and filters."""
         return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanToldTailRecipe(StudentToldTailRecipe):
-    """The same for the regression mean of a moediff model, which is its own teacher."""
+    """The same for the regression network of a moediff model, which is its own teacher."""
 
     stage: ClassVar[str] = "mean-told-tail"
     taught: ClassVar[str] = "mean"
 
 
 def with_told_tail(network: Any) -> Any:
-    """The same network with a last layer that the further numbers may change, and do not yet."""
+    """Return the network with a last layer that takes the further numbers, same output so far."""
     config: Any = network.config
     made = type(network)(replace(config, conditioned_tail=True, extra_numbers=EXTRA_NUMBERS))
     state = made.state_dict()
@@ -82,7 +81,7 @@ def with_told_tail(network: Any) -> Any:
 
 
 def fading(side: int, border: int, fade: int) -> Tensor:
-    """Weights (side, side, side) that rise from 0 after `border` places over `fade` places."""
+    """Return weights (side, side, side): 0 in the border, rising to 1 over ``fade`` voxels."""
     place = torch.arange(side) + 0.5 - border
     depth = torch.minimum(place, side - 2 * border - place).clamp(0, fade)
     line = torch.sin(depth * (torch.pi / 2 / fade)).square()
@@ -90,7 +89,7 @@ def fading(side: int, border: int, fade: int) -> Tensor:
 
 
 def _weight(batch: Batch, window: Tensor) -> Tensor:
-    """Weights (B, x, y, z) of folded places: in the head, relative to interpolation's error."""
+    """Return weights (B, x, y, z) of folded voxels: the head over interpolation's error."""
     weight, error = batch["weight"], (batch["start"] - batch["target"]).abs()
     mean = (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1)
     folded = functional.avg_pool3d(weight[:, None], FOLD)
@@ -102,7 +101,7 @@ def _weight(batch: Batch, window: Tensor) -> Tensor:
 
 
 def wanted_of(teacher: MeanNetwork, batch: Batch) -> Tensor:
-    """What the network should put out (B, 1, X, Y, Z)."""
+    """Return the target of the network (B, 1, X, Y, Z)."""
     wanted = teacher(batch["clear_start"][:, None], within_training(batch["clear_condition"]))
     by_truth = batch["by_truth"][:, None, None, None, None]
     return torch.where(by_truth, batch["target"][:, None], wanted)
@@ -115,10 +114,18 @@ def fit_told_tail(
     batches: Iterable[Batch],
     recipe: StudentToldTailRecipe,
 ) -> None:
-    """Set the parts of `network`'s last layer that belong to the further numbers.
+    """Fit the parts of the last layer of ``network`` that belong to the further numbers.
 
-    `batches` are patches of uncertain scans; of the recipe, the border, the fade and the ridge
-    count.
+    Parameters
+    ----------
+    teacher
+        Its output without noise is the target.
+    network
+        It is changed in place.
+    batches
+        Patches of scans with noise and filters.
+    recipe
+        Border, fade and ridge.
     """
     terms, outputs = network.tail_terms, network.tail.out_channels
     assert terms is not None and terms.bias is not None
@@ -141,7 +148,7 @@ def fit_told_tail(
 
 
 class ToldTailStage(Stage):
-    """A finished student or mean, fitted before the first step; there are no steps."""
+    """A finished student or regression network, fitted before the first step; no steps follow."""
 
     network: Any
 
@@ -161,17 +168,17 @@ class ToldTailStage(Stage):
             raise UsageError(f"patch must be a multiple of {multiple}.")
 
     def begin(self, batches: Iterator[Batch]) -> None:
-        """The fit."""
+        """Fit the last layer."""
         count = -(-self.recipe.fitted_patches // self.recipe.batch)
         chosen = track(itertools.islice(batches, count), "patches", count)
         fit_told_tail(self.teacher, self.network, chosen, self.recipe)
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
-        """Cubes."""
+        """Return cubes."""
         return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Charbonnier distance to what is wanted."""
+        """Return the Charbonnier distance to the target."""
         recipe = self.recipe
         with torch.no_grad():
             wanted = wanted_of(self.teacher, batch)[:, 0]
@@ -180,7 +187,7 @@ class ToldTailStage(Stage):
         return loss, {"loss": float(loss.detach())}
 
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
-        """Gains over cubic and over the consistent interpolation, where nothing is told."""
+        """Return gains over cubic and over consistent interpolation, without further numbers."""
 
         def restore(start: Tensor, condition: Tensor) -> Tensor:
             with autocast(self.device, self.recipe):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a 3-D network on a whole volume, in bounded memory, and on no more than the head's box."""
+"""Run a 3-D network on a whole volume in bounded memory, inside the box of the head."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ CUDA_VOXELS = 16_000_000
 
 
 class Streaming(Protocol):
-    """A network whose planes may be pushed through one after another."""
+    """A network that takes the planes of a volume one after another."""
 
     config: Any
     int8_ranges: tuple[Range, ...]
@@ -37,7 +37,7 @@ class Streaming(Protocol):
         ...
 
     def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
-        """Return everything between fold and unfold as a pipeline, for one condition."""
+        """Return the network between fold and unfold as a pipeline, for one condition."""
         ...
 
 
@@ -50,11 +50,25 @@ def apply_to_volume(
     precision: str | None = None,
     max_voxels: int | None = None,
 ) -> torch.Tensor:
-    """Output (X, Y, Z) of the network for the start (X, Y, Z) under `condition` (6 or more,).
+    """Return the output (X, Y, Z) of a network for a whole volume.
 
-    Planes are pushed through the network (:mod:`bids_moediff.networks.streaming`), `max_voxels` at
-    a time: the result is that of the whole volume, memory grows with a plane. `precision` is a key
-    of ``PRECISIONS``; that of the surrounding autocast, else 32 bits, by default.
+    Planes pass through the network one after another (:mod:`bids_moediff.networks.streaming`). The
+    result is that of the whole volume; memory grows with a plane.
+
+    Parameters
+    ----------
+    network
+        On its device.
+    start
+        Start (X, Y, Z), about [0, 1] in the head.
+    condition
+        (6,) or more: see :class:`~bids_moediff.families.protocol.Problem`.
+    progress
+        Called with the fraction done.
+    precision
+        A key of ``PRECISIONS``; by default that of the surrounding autocast, else 32 bits.
+    max_voxels
+        Number of voxels that pass through the network at a time.
     """
     order = axis_order(condition)
     device = next(network.parameters()).device
@@ -97,7 +111,7 @@ def restore_volume(
     progress: Progress,
     stage: str,
 ) -> torch.Tensor:
-    """Return what a network makes of the start of a problem, away from the head left as it is."""
+    """Return the output of a network for a problem; air far from the head stays unchanged."""
 
     def run(volume: torch.Tensor) -> torch.Tensor:
         return apply_to_volume(
@@ -114,22 +128,22 @@ def restore_volume(
 def run_padded(
     network: Streaming, start: torch.Tensor, condition: torch.Tensor, side: int
 ) -> torch.Tensor:
-    """Return the output of a volume, padded to cubes of `side`: one size runs fastest on a GPU."""
+    """Return the output for a volume padded to cubes of ``side``: one size is fastest on a GPU."""
     output = apply_to_volume(network, pad_to_side(start, side), condition)
     return output[tuple(slice(0, size) for size in start.shape)]
 
 
 def pad_to_side(start: torch.Tensor, side: int) -> torch.Tensor:
-    """Return (X, Y, Z) with the last planes repeated until each side has `side` voxels.
+    """Repeat the last planes of (X, Y, Z) until each side has ``side`` voxels.
 
-    An edge to air where the volume was cut would be felt as far as the network sees.
+    Padding with air would make an edge that changes the result as far as the network sees.
     """
     padding = [amount for size in reversed(start.shape) for amount in (0, max(0, side - size))]
     return torch.nn.functional.pad(start[None, None], padding, mode="replicate")[0, 0]
 
 
 def pad_to_multiple(volume: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Repeat the last planes of (X, Y, Z) until each side is a multiple of `multiple`."""
+    """Repeat the last planes of (X, Y, Z) until each side is a multiple of ``multiple``."""
     padding: list[int] = []
     for size in reversed(volume.shape):
         padding += [0, -size % multiple]
@@ -149,10 +163,19 @@ WORTH = 0.95  # of the volume: a larger box saves nothing
 
 
 def head_box(start: torch.Tensor, margin: int) -> Box:
-    """Box around all that could be anatomy in (X, Y, Z), intensities in about [0, 1].
+    """Return the box around all possible anatomy in a volume.
 
-    `margin` voxels are added on each side; sides begin at multiples of ``BLOCK``. Without a head,
-    the box is the volume.
+    Parameters
+    ----------
+    start
+        (X, Y, Z), about [0, 1] in the head.
+    margin
+        Voxels that are added on each side; sides begin at multiples of ``BLOCK``.
+
+    Returns
+    -------
+    tuple
+        Slices of the box; the whole volume if no head is found.
     """
     shape: Shape = (start.shape[0], start.shape[1], start.shape[2])
     blocks = pad_to_multiple(start.float(), BLOCK)[None, None]
@@ -171,7 +194,7 @@ def head_box(start: torch.Tensor, margin: int) -> Box:
 
 
 def head_boxes(start: torch.Tensor) -> tuple[Box, Box]:
-    """Return what of (X, Y, Z) a network sees, and what of its result is taken."""
+    """Return the box of (X, Y, Z) that a network sees, and the box of its result that is used."""
     seen, kept = head_box(start, MARGIN), head_box(start, KEPT)
     if start[seen].numel() >= WORTH * start.numel():
         whole = (slice(0, start.shape[0]), slice(0, start.shape[1]), slice(0, start.shape[2]))
@@ -182,7 +205,7 @@ def head_boxes(start: torch.Tensor) -> tuple[Box, Box]:
 def within_head_box(
     network: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor
 ) -> torch.Tensor:
-    """What `network` makes of (X, Y, Z) in the box of the head; air outside stays as it is."""
+    """Return the output of a network inside the box of the head; air outside is unchanged."""
     seen, kept = head_boxes(start)
     if start[seen].shape == start.shape:
         return network(start)

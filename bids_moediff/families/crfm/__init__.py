@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CRFM: a fine reference contrast of the same subject sharpens another image."""
+"""CRFM: sharpen an image by a fine reference contrast of the same subject."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ def _restorer(network: Any, device: Any, precision: str) -> Restorer:
 
 
 def _base(config: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any]]:
-    """Family and config.json of the model whose output is corrected."""
+    """Return family and config.json of the model whose output is corrected."""
     from bids_moediff.families import family
     from bids_moediff.networks.model_folder import read_config
 
@@ -35,7 +35,7 @@ def _base(config: Mapping[str, Any]) -> tuple[Family, Mapping[str, Any]]:
 
 
 def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
-    """Convolutions of the base and of :class:`~.network.CRFMNetwork`."""
+    """Return the convolutions of the base and of :class:`~.network.CRFMNetwork`."""
     shape = config["crfm"]
     channels = shape["channels"]
     own = 27 * channels * (77 + 24 + 2 * shape["blocks"] * channels) / 8

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reference contrast says about the detail that a scan has lost.
+"""Compute features of a reference contrast that describe the detail a scan has lost.
 
-The reference goes through the scan's own acquisition: down and up again with the operator that
-the scan was measured by. What the round trip loses is the detail to be transferred; how the two
-contrasts relate is read from what the round trip keeps, in windows of a few measured voxels, by
-linear regression (the guided filter, He et al. 2010, doi:10.1007/978-3-642-15549-9_1).
+The reference goes through the acquisition of the scan: down and up again with the operator of the
+scan. The loss in this round trip is the detail to be transferred. The relation between the two
+contrasts is read from what the round trip keeps, by linear regression in windows of a few measured
+voxels (the guided filter, He et al. 2010, doi:10.1007/978-3-642-15549-9_1).
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ SUMMARIES = 5  # on the folded grid
 
 @dataclass(frozen=True)
 class Guides:
-    """What the network is given, batch first, fine grid (B, 1, X, Y, Z).
+    """Images that the network works on, batch first, fine grid (B, 1, X, Y, Z).
 
     Parameters
     ----------
     base, start
-        What the base network made of the scan, and the interpolation that it began with.
+        Output of the base network, and the interpolation that it started from.
     reference, trip
-        The reference, about [0, 1], and what is left of it after the scan's acquisition.
+        The reference, about [0, 1], and its round trip through the acquisition of the scan.
     """
 
     base: Tensor
@@ -42,13 +42,13 @@ class Guides:
     trip: Tensor
 
     def at(self, planes: slice) -> "Guides":
-        """These planes along the first axis."""
+        """Return these planes along the first axis."""
         parts = (self.base, self.start, self.reference, self.trip)
         return Guides(*(part[:, :, planes] for part in parts))
 
 
 def windows(log_ratios: Sequence[float]) -> list[tuple[int, int, int]]:
-    """Odd window sizes in fine voxels for log2 voxel ratios, small window first."""
+    """Return odd window sizes in fine voxels for log2 voxel ratios, small window first."""
     found = []
     for voxels, border in WINDOWS:
         sizes = [voxels * max(1, round(2 ** float(value))) + border for value in log_ratios]
@@ -58,19 +58,19 @@ def windows(log_ratios: Sequence[float]) -> list[tuple[int, int, int]]:
 
 
 def reach(log_ratios: Sequence[float]) -> int:
-    """Voxels along the first axis beyond which nothing counts for a feature."""
+    """Return the number of planes along the first axis that a feature depends on."""
     return max(size[0] for size in windows(log_ratios)) // 2 + 1
 
 
 def _averages(count: int, size: int, like: Tensor) -> Tensor:
-    """Matrix (count, count) of a moving average; outside the volume nothing counts."""
+    """Return the matrix (count, count) of a moving average over voxels of the volume."""
     place = torch.arange(count, device=like.device)
     inside = ((place[:, None] - place).abs() <= size // 2).to(like)
     return inside / inside.sum(1, keepdim=True)
 
 
 def box_mean(volume: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Mean over a box of odd sizes, of (B, C, X, Y, Z); outside the volume nothing counts."""
+    """Return means of (B, C, X, Y, Z) over a box of odd sizes, over voxels of the volume only."""
     first, second, third = (
         _averages(count, side, volume) for count, side in zip(volume.shape[2:], size, strict=True)
     )
@@ -79,7 +79,7 @@ def box_mean(volume: Tensor, size: tuple[int, int, int]) -> Tensor:
 
 
 def regression(guides: Guides, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Slope of the scan against the reference in each window, and their squared correlation."""
+    """Return slope of the scan against the reference in each window, and squared correlation."""
     scan, known = guides.start, guides.trip
     parts = torch.cat([scan, known, scan * scan, known * known, scan * known], dim=1)
     means = box_mean(parts, size)
@@ -93,14 +93,14 @@ def regression(guides: Guides, size: tuple[int, int, int]) -> tuple[Tensor, Tens
 
 
 def known_share(reference: Tensor) -> Tensor:
-    """1 where the reference has been measured all around, 0 beyond its field of view."""
+    """Return 1 where the reference was measured all around, 0 beyond its field of view."""
     inside = (reference != 0).to(reference.dtype)
     return ((box_mean(inside, (5, 5, 5)) - 0.5) * 4).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Inputs of the network, and what its output is applied to.
+    """Inputs of the network, and the images its output is applied to.
 
     ``maps`` (B, MAPS, X, Y, Z), ``summaries`` (B, SUMMARIES, X, Y, Z), ``proposals`` (B, 2, X, Y,
     Z): changes of the base, one for each window; ``known`` (B, 1, X, Y, Z) in [0, 1].
@@ -113,7 +113,7 @@ class Features:
 
 
 def features(guides: Guides, log_ratios: Sequence[float], gradient_scale: float) -> Features:
-    """Features of one volume (B = 1) or of several under one acquisition.
+    """Compute the features of one volume (B = 1) or of several under one acquisition.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def features(guides: Guides, log_ratios: Sequence[float], gradient_scale: float)
 
 
 def gradients(image: Tensor) -> Tensor:
-    """Central differences of (B, 1, X, Y, Z) along the three axes, (B, 3, X, Y, Z)."""
+    """Return central differences of (B, 1, X, Y, Z) along the three axes, (B, 3, X, Y, Z)."""
     padded = functional.pad(image, (1,) * 6, mode="replicate")
     inner = slice(1, -1)
     parts = (
@@ -157,7 +157,7 @@ def gradients(image: Tensor) -> Tensor:
 
 
 def gradient_scale(reference: Tensor) -> float:
-    """99th percentile of the absolute gradients of a whole volume (X, Y, Z), where it is known."""
+    """Return the 99th percentile of absolute gradients of a volume (X, Y, Z) where it is known."""
     values = []
     for axis in range(3):
         step = reference.diff(dim=axis)[::STRIDE, ::STRIDE, ::STRIDE].abs()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that decides what of a reference's detail belongs to a scan.
+"""Decide which detail of a reference belongs to a scan.
 
-An own design from the published abstract of CRFM (docs/science.md): gradients of the reference,
-projection between the coarse and the fine grid, attention that fuses what both know. Here the
-projection is the scan's own acquisition (:mod:`.features`), the attention a weight at each voxel
-for each proposal, and the base is the image that a network without a reference restored. Without
-a reference, or beyond its field of view, the base stays as it is.
+The design follows the published abstract of CRFM (docs/science.md): gradients of the reference,
+projection between the coarse and the fine grid, attention that fuses both. Here the projection is
+the acquisition of the scan (:mod:`.features`). The attention is a weight at each voxel for each
+proposal. The base is the image that a network without a reference restored; without a reference,
+or beyond its field of view, it is unchanged.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def change(found: Features, output: Tensor) -> Tensor:
 
 
 class CRFMNetwork(nn.Module):
-    """What to change in the base (see the module); the last layer begins at zero."""
+    """Predict changes of the base (see the module); the last layer starts at zero."""
 
     def __init__(self, config: CRFMConfig | None = None) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CRFMNetwork(nn.Module):
         return self.tail(x)
 
     def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
-        """The same as a pipeline, for one condition (1, 6)."""
+        """Return :meth:`forward` as a pipeline, for one condition (1, 6)."""
         film = [part[0, :, 0, 0, 0] for part in self._modulation(condition)]
         blocks = stream_blocks(self.body, film, kind)
         head = Convolution(self.head, torch.float32)

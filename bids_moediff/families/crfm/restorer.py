@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base's image of a scan, corrected by a reference contrast."""
+"""Correct the base's image of a scan by a reference contrast."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -47,7 +47,7 @@ class CRFMRestorer:
         self.base: Restorer = make_restorer(base, device, precision)
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """As the base follows them."""
+        """Return the options as the base follows them."""
         settled = self.base.settle(options, problem)
         notes, name = [settled.left_out], self.network.config.base
         if problem.reference is None:
@@ -82,7 +82,7 @@ class CRFMRestorer:
         )
 
     def sampler(self, problem: Problem, options: Options) -> str:
-        """Return what ran."""
+        """Return the name of the method that ran."""
         if problem.nothing_to_gain:
             return NOTHING_TO_GAIN
         base = self.base.sampler(problem, options)
@@ -109,11 +109,11 @@ def correct_volume(
     condition
         (6,): log2 of the voxel ratio and profile width, for each axis.
     progress
-        Called with the share that is done.
+        Called with the fraction done.
     precision
         Key of ``PRECISIONS``.
     max_voxels
-        Of a slab; memory grows with it, the result does not change.
+        Voxels of a slab; memory grows with it, the result does not change.
     """
     order, multiple = axis_order(condition), network.config.multiple
     device = next(network.parameters()).device
@@ -153,12 +153,12 @@ def _each(found: Features, change: Callable[[torch.Tensor], torch.Tensor]) -> Fe
 
 
 def _planes(found: Features, first: int, count: int) -> Features:
-    """So many planes from the first one on."""
+    """Return ``count`` planes from ``first`` on."""
     return _each(found, lambda part: part[:, :, first : first + count])
 
 
 def _taken(waiting: list[Features], planes: int) -> Features:
-    """The first planes of what waits for the network, which are removed from it."""
+    """Remove the first planes of the queue and return them."""
     parts: list[Features] = []
     missing = planes
     while missing > 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CRFM network on patches of scans whose base output is known."""
+"""Train the CRFM network on patches of scans with a known base output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,9 +41,9 @@ WORST = "mirrored reference"
 class CRFMRecipe(PatchRecipe):
     """A reference contrast corrects the output of a finished model, on patches.
 
-    ``base_model`` is the model whose output is corrected; it does not change. So many
-    ``references`` are drawn for each volume (:mod:`bids_moediff.training.references`). Of a patch,
-    the outer ``border`` voxels are left out; ``epsilon`` is the error at which the loss turns
+    ``base_model`` is the model whose output is corrected; it is frozen. ``references`` is the
+    number of references drawn for each volume (:mod:`bids_moediff.training.references`). The outer
+    ``border`` voxels of a patch are left out. ``epsilon`` is the error at which the loss turns
     from squares to absolutes.
     """
 
@@ -80,7 +80,7 @@ class CRFMStage(Stage):
         self._bases: dict[int, list[Tensor]] = {}
 
     def _restored(self, start: Tensor, condition: Tensor, told: Sequence[float]) -> Tensor:
-        """What the base makes of a start (X, Y, Z)."""
+        """Return the output of the base for a start (X, Y, Z)."""
         problem = replace(
             training_problem(start, condition),
             told=torch.cat([condition, torch.tensor(told, device=condition.device)]),
@@ -89,7 +89,7 @@ class CRFMStage(Stage):
         return next(iter(samples)).image
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """Add what the base makes of the scan, and the references' round trips."""
+        """Add the output of the base, and the round trips of the references."""
         assert degraded is not None, "measured pairs have no references"
         plan = degraded.plan
         told = told_numbers(plan.acquisition, plan.ratios, plan.noise)
@@ -156,7 +156,7 @@ class CRFMStage(Stage):
         return found
 
     def _guides(self, case: Case) -> list[Tensor]:
-        """Base and start of a case; made once."""
+        """Return base and start of a case; they are computed once."""
         if id(case) not in self._bases:
             assert case.operator is not None and case.measured is not None
             restored = self._restored(case.start, case.condition, (0.0,) * 4)

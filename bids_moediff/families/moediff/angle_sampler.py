@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From Gaussian noise to a sample of the error, in a few steps of the experts.
+"""Turn Gaussian noise into a sample of the error, in a few steps of the experts.
 
-With u = sin^2(theta) the perturbation z of :mod:`.volume_experts` obeys dz / du = -d F', where
-F' = F / sin(2 theta) is what the experts put out; u falls from 1 (noise) to 0 (error). A step from
+With u = sin^2(theta) the perturbation z of :mod:`.volume_experts` obeys dz / du = -d F', where F'
+= F / sin(2 theta) is the output of the experts. u falls from 1 (noise) to 0 (error). A step from
 u1 to u0 adds (u1 - u0) d F', and F' is taken a quarter of the way, at u1 - (u1 - u0) / 4. For a
 Gaussian mode whose error has c times the power of the noise,
 
-    F' = (c - 1) / (2 (c + u (1 - c))) z,
+    F' = (c - 1) / (2 (c + u (1 - c))) z.
 
-and this is the place where one evaluation a step is right to second order in c - 1: one step ends
-at 1.86 for c = 4 (wanted: 2) and at 0.54 for c = 1 / 4 (wanted: 0.5).
+At this place one evaluation a step is right to second order in c - 1: one step ends at 1.86 for
+c = 4 (exact: 2) and at 0.54 for c = 1 / 4 (exact: 0.5).
 
-Memory is bounded by slabs of planes; within a slab, an expert runs on the box where its gate
-reaches a threshold, and not at all where there is none.
+Memory is bounded by slabs of planes. Within a slab, an expert runs on the box where its gate
+reaches a threshold, and not at all if there is no such box.
 """
 
 import math
@@ -46,27 +46,27 @@ def evaluation_places(steps: int) -> list[float]:
 
 
 def is_due(step: int, steps: int, share: float) -> bool:
-    """Return True if an expert of that schedule is evaluated anew in a step."""
+    """Return True if an expert with this schedule is evaluated in a step."""
     count = math.ceil(share * steps)
     return step == 0 or step * count // steps != (step - 1) * count // steps
 
 
 @dataclass(frozen=True)
 class View:
-    """An image as the experts see it, axes in their order, cut to the head's box.
+    """An image as the experts see it: axes in their order, cut to the box of the head.
 
     Parameters
     ----------
     inputs
-        Of the scale head (4, X, Y, Z).
+        Inputs of the scale head (4, X, Y, Z).
     numbers
-        Of the scale head (7,).
+        Numbers of the scale head (7,).
     scale
         Scale and null space of the whole image, in its own order of axes.
     order
-        Axes of the image in the experts' order.
+        Axes of the image in the order of the experts.
     box
-        In that order, what the experts see; noise stays as it is elsewhere.
+        Box that the experts see, in their order of axes; elsewhere noise is unchanged.
     """
 
     inputs: Tensor
@@ -82,7 +82,7 @@ class View:
         Parameters
         ----------
         problem, scale
-            What was restored, and how large its error is.
+            The problem, and the size of the error.
         mean, start
             Restored image and start of the problem (X, Y, Z).
         """
@@ -95,9 +95,9 @@ class View:
         return cls(inputs, numbers.to(inputs.device), scale, tuple(order), box)  # type: ignore[arg-type]
 
     def maps(self, folded: Tensor) -> Tensor:
-        """Maps (K, x, y, z) on the folded grid of the box as (X, Y, Z, K) of the image.
+        """Return maps (K, x, y, z) on the folded grid of the box as (X, Y, Z, K) of the image.
 
-        Where the experts do not run, all have the same share.
+        Outside the box all experts have the same share.
         """
         fine = folded.float()
         for axis in (1, 2, 3):
@@ -110,11 +110,11 @@ class View:
         return result.permute(*back, 0).contiguous()
 
     def cut(self, volume: Tensor) -> Tensor:
-        """Volume (X, Y, Z) of the image as the experts see it, with even sides."""
+        """Return a volume (X, Y, Z) of the image as the experts see it, with even sides."""
         return pad_to_multiple(volume.permute(self.order)[self.box].contiguous(), FOLD)
 
     def add(self, volume: Tensor, part: Tensor) -> Tensor:
-        """Volume of the image plus what the experts made, 0 outside of the box."""
+        """Return a volume of the image plus the output of the experts (0 outside the box)."""
         result = volume.clone()
         inside = result.permute(self.order)[self.box]
         inside += part[tuple(slice(0, size) for size in inside.shape)]
@@ -123,7 +123,7 @@ class View:
 
 @dataclass
 class Counts:
-    """Tokens whose experts ran and were spared, over steps and experts."""
+    """Number of tokens whose experts ran and were skipped, over steps and experts."""
 
     evaluated: int = 0
     skipped: int = 0
@@ -136,7 +136,7 @@ class Counts:
 
 @dataclass
 class AngleSampler:
-    """Samples of what a scan did not measure.
+    """Draw samples of the unmeasured part of an image.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class AngleSampler:
     only
         Number of the one expert that runs everywhere; None for the mixture.
     threshold, schedule
-        What spares evaluations.
+        Gate threshold and evaluation schedule, which save evaluations.
     """
 
     experts: VolumeExperts
@@ -169,8 +169,10 @@ class AngleSampler:
         return autocast(self.deviation.device, self.precision)
 
     def _scene(self) -> Scene:
-        """Context of the image slab by slab; gates of the whole, in which tokens see their
-        neighbours."""
+        """Return context of the image slab by slab, and gates of the whole.
+
+        Gates are computed at once, since tokens see their neighbours.
+        """
         inputs = torch.stack([pad_to_multiple(part, FOLD) for part in self.view.inputs])
         made = scene_inputs(inputs[None], self.deviation[None, None])
         numbers = self.view.numbers[None]
@@ -191,7 +193,17 @@ class AngleSampler:
     def draw(
         self, seed: int, steps: int, report: Callable[[float], None] = lambda fraction: None
     ) -> Tensor:
-        """Return a sample (X, Y, Z) of what was not measured; as many steps as asked for."""
+        """Return a sample of the unmeasured part (X, Y, Z).
+
+        Parameters
+        ----------
+        seed
+            Seed of the noise.
+        steps
+            Evaluations of the experts.
+        report
+            Called after each step.
+        """
         z = first_noise(self.view.scale, seed)
         held: dict[int, Tensor] = {}
         for step, place in enumerate(evaluation_places(steps)):
@@ -205,7 +217,7 @@ class AngleSampler:
     def _velocity(
         self, z: Tensor, place: float, step: tuple[int, int], held: dict[int, Tensor]
     ) -> Tensor:
-        """F' of the mixture (X, Y, Z) within the box."""
+        """Return F' of the mixture (X, Y, Z) within the box."""
         folded = fold((self.view.cut(z) / self.deviation)[None, None])
         angle = torch.asin(torch.tensor([place], device=z.device).sqrt())
         total = torch.zeros_like(folded)
@@ -222,7 +234,7 @@ class AngleSampler:
         return math.prod(-(-size // TOKEN) for size in sizes)
 
     def _run(self, index: int, folded: Tensor, angle: Tensor) -> Tensor:
-        """Gate times F' of one expert (1, 8, x, y, z), where its gate reaches the threshold."""
+        """Return gate times F' of one expert (1, 8, x, y, z), where its gate is large enough."""
         gate = self.scene.gates[:, index, None]
         result = torch.zeros_like(folded)
         ran = 0
@@ -252,20 +264,20 @@ class AngleSampler:
 
 
 def _within(features: Tensor, box: Sequence[slice]) -> Tensor:
-    """View of features (B, C, x, y, z) in a box."""
+    """Return a view of features (B, C, x, y, z) in a box."""
     return features[:, :, box[0], box[1], box[2]]
 
 
 def first_noise(scale: LocalScale, seed: int) -> Tensor:
-    """Return coloured noise in the null space (X, Y, Z), from which samples start."""
+    """Return coloured noise in the null space (X, Y, Z), the start of a sample."""
     noise = coloured(white(scale.missing, seed), scale.space.matrices)
     return scale.space.project(scale.missing * noise)
 
 
 def slabs(sizes: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Planes of cells that go through a network together, without and with their neighbours.
+    """Return slabs of cell planes that pass through a network, without and with their neighbours.
 
-    Cuts lie between windows, so that slabs change nothing.
+    Cuts lie between windows, so slabs do not change the result.
     """
     planes = max(WINDOW, SLAB_CELLS // (sizes[1] * sizes[2]) // WINDOW * WINDOW)
     found = []
@@ -276,7 +288,7 @@ def slabs(sizes: Sequence[int]) -> list[tuple[slice, slice]]:
 
 
 def active_box(gate: Tensor, planes: slice, threshold: float) -> Box | None:
-    """Box of whole windows around the cells (x, y, z) of some planes where a gate is large."""
+    """Return the box of whole windows around cells (x, y, z) of some planes with a large gate."""
     active = gate[planes] >= threshold
     if not bool(active.any()):
         return None

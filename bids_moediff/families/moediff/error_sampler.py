@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of what an image lacks, by the experts on volumes."""
+"""Sample the error of an image with the experts on volumes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,18 +19,18 @@ AUTO, GAUSSIAN, EXPERTS, ONE_EXPERT = "auto", "gaussian", "experts", "expert-"
 
 
 class ExpertsSampler:
-    """Draws errors with the experts; noise of the measured part is added as the scale says.
+    """Draw errors with the experts, plus noise of the measured part according to the scale.
 
     Parameters
     ----------
     sampler
-        For the part that was not measured.
+        Sampler of the unmeasured part.
     scale
-        Of the image.
+        Size of the error of the image.
     steps
         Evaluations of the experts in each sample.
     name
-        What draws, for the sidecar.
+        Name of the method, for the sidecar.
     """
 
     def __init__(self, sampler: AngleSampler, scale: LocalScale, steps: int, name: str) -> None:
@@ -42,7 +42,7 @@ class ExpertsSampler:
         return missing if known is None else missing + known
 
     def record(self) -> dict[str, Any]:
-        """Return what ran so far, for the sidecar."""
+        """Return the record of the samples so far, for the sidecar."""
         counts = self.sampler.counts
         return {
             "SampleSteps": self.steps,
@@ -51,19 +51,20 @@ class ExpertsSampler:
 
 
 def chosen(sampler: str, experts: VolumeExperts | None, about: Mapping[str, Any]) -> str | int:
-    """Return ``gaussian``, ``experts`` or the place of one expert.
+    """Return ``gaussian``, ``experts`` or the index of one expert.
 
     Parameters
     ----------
     sampler
         Value of ``--sampler``.
     experts, about
-        Of the model, with the content of experts.json, whose ``auto`` says what was better.
+        Experts of the model, and the content of experts.json; its ``auto`` names the better
+        sampler.
 
     Raises
     ------
     UsageError
-        for an expert that the model does not have.
+        For an expert that the model does not have.
     """
     if sampler == AUTO:
         return str(about.get(AUTO, GAUSSIAN)) if experts is not None else GAUSSIAN
@@ -88,16 +89,16 @@ def experts_sampler(
     scale: LocalScale,
     precision: str,
 ) -> ExpertsSampler:
-    """Return the sampler of all experts, or of the one in a place.
+    """Return the sampler of all experts, or of one.
 
     Parameters
     ----------
     experts, only
-        Networks, and the place of the one that runs everywhere.
+        Networks, and the index of the one that runs everywhere.
     problem, options
-        What was restored, and how.
+        The problem that was solved, and its options.
     mean, scale
-        Image (X, Y, Z) that agrees with the measurement, and how large its error is.
+        Image (X, Y, Z) that agrees with the measurement, and the size of its error.
     precision
         A key of :data:`bids_moediff.networks.precision.KINDS`.
     """

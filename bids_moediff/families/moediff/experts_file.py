@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experts on volumes of a model: experts.json and experts.safetensors in its folder."""
+"""Read the experts on volumes of a model: experts.json and experts.safetensors in its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ NAME = "experts"
 def read_experts(
     folder: Path, device: str | torch.device = "cpu"
 ) -> tuple[VolumeExperts, dict[str, Any]] | None:
-    """Read the experts of a model folder and the content of experts.json; None without.
+    """Read the experts of a model folder and the content of experts.json; None without experts.
 
     Raises
     ------
     WeightsError
-        for damaged files, and for weights that do not match their checksum or settings.
+        For damaged files, and for weights that do not match their checksum or settings.
     """
     return read_beside(folder, NAME, _build, device)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which expert for which place: cosine attention, scores and the usage-regularised gate.
+"""Weigh the experts at each place: cosine attention, scores and the usage-regularised gate.
 
 Equations 2-4 of the paper give one score for each expert and slice (``gate="slice"``). The default
 adds the same cosine for every 16-pixel token, so that the mixture can change within a slice.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The composite of regression mean, experts and, on the way there, a learned autoencoder."""
+"""Combine regression network, experts and, for training, a learned autoencoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ from .volume_experts import VolumeExperts
 
 
 class MoEDiffModel(Composite):
-    """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts), and on its way there a learned
-    ``autoencoder``; any may be None.
+    """Family "moediff": ``mean`` (3-D) and ``moediff`` (experts).
 
-    Experts on volumes have a file of their own, and so are no part of its state:
-    ``beside`` holds them and the content of their experts.json.
+    A learned ``autoencoder`` may be there for training. Any of the three may be None. Experts on
+    volumes have a file of their own and are not part of the state: ``beside`` holds them and the
+    content of their experts.json.
     """
 
     beside: tuple[VolumeExperts, Mapping[str, Any]] | None = None
@@ -38,7 +38,7 @@ class MoEDiffModel(Composite):
 
 
 def add_experts(network: nn.Module, folder: Path, device: str | torch.device) -> None:
-    """Read the experts on volumes that stand beside a model's weights, if there are any."""
+    """Read the experts on volumes from a model folder, if it has any."""
     assert isinstance(network, MoEDiffModel)
     # In a tuple, so that torch takes them for no part of the model.
     network.beside = read_experts(folder, device)
@@ -72,7 +72,7 @@ PARTS: dict[str, Builder] = {
 
 
 def build_moediff(config: Mapping[str, Any]) -> nn.Module:
-    """Composite from the sections of a config that PARTS names; at least one must be there."""
+    """Build a composite from the sections of a config that PARTS names; at least one is needed."""
     sections = {name: config.get(name) for name in PARTS}
     if not any(sections.values()):
         raise ValueError("a moediff model needs a section 'mean' or 'moediff'")

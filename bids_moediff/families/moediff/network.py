@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MoEDiff-SR put together: tokens, gate, experts, and the sampler that mixes them."""
+"""Assemble MoEDiff-SR: tokens, gate, experts, and the sampler that mixes them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ RESIDUAL_GAIN = 10.0
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """A super-resolved slice and how it came about.
+    """A super-resolved slice with its gates and counts.
 
-    ``image`` (B, H, W), ``gates`` (B, K, H/4, W/4), and the number of single expert runs
-    (expert x slice x step) that were carried out and that the gate made unnecessary.
+    ``image`` (B, H, W), ``gates`` (B, K, H/4, W/4), and the number of single expert runs (expert x
+    slice x step) that were carried out and that the gate made unnecessary.
     """
 
     image: Tensor
@@ -42,7 +42,7 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Slices on their way through the sampler: what does not change from step to step.
+    """Slices in the sampler: everything that does not change from step to step.
 
     ``centre`` (B, H, W), ``origin`` and ``start_latents`` its latent and that of its
     neighbourhood, ``tokens`` (B, N, d), ``gates`` (B, K, h, w), ``active`` (B, K) the experts
@@ -62,8 +62,8 @@ class Prepared:
 class MoEDiffSR(nn.Module):
     """Mixture of diffusion experts on slices whose head is scaled to about [0, 1].
 
-    Source: MoEDiff-SR, sections II-A to II-C; what the text leaves open is settled in
-    docs/science.md.
+    Source: MoEDiff-SR, sections II-A to II-C; docs/science.md lists decisions where the text is
+    open.
     """
 
     gains: Tensor
@@ -226,7 +226,7 @@ class MoEDiffSR(nn.Module):
         return SampleOutput(image, given.gates, run, given.active.numel() * steps - run)
 
     def count_steps(self, num_steps: int, noise_strength: float) -> int:
-        """Steps that are worth their time: without noise the bridge needs one."""
+        """Return the number of steps that change the result: one for the bridge without noise."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, not {num_steps}")
         return num_steps if self.config.predicts_noise or noise_strength > 0 else 1
@@ -234,7 +234,7 @@ class MoEDiffSR(nn.Module):
     def prepare(
         self, start: Tensor, condition: Tensor, noise_strength: float, skip_threshold: float = 0.0
     ) -> Prepared:
-        """What every step of :meth:`sample` needs; the same arguments."""
+        """Compute what every step of :meth:`sample` needs; the same arguments."""
         if start.shape[1] != self.config.context_slices:
             raise ValueError(
                 f"needs {self.config.context_slices} neighbouring slices, not {start.shape[1]}"
@@ -275,9 +275,10 @@ class MoEDiffSR(nn.Module):
 
     @staticmethod
     def active_experts(gates: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-        """Gates (B, K, h, w) with the skipped experts' share redistributed, and who runs (B, K).
+        """Return gates (B, K, h, w) after skipping experts, and the experts that run (B, K).
 
-        The leading expert of a slice always runs.
+        The share of a skipped expert goes to the others. The leading expert of a slice always
+        runs.
         """
         peaks = gates.amax((2, 3))
         active = (peaks >= threshold) | (peaks == peaks.amax(1, keepdim=True))
@@ -285,7 +286,7 @@ class MoEDiffSR(nn.Module):
         return kept / kept.sum(1, keepdim=True), active
 
     def _mixture(self, given: Prepared, state: Tensor, s: Tensor) -> Tensor:
-        """Equation 9 with only the active experts run, each on the slices that need it."""
+        """Return equation 9; active experts run on the slices that need them only."""
         origin = torch.zeros_like(state)
         if not self.config.predicts_noise:  # mixing residuals keeps "no change" exact
             origin = given.origin

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regression mean, then the mixture of diffusion experts on slices."""
+"""Run the regression network, then the mixture of diffusion experts on slices."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,10 +28,10 @@ DEFAULT_STEPS = 4
 
 
 class MoEDiffRestorer:
-    """A composite of mean and experts, either of which may be absent.
+    """A composite of regression network and experts, either of which may be absent.
 
-    With ``noise_strength`` above 0 the slices' experts begin with noise, as in the paper: for
-    comparisons and for teaching a student.
+    With ``noise_strength`` above 0 the experts on slices start from noise, as in the paper. This
+    is for comparisons and for teaching a student.
     """
 
     noise_strength = 0.0
@@ -42,7 +42,13 @@ class MoEDiffRestorer:
         self.device, self.precision = device, precision
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """Fill in steps and planes; UsageError for an expert that is not there."""
+        """Fill in steps and planes.
+
+        Raises
+        ------
+        UsageError
+            For an expert that the model does not have.
+        """
         self._engine(options)
         # Without noise the first estimate is final, whatever the number of steps.
         noisy = self.noise_strength > 0 or self._from_noise
@@ -53,7 +59,7 @@ class MoEDiffRestorer:
     def restore(
         self, problem: Problem, options: Options, progress: Progress
     ) -> Iterator[Restored]:
-        """Yield the samples; the mean is computed once."""
+        """Yield the estimates; the regression network runs once."""
         mean = self.run_mean(problem, progress)
         for sample in range(options.num_samples):
             seed = options.random_seed + sample
@@ -64,14 +70,14 @@ class MoEDiffRestorer:
             yield self._run_experts(mean, problem, replace(options, random_seed=seed), report)
 
     def run_mean(self, problem: Problem, progress: Progress) -> Tensor:
-        """Return the regression mean (X, Y, Z), or the start without one."""
+        """Return the output of the regression network (X, Y, Z), or the start if there is none."""
         start = problem.start()
         if self.mean is None or problem.nothing_to_gain:
             return start
         return restore_volume(self.mean, start, problem, self.precision, progress, "mean")
 
     def gates(self, problem: Problem) -> Tensor:
-        """Return the gates (X, Y, Z, experts) of one plane, no expert being run."""
+        """Return the gates (X, Y, Z, experts) of one plane without running an expert."""
         mean = self.run_mean(problem, lambda stage, fraction: None)
         with torch.inference_mode(), autocast(self.device, self.precision):
             return gate_slices(self.moediff, mean, problem.condition)  # type: ignore[arg-type]
@@ -112,7 +118,7 @@ class MoEDiffRestorer:
         return experts_sampler(self.beside[0], only, problem, options, mean, scale, self.precision)
 
     def _engine(self, options: Options) -> str | int:
-        """What is to draw; UsageError for an expert that is not there."""
+        """Return the chosen sampler; raise UsageError for an unknown expert."""
         experts, about = self.beside or (None, {})
         return chosen(options.sampler, experts, about)
 
@@ -121,7 +127,7 @@ class MoEDiffRestorer:
         return self.moediff is not None and bool(self.moediff.config.predicts_noise)  # type: ignore[union-attr]
 
     def sampler(self, problem: Problem, options: Options) -> str:
-        """Return what the experts did."""
+        """Return the name of the method that ran."""
         if problem.nothing_to_gain:
             return NOTHING_TO_GAIN
         if self.moediff is None:

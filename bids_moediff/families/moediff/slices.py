@@ -32,12 +32,12 @@ class Walk:
     Parameters
     ----------
     noise_strength
-        Noise that the sampling begins with; 1 is the paper's.
+        Noise that the sampling starts with; 1 is the paper's.
     correct
-        Makes a volume consistent with the data: all slices go through one step before any goes
-        through the next, and every step's estimate is corrected. This holds four volumes more.
+        Makes a volume consistent with the data: all slices take one step before any takes the
+        next, and the estimate of every step is corrected. This keeps four more volumes in memory.
     progress
-        Gets the share that is done.
+        Called with the fraction done.
     """
 
     noise_strength: float = 0.0
@@ -47,7 +47,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class _Stack:
-    """A volume as padded slices (N, H, W), what the network needs with them, and the way back."""
+    """A volume as padded slices (N, H, W), with the inputs of the network, and the way back."""
 
     slices: torch.Tensor
     axes: Axes
@@ -102,7 +102,7 @@ class _Stack:
 def _noise(
     network: MoEDiffSR, shape: Sequence[int], strength: float, seed: int
 ) -> torch.Tensor | None:
-    """Noise that all slices of (H, W) share: of pixels, or of a latent that has no wavelets."""
+    """Return noise that all slices (H, W) share: of pixels, or of a latent without wavelets."""
     config = network.config
     if strength <= 0 and not config.predicts_noise:
         return None
@@ -120,7 +120,7 @@ def _stack(
     axes: Axes,
     batch_size: int | None,
 ) -> _Stack:
-    """Slices of `volume` (X, Y, Z), padded to what the network takes, without noise."""
+    """Return slices of ``volume`` (X, Y, Z), padded for the network, without noise."""
     slices = volume.permute(axes)
     size = (slices.shape[1], slices.shape[2])
     padding = (0, -size[1] % SLICE_MULTIPLE, 0, -size[0] % SLICE_MULTIPLE)
@@ -144,11 +144,32 @@ def restore_slices(
     walk: Walk = Walk(),
     axes: Axes | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
-    """Sample every slice of `volume` (X, Y, Z); returns image, gates (X, Y, Z, K) or None, counts.
+    """Sample every slice of a volume.
 
-    Of the options, steps, seed, batch size and outputs count. `axes` says how the
-    volume is cut (default: :func:`slice_axes`).
-    On a CPU the batch size is not looked at, so that the result does not depend on it.
+    Parameters
+    ----------
+    network
+        On its device.
+    volume
+        (X, Y, Z), about [0, 1] in the head.
+    condition
+        (6,): see :class:`~bids_moediff.families.protocol.Problem`.
+    options
+        Steps, seed, batch size and outputs. On a CPU the batch size is ignored, so that the result
+        does not depend on it.
+    walk
+        How the steps are taken.
+    axes
+        How the volume is cut; by default :func:`slice_axes`.
+
+    Returns
+    -------
+    image
+        (X, Y, Z).
+    gates
+        (X, Y, Z, K), or None if they were not asked for.
+    counts
+        Expert evaluations that ran and that were skipped.
     """
     stack = _stack(network, volume, condition, axes or slice_axes(condition), options.batch_size)
     strength, want_gates = walk.noise_strength, "gates" in options.outputs
@@ -161,7 +182,7 @@ def restore_slices(
 
 
 def gate_slices(network: MoEDiffSR, volume: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-    """Gates (X, Y, Z, K) of `volume` as :func:`restore_slices` gives them, no expert being run."""
+    """Return gates (X, Y, Z, K) as :func:`restore_slices` does, without running an expert."""
     stack = _stack(network, volume, condition, slice_axes(condition), None)
     parts = [stack.full_size(network.gate(stack.slices[where])) for where in stack.batches()]
     gates = stack.gates(parts)
@@ -176,7 +197,7 @@ def _slice_by_slice(
     want_gates: bool,
     walk: Walk,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
-    """All steps of a few slices, then the next slices."""
+    """Take all steps of a few slices, then those of the next slices."""
     output = torch.empty_like(stack.slices)
     gates: list[torch.Tensor] = []
     counts = {"evaluated": 0, "skipped": 0}
@@ -205,7 +226,7 @@ def _step_by_step(
     walk: Walk,
     correct: Correct,
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
-    """One step of all slices, their estimate made consistent as a volume, then the next step."""
+    """Take one step of all slices, make the volume consistent, then take the next step."""
     count = len(stack.slices)
     states: dict[int, torch.Tensor] = {}
     cleans: dict[int, torch.Tensor] = {}
@@ -250,9 +271,9 @@ def restore_planes(
     options: Options,
     walk: Walk = Walk(),
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, int]]:
-    """Mean of :func:`restore_slices` over up to ``options.planes`` orientations.
+    """Return the mean of :func:`restore_slices` over up to ``options.planes`` orientations.
 
-    Costs as many times as much as there are orientations, and one volume more of memory.
+    The time grows with the number of orientations; memory grows by one volume.
     """
     cuts = orientations(condition, options.planes)
     image = torch.zeros_like(volume)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three experts that sample what a scan did not measure, on volumes.
+"""Three experts on volumes that sample what a scan did not measure.
 
 Each expert predicts the velocity of a perturbation z between noise and error, in units of the
 error's local standard deviation d (EDM's preconditioning with sigma_data = 1). At the angle theta
@@ -7,12 +7,12 @@ error's local standard deviation d (EDM's preconditioning with sigma_data = 1). 
     z = cos(theta) e + sin(theta) P(s n),     dz / d theta = -d F,
 
 with the error e of the regression network, its scale s, unit noise n and the projection P onto
-what was not measured. F is the posterior mean of (sin(theta) e - cos(theta) P(s n)) / d. It is 0
-at both ends, so the experts put out F / sin(2 theta).
+the unmeasured part. F is the posterior mean of (sin(theta) e - cos(theta) P(s n)) / d. It is 0
+at both ends, so the experts predict F / sin(2 theta).
 
 F is odd in z by construction: z passes through convolutions without bias and through gates that
-see only the context and magnitudes. So the mean of the samples is the regression network's image;
-experts that may move it do so wrongly on scanners that they were not trained on.
+see only the context and magnitudes. So the mean of the samples is the image of the regression
+network. Experts that may move the mean do so wrongly on scanners that they were not trained on.
 
 References
 ----------
@@ -55,7 +55,7 @@ class VolumeExpertsConfig(JsonConfig):
     Attributes
     ----------
     experts
-        Which there are: of ``EXPERTS``, or ``plain`` for one without a speciality.
+        Names of the experts: of ``EXPERTS``, or ``plain`` for one without a speciality.
     channels, blocks
         Features and residual blocks of each expert, on a grid folded by two.
     context_blocks
@@ -117,7 +117,7 @@ class OddBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Averages features over windows of cells, with weights that the context decides."""
+    """Average features over windows of cells, with weights from the context."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def haar(folded: Tensor) -> Tensor:
 
 
 class CortexExpert(Expert):
-    """Cortex: works on wavelet bands, and each block sees all before it."""
+    """Cortex: works on wavelet bands, and each block sees the output of all before it."""
 
     def __init__(self, config: VolumeExpertsConfig) -> None:
         super().__init__(config)
@@ -233,7 +233,7 @@ KINDS: dict[str, type[Expert]] = {
 
 
 class TokenGate(nn.Module):
-    """Which expert for which place: cosines of queries with Swin tokens of 8 voxels' side.
+    """Weigh the experts at each place by cosines of queries with Swin tokens of 8 voxels' side.
 
     Tokens see each other within windows of two planes, so a gate depends on its neighbourhood
     only, and a crop has the gates of its volume.
@@ -273,14 +273,14 @@ class TokenGate(nn.Module):
         return usage_softmax(fine[..., : sizes[0], : sizes[1], : sizes[2]], self.usage, GAMMA)
 
     def count(self, gates: Tensor) -> None:
-        """Follow how much each expert is used (equation 4 of the paper)."""
+        """Update the usage average of each expert (equation 4 of the paper)."""
         with torch.no_grad():
             self.usage.lerp_(gates.float().mean((0, 2, 3, 4)), 0.01)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the experts know of an image, the same in all steps and samples.
+    """Features of an image, the same in all steps and samples.
 
     ``context`` (B, C, x, y, z), ``edges`` (B, 1, x, y, z) and ``gates`` (B, K, x, y, z) on the
     folded grid, ``numbers`` (B, 7).
@@ -293,14 +293,14 @@ class Scene:
 
 
 def scene_inputs(inputs: Tensor, deviation: Tensor) -> Tensor:
-    """Return what context and gate are made from, (B, 34, x, y, z) on the folded grid.
+    """Return the inputs of context and gate, (B, 34, x, y, z) on the folded grid.
 
     Parameters
     ----------
     inputs
-        Of the scale head (B, 4, X, Y, Z), even sizes.
+        Inputs of the scale head (B, 4, X, Y, Z), even sizes.
     deviation
-        Standard deviation d of what is missing (B, 1, X, Y, Z), the image in about [0, 1].
+        Standard deviation d of the missing part (B, 1, X, Y, Z), the image in about [0, 1].
     """
     parts, size = fold(inputs), fold(deviation).mean(1, keepdim=True)
     level = parts[:, :CELLS] / LEVEL_GAIN
@@ -309,7 +309,7 @@ def scene_inputs(inputs: Tensor, deviation: Tensor) -> Tensor:
 
 
 class VolumeExperts(nn.Module):
-    """Context, gate, experts, and the gate's weighted sum of what they put out."""
+    """Context, gate, experts, and the weighted sum of the experts' outputs."""
 
     def __init__(self, config: VolumeExpertsConfig | None = None) -> None:
         super().__init__()

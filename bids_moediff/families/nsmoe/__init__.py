@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""N-SMoE: an image as steered kernels over its interpolation, rendered at any voxel size."""
+"""N-SMoE: represent an image by steered kernels over its interpolation, at any voxel size."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

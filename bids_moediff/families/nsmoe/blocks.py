@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Half-overlapping blocks on any output grid: rendered in rows, averaged where they overlap.
+"""Render half-overlapping blocks on any output grid, in rows, averaged where they overlap.
 
 The centres of the blocks are two voxels of the encoded grid apart, and a block is four voxels
 wide. Positions are in these voxels; both grids share their outer corner.
@@ -22,9 +22,9 @@ ROOM = 12_000_000
 
 @dataclass(frozen=True)
 class AxisPlan:
-    """Along one axis, for each block: output indices, coordinates in it, and their weights.
+    """For each block along one axis: output indices, coordinates in the block, and weights.
 
-    All (blocks, m). Coordinates run from -1 to 1 over a block; weights of an output voxel sum to
+    All (blocks, m). Coordinates run from -1 to 1 over a block. Weights of an output voxel sum to
     one over the blocks, and are 0 where a place lies outside of the block or of the output.
     """
 
@@ -34,12 +34,12 @@ class AxisPlan:
 
     @property
     def alike(self) -> bool:
-        """Whether the voxels lie alike in every block."""
+        """Whether the voxels have the same coordinates in every block."""
         return bool(torch.equal(self.places, self.places[:1].expand_as(self.places)))
 
 
 def axis_plan(blocks: int, size_out: int, zoom: float, device: torch.device) -> AxisPlan:
-    """Return which voxels of `size_out`, each `zoom` encoded voxels large, lie in which block."""
+    """Return the voxels of each block, for ``size_out`` voxels of ``zoom`` encoded voxels."""
     middle = SPACING * torch.arange(blocks, device=device) + 0.5 * SPACING
     first = torch.ceil((middle - SPACING) / zoom - 0.5 - 1e-6).long()
     reach = torch.arange(math.floor(2 * SPACING / zoom + 1e-6) + 1, device=device)
@@ -93,7 +93,7 @@ def _gather(rendered: Tensor, rows: list[AxisPlan], sizes: list[int]) -> Tensor:
 
 
 def _part(plan: AxisPlan, blocks: slice) -> tuple[AxisPlan, slice]:
-    """Plan of some of the blocks, and the output voxels that they reach."""
+    """Return the plan of some of the blocks, and the output voxels that they reach."""
     indices = plan.indices[blocks]
     reached = slice(int(indices.min()), int(indices.max()) + 1)
     part = AxisPlan(indices - reached.start, plan.places[blocks], plan.weights[blocks])
@@ -101,7 +101,7 @@ def _part(plan: AxisPlan, blocks: slice) -> tuple[AxisPlan, slice]:
 
 
 def _groups(counts: list[int], room: int) -> list[tuple[slice, ...]]:
-    """Boxes of blocks that fit into the room, cut along the first axes."""
+    """Return boxes of blocks that fit into the room, cut along the first axes."""
     if math.prod(counts) <= room or max(counts) == 1:
         return [tuple(slice(0, count) for count in counts)]
     axis = next(index for index, count in enumerate(counts) if count > 1)
@@ -116,16 +116,16 @@ def _groups(counts: list[int], room: int) -> list[tuple[slice, ...]]:
 
 
 def add_blocks(result: Tensor, kernels: Kernels, rows: list[AxisPlan], room: int = ROOM) -> Tensor:
-    """Return `result` (*size) with blocks of kernels added, which may be some rows of a volume.
+    """Return ``result`` (*size) with blocks of kernels added, which may be some rows of a volume.
 
     Parameters
     ----------
     result
-        What the blocks are added to.
+        Volume that the blocks are added to.
     kernels
-        Of the blocks of all `rows`, first axis slowest.
+        Kernels of the blocks of all ``rows``, first axis slowest.
     rows
-        Which output voxels lie in which block, for each axis.
+        Output voxels of each block, for each axis.
     room
         Numbers that may be held at a time beyond the kernels and the result.
     """

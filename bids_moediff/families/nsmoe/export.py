@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of a region, as a table and as a map of which kernel leads where."""
+"""Write the kernels of a region as a table, and as a map of the leading kernel."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Row = dict[str, Any]
 
 @dataclass
 class Region:
-    """A cube of blocks, whose encodings are kept while a volume is rendered.
+    """A cube of blocks whose encodings are kept while a volume is rendered.
 
     Parameters
     ----------
     order
-        Axes of the image in the order in which the network sees them.
+        Axes of the image in the order of the network.
     offset
-        Voxel of the image at which the volume begins that the network sees.
+        Voxel of the image at which the network's volume begins.
     first
         First block along each axis, in the network's order of axes.
     side
@@ -61,7 +61,7 @@ class Region:
         return cls(order, tuple(box.start or 0 for box in boxes), tuple(first), side)
 
     def visit(self, done: int, planes: Tensor) -> None:
-        """Keep what of encodings (C, n, y, z), `done` blocks from the volume's edge, is inside."""
+        """Keep the part of encodings (C, n, y, z) inside; ``done`` blocks precede them."""
         first, second, third = self.first
         begin, end = max(first - done, 0), max(first + self.side - done, 0)
         _, y, z = (slice(None), *(slice(f, f + self.side) for f in (second, third)))
@@ -114,7 +114,7 @@ class Region:
 
 
 def leading(kernels: Kernels, rows: list[AxisPlan], size: int) -> Tensor:
-    """Return the number from 1 of the kernel that counts most in each voxel (size, size, size)."""
+    """Return the number (from 1) of the kernel with the largest weight, (size, size, size)."""
     blocks, count = kernels.values.shape
     side = round(blocks ** (1 / 3))
     corners = torch.cartesian_prod(*(torch.arange(side),) * 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The regression network whose features N-SMoE reads."""
+"""Load the regression network whose features N-SMoE reads."""
 
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ def shared_trunk(config: NSMoEConfig) -> FactorisedTrunk:
     Raises
     ------
     WeightsError
-        if the model is missing, or is not the one that the head was made for.
+        If the model is missing, or is not the one that the head was made for.
     """
     model = load_model(config.features)
     if config.features_sha256 not in ("", model.sha256):
@@ -42,7 +42,7 @@ def shared_trunk(config: NSMoEConfig) -> FactorisedTrunk:
 
 
 def with_checksum(config: NSMoEConfig) -> NSMoEConfig:
-    """Return a configuration that says which weights its features are."""
+    """Return a configuration with the checksum of the weights of its features."""
     if not config.features:
         return config
     return replace(config, features_sha256=load_model(config.features).sha256)

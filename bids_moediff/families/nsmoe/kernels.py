@@ -3,8 +3,8 @@
 
 A block is K kernels. A point x belongs to kernel k with the softmax over k of
 log w_k - 1/2 (x - mu_k)^T P_k (x - mu_k), where P_k = L_k L_k^T is a precision matrix by its
-Cholesky factor; there kernel k says v_k + s_k^T x, and the block is the mean of what the kernels
-say. There is no grid: a block can be rendered at any voxel size.
+Cholesky factor. The value of kernel k at x is v_k + s_k^T x, and the value of the block is their
+mean, weighted by the shares. There is no grid: a block can be rendered at any voxel size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Kernels:
     log_weights
         (B, K), any number.
     values, slopes
-        (B, K) and (B, K, d): what a kernel says at the block's centre, and its change.
+        (B, K) and (B, K, d): value of a kernel at the centre of the block, and its slope.
     """
 
     centres: Tensor
@@ -64,23 +64,23 @@ def steered(scales: Tensor, rotations: Tensor) -> Tensor:
 
 
 def gates(kernels: Kernels, points: Tensor) -> Tensor:
-    """Return the share of every kernel at points (B, M, d), (B, M, K); they sum to one."""
+    """Return the share of every kernel (B, M, K) at points (B, M, d); shares sum to one."""
     offset = points[:, :, None] - kernels.centres[:, None]
     along = torch.einsum("bmkd,bkde->bmke", offset, kernels.factors)  # L^T (x - mu)
     return torch.softmax(kernels.log_weights[:, None] - 0.5 * along.square().sum(-1), dim=-1)
 
 
 def render(kernels: Kernels, points: Tensor) -> Tensor:
-    """Return the blocks' values (B, M) at points (B, M, d), straight from the definition."""
+    """Return the values of the blocks (B, M) at points (B, M, d), by the definition."""
     said = kernels.values[:, None] + torch.einsum("bmd,bkd->bmk", points, kernels.slopes)
     return (gates(kernels, points) * said).sum(-1)
 
 
 def polynomials(kernels: Kernels) -> tuple[Tensor, Tensor]:
-    """Return what the kernels are at x as coefficients of :func:`basis`.
+    """Return the kernels as coefficients of :func:`basis`.
 
-    The logarithms of the shares before the softmax, (B, K, 1 + d + d (d + 1) / 2), and what the
-    kernels say, (B, K, 1 + d).
+    The logarithms of the shares before the softmax, (B, K, 1 + d + d (d + 1) / 2), and the values
+    of the kernels, (B, K, 1 + d).
     """
     precision = precisions(kernels)
     pulled = (precision @ kernels.centres[..., None])[..., 0]
@@ -102,10 +102,10 @@ def basis(points: Tensor) -> Tensor:
 
 
 def render_polynomials(shares: Tensor, said: Tensor, terms: Tensor) -> Tensor:
-    """Return the same as :func:`render`, (B, M), of :func:`polynomials` and :func:`basis`.
+    """Return the values of :func:`render`, (B, M), from :func:`polynomials` and :func:`basis`.
 
-    Two matrix products, so that a processor's matrix units do the work. `terms` is (terms, M) if
-    the blocks share their points, else (B, terms, M).
+    These are two matrix products, so that a processor's matrix units do the work. ``terms`` is
+    (terms, M) if the blocks share their points, else (B, terms, M).
     """
     weights = torch.softmax(shares @ terms, dim=1)
     return (weights * (said @ terms[..., : said.shape[-1], :])).sum(1)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""N-SMoE: an encoder from a volume to steered kernels, rendered as a residual over the start.
+"""N-SMoE: encode a volume as steered kernels, rendered as a residual over the start.
 
-The encoder is 3-D and works on the consistently interpolated scan: the features of the regression
-network (:class:`bids_moediff.networks.factorised.FactorisedTrunk`), then, in place of its last
-layer, a head that is also told the noise and gives each folded voxel, the middle of a block, its
-kernels.
-Kernels alone would cap fidelity at block-smooth images, so what they render is added to the start.
-The encoding belongs to no grid: it can be rendered at any voxel size.
+The encoder is 3-D and works on the consistently interpolated scan. It has the features of the
+regression network (:class:`bids_moediff.networks.factorised.FactorisedTrunk`). In place of the
+last layer, a head that also takes the noise gives kernels to each folded voxel, the middle of a
+block. Kernels alone would limit fidelity to block-smooth images, so their rendering is added to
+the start. The encoding has no grid: it can be rendered at any voxel size.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class NSMoEConfig(JsonConfig):
     kernels
         Kernels of a block.
     features, features_sha256
-        Shipped model whose features these are, and the SHA-256 of its weights; empty: the encoder
-        has weights of its own.
+        Shipped model that the features come from, and the SHA-256 of its weights; empty if the
+        encoder has its own weights.
     """
 
     channels: int = 128
@@ -79,7 +78,7 @@ class NSMoEConfig(JsonConfig):
 
     @property
     def receptive_radius(self) -> int:
-        """Fine voxels beyond which an input voxel cannot matter, along each axis."""
+        """Radius of the receptive field in fine voxels, along each axis."""
         return FOLD * (2 * self.blocks + 3) + 2 * FOLD
 
 
@@ -96,9 +95,9 @@ def regular_centres(count: int, dims: int = DIMS) -> Tensor:
 
 
 def numbers_of(told: Tensor, noise: Tensor | float) -> Tensor:
-    """Return what the network is told, (..., 11): :mod:`bids_moediff.imaging.told`, and the noise.
+    """Return the numeric inputs of the network (..., 11): those of ``told``, and the noise.
 
-    Those of `told` say nothing of the noise of slices; the last one does.
+    See :mod:`bids_moediff.imaging.told`; for slices, its numbers leave the noise out.
     """
     noise = torch.as_tensor(noise, dtype=told.dtype, device=told.device)
     level = (noise / (noise + MIDDLE_NOISE)).expand(told.shape[:-1])
@@ -106,7 +105,7 @@ def numbers_of(told: Tensor, noise: Tensor | float) -> Tensor:
 
 
 class NSMoENetwork(nn.Module):
-    """Any image in, any voxel size out; values start at zero (output = start)."""
+    """Restore any image at any voxel size; values start at zero (output = start)."""
 
     start_centres: Tensor
 
@@ -138,7 +137,7 @@ class NSMoENetwork(nn.Module):
 
     @property
     def trunk(self) -> FactorisedTrunk:
-        """The encoder's first layers, shared or its own; WeightsError if there are none."""
+        """First layers of the encoder, shared or its own; WeightsError if there are none."""
         if self._load is None:
             return self.own
         if not self._shared:

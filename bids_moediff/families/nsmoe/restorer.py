@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One encoding of the start, rendered row by row while it comes."""
+"""Encode the start once, and render it row by row as encodings become ready."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -76,8 +76,8 @@ def apply_to_volume(
 ) -> Tensor:
     """Return the super-resolved (X, Y, Z) of a start; memory grows with a plane.
 
-    `told` (11,) is that of :func:`.network.numbers_of`, in the order of the volume's axes.
-    `visit` is called with encodings (C, n, y, z), axes by voxel ratio, and the number of blocks
+    ``told`` (11,) is that of :func:`.network.numbers_of`, in the order of the volume's axes.
+    ``visit`` is called with encodings (C, n, y, z), axes by voxel ratio, and the number of blocks
     before them.
     """
     order = axis_order(told)
@@ -108,7 +108,7 @@ class NSMoERestorer:
         assert network.trunk is not None  # features that are missing fail here, not in an image
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """One estimate, one step."""
+        """Return the options with one estimate and one step."""
         asked = "gates" in options.outputs or (options.num_steps or 1) > 1
         plain = replace(options, num_steps=1, planes=1)
         return Settled(plain, ONE_ESTIMATE if asked else "")
@@ -145,7 +145,7 @@ class NSMoERestorer:
             yield Restored(start, {"kernels": labels}, tables={"kernels": rows})
 
     def sampler(self, problem: Problem, options: Options) -> str:
-        """Return what ran."""
+        """Return the name of the method that ran."""
         if problem.nothing_to_gain:
             return NOTHING_TO_GAIN
         return "steered kernels over the interpolated input"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of N-SMoE: a kernel head on frozen features, and a critic as an option.
+"""Train N-SMoE: a kernel head on frozen features, and a critic as an option.
 
-The encoder's first layers come from a trained student and stay; their features of a degraded
-volume are computed once, when the volume is made. The head learns from the truth, on scans as
-they come (:mod:`bids_moediff.training.uncertain`): filtered, noisy, ghosted, of several coils, and
-of an acquisition that is known in part.
+The first layers of the encoder come from a trained student and are frozen. Their features of a
+degraded volume are computed once, with the volume. The head learns from the truth, on simulated
+scans (:mod:`bids_moediff.training.uncertain`) that are filtered, noisy, ghosted, of several coils,
+and of an acquisition that is known in part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,12 +47,12 @@ LEAST_HEAD = 0.45
 
 @dataclass(frozen=True, kw_only=True)
 class NSMoERecipe(PatchRecipe):
-    """N-SMoE: kernels from the features of a student, which stay as they are.
+    """N-SMoE: kernels from the frozen features of a student.
 
-    ``network`` are settings of NSMoEConfig; ``border`` voxels of a patch do not count;
-    ``epsilon`` is the error at which the Charbonnier loss turns from squares to absolutes.
-    ``critic_weight`` (0: none) is that of the adversarial term, relative to the fidelity term;
-    the critic begins anew when a run goes on.
+    ``network`` are settings of NSMoEConfig. ``border`` voxels of a patch do not count. ``epsilon``
+    is the error at which the Charbonnier loss turns from squares to absolutes. ``critic_weight``
+    (0: none) is that of the adversarial term, relative to the fidelity term; a continued run
+    starts with a new critic.
     """
 
     stage: ClassVar[str] = "nsmoe"
@@ -66,7 +66,7 @@ class NSMoERecipe(PatchRecipe):
 
     @property
     def uncertain(self) -> bool:
-        """Scans are drawn as they come."""
+        """Scans are simulated with noise and filters."""
         return True
 
     @property
@@ -103,14 +103,14 @@ class Critic(nn.Module):
 
 
 class Adversary:
-    """A critic with an optimiser of its own: what it adds to the loss, and how it learns."""
+    """A critic with its own optimiser: its term of the loss, and its training."""
 
     def __init__(self, recipe: NSMoERecipe, device: torch.device) -> None:
         self.critic = Critic(recipe.critic_width).to(device)
         self.optimiser = torch.optim.AdamW(self.critic.parameters(), recipe.learning_rate)
 
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
-        """Return what the output is to lower, after a step of the critic (hinge loss)."""
+        """Take a step of the critic and return the adversarial term of the output (hinge loss)."""
         real, made = self.critic(truth), self.critic(output.detach())
         apart = functional.relu(1 - real).mean() + functional.relu(1 + made).mean()
         self.optimiser.zero_grad(set_to_none=True)
@@ -123,7 +123,7 @@ class Adversary:
 
 
 def _begun(config: NSMoEConfig, init: Init) -> NSMoENetwork:
-    """Network on the features of a shipped model, or on those of what --init names; they stay."""
+    """Return a network on frozen features: of a shipped model, or of those that --init names."""
     network = build_network(with_checksum(config))
     parts = init_parts(init)
     if "nsmoe" in parts:
@@ -191,7 +191,7 @@ class NSMoEStage(Stage):
         return collect(draw, self.recipe.batch)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Charbonnier distance to the truth, relative to interpolation's; the critic's word."""
+        """Return the Charbonnier distance over interpolation's, plus the term of the critic."""
         recipe, border = self.recipe, self.recipe.border
         features = batch["features"].contiguous(memory_format=torch.channels_last_3d)
         encodings = self.network.kernel_numbers(features, batch["told"])
@@ -222,7 +222,7 @@ class NSMoEStage(Stage):
 
 
 def _told(case: Case) -> Tensor:
-    """What the engine would be told of a case without noise."""
+    """Return the numeric inputs that the engine gives for a case without noise."""
     if case.protocol not in ACQUISITIONS:
         return functional.pad(case.condition, (0, 4))
     ratios, profile = ACQUISITIONS[case.protocol]

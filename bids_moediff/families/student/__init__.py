@@ -26,7 +26,7 @@ def _restorer(network: Any, device: Any, precision: str) -> Restorer:
 
 
 def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
-    """Convolutions of :class:`~.network.StudentNetwork`."""
+    """Return the convolutions of :class:`~.network.StudentNetwork`."""
     shape = config["student"]
     channels, ranks = shape["channels"], shape["ranks"]
     cores = 27 * (ranks[0] * ranks[1] + ranks[2] * ranks[3])

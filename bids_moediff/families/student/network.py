@@ -68,7 +68,7 @@ class StudentConfig(JsonConfig):
 
     @property
     def receptive_radius(self) -> int:
-        """Fine voxels beyond which an input voxel cannot matter, along each axis."""
+        """Radius of the receptive field in fine voxels, along each axis."""
         return FOLD * (2 * self.blocks + 2) + FOLD
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass of the student."""
+"""Restore an image by one pass of the student."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,7 +33,7 @@ class StudentRestorer:
         self.network, self.device, self.precision = network, device, precision
 
     def settle(self, options: Options, problem: Problem) -> Settled:
-        """One step, one plane."""
+        """Return the options with one step and one plane."""
         asked = "gates" in options.outputs or (options.num_steps or 1) > 1
         asked = asked or options.sampler.startswith("expert")
         plain = replace(options, num_steps=1, planes=1)
@@ -51,7 +51,7 @@ class StudentRestorer:
         yield Restored(start)
 
     def sampler(self, problem: Problem, options: Options) -> str:
-        """Return what ran."""
+        """Return the name of the method that ran."""
         if problem.nothing_to_gain:
             return NOTHING_TO_GAIN
         return "one step of the compressed network"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the parts of MoEDiff-SR are trained."""
+"""Train the parts of MoEDiff-SR."""

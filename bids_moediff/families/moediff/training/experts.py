@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mixture of diffusion experts on slices, on top of the frozen regression network."""
+"""Train the mixture of diffusion experts on slices, on top of the frozen regression network."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,12 @@ from .losses import LossState, LossWeights, joint_loss
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsRecipe(Recipe):
-    """The mixture of experts on slices, on top of a frozen mean.
+    """The mixture of experts on slices, on top of a frozen regression network.
 
-    ``network`` are settings of MoEDiffConfig, ``losses`` of LossWeights; ``single`` replaces the
-    mixture by one expert of as many weights; the gate is uniform for ``uniform_share`` of the
-    steps; ``crop`` is the side of the slices. ``guidance`` names the maps that the gate sees
-    while it trains (bias, nonlinearity), absent in ``guidance_dropout`` of the slices.
+    ``network`` are settings of MoEDiffConfig, ``losses`` of LossWeights. ``single`` replaces the
+    mixture by one expert with as many weights. The gate is uniform for ``uniform_share`` of the
+    steps. ``crop`` is the side of the slices. ``guidance`` names the maps that the gate sees in
+    training (bias, nonlinearity); ``guidance_dropout`` of the slices go without them.
     """
 
     stage: ClassVar[str] = "experts"
@@ -58,7 +58,7 @@ class ExpertsRecipe(Recipe):
 
     @property
     def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
+        """Fewest voxels along each side of a volume."""
         return self.crop
 
     @property
@@ -68,7 +68,7 @@ class ExpertsRecipe(Recipe):
 
 
 class MixtureStage(Stage):
-    """What all stages of the mixture share: the frozen mean, and how well the whole does."""
+    """Base of all stages of the mixture: the frozen regression network, and validation."""
 
     tissue = True
     network: MoEDiffSR
@@ -92,7 +92,7 @@ class MixtureStage(Stage):
         self._starts: list[torch.Tensor] | None = None
 
     def _start(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The frozen mean's output."""
+        """Return the output of the frozen regression network."""
         if self.mean is None:
             return start
         side = self.recipe.block if self.device.type == "cuda" else 0
@@ -100,7 +100,7 @@ class MixtureStage(Stage):
             return run_padded(self.mean, start, condition, side)
 
     def validate(self, network: nn.Module, cases: Sequence[Case]) -> Gains:
-        """Gains over cubic and over the mean, which is computed once."""
+        """Return gains over cubic and over the regression network, which runs once."""
         assert isinstance(network, MoEDiffSR)
         if self._starts is None:
             self._starts = [self._start(case.start, case.condition) for case in cases]
@@ -141,7 +141,7 @@ class ExpertsStage(MixtureStage):
         self.state = LossState(weights)
 
     def _take_autoencoder(self, trained: nn.Module | None) -> None:
-        """Latents come from an autoencoder that was trained before."""
+        """Take the autoencoder that an earlier stage trained."""
         if trained is None:
             raise UsageError(
                 f"The latent {self.network.config.latent} needs a trained autoencoder: --init "
@@ -150,7 +150,7 @@ class ExpertsStage(MixtureStage):
         warm_start(self.network.autoencoder, trained)
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """The experts start from the mean."""
+        """Start the experts from the output of the regression network."""
         return volume | {"start": self._start(volume["start"].float(), volume["condition"])}
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:

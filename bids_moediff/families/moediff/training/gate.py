@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teach the gate of a finished mixture where it is: tokens and gate alone, from tissue masks.
+"""Teach the gate of a finished mixture the tissues: tokens and gate alone, from tissue masks.
 
-The gate sees the mean's output, which costs far more than the gate. In training it sees a random
-blend of the interpolated slice and of the truth instead: the mean's output lies between the two,
-so a gate that is right for every blend is right for it.
+At inference the gate sees the output of the regression network, which costs far more than the
+gate. In training it sees a random blend of the interpolated slice and the truth instead. The
+output lies between the two, so a gate that is right for every blend is right for it.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from .losses import tissue_gating
 
 @dataclass(frozen=True, kw_only=True)
 class GateRecipe(Recipe):
-    """Tokens and gate of a trained mixture, taught by tissue masks on slices of `crop` voxels."""
+    """Tokens and gate of a trained mixture, taught by tissue masks on slices of side ``crop``."""
 
     stage: ClassVar[str] = "gate"
 
@@ -42,18 +42,18 @@ class GateRecipe(Recipe):
 
     @property
     def smallest(self) -> int:
-        """Voxels that every side of a volume needs."""
+        """Fewest voxels along each side of a volume."""
         return self.crop
 
 
 def balanced(tissue: Tensor) -> Tensor:
-    """Masks (B, 3, H, W) as weights, so that every tissue counts the same in the batch."""
+    """Return masks (B, 3, H, W) as weights, so that every tissue counts the same in the batch."""
     share = tissue.float().mean((0, 2, 3), keepdim=True)
     return tissue / share.clamp_min(1e-4)
 
 
 class GateStage(MixtureStage):
-    """Tokens and gate of a trained mixture; mean and experts stay as they are."""
+    """Tokens and gate of a trained mixture; regression network and experts are frozen."""
 
     recipe: GateRecipe
 
@@ -68,7 +68,7 @@ class GateStage(MixtureStage):
         self.network.gating.requires_grad_(True)
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """Nothing to add: the blend is drawn slice by slice."""
+        """Add nothing: the blend is drawn slice by slice."""
         return volume
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:

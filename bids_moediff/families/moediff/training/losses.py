@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of MoEDiff-SR (equations 6-18) and the one function that joins them.
+"""Losses of MoEDiff-SR (equations 6-18), and the function that combines them.
 
 Decisions where the text is open or would not train (docs/science.md, letters D, E, F, L):
 
@@ -8,9 +8,9 @@ Decisions where the text is open or would not train (docs/science.md, letters D,
   spectral terms use exponent 1 by default; exponent 2 is the paper's;
 * the perceptual features are a fixed bank of Gabor filters at three scales
   (:class:`GaborFeatures`): nothing is learned or downloaded;
-* expert similarities (eqs 14-16) are taken on residuals over the start latent, because whole
-  latents of a super-resolution problem all have a cosine of nearly one; the diversity term of
-  eq. 16 on deviations from the experts' mean, bounded where these are short.
+* expert similarities (eqs 14-16) use residuals over the start latent, because whole latents of a
+  super-resolution problem all have a cosine of nearly one; the diversity term of eq. 16 uses
+  deviations from the experts' mean, bounded where these are short.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ TISSUE_EXPERTS = ("smooth", "cortex", "junction")
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each term counts; the fidelity of the mixture (L1 of pixels) counts 1.
+    """Weights of the terms; the fidelity of the mixture (L1 of pixels) has weight 1.
 
     ``experts`` weighs eq. 13, ``task`` the expert's own terms in it, ``gating`` eq. 16 before its
     variance weight, ``diversity`` the second term of eq. 16, ``tissue`` the supervision by masks,
     which fades to nothing at ``tissue_until`` of the training. ``fidelity_fraction`` of the
-    samples are trained without noise at s = 1, where the default output is made.
+    samples are trained without noise at s = 1, as for the default output.
     """
 
     fidelity: float = 1.0
@@ -58,7 +58,7 @@ class LossWeights:
 
 @dataclass
 class LossState:
-    """What the losses remember between steps; ``progress`` (0 ... 1) is set by the fit loop."""
+    """State of the losses between steps; the fit loop sets ``progress`` (0 to 1)."""
 
     weights: LossWeights = field(default_factory=LossWeights)
     decay: float = 0.99
@@ -212,10 +212,11 @@ def supervised_gating(targets: Tensor, gates: Tensor) -> Tensor:
 def diversity(estimates: Tensor, wanted: Tensor) -> Tensor:
     """Second term of eq. 16 on deviations from the experts' mean, (B, K, z, h, w) -> scalar.
 
-    A deviation shorter than a tenth of `wanted` (B, z, h, w), what there is to add to the start,
-    is divided by that instead of by its own length. Divided by their length the first, nearly
-    vanishing outputs have a gradient without bound: once the whole gradient is clipped nothing
-    is left of the other losses, and no expert ever leaves its start (research/notebook.md).
+    A deviation is divided by its length, or by a tenth of ``wanted`` (B, z, h, w) if that is
+    longer. ``wanted`` is the difference between target and start. Without this bound the first,
+    nearly vanishing outputs have an unbounded gradient. Once the whole gradient is clipped,
+    nothing is left of the other losses, and no expert ever leaves its start
+    (research/notebook.md).
     """
     count = estimates.shape[1]
     if count < 2:

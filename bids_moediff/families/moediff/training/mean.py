@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The regression network on patches."""
+"""Train the regression network on patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ from bids_moediff.training.volumes import Volume
 
 @dataclass(frozen=True, kw_only=True)
 class MeanRecipe(PatchRecipe):
-    """The regression mean: residual blocks, patch side, Charbonnier loss without a border.
+    """The regression network: residual blocks, patch side, Charbonnier loss without a border.
 
-    With ``relative`` every patch counts by the inverse of the error that interpolation makes
-    there, so that easy and hard acquisitions gain as many decibels.
+    With ``relative`` every patch counts by the inverse of the error of interpolation there, so
+    that easy and hard acquisitions gain as many decibels.
     """
 
     stage: ClassVar[str] = "mean"
@@ -47,7 +47,7 @@ class MeanRecipe(PatchRecipe):
 
 
 class MeanStage(Stage):
-    """The 3-D regression mean on patches."""
+    """The 3-D regression network on patches."""
 
     def __init__(self, recipe: MeanRecipe, device: torch.device, init: Init):
         self.recipe, self.device = recipe, device
@@ -59,7 +59,7 @@ class MeanStage(Stage):
         return patches(volumes, self.recipe.patch, self.recipe.batch, rng)
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Charbonnier loss of the mean's output."""
+        """Return the Charbonnier loss of the output."""
         output = self.network(batch["start"][:, None], batch["condition"])[:, 0].float()
         recipe, weight = self.recipe, batch["weight"]
         if recipe.relative:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the student is trained."""
+"""Train the student."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A student that begins as its teacher, squeezed: layer-wise distillation by least squares.
+"""Compress the teacher into a student: layer-wise distillation by least squares.
 
-Each convolution of the teacher's mean network is replaced by one through few channels. Into it:
-the directions of the features that matter most for what the convolution makes of them (the
-singular vectors of its kernel, weighed by the covariance of the features). Out of it: reduced-rank
-regression (Izenman 1975) of what the teacher has there on what the student sees, so that a layer
-also mends what the layers before it lost. Convolutions are refitted from the first to the last;
-nothing is trained by gradients yet.
+Each convolution of the teacher's regression network is replaced by one through few channels. Its
+input side takes the feature directions that matter most for the output of the convolution: the
+singular vectors of its kernel, weighted by the covariance of the features. Its output side is a
+reduced-rank regression (Izenman 1975) of the teacher's output on the student's features, so that a
+layer also corrects the losses of the layers before it. Convolutions are fitted from the first to
+the last; gradients are not used.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,10 @@ RIDGE, FLOOR = 1e-2, 1e-5
 
 
 def input_directions(weight: Tensor, covariance: Tensor, rank: int) -> Tensor:
-    """Orthonormal rows (rank, C) whose space a kernel (C', C, 3, 3, 3) can least do without.
+    """Return orthonormal rows (rank, C): the input space that matters most to a kernel.
 
-    Orthonormal, so that the layers keep the scale at which the teacher's learning rate holds.
+    The kernel is (C', C, 3, 3, 3). Rows are orthonormal, so that the layers keep the scale at
+    which the teacher's learning rate is valid.
     """
     values, vectors = torch.linalg.eigh(covariance.double())
     values = values.clamp_min(FLOOR * values.max())
@@ -45,12 +46,12 @@ def input_directions(weight: Tensor, covariance: Tensor, rank: int) -> Tensor:
 def reduced_regression(
     gram: Tensor, cross: Tensor, rank: int, prior: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Regression of rank `rank` from second moments: coefficients, basis and constant.
+    """Regression of rank ``rank`` from second moments: coefficients, basis and constant.
 
-    `gram` (n + 1, n + 1) of the inputs and a one, `cross` (n + 1, m) of them with the targets,
-    `prior` (n, m) the coefficients that the ridge draws to: neighbouring features are so alike
-    that a few thousand places leave most directions undetermined. Targets are near
-    inputs (n,) @ coefficients (n, rank) @ basis (m, rank).T + constant (m,).
+    ``gram`` (n + 1, n + 1) of the inputs and a one, ``cross`` (n + 1, m) of them with the targets.
+    ``prior`` (n, m) are the coefficients that the ridge draws to: neighbouring features are so
+    similar that a few thousand places leave most directions undetermined. Targets are near inputs
+    (n,) @ coefficients (n, rank) @ basis (m, rank).T + constant (m,).
     """
     count = gram[-1, -1]
     inputs, targets = gram[-1, :-1] / count, cross[-1] / count
@@ -79,7 +80,7 @@ def around(features: Tensor, positions: Tensor) -> Tensor:
 
 
 class _Fit:
-    """Which places of which patches the layers are fitted to, and how much each patch counts."""
+    """Places of the patches that the layers are fitted to, and the weight of each patch."""
 
     def __init__(self, batches: Sequence[Batch], places: int, seed: int) -> None:
         self.weights = []
@@ -97,7 +98,7 @@ class _Fit:
     def layer(
         self, layer: Factorised, weight: Tensor, inputs: list[Tensor], targets: list[Tensor]
     ) -> None:
-        """Set `layer` to map inputs to targets (lists of (B, C, x, y, z)) as well as it can."""
+        """Fit ``layer`` to map inputs to targets (lists of (B, C, x, y, z))."""
         channels, where = weight.shape[1], self.positions
         covariance = weight.new_zeros((channels, channels))
         shares = [share.repeat_interleave(len(where))[:, None] for share in self.weights]
@@ -174,5 +175,5 @@ def factorise(
 
 
 def _kept(features: Tensor) -> Tensor:
-    """Half the memory for what waits."""
+    """Return features in half the memory while they wait."""
     return features.bfloat16()

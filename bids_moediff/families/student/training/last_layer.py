@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last layer of a finished student, fitted anew to its teacher by least squares.
+"""Fit the last layer of a finished student to its teacher by least squares.
 
-Given the features before it, the last convolution is a linear regression, so what gradients only
-draw near to is found exactly from the second moments of some hundred patches. Its weights may be
-a linear function of the acquisition's numbers, which costs nothing when it runs: they are summed
-up once for each image. Targets are the teacher's: the truth's noise would need many times as many
-patches (research/notebook.md).
+Given the features before it, the last convolution is a linear regression. So the solution that
+gradients only approach is found exactly from the second moments of some hundred patches. The
+weights may be a linear function of the acquisition's numbers. This costs nothing at inference:
+they are summed once for each image. Targets are the teacher's: the noise of the truth would need
+many times as many patches (research/notebook.md).
 """
 
 import copy
@@ -35,10 +35,10 @@ from .student import student_gains
 
 
 class Moments:
-    """Weighted second moments of features (and a one) with each other and with what is missing.
+    """Weighted second moments of features (and a one) with each other and with the missing part.
 
-    Features count once as they are and once times each number of the condition. Only the lower
-    half of the matrix is kept: it is the largest thing here, 2.4 GB for 128 channels.
+    Features count once, and once times each number of the condition. Only the lower half of the
+    matrix is kept: it is the largest object here, 2.4 GB for 128 channels.
     """
 
     def __init__(self, inputs: int, outputs: int, conditions: int) -> None:
@@ -60,9 +60,9 @@ class Moments:
                 self.gram[place, other].add_(gram, alpha=factor * second)
 
     def solve(self, ridge: float) -> Tensor:
-        """Coefficients (conditions + 1, inputs + 1, outputs); uses the moments up.
+        """Return coefficients (conditions + 1, inputs + 1, outputs); the moments are consumed.
 
-        `ridge` is relative to the mean square of the features.
+        ``ridge`` is relative to the mean square of the features.
         """
         diagonal = self.gram.diagonal()
         diagonal.add_(ridge * diagonal[: self.size - 1].mean())
@@ -71,7 +71,7 @@ class Moments:
 
 
 def _patch_weight(batch: Batch, border: int) -> Tensor:
-    """Weights (B, X, Y, Z) by which squared errors count relative to those of interpolation."""
+    """Return weights (B, X, Y, Z) of squared errors, relative to those of interpolation."""
     inner = (..., *(slice(border, -border or None),) * 3)
     weight, error = batch["weight"], (batch["start"] - batch["target"]).abs()
     mean = (weight * error)[inner].flatten(1).sum(1) / weight[inner].flatten(1).sum(1).clamp_min(1)
@@ -89,20 +89,20 @@ def refit_tail(
     ridge: float,
     seed: int = 0,
 ) -> None:
-    """Set the last layer of `student` to the one that comes nearest to `teacher`.
+    """Fit the last layer of ``student`` to the output of ``teacher``.
 
-    If it is conditioned, to the one whose linear function of the condition does.
+    For a conditioned layer, the linear function of the condition is fitted.
 
     Parameters
     ----------
     batches
         Patches (:func:`.sampling.patches`).
     places
-        Folded voxels of each patch that are looked at.
+        Number of folded voxels of each patch that are used.
     border
         Fine voxels at the border of a patch that are left out.
     ridge
-        Towards no change, relative to the mean square of the features.
+        Penalty of changes, relative to the mean square of the features.
     """
     tail, terms = student.tail, student.tail_terms
     conditions = student.config.condition_dim if terms is not None else 0
@@ -136,7 +136,7 @@ def refit_tail(
 
 
 def with_conditioned_tail(student: StudentNetwork) -> StudentNetwork:
-    """The same network with a last layer that the condition may change, and does not yet."""
+    """Return the network with a last layer that takes the condition, same output so far."""
     made = StudentNetwork(replace(student.config, conditioned_tail=True))
     made.load_state_dict(made.state_dict() | student.state_dict())
     return made
@@ -146,8 +146,8 @@ def with_conditioned_tail(student: StudentNetwork) -> StudentNetwork:
 class TailRecipe(PatchRecipe):
     """The last layer of a finished student, fitted to its teacher (:mod:`.tail`); no steps.
 
-    ``places`` folded voxels of each of ``fitted_patches`` patches are looked at; ``ridge`` is
-    relative to the mean square of the features.
+    ``places`` folded voxels of each of ``fitted_patches`` patches are used; ``ridge`` is relative
+    to the mean square of the features.
     """
 
     stage: ClassVar[str] = "student-tail"
@@ -162,7 +162,7 @@ class TailRecipe(PatchRecipe):
 
 
 class TailStage(Stage):
-    """A finished student whose last layer is fitted before the first step; there are no steps."""
+    """A finished student whose last layer is fitted before the first step; no steps follow."""
 
     network: StudentNetwork
 
@@ -182,7 +182,7 @@ class TailStage(Stage):
             raise UsageError(f"patch must be a multiple of {multiple}.")
 
     def begin(self, batches: Iterator[Batch]) -> None:
-        """The fit."""
+        """Fit the last layer."""
         recipe = self.recipe
         count = -(-recipe.fitted_patches // recipe.batch)
         chosen = track(itertools.islice(batches, count), "patches", count)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: one small network learns what MoEDiff-SR puts out, and the truth.
+"""Distillation: train one small network on the output of MoEDiff-SR, and on the truth.
 
-It begins as the teacher's mean network squeezed layer by layer (:mod:`.factorise`). The teacher's
-output of a degraded volume is computed once, when the volume is made (and kept on disk with it, if
-the recipe stores volumes). Targets climb a ladder of blurs; the features at three depths are
-guided by the teacher's; output and start must agree where the scanner measured.
+It starts as the teacher's regression network, compressed layer by layer (:mod:`.factorise`). The
+teacher's output of a degraded volume is computed once, with the volume (and stored with it if the
+recipe stores volumes). Targets start blurred and sharpen in steps. Features at three depths are
+guided by the teacher's. Output and start must agree where the scanner measured.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,11 +52,11 @@ class StudentRecipe(PatchRecipe):
 
     ``network`` are settings of StudentConfig. The teacher's output is the mean of
     ``teacher_samples`` samples of ``teacher_noise`` (1 and 0: its default output). The target is
-    blurred by ``ladder_sigma`` voxels at first and not at all after ``ladder_rungs`` rungs; for
+    blurred by ``ladder_sigma`` voxels at first and not at all after ``ladder_rungs`` rungs. For
     the last ``truth_share`` of the steps it is ``truth_weight`` truth and the rest teacher.
     Without a teacher (``distil: false``) it is the truth throughout. ``epsilon`` is the error at
-    which the Charbonnier loss turns from squares to absolutes; ``feature_weight`` is relative to
-    the fidelity term. ``fitted_patches`` patches squeeze the teacher into the student before the
+    which the Charbonnier loss turns from squares to absolutes. ``feature_weight`` is relative to
+    the fidelity term. ``fitted_patches`` patches compress the teacher into the student before the
     first step.
     """
 
@@ -115,10 +115,10 @@ def blur_matrices(sigma: Tensor, size: int) -> Tensor:
 
 
 def measured_part(image: Tensor, condition: Tensor) -> Tensor:
-    """What the scanner would see of (B, X, Y, Z): each axis blurred by its own slice profile.
+    """Return the measured part of (B, X, Y, Z): each axis blurred by its own slice profile.
 
     The profile's width in fine voxels is the voxel ratio times the width in acquired voxels; both
-    stand in `condition` (B, 6). A Gaussian stands in for every profile.
+    are in ``condition`` (B, 6). A Gaussian replaces every profile.
     """
     widths = torch.exp2(condition[:, :CONDITION_AXES]) * condition[:, CONDITION_AXES:]
     sigma = torch.where(widths > 0.5, widths * FWHM_TO_SIGMA, 0.0)
@@ -152,7 +152,7 @@ def feature_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor
 
 
 def guided_depths(blocks: int) -> list[int]:
-    """Blocks whose output is compared with the teacher's: a third, two thirds, all of the way."""
+    """Return the blocks that are compared with the teacher's: at a third, two thirds, the end."""
     return sorted({max(1, round(blocks * share / 3)) - 1 for share in (1, 2, 3)})
 
 
@@ -187,7 +187,7 @@ class StudentStage(Stage):
         self.network = StudentNetwork(config).to(device)
 
     def begin(self, batches: Iterator[Batch]) -> None:
-        """Squeeze the teacher's mean into the student, layer by layer."""
+        """Compress the teacher's regression network into the student, layer by layer."""
         if self.teacher_mean is None:
             return
         count = -(-self.recipe.fitted_patches // self.recipe.batch)
@@ -267,7 +267,7 @@ def student_gains(
 
 
 def apply_student(network: StudentNetwork, start: Tensor, condition: Tensor) -> Tensor:
-    """The student's output (X, Y, Z) of a small volume, in the orientation it was trained in."""
+    """Return the student's output (X, Y, Z) of a small volume, in its training orientation."""
     order = axis_order(condition)
     turned = start.permute(order)
     padded = pad_to_multiple(turned, network.config.multiple).contiguous()
