@@ -26,6 +26,7 @@ BLOCK = "tests/data/sharp_block/T1w.nii.gz"
 EVALUATE = "bids_moediff-evaluate"
 MODELS = ("student", "moediff")
 GATES = ("x2iso-kspace", "x1.5iso-kspace", "x4slices-gaussian", "x2slices-gaussian")
+TWO_CORES = ("--omp-nthreads", "2")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Measurement:
 def measurements(data: Path | None) -> list[Measurement]:
     """Return what can be measured with some data."""
     if data is None:
-        words = ["benchmark", "OUT", "--heads", BLOCK, "--protocols", *GATES, "--threads", "2"]
+        words = ["benchmark", "OUT", "--heads", BLOCK, "--protocols", *GATES, *TWO_CORES]
         return [Measurement(model, "block", [*words, "--model", model], 3) for model in MODELS]
-    whole = ["benchmark", "OUT", "--data", str(data), "--split", "val", "--threads", "2"]
+    whole = ["benchmark", "OUT", "--data", str(data), "--split", "val", *TWO_CORES]
     return [
         Measurement(model, "benchmark", [*whole, "--model", model, "--protocols", *GATES], minutes)
         for model, minutes in zip(MODELS, (30.0, 55.0), strict=True)

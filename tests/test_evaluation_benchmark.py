@@ -261,7 +261,7 @@ def test_protocol_names() -> None:
         (["--heads", "bad.nii.gz"], 1, "cannot be read as a NIfTI image"),
         (["--heads", "bad.nii.gz", "--model", "nonesuch"], 78, "no model 'nonesuch'"),
         (["--heads", "bad.nii.gz", "--protocols", "x9"], 2, "'x9' is not a protocol"),
-        (["--heads", "bad.nii.gz", "--threads", "0"], 2, "--threads must be at least 1"),
+        (["--heads", "bad.nii.gz", "--omp-nthreads", "0"], 2, "--omp-nthreads must be at least 1"),
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:

@@ -31,12 +31,8 @@ def build_sidecar(
 
     Parameters
     ----------
-    image
-        The source.
-    product
-        A key of :data:`~bids_moediff.bids.products.PRODUCTS`, with its label if there are several.
-    output_zooms
-        Output voxel size in mm, for products on the output grid.
+    image, product, output_zooms
+        As for :func:`~bids_moediff.bids.names.derivative_path`.
     record
         What ran: of the super-resolution, or of the brain mask for products of the preparation.
         The row of the product takes its own keys from it; they win over the others.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bids_moediff import __version__
 from bids_moediff.bids.statements import read_statements
 from bids_moediff.cli.common import ProgressBar, run_command, set_threads
-from bids_moediff.cli.parser import add_old_spelling
+from bids_moediff.cli.parser import add_old_spelling, add_threads
 from bids_moediff.cli.places import require_image_name, require_places, sidecar_of
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--session-label", nargs="+", metavar="LABEL", default=[])
     which.add_argument("--modalities", nargs="+", metavar="SUFFIX", default=[])
     which.add_argument("--skip-bids-validation", action="store_true")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    add_threads(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(argv: list[str]) -> int:
     options = build_parser().parse_intermixed_args(argv)
     recipe_values = _recipe_values(options)
-    set_threads(options.threads)
+    set_threads(options.omp_nthreads)
     from bids_moediff.evaluation.degradation import Coarsening
 
     recipe = Coarsening(**recipe_values)
@@ -123,8 +123,8 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--gap must not be negative.")
     if options.add_noise is not None and not options.add_noise > 0:
         raise UsageError("--add-noise is a signal-to-noise ratio: a positive number.")
-    if options.random_seed < 0 or options.threads < 1:
-        raise UsageError("--random-seed must be at least 0, --threads at least 1.")
+    if options.random_seed < 0 or options.omp_nthreads < 1:
+        raise UsageError("--random-seed must be at least 0, --omp-nthreads at least 1.")
     return {
         "resolution": resolution,
         "factors": factors,

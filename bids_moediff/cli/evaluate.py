@@ -21,6 +21,7 @@ from bids_moediff.cli.evaluation import (
     sampling_options,
     write_table,
 )
+from bids_moediff.cli.parser import add_threads
 from bids_moediff.errors import MoediffError, NothingToProcessError, UsageError, closest
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def derivatives_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="fit scale and offset to the truth first (another scan, other units)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    add_threads(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
 from bids_moediff.cli.common import ProgressBar, set_threads
-from bids_moediff.cli.parser import add_old_spelling, add_options, given
+from bids_moediff.cli.parser import add_old_spelling, add_options, add_threads, given
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.options import PRECISIONS, Options
 
@@ -54,7 +54,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--precision", default="auto", choices=PRECISIONS)
     add_options(model, SAMPLING)
     add_old_spelling(model, "--seed", "random_seed")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    add_threads(parser)
 
 
 def add_block(parser: argparse.ArgumentParser) -> None:
@@ -173,9 +173,9 @@ def load_models(options: argparse.Namespace) -> "list[SuperResolver]":
 
 def check_threads(options: argparse.Namespace) -> None:
     """Refuse a senseless number of threads, then set it."""
-    if options.threads < 1:
-        raise UsageError("--threads must be at least 1.")
-    set_threads(options.threads)
+    if options.omp_nthreads < 1:
+        raise UsageError("--omp-nthreads must be at least 1.")
+    set_threads(options.omp_nthreads)
 
 
 def result_line(row: dict[str, Any]) -> str:

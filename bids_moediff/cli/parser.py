@@ -128,6 +128,14 @@ def add_old_spelling(
     )
 
 
+def add_threads(parser: Any) -> None:
+    """Add ``--omp-nthreads`` (and its old spelling) to a command that runs in one process."""
+    parser.add_argument(
+        "--omp-nthreads", type=int, default=1, metavar="N", help="CPU threads (default 1)"
+    )
+    add_old_spelling(parser, "--threads", "omp_nthreads", convert=int)
+
+
 def given(namespace: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """Return those of the options that were typed."""
     typed = vars(namespace)

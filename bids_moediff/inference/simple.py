@@ -4,6 +4,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import nibabel as nib
@@ -38,8 +39,7 @@ def super_resolve(
     image
         3-D image as nibabel loads it. A list is combined into one image on the axes of the first.
     output_resolution
-        ``"auto"`` (0.7 mm, no axis coarser than the input), one voxel size in mm, or three by
-        axis.
+        ``"auto"`` (0.7 mm, no axis coarser than the input), or one or three voxel sizes in mm.
     mask
         Brain mask on the grid of ``image``. Without it, the head is found by brightness.
     metadata
@@ -75,19 +75,29 @@ def super_resolve(
     >>> from bids_moediff import super_resolve
     >>> fine = super_resolve(nibabel.load("in.nii.gz"))  # doctest: +SKIP
     """
-    values = {"output_resolution": output_resolution, **options}
-    asked = Options.from_dict(values, "super_resolve")
+    asked = Options.from_dict({"output_resolution": output_resolution, **options}, "super_resolve")
     if isinstance(image, Sequence):
         _check_several(image, mask, metadata, reference)
         scans = [Scan(_plain(scan)) for scan in image]
         return restore_several(scans, asked, metadata=metadata, device=device).combined.image  # type: ignore[arg-type]
+    scan = Scan(_plain(image), None if mask is None else _plain(mask))
+    return _one(scan, asked, metadata, reference, device)
+
+
+def _one(
+    scan: Scan,
+    options: Options,
+    metadata: Any,
+    reference: nib.spatialimages.SpatialImage | None,
+    device: str,
+) -> nib.Nifti1Image:
+    """Restore one image; a warning says why a reference was not used."""
     if isinstance(metadata, Sequence):
         raise UsageError("super_resolve: a list of metadata goes with a list of images.")
-    scan = Scan(_plain(image), None if mask is None else _plain(mask))
     other = None if reference is None else _plain(reference)
-    result = restore(scan, asked, metadata=metadata, device=device, reference=other)
+    result = restore(scan, options, metadata=metadata, device=device, reference=other)
     if other is not None and not result.record["Reference"]["Used"]:
-        warnings.warn(result.record["Reference"]["Reason"], stacklevel=2)
+        warnings.warn(result.record["Reference"]["Reason"], stacklevel=3)
     return result.image
 
 
@@ -163,13 +173,7 @@ def restore(
         told = ImageRequest(
             key=key, image="", out_dir="", metadata=metadata or {}, reference_record=record
         )
-        result = enhance_image(
-            loaded.resolver,
-            scan,
-            told,
-            options,
-            lambda stage, fraction: report(key, stage, fraction),
-        )
+        result = enhance_image(loaded.resolver, scan, told, options, partial(report, key))
     result.record["ModelChoice"] = loaded.model_reason
     return result
 

@@ -212,13 +212,7 @@ class SuperResolver:
         ImageError
             If the image cannot be super-resolved; the message gives the reason.
         """
-        ran: dict[str, None] = {}
-
-        def report(stage: str, fraction: float) -> None:
-            ran[stage] = None
-            if progress is not None:
-                progress(stage, fraction)
-
+        ran, report = _noted(progress)
         made, restored, settled = self.restore(image, options, inputs or Inputs(), report)
         networks = _networks(ran, restored)
         posed = made.posed
@@ -375,6 +369,18 @@ class SuperResolver:
             "EstimatedNoise": round(posed.noise * posed.scale, 6),
             "ConsistencyNoise": round(posed.noise * posed.scale, 6),
         }
+
+
+def _noted(progress: Progress | None) -> tuple[dict[str, None], Progress]:
+    """Stages that were reported, in order, and what reports them (to `progress` as well)."""
+    ran: dict[str, None] = {}
+
+    def report(stage: str, fraction: float) -> None:
+        ran[stage] = None
+        if progress is not None:
+            progress(stage, fraction)
+
+    return ran, report
 
 
 def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ convolutions run on an eighth of the voxels.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -116,6 +117,24 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
+def corrected(
+    network: Any, film: Sequence[torch.Tensor], start: torch.Tensor, condition: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Start plus the correction of a network with head, body and tail; its features by block.
+
+    ``film`` holds scale and shift of each block in turn, ``start`` is (B, 1, X, Y, Z).
+    """
+    folded = normalise(space_to_depth(start))
+    x = network.head(folded.contiguous(memory_format=torch.channels_last_3d))
+    features = []
+    for index, block in enumerate(network.body):
+        x = block(x, film[2 * index], film[2 * index + 1])
+        features.append(x)
+    known = seen(condition, network.config.extra_numbers)
+    correction = apply_last_layer(network.tail, network.tail_terms, x, known).to(start.dtype)
+    return start + OUTPUT_GAIN * depth_to_space(correction), features
+
+
 class MeanNetwork(nn.Module):
     """Residual 3-D network on the consistent interpolation.
 
@@ -159,16 +178,7 @@ class MeanNetwork(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Posterior mean on the fine grid, and the features after each block."""
         film = self._modulation(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
-        folded = normalise(space_to_depth(start))
-        x = self.head(folded.to(memory_format=torch.channels_last_3d))
-        features = []
-        for index, block in enumerate(self.body):
-            x = block(x, film[2 * index], film[2 * index + 1])
-            features.append(x)
-        correction = apply_last_layer(
-            self.tail, self.tail_terms, x, seen(condition, self.config.extra_numbers)
-        )
-        return start + OUTPUT_GAIN * depth_to_space(correction.to(start.dtype)), features
+        return corrected(self, film, start, condition)
 
     def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Posterior mean on the fine grid."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bids_moediff import __version__
 from bids_moediff.cli import evaluation as evaluate
 from bids_moediff.cli.common import ProgressBar, run_command
+from bids_moediff.cli.parser import add_threads
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.options import PRECISIONS
 
@@ -60,7 +61,7 @@ def ablations_parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=8, metavar="N", help="samples of the mean of samples")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")
     add("--precision", default="auto", choices=PRECISIONS)
-    add("--threads", type=int, default=1, help="CPU threads (default 1)")
+    add_threads(parser)
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 

@@ -194,9 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="moediff", metavar="NAME")
     parser.add_argument("--protocols", nargs="+", default=["x2iso-kspace"], metavar="NAME")
     parser.add_argument("--block", type=int, default=80, metavar="N")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--omp-nthreads", type=int, default=1)
     options = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.omp_nthreads)
     mean = SharedMean.of(SuperResolver.from_pretrained(options.model), {}).without("moediff")
     method = mean.method("")
     rows = []

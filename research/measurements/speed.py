@@ -193,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=None, help="default: all that are shipped")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS)
-    parser.add_argument("--threads", type=int, default=allowed_processors())
+    parser.add_argument("--omp-nthreads", type=int, default=allowed_processors())
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 96, 128, 160], help="side of a cube, mm"
     )
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model, measured in rows.items():
         for shape in shapes:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                call = (model, shape, options.device, options.precision, options.threads)
+                call = (model, shape, options.device, options.precision, options.omp_nthreads)
                 measured.append(pool.submit(measure, *call).result())
             lines = table(measured)
             print("\n".join(lines if len(measured) == 1 else lines[-1:]), flush=True)

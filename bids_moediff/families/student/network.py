@@ -20,13 +20,10 @@ from torch import Tensor, nn
 from bids_moediff.networks.factorised import FactorisedBlock
 from bids_moediff.networks.int8 import Range
 from bids_moediff.networks.json_config import JsonConfig
-from bids_moediff.networks.last_layer import apply_last_layer, last_layer_of, seen
+from bids_moediff.networks.last_layer import last_layer_of, seen
 from bids_moediff.networks.mean import (
     FOLD,
-    OUTPUT_GAIN,
-    depth_to_space,
-    normalise,
-    space_to_depth,
+    corrected,
 )
 from bids_moediff.networks.streaming import Chain, Convolution, NarrowConvolution
 
@@ -128,18 +125,7 @@ class StudentNetwork(nn.Module):
         if any(size % FOLD for size in start.shape[2:]):
             sizes = tuple(start.shape[2:])
             raise ValueError(f"sizes must be multiples of {FOLD}, not {sizes}")
-        film = self.modulation(condition)
-        folded = normalise(space_to_depth(start))
-        x = self.head(folded.contiguous(memory_format=torch.channels_last_3d))
-        features = []
-        for index, block in enumerate(self.body):
-            x = block(x, film[2 * index], film[2 * index + 1])
-            features.append(x)
-        correction = apply_last_layer(
-            self.tail, self.tail_terms, x, seen(condition, self.config.extra_numbers)
-        )
-        correction = correction.to(start.dtype)
-        return start + OUTPUT_GAIN * depth_to_space(correction), features
+        return corrected(self, self.modulation(condition), start, condition)
 
     def forward(self, start: Tensor, condition: Tensor) -> Tensor:
         """Super-resolved volume (B, 1, X, Y, Z); see :meth:`with_features`."""
