@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes: grid, acquisition, interpolation, spectrum, noise, masks, metrics; no BIDS."""
+"""Work on volumes: grid, acquisition, interpolation, spectrum, noise, masks, metrics; no BIDS."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The acquisition operator A: what a scanner with coarser voxels would have measured.
+"""Model the acquisition: the operator A gives what a scanner with coarser voxels would measure.
 
 Both grids share orientation and outer corner (:mod:`.grid`), so A is separable: one small matrix
-per axis, whatever the voxel ratio. Its singular value decomposition is the Kronecker product of
-three small ones, which makes exact projection, Tikhonov filtering and the discrepancy principle
-closed-form for every slice profile.
+per axis, for any voxel ratio. Its singular value decomposition is the Kronecker product of three
+small ones. So exact projection, Tikhonov filtering and the discrepancy principle have a closed
+form for every slice profile.
 """
 
 import math
@@ -34,13 +34,15 @@ class Axis:
 
     Parameters
     ----------
-    profile : "none" (already on the fine grid), "box" (slice or voxel average), "gaussian"
-        (slice-selective pulse) or "kspace" (truncated Fourier encoding)
-    fwhm : width of box or Gaussian in units of the acquired voxel; slice thickness over slice
-        spacing, so below one for gaps
-    filter : of k-space, see :func:`.simulated_filters.window`; along one axis alone, so that
-        "elliptical", which only cuts corners, is "hard"
-
+    profile
+        "none" (already on the fine grid), "box" (slice or voxel average), "gaussian"
+        (slice-selective pulse) or "kspace" (truncated Fourier encoding).
+    fwhm
+        Width of box or Gaussian in units of the acquired voxel: slice thickness over slice
+        spacing, so below one for gaps.
+    filter
+        Filter of k-space, see :func:`.simulated_filters.window`. Along one axis alone
+        "elliptical", which only cuts corners, equals "hard".
     """
 
     profile: str = "kspace"
@@ -57,7 +59,7 @@ class Axis:
 
     @property
     def effective_fwhm(self) -> float:
-        """Width in acquired voxels that the networks are told (a sinc counts as 1.21)."""
+        """Width in acquired voxels, as an input of the networks (a sinc counts as 1.21)."""
         return {"none": 0.0, "kspace": _SINC_FWHM}.get(self.profile, self.fwhm)
 
 
@@ -69,18 +71,24 @@ class Acquisition:
 
     @classmethod
     def uniform(cls, profile: str, fwhm: float = 1.0) -> "Acquisition":
-        """Sample all three axes alike."""
+        """Return an acquisition that samples all three axes alike."""
         axis = Axis(profile, fwhm)
         return cls((axis, axis, axis))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], zooms: Sequence[float]) -> "Acquisition":
-        """Acquisition declared by a BIDS sidecar (and voxel sizes in mm).
+        """Return the acquisition that a BIDS sidecar declares.
 
         A 2-D scan has slices along its coarsest axis, as thick as SliceThickness says
-        (:meth:`of_slices` where it says nothing), and k-space in plane; a 3-D scan is
-        Fourier-encoded on all axes. Without `MRAcquisitionType`, an axis over 1.9 times the
-        finest counts as slices.
+        (:meth:`of_slices` without it), and k-space in plane. A 3-D scan is Fourier-encoded on all
+        axes. Without ``MRAcquisitionType``, an axis over 1.9 times the finest counts as slices.
+
+        Parameters
+        ----------
+        metadata
+            Content of the sidecar.
+        zooms
+            Voxel sizes in mm.
         """
         kind = str(metadata.get("MRAcquisitionType", "")).upper()
         thick = float(max(zooms)) > 1.9 * float(min(zooms))
@@ -93,12 +101,19 @@ class Acquisition:
     def of_slices(
         cls, zooms: Sequence[float], profile: str = "auto", thickness: float | None = None
     ) -> "Acquisition":
-        """Slices along the coarsest axis, `thickness` mm thick, k-space along the others.
+        """Return slices along the coarsest axis and k-space along the others.
 
-        `profile` "auto" is a box, which costs least of all shapes where another one is true: told
-        a box, the networks gain on Gaussian slices too, told a Gaussian they lose on box-shaped
-        ones. Without a thickness it is three quarters of the slice distance wide, for the same
-        reason. A profile asked for by name is as wide as the distance.
+        Parameters
+        ----------
+        zooms
+            Voxel sizes in mm.
+        profile
+            "box", "gaussian" or "auto". "auto" is a box, which costs least if another profile is
+            true: with a box the networks also gain on Gaussian slices, with a Gaussian they lose
+            on box-shaped ones.
+        thickness
+            Slice thickness in mm. Without it, an "auto" profile is three quarters of the slice
+            distance wide, for the same reason, and a named profile as wide as the distance.
         """
         axis = int(np.argmax(zooms))
         if thickness is None:
@@ -112,7 +127,7 @@ class Acquisition:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Acquisition":
-        """Inverse of :meth:`to_dict`."""
+        """Return the acquisition of a record, the inverse of :meth:`to_dict`."""
         axes = [
             Axis(axis["profile"], float(axis["fwhm"]), axis.get("filter", "hard"))
             for axis in record["axes"]
@@ -120,7 +135,7 @@ class Acquisition:
         return cls((axes[0], axes[1], axes[2]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for sidecars and requests."""
+        """Return plain values, for sidecars and requests."""
         records: list[dict[str, Any]] = []
         for axis in self.axes:
             filtered = {} if axis.filter == "hard" else {"filter": axis.filter}
@@ -134,14 +149,20 @@ class Acquisition:
 
     @property
     def erases_detail(self) -> bool:
-        """Whether slice profiles so wide overlap that inverting them would amplify noise.
+        """Whether slice profiles overlap so widely that inverting them would amplify noise.
 
         A Gaussian as wide as the voxel keeps 58 % of the finest detail, one of 1.6 voxels 17 %.
         """
         return any(axis.profile in ("gaussian", "box") and axis.fwhm > 1.5 for axis in self.axes)
 
     def condition(self, fine: Sequence[float], coarse: Sequence[float]) -> tuple[float, ...]:
-        """Six numbers the networks are told: log2 voxel ratio and profile width per axis."""
+        """Return the six inputs of the networks: log2 voxel ratio, then profile width, by axis.
+
+        Parameters
+        ----------
+        fine, coarse
+            Voxel sizes in mm of output and scan.
+        """
         ratios = [math.log2(c / f) for f, c in zip(fine, coarse, strict=True)]
         same = [abs(ratio) < 1e-3 for ratio in ratios]
         widths = [
@@ -154,7 +175,7 @@ class Acquisition:
 def _overlap(
     n_fine: int, d_fine: float, n_coarse: int, d_coarse: float, width: float
 ) -> np.ndarray:
-    """Length of the overlap of each coarse profile with each fine voxel, (n_coarse, n_fine)."""
+    """Return the overlap of each coarse profile with each fine voxel, (n_coarse, n_fine)."""
     centre = (np.arange(n_coarse)[:, None] + 0.5) * d_coarse
     left = np.arange(n_fine)[None] * d_fine
     low = np.maximum(left, centre - width / 2)
@@ -184,9 +205,18 @@ def _truncated_fourier(
 def axis_matrix(
     n_fine: int, d_fine: float, n_coarse: int, d_coarse: float, axis: Axis
 ) -> np.ndarray | None:
-    """Matrix (n_coarse, n_fine) of one axis; None stands for the identity.
+    """Return the matrix of one axis (n_coarse, n_fine), or None for the identity.
 
-    Sizes in mm. Rows sum to one: a constant image keeps its value.
+    Rows sum to one, so a constant image keeps its value.
+
+    Parameters
+    ----------
+    n_fine, n_coarse
+        Voxel counts.
+    d_fine, d_coarse
+        Voxel sizes in mm.
+    axis
+        How the axis was sampled.
     """
     if n_fine == n_coarse and abs(d_coarse / d_fine - 1) < 1e-4:
         return None
@@ -220,10 +250,12 @@ class Operator:
 
     Parameters
     ----------
-    matrices : one (n_coarse, n_fine) array per axis, None for the identity
-    fine_shape, coarse_shape : voxel counts
-    device : where tensors live
-
+    matrices
+        One (n_coarse, n_fine) array per axis, None for the identity.
+    fine_shape, coarse_shape
+        Voxel counts.
+    device
+        Where tensors are kept.
     """
 
     def __init__(
@@ -263,7 +295,19 @@ class Operator:
         acquisition: Acquisition,
         device: torch.device | str = "cpu",
     ) -> "Operator":
-        """Operator between two grids that share their outer corner (voxel sizes in mm)."""
+        """Return the operator between two grids that share their outer corner.
+
+        Parameters
+        ----------
+        fine_shape, coarse_shape
+            Voxel counts.
+        fine_zooms, coarse_zooms
+            Voxel sizes in mm.
+        acquisition
+            How each axis was sampled.
+        device
+            Where tensors are kept.
+        """
         matrices = [
             axis_matrix(n_f, round(d_f, 6), n_c, round(d_c, 6), axis)
             for n_f, d_f, n_c, d_c, axis in zip(
@@ -273,21 +317,31 @@ class Operator:
         return cls(matrices, tuple(fine_shape), tuple(coarse_shape), device)  # type: ignore[arg-type]
 
     def forward(self, fine: torch.Tensor) -> torch.Tensor:
-        """A x: what the coarse acquisition measures of `fine`."""
+        """Return A x (x, y, z), the coarse measurement of ``fine`` (X, Y, Z)."""
         return _along(fine, self._forward)
 
     def adjoint(self, coarse: torch.Tensor) -> torch.Tensor:
-        """A^T y."""
+        """Return A^T y (X, Y, Z) of a coarse volume (x, y, z)."""
         return _along(coarse, self._adjoint)
 
     def project(
         self, fine: torch.Tensor, measured: torch.Tensor, noise: float = 0.0
     ) -> torch.Tensor:
-        """Closest image to `fine` that explains `measured`.
+        """Return the image closest to ``fine`` that agrees with ``measured``.
 
-        With `noise` = 0 the exact projection x + A^+ (y - A x). Otherwise the Tikhonov solution
-        whose residual has the standard deviation `noise` (Morozov's discrepancy principle), so
-        that measured noise is not put back; `fine` itself if it already explains the data.
+        Without noise this is the exact projection x + A^+ (y - A x). With noise it is the Tikhonov
+        solution whose residual has the standard deviation of the noise (Morozov's discrepancy
+        principle), so that measured noise is not put back. If ``fine`` agrees already, it is
+        returned.
+
+        Parameters
+        ----------
+        fine
+            Image (X, Y, Z).
+        measured
+            Scan (x, y, z).
+        noise
+            Standard deviation of the noise of the scan.
         """
         residual = measured - self.forward(fine)
         coefficients = _along(residual, self._left)
@@ -302,11 +356,18 @@ class Operator:
         return fine + self._synthesis(gain * coefficients)
 
     def correct(self, fine: torch.Tensor, lacking: torch.Tensor, noise: float) -> torch.Tensor:
-        """`fine` plus the change that explains `lacking` (on the coarse grid).
+        """Return ``fine`` plus the change that explains ``lacking``.
 
-        A direction that the scanner hardly measured is followed no further than its noise lets
-        it: `lacking` says how much the fine image misses on average, `noise` (its standard
-        deviation) how much of that would be lost in noise.
+        A direction that the scanner hardly measured is followed only as far as its noise allows.
+
+        Parameters
+        ----------
+        fine
+            Image (X, Y, Z).
+        lacking
+            Measurement that the image does not explain (x, y, z).
+        noise
+            Standard deviation of the noise of ``lacking``.
         """
         coefficients = _along(lacking, self._left)
         first, second, third = self._singular
@@ -320,7 +381,7 @@ class Operator:
     def measured_projections(self, share: float) -> list[torch.Tensor | None]:
         """Return A^+ A as one matrix (n_fine, n_fine) for each axis, None for the identity.
 
-        Singular values below `share` of an axis' largest count as not measured.
+        Singular values below ``share`` of the largest of an axis count as not measured.
         """
         projections: list[torch.Tensor | None] = []
         for right, singular in zip(self._right, self._singular, strict=True):
@@ -332,12 +393,12 @@ class Operator:
         return projections
 
     def _synthesis(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Right singular vectors times coefficients: coarse-shaped to fine-shaped."""
+        """Return right singular vectors times coefficients: coarse-shaped to fine-shaped."""
         return _along(coefficients, self._right)
 
     @staticmethod
     def _damping(coefficients: torch.Tensor, power: torch.Tensor, noise: float) -> float | None:
-        """Tikhonov weight whose residual norm is noise * sqrt(n); None if none is needed."""
+        """Return the Tikhonov weight with residual norm noise * sqrt(n), None if not needed."""
         if noise <= 0:
             return 0.0
         measured = power > 0
@@ -358,7 +419,7 @@ class Operator:
 
 @lru_cache(maxsize=32)
 def _decompose(content: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Thin SVD of one axis matrix, U (n_c, k), s (k,), V^T (k, n_f) with k padded to n_c."""
+    """Return the thin SVD of an axis matrix, U (n_c, k), s (k,), V^T (k, n_f), k padded to n_c."""
     matrix = np.frombuffer(content).reshape(shape)
     left, singular, right = np.linalg.svd(matrix, full_matrices=False)
     missing = shape[0] - singular.size

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which acquisition to tell the networks, by what it costs where another one is true.
+"""Choose the acquisition that the networks get, by its cost if another one is true.
 
-What was read from the scan (:mod:`.acquisition_estimate`) leaves several acquisitions open. The
-one told is the one of least expected regret over them, not the likeliest; one that would lose
-against interpolation under an acquisition that is still open is not told at all. Means and
-spreads of the readings, and the gains, were measured (docs/acquisition.md).
+The estimate from the scan (:mod:`.acquisition_estimate`) leaves several acquisitions open. The
+choice has the least expected regret over them; it need not be the most likely one. An acquisition
+that would lose against interpolation under another open one is never chosen. Means and spreads of
+the estimates, and the gains, were measured (docs/acquisition.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Choice:
-    """The acquisition to tell, and how likely each true one is; no weights if nothing was read."""
+    """The chosen acquisition, and the likelihood of each; empty if nothing could be estimated."""
 
     acquisition: Acquisition
     weights: Mapping[str, float]
@@ -94,12 +94,12 @@ def choose_acquisition(
     sigma: float,
     stated_width: float | None = None,
 ) -> Choice:
-    """Acquisition to tell the networks, from what is declared and what the scan shows.
+    """Return the acquisition for the networks, from the declared one and from the scan.
 
     Parameters
     ----------
     declared
-        What is assumed without looking.
+        Acquisition that is assumed without looking at the scan.
     data
         (x, y, z) on the voxels that were measured.
     zooms
@@ -133,7 +133,7 @@ def choose_acquisition(
 
 
 def slice_weights(reading: float, stated_width: float | None = None) -> dict[Axis, float]:
-    """Weights, which sum to one, of the profiles that may have given a ``reading``."""
+    """Return weights of the profiles that may have given a ``reading``; they sum to one."""
     weights = {}
     for true, mean in SLICES.items():
         weights[true] = _tailed((reading - mean) / SLICE_SPREAD)
@@ -145,7 +145,7 @@ def slice_weights(reading: float, stated_width: float | None = None) -> dict[Axi
 
 
 def filter_weights(figures: KspaceFigures) -> dict[str, float]:
-    """Weights, which sum to one, of the filters; empty where none explains the figures."""
+    """Return weights of the filters, which sum to one; empty if none explains the figures."""
     read = np.maximum((figures.fall, figures.corner), LOWEST)
     logs = {}
     for name, mean in KSPACE.items():
@@ -163,7 +163,7 @@ def filter_weights(figures: KspaceFigures) -> dict[str, float]:
 
 
 def _tailed(distance: float) -> float:
-    """Density of Student's distribution with five degrees of freedom, without its constant."""
+    """Return the density of Student's t with five degrees of freedom, not normalised."""
     return float((1 + distance**2 / 5) ** -3)
 
 
@@ -173,7 +173,10 @@ def least_regret(
     told: Sequence[Axis],
     usual: Axis,
 ) -> Axis:
-    """What to tell; ``usual`` where nothing else is clearly better, or all might do harm."""
+    """Return the choice of least regret.
+
+    It is ``usual`` if nothing else is clearly better, or if every choice might do harm.
+    """
     table = np.array([gains[true] for true in weights])
     weight = np.array(list(weights.values()))
     safe = ~(table[weight >= OPEN] < 0).any(axis=0)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The acquisition read from the scan: width of the slices, filter of k-space.
+"""Estimate the acquisition from the scan: width of the slices, filter of k-space.
 
-Slices: anatomy has much the same spectrum along all axes, so the spectrum along the slice axis is
+Slices: anatomy has much the same spectrum along all axes. So the spectrum along the slice axis is
 compared with that of an axis in plane on which each width was simulated, aliasing included. The
-axis across is made as coarse for both, so that all lines run through slabs of equal shape.
+third axis is made as coarse for both, so that all lines run through slabs of equal shape.
 
-K-space: anatomy's spectrum falls alike in all heads; a filter makes it fall faster along the axes
-(Hann, Gaussian) or in the corners alone (ellipsoid, Fermi).
+K-space: the spectrum of anatomy falls alike in all heads. A filter makes it fall faster along the
+axes (Hann, Gaussian) or in the corners alone (ellipsoid, Fermi).
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def read_slices(
     sigma: float,
     width: float = REFERENCE_WIDTH,
 ) -> float | None:
-    """How much more fine detail the slice axis holds than Gaussian slices of ``width`` would.
+    """Compare the fine detail along the slice axis with that of Gaussian slices of ``width``.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ def read_slices(
     sigma
         Standard deviation of the noise.
     width
-        Of the Gaussian profile, in units of the slice distance.
+        Width of the Gaussian profile, in units of the slice distance.
 
     Returns
     -------
     float or None
-        Natural logarithm of a power ratio: below 0 for slices that are wider. None where there
-        are too few slices, or where they are hardly thicker than the voxels are wide.
+        Natural logarithm of a power ratio: below 0 for slices that are wider. None if there are
+        too few slices, or if they are hardly thicker than the voxels in plane.
     """
     axis = int(np.argmax(zooms))
     part = _middle(data, zooms, head)
@@ -71,7 +71,7 @@ def _difference(
     width: float,
     sigma: float,
 ) -> float:
-    """Mean log power of the slice axis over that of the axis ``along`` made as coarse."""
+    """Return mean log power of the slice axis over that of an axis in plane made as coarse."""
     axis, along, across = axes
     profile = Axis("gaussian", width)
     spectra = []
@@ -97,7 +97,7 @@ def _line_frequency(count: int) -> np.ndarray:
 
 
 def _line_power(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean power along ``axis`` without its mean, so scaled that white noise has its variance."""
+    """Return mean power along ``axis`` without its mean; white noise has its variance."""
     count = data.shape[axis]
     form = [1, 1, 1]
     form[axis] = -1
@@ -109,7 +109,7 @@ def _line_power(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _noise_colour(matrix: np.ndarray, frequency: np.ndarray) -> np.ndarray:
-    """Power of white noise of variance 1 behind ``matrix``, by cycles per coarse voxel."""
+    """Return the power of unit white noise after ``matrix``, by cycles per coarse voxel."""
     middle = matrix.shape[0] // 2
     covariance = matrix @ matrix[middle]
     lag = np.arange(matrix.shape[0]) - middle
@@ -121,7 +121,7 @@ def _band(frequency: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 def _middle(data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray) -> np.ndarray:
-    """The middle REACH mm of the head."""
+    """Return the middle REACH mm of the head."""
     box = []
     for axis, (size, zoom) in enumerate(zip(data.shape, zooms, strict=True)):
         others = tuple(other for other in range(3) if other != axis)
@@ -152,9 +152,19 @@ def read_kspace(
     sigma: float,
     axes: tuple[int, ...] = (0, 1, 2),
 ) -> KspaceFigures | None:
-    """How the power of a scan falls along ``axes`` and towards the corner between them.
+    """Measure the fall of a scan's power along ``axes`` and towards the corner between them.
 
-    Parameters as for :func:`read_slice_width`. None where fewer than 16 voxels lie along an axis.
+    Parameters
+    ----------
+    data, zooms, head, sigma
+        As for :func:`read_slices`.
+    axes
+        Fourier-encoded axes.
+
+    Returns
+    -------
+    KspaceFigures or None
+        None if an axis has fewer than 16 voxels.
     """
     part = _middle(data, zooms, head)
     if min(part.shape[axis] for axis in axes) < FEWEST_SLICES:
@@ -183,5 +193,5 @@ def read_kspace(
 
 
 def _signal(power: np.ndarray, sigma: float) -> np.ndarray:
-    """Power without that of the noise; some is left, as the noise is known to a tenth."""
+    """Return power minus that of the noise; some is left, as the noise is known to a tenth."""
     return np.maximum(power - sigma**2, 0.1 * power)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise with the colour of restoration errors: smoother than white noise.
+"""Make noise with the colour of restoration errors: smoother than white noise.
 
 In units of its local standard deviation, the error of a restored image has 100 to 1,000 times less
 power at the highest frequencies than just above those that were measured. Over acquisitions and
-scanners its spectrum is near that of white noise behind a Gaussian of half a voxel
+scanners its spectrum is near that of white noise after a Gaussian filter of half a voxel
 (research/notebook.md).
 """
 
@@ -27,7 +27,7 @@ def smoother(size: int, width: float = WIDTH) -> Tensor:
 
 
 def coloured(white: Tensor, measured: Sequence[Tensor | None]) -> Tensor:
-    """Return coloured noise (X, Y, Z) with the variance of white noise in what is not measured.
+    """Return coloured noise (X, Y, Z) with the variance of white noise in the unmeasured part.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agreement with a measurement as far as its noise goes, frequency by frequency.
+"""Make images agree with a measurement within its noise, frequency by frequency.
 
-Exact agreement puts the measured noise back into a restored image. Here each frequency of what is
-left unexplained counts by how far its power stands above that of the noise (Wiener's filter with
+Exact agreement puts the measured noise back into a restored image. Here each frequency of the
+unexplained measurement counts by how far its power exceeds that of the noise (Wiener's filter with
 the power taken from the data; Morozov's discrepancy principle, frequency by frequency). Without
 noise both functions are exact. Frequencies are those of the discrete cosine transform on the
-measured grid, which knows no jump at the border.
+measured grid, which has no jump at the border.
 """
 
 import math
@@ -22,7 +22,7 @@ BAND = 5
 
 @lru_cache(maxsize=32)
 def cosines(count: int) -> torch.Tensor:
-    """Orthonormal discrete cosine transform (DCT-II), (count, count)."""
+    """Return the orthonormal discrete cosine transform (DCT-II), (count, count)."""
     place = torch.arange(count, dtype=torch.float64)
     rows = torch.cos(math.pi / count * place[:, None] * (place[None] + 0.5))
     rows *= math.sqrt(2 / count)
@@ -35,7 +35,7 @@ def _matrices(image: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _band_mean(power: torch.Tensor) -> torch.Tensor:
-    """Mean over neighbouring frequencies (X, Y, Z)."""
+    """Return the mean over neighbouring frequencies (X, Y, Z)."""
     padded = functional.pad(power[None, None], (BAND // 2,) * 6, mode="replicate")
     return functional.avg_pool3d(padded, BAND, 1)[0, 0]
 
@@ -43,18 +43,23 @@ def _band_mean(power: torch.Tensor) -> torch.Tensor:
 def agree(
     operator: Operator, fine: torch.Tensor, measured: torch.Tensor, noise: float = 0.0
 ) -> torch.Tensor:
-    """`fine` (X, Y, Z) changed so that it explains what of `measured` stands above the noise.
+    """Change an image so that it explains the part of the measurement above the noise.
 
     Parameters
     ----------
     operator
         From the fine grid to the measured one.
     fine
-        A restored image whose errors know nothing of the noise.
+        Restored image (X, Y, Z) whose errors are independent of the noise.
     measured
-        What the scanner gave, on the coarse grid.
+        Scan (x, y, z) on the coarse grid.
     noise
-        Standard deviation of its noise; 0: exact agreement.
+        Standard deviation of its noise; 0 for exact agreement.
+
+    Returns
+    -------
+    torch.Tensor
+        Image (X, Y, Z).
     """
     if noise <= 0:
         return operator.project(fine, measured)
@@ -68,10 +73,27 @@ def agree(
 def consistent_start(
     operator: Operator, smooth: torch.Tensor, measured: torch.Tensor, noise: float = 0.0
 ) -> torch.Tensor:
-    """An interpolation (X, Y, Z) brought nearer to `measured`, as far as the noise allows.
+    """Bring an interpolation nearer to the measurement, as far as the noise allows.
 
-    `smooth` is a linear function of `measured` and so holds its noise too. Each frequency is
-    raised to the share that Wiener's filter would leave of it, and never below what `smooth` has.
+    ``smooth`` is a linear function of ``measured``, so it holds the noise too. Each frequency is
+    raised to the share that Wiener's filter would leave of it, and never below its share in
+    ``smooth``.
+
+    Parameters
+    ----------
+    operator
+        From the fine grid to the measured one.
+    smooth
+        Interpolation (X, Y, Z) of ``measured``.
+    measured
+        Scan (x, y, z).
+    noise
+        Standard deviation of its noise.
+
+    Returns
+    -------
+    torch.Tensor
+        Image (X, Y, Z).
     """
     if noise <= 0:
         return operator.project(smooth, measured)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxel grids that share the outer corner of the first voxel.
+"""Compute voxel grids that share the outer corner of the first voxel.
 
-The output grid keeps the input's orientation and field of view: the outer corner of the first
-voxel stays where it is, the voxel size is exactly the one asked for, and the count is the smallest
-that covers the input. World coordinates never move.
+The output grid keeps the orientation and field of view of the input. The outer corner of the first
+voxel stays in place, the voxel size is exactly the requested one, and the count is the smallest
+that covers the input. World coordinates never change.
 """
 
 import math
@@ -31,13 +31,13 @@ def gets_finer(before: Sequence[float], after: Sequence[float]) -> bool:
 
 
 def voxel_sizes(affine: np.ndarray) -> Triple:
-    """Voxel sizes in mm of a 4x4 affine, oblique ones included."""
+    """Return the voxel sizes in mm of a 4x4 affine, also of an oblique one."""
     sizes = np.sqrt((np.asarray(affine, dtype=float)[:3, :3] ** 2).sum(axis=0))
     return (float(sizes[0]), float(sizes[1]), float(sizes[2]))
 
 
 def steps_to(zooms: Sequence[float], size: float) -> Shape:
-    """Whole voxels of `zooms` (mm) in `size` mm, at least one, per axis.
+    """Return the whole number of voxels of ``zooms`` (mm) in ``size`` mm, at least one, by axis.
 
     Headers hold 32-bit floats: two voxels of 1.00000001 mm fit into 2 mm.
     """
@@ -46,7 +46,7 @@ def steps_to(zooms: Sequence[float], size: float) -> Shape:
 
 
 def covering_shape(shape: Sequence[int], zooms: Sequence[float], new: Sequence[float]) -> Shape:
-    """Smallest voxel counts of size `new` (mm) that cover `shape` voxels of size `zooms` (mm)."""
+    """Return the fewest voxels of ``new`` mm that cover ``shape`` voxels of ``zooms`` mm."""
     counts = [
         max(1, math.ceil(count * old / size - COVER_TOLERANCE))
         for count, old, size in zip(shape, zooms, new, strict=True)
@@ -57,17 +57,26 @@ def covering_shape(shape: Sequence[int], zooms: Sequence[float], new: Sequence[f
 def output_grid(
     shape: Sequence[int], affine: np.ndarray, zooms: Sequence[float]
 ) -> tuple[Shape, np.ndarray]:
-    """Grid with voxels of exactly `zooms` mm on the field of view of (`shape`, `affine`).
+    """Return the grid with voxels of exactly ``zooms`` mm on the field of view of the input.
+
+    Parameters
+    ----------
+    shape, affine
+        Voxel counts and 4x4 affine of the input.
+    zooms
+        Output voxel size in mm, by axis of the input.
 
     Returns
     -------
-    shape : three voxel counts, the smallest that cover the input
-    affine : float64 4x4; the outer corner of the first voxel is the input's
+    shape
+        Three voxel counts, the smallest that cover the input.
+    affine
+        float64 4x4; the outer corner of the first voxel is that of the input.
 
     Raises
     ------
-    ValueError : a voxel size that is not positive and finite
-
+    ValueError
+        For a voxel size that is not positive and finite.
     """
     if not all(math.isfinite(size) and size > 0 for size in zooms):
         raise ValueError(f"voxel sizes must be positive numbers of mm, not {tuple(zooms)}")
@@ -82,7 +91,7 @@ def output_grid(
 
 
 def working_zooms(zooms: Sequence[float], target: Sequence[float]) -> Triple:
-    """Voxel sizes that never discard measured detail: per axis the finer of input and target."""
+    """Return the finer of input and target voxel size on each axis, which loses no detail."""
     sizes = [
         old if old <= new * (1 + 1e-4) else new for old, new in zip(zooms, target, strict=True)
     ]

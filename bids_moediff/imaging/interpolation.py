@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolation to the output grid, and what it reaches with data consistency but no learning.
+"""Interpolate to the output grid, with or without agreement with the scan.
 
-These are the baselines every result is judged against, and the start of every network.
+These are the baselines of every comparison, and the start of every network.
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ from .grid import Shape, Triple
 def _spline_matrix(
     n_coarse: int, d_coarse: float, n_fine: int, d_fine: float, order: int
 ) -> np.ndarray | None:
-    """Matrix (n_fine, n_coarse) of scipy's spline interpolation along one axis."""
+    """Return the matrix (n_fine, n_coarse) of scipy's spline interpolation along one axis."""
     if n_fine == n_coarse and abs(d_coarse / d_fine - 1) < 1e-4:
         return None
     position = (np.arange(n_fine) + 0.5) * d_fine / d_coarse - 0.5
@@ -30,7 +30,7 @@ def _spline_matrix(
 
 
 def _bspline_rows(position: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Cubic B-spline sums of `coefficients` (n, n) along axis 0 at `position`, mirrored ends."""
+    """Return cubic B-spline sums of coefficients (n, n) along axis 0, with mirrored ends."""
     count = coefficients.shape[0]
     base = np.floor(position).astype(int)
     offset = position - base
@@ -56,9 +56,20 @@ def interpolate(
     fine_zooms: Triple,
     order: int = 3,
 ) -> torch.Tensor:
-    """Spline interpolation (order 1 or 3) to a grid with the same outer corner.
+    """Interpolate a volume by splines to a grid with the same outer corner.
 
-    `coarse` is (X, Y, Z); sizes in mm. Agrees with scipy.ndimage (mirrored ends).
+    The result equals that of scipy.ndimage with mirrored ends.
+
+    Parameters
+    ----------
+    coarse
+        Volume (x, y, z).
+    coarse_zooms, fine_zooms
+        Voxel sizes in mm.
+    fine_shape
+        Voxel counts of the result.
+    order
+        1 (linear) or 3 (cubic).
     """
     matrices = []
     for n_c, d_c, n_f, d_f in zip(coarse.shape, coarse_zooms, fine_shape, fine_zooms, strict=True):
@@ -79,7 +90,25 @@ def back_projection(
     fine_zooms: Triple,
     iterations: int = 10,
 ) -> torch.Tensor:
-    """Iterative back-projection (Irani and Peleg, 1991): x += up(y - A x)."""
+    """Apply iterative back-projection, x += up(y - A x).
+
+    Parameters
+    ----------
+    start
+        First estimate (X, Y, Z).
+    coarse
+        Scan y (x, y, z).
+    operator
+        A.
+    coarse_zooms, fine_zooms
+        Voxel sizes in mm.
+    iterations
+        Number of updates.
+
+    References
+    ----------
+    Irani and Peleg, Improving resolution by image registration, CVGIP 53:231-239, 1991.
+    """
     image = start
     shape: Shape = (start.shape[0], start.shape[1], start.shape[2])
     for _ in range(iterations):
@@ -95,6 +124,18 @@ def initial_estimate(
     fine_zooms: Triple,
     noise: float = 0.0,
 ) -> torch.Tensor:
-    """Cubic interpolation made consistent with the measurement: where every network starts."""
+    """Return cubic interpolation that agrees with the measurement: the start of every network.
+
+    Parameters
+    ----------
+    coarse
+        Scan (x, y, z).
+    operator
+        From the fine grid to the grid of the scan.
+    coarse_zooms, fine_zooms
+        Voxel sizes in mm.
+    noise
+        Standard deviation of the noise of the scan.
+    """
     cubic = interpolate(coarse, coarse_zooms, operator.fine_shape, fine_zooms)
     return operator.project(cubic, coarse, noise)

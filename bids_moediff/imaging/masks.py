@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which voxels belong to the head: the region in which figures of merit are computed."""
+"""Find the voxels of the head: the region in which figures of merit are computed."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from bids_moediff.imaging.grid import steps_to
 
 
 def head_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Mask of the head (scalp included), filled, without deleted voxels.
+    """Return the mask of the head (scalp included), filled, without deleted voxels.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def head_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
     -------
     nib.Nifti1Image
         ``uint8``, 1 in the head, on the grid of ``image``. Air inside the head counts as head;
-        voxels that were set to exactly 0 by defacing or skull-stripping do not.
+        voxels that defacing or skull-stripping set to exactly 0 do not.
     """
     zooms = tuple(float(zoom) for zoom in nib.affines.voxel_sizes(image.affine))
     mask = head_mask_array(np.asarray(image.dataobj, dtype=np.float32), zooms)
@@ -35,7 +35,15 @@ def head_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def head_mask_array(data: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
-    """Boolean head mask of a 3-D array with voxel sizes ``zooms`` (mm); see :func:`head_mask`."""
+    """Return the boolean head mask of an array; see :func:`head_mask`.
+
+    Parameters
+    ----------
+    data
+        Intensities (x, y, z).
+    zooms
+        Voxel sizes in mm.
+    """
     data = np.nan_to_num(np.asarray(data, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     deleted = outside_zeros(data)
     if deleted.all():
@@ -58,10 +66,10 @@ def head_mask_array(data: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
 
 
 def distance_to(mask: np.ndarray, zooms: Sequence[float]) -> np.ndarray:
-    """Distance in mm of every voxel from the nearest voxel of ``mask``, 0 in it; float32.
+    """Return the distance in mm of every voxel to the nearest voxel of ``mask``, 0 in it; float32.
 
-    Infinite where the mask is empty. The same bytes whatever the number of threads; scipy's
-    transform takes three times as long.
+    It is infinite if the mask is empty. The result does not depend on the number of threads;
+    scipy's transform takes three times as long.
     """
     if not mask.any():
         return np.full(mask.shape, np.inf, dtype=np.float32)
@@ -76,27 +84,27 @@ def distance_to(mask: np.ndarray, zooms: Sequence[float]) -> np.ndarray:
 
 
 def block_mean(data: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
-    """Mean over blocks of ``factors`` voxels; the last block of an axis may lack some."""
+    """Return means over blocks of ``factors`` voxels; the last block of an axis may be smaller."""
     missing = [-size % factor for size, factor in zip(data.shape, factors, strict=True)]
     data = np.pad(data, [(0, count) for count in missing], mode="edge")
     return block_reduce(data, factors, np.mean).astype(np.float32)
 
 
 def _refine(mask: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """The mask on the fine grid, its outline interpolated linearly."""
+    """Return the mask on the fine grid, with a linearly interpolated outline."""
     fine = ndimage.zoom(mask.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True)
     return fine[tuple(slice(size) for size in shape)] >= 0.5
 
 
 def outside_zeros(data: np.ndarray) -> np.ndarray:
-    """Voxels of exactly 0 that hang together with the border of the field of view."""
+    """Return voxels of exactly 0 that are connected to the border of the field of view."""
     labels, _ = ndimage.label(data == 0)
     touching = np.unique(np.concatenate([np.unique(face) for face in _faces(labels)]))
     return np.isin(labels, touching[touching > 0])
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest face-connected component of a boolean array."""
+    """Return the largest face-connected component of a boolean array."""
     labels, count = ndimage.label(mask)
     if count <= 1:
         return mask
@@ -112,7 +120,7 @@ def _border_share(mask: np.ndarray) -> float:
 
 
 def _above_background(data: np.ndarray, kept: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
-    """Voxels above the noise of the air, and above a small share of the tissue's brightness."""
+    """Return voxels brighter than the noise of the air and than a small share of tissue."""
     smooth = ndimage.gaussian_filter(data, [1.0 / zoom for zoom in zooms])
     values = np.minimum(smooth, np.percentile(smooth[kept], 99.0)).ravel()
     # The root draws fat and brain together: without it Otsu parts bright fat from all the rest.
@@ -126,7 +134,7 @@ def _above_background(data: np.ndarray, kept: np.ndarray, zooms: tuple[float, ..
 
 
 def _close(mask: np.ndarray, radius: float, zooms: tuple[float, ...]) -> np.ndarray:
-    """Binary closing by a ball of ``radius`` mm; beyond the field of view the head goes on."""
+    """Close a mask by a ball of ``radius`` mm; beyond the field of view the head continues."""
     margin = [int(np.ceil(radius / zoom)) + 1 for zoom in zooms]
     padded = np.pad(mask, [(pad, pad) for pad in margin], mode="edge")
     grown = distance_to(padded, zooms) <= radius
@@ -138,9 +146,9 @@ def _close(mask: np.ndarray, radius: float, zooms: tuple[float, ...]) -> np.ndar
 def _open(
     mask: np.ndarray, radius: float, zooms: tuple[float, ...], regrow: float | None = None
 ) -> np.ndarray:
-    """Binary opening by a ball of ``radius`` mm, grown back by ``regrow`` mm (or the same).
+    """Open a mask by a ball of ``radius`` mm, grown back by ``regrow`` mm (default: the same).
 
-    Beyond the field of view the mask goes on.
+    Beyond the field of view the mask continues.
     """
     margin = [int(np.ceil(radius / zoom)) + 1 for zoom in zooms]
     inner = tuple(slice(pad, pad + size) for pad, size in zip(margin, mask.shape, strict=True))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How noisy a scan is, also where the air around the head was deleted.
+"""Estimate the noise of a scan, also if the air around the head was deleted.
 
 Magnitude images have Rician noise: in air it is Rayleigh distributed, in tissue nearly Gaussian
 (Gudbjartsson and Patz, Magnetic Resonance in Medicine 34:910-914, 1995). Many archives delete the
-air (defacing, skull-stripping), so the noise is read from flat tissue first.
+air (defacing, skull-stripping), so flat tissue is read first.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ FEWEST_AIR_VOXELS = 1000
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise standard deviations in intensity units, None where there is nothing to read from.
+    """Noise standard deviations in intensity units, None if they could not be estimated.
 
     ``tissue``: residual in flat tissue; ``air``: Rayleigh scale of the air around the head;
-    ``sigma``: the one to use (tissue where it can be had, else air).
+    ``sigma``: the one to use (tissue if there is one, else air).
     """
 
     tissue: float | None
@@ -38,11 +38,18 @@ class Noise:
 
 
 def tissue_noise(data: np.ndarray, mask: np.ndarray) -> float | None:
-    """Noise standard deviation from flat tissue inside ``mask``; arrays are (x, y, z).
+    """Return the noise standard deviation from flat tissue, or None without enough of it.
 
-    The residual of a voxel against the mean of its 3x3x3 neighbourhood has variance
-    s**2 (1 - 1/27). It is read by its median absolute deviation in the flattest 15 % of the mask,
-    where "flat" is judged on a smoothed gradient, which the noise of a single voxel hardly moves.
+    The residual of a voxel against the mean of its 3x3x3 neighbourhood has variance s**2 (1 -
+    1/27). It is read by its median absolute deviation in the flattest 15 % of the mask. "Flat" is
+    judged on a smoothed gradient, which the noise of a single voxel hardly moves.
+
+    Parameters
+    ----------
+    data
+        Intensities (x, y, z).
+    mask
+        Brain mask (x, y, z).
     """
     inner = ndimage.binary_erosion(mask > 0, iterations=2) & (data != 0)
     if inner.sum() < 500:
@@ -59,9 +66,18 @@ def tissue_noise(data: np.ndarray, mask: np.ndarray) -> float | None:
 
 
 def air_noise(data: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]) -> float | None:
-    """Rayleigh scale of the air at least 10 mm off the ``head``, or None where it was deleted.
+    """Return the Rayleigh scale of the air at least 10 mm off the head, or None if it was deleted.
 
-    Air that is mostly exact zeros was set to zero; what remains says nothing about the noise.
+    Air that is mostly exact zeros was set to zero; the rest says nothing about the noise.
+
+    Parameters
+    ----------
+    data
+        Intensities (x, y, z).
+    head
+        Head mask (x, y, z).
+    zooms
+        Voxel sizes in mm.
     """
     # Every other voxel of a fine grid: enough of them, and the distance is eight times cheaper.
     steps = steps_to(zooms, 2.0)
@@ -77,5 +93,15 @@ def air_noise(data: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]) -> f
 def estimate_noise(
     data: np.ndarray, mask: np.ndarray, head: np.ndarray, zooms: tuple[float, ...]
 ) -> Noise:
-    """Noise of a scan (x, y, z) with a brain ``mask`` and a ``head`` mask on the same grid."""
+    """Return the noise of a scan.
+
+    Parameters
+    ----------
+    data
+        Intensities (x, y, z).
+    mask, head
+        Brain mask and head mask (x, y, z).
+    zooms
+        Voxel sizes in mm.
+    """
     return Noise(tissue_noise(data, mask), air_noise(data, head, zooms))

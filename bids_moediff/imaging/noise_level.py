@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise of a scan, read where noise stands alone: in k-space's corner and in the air.
+"""Estimate the noise of a scan where noise is alone: in the corner of k-space and in the air.
 
 Three readings, each with images where it fails:
 
 * **spectrum**: the part of the image at the highest frequencies of all axes at once, in flat
-  tissue (the idea of Coupé et al., Medical Image Analysis 14:483-493, 2010). Fails where the
-  readout left the corner empty, and reads high where anatomy reaches the corner;
+  tissue (the idea of Coupé et al., Medical Image Analysis 14:483-493, 2010). It fails if the
+  readout left the corner empty, and reads high if anatomy reaches the corner;
 * **air**: noise is Rayleigh distributed there (Gudbjartsson and Patz, Magnetic Resonance in
-  Medicine 34:910-914, 1995). Fails where the air was set to zero, filtered, or is full of ghosts;
+  Medicine 34:910-914, 1995). It fails if the air was set to zero, filtered, or is full of ghosts;
 * **tissue**: the local residual in flat tissue, which reads fine anatomy as noise.
 
-Two that agree check each other. Where they differ, the image tells which one to believe.
+Two that agree confirm each other. If they differ, the image decides which one counts.
 """
 
 from dataclasses import dataclass
@@ -51,8 +51,9 @@ AIR_REGION_VOXELS = 250
 class NoiseReading:
     """Standard deviation of the noise of one image.
 
-    ``sigma`` and ``uncertainty`` (one standard deviation) in the image's units; ``source`` is
-    "spectrum and air", "spectrum", "air", "tissue" or "none" (nothing to read from: sigma 0).
+    ``sigma`` and ``uncertainty`` (one standard deviation) are in the units of the image.
+    ``source`` is "spectrum and air", "spectrum", "air", "tissue" or "none" (not readable: sigma is
+    0).
     """
 
     sigma: float
@@ -63,7 +64,7 @@ class NoiseReading:
 def read_noise(
     data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray | None = None
 ) -> NoiseReading:
-    """Noise of a scan.
+    """Return the noise of a scan.
 
     Parameters
     ----------
@@ -72,14 +73,14 @@ def read_noise(
     zooms
         Voxel sizes in mm.
     head
-        (x, y, z) boolean head mask, found if it is not given. A brain mask serves as well, but
-        then the air is looked for outside it.
+        (x, y, z) boolean head mask; by default it is computed. A brain mask works as well, but
+        then all voxels outside it count as air.
 
     Returns
     -------
     NoiseReading
-        In the units of ``data``. Where a scanner filtered k-space and no air was kept, the
-        spectrum sees less noise than there is.
+        In the units of ``data``. If a scanner filtered k-space and no air was kept, the spectrum
+        sees less noise than there is.
     """
     data = np.nan_to_num(np.asarray(data, dtype=np.float32))
     if head is None:
@@ -109,10 +110,18 @@ def read_noise(
 
 
 def rician_share(ratio: np.ndarray) -> np.ndarray:
-    """Variance of a magnitude over that of its complex noise, at a signal over noise ``ratio``.
+    """Return the variance of a magnitude over that of its complex noise.
 
-    Koay and Basser, Journal of Magnetic Resonance 179:317-322, 2006, equation 11: from 0.43 in
-    air to 1 in bright tissue.
+    It rises from 0.43 in air to 1 in bright tissue.
+
+    Parameters
+    ----------
+    ratio
+        Signal over noise, any shape.
+
+    References
+    ----------
+    Koay and Basser, Journal of Magnetic Resonance 179:317-322, 2006, equation 11.
     """
     ratio = np.minimum(ratio, 37.0)
     half = ratio**2 / 4
@@ -124,7 +133,7 @@ def rician_share(ratio: np.ndarray) -> np.ndarray:
 class _Corner:
     """Low and middle reading of the energies at high frequencies of ``axes`` in flat tissue.
 
-    ``white``: whether the whole of k-space was taken for filled, as white noise does.
+    ``white``: whether the whole of k-space was taken as filled, as by white noise.
     """
 
     low: float
@@ -136,7 +145,7 @@ class _Corner:
 def _corner_reading(
     data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray
 ) -> _Corner | None:
-    """Read flat tissue in the middle of the head; None without tissue."""
+    """Read flat tissue in the middle of the head; return None without tissue."""
     part, inside = _middle(data, head)
     reduced, where, sizes, lost, filled = _measured(part, inside, zooms)
     found = _flat_reading(reduced, where, sizes)
@@ -179,7 +188,7 @@ def _flat_reading(
 def _levels(
     energy: np.ndarray, signal: np.ndarray, expected: tuple[float, float]
 ) -> tuple[float, float]:
-    """Low and middle reading: energies (n,) at squared signals (n,) over those of white noise."""
+    """Return low and middle reading of energies (n,) at squared signals (n,) over white noise."""
     found = []
     for quantile, of_white in zip((QUANTILE, 0.5), expected, strict=True):
         sigma = float(np.sqrt(np.quantile(energy, quantile) / of_white))
@@ -192,7 +201,7 @@ def _levels(
 
 
 def _middle(data: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of the head and where it holds measured voxels."""
+    """Return the middle of the head, and its measured voxels."""
     inside = head & (data != 0)
     if not inside.any():
         inside = head
@@ -210,10 +219,10 @@ def _middle(data: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _measured(
     part: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], float, float]:
-    """The block on the voxels that were measured, where the spectrum shows interpolation.
+    """Return the block on the voxels that were measured, if the spectrum shows interpolation.
 
-    Also their sizes, what the noise of the measured band is times that of the part kept, and
-    the share of k-space that the band is.
+    Further results are the voxel sizes, the noise of the measured band over that of the part kept,
+    and the share of k-space that the band covers.
     """
     matrices, masks, sizes, lost, filled = [], [], [], 1.0, 1.0
     for axis, zoom, count in zip(
@@ -242,7 +251,7 @@ def _float32(matrix: np.ndarray | None) -> np.ndarray | None:
 
 
 def _corner_axes(shape: tuple[int, ...], zooms: tuple[float, ...]) -> tuple[int, ...]:
-    """Axes whose highest frequencies are looked at: slices far apart alias anatomy to there."""
+    """Return the axes whose highest frequencies are read: distant slices alias anatomy there."""
     long = [axis for axis in range(3) if shape[axis] >= 2 * TAPS]
     if len(long) < 2:
         return (0, 1, 2)
@@ -251,7 +260,7 @@ def _corner_axes(shape: tuple[int, ...], zooms: tuple[float, ...]) -> tuple[int,
 
 
 def _high_pass(data: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Binomial high-pass filter along ``axes``, scaled so that white noise keeps its variance."""
+    """Apply a binomial high-pass filter along ``axes``; white noise keeps its variance."""
     taps = np.array([(-1) ** k * comb(TAPS - 1, k) for k in range(TAPS)], dtype=np.float32)
     taps /= np.sqrt(np.square(taps).sum())
     for axis in axes:
@@ -260,7 +269,7 @@ def _high_pass(data: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _radius(shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
-    """Distance from the axis (or centre) of k-space over ``axes``, 1 at Nyquist; rfftn layout."""
+    """Return the distance from the axis (or centre) of k-space, 1 at Nyquist; rfftn layout."""
     total = np.zeros((1, 1, 1), dtype=np.float32)
     for axis in axes:
         count = shape[axis]
@@ -272,7 +281,7 @@ def _radius(shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _empty(part: np.ndarray, axes: tuple[int, ...]) -> bool:
-    """Whether the readout filled an ellipsoid only: power falls off a cliff at its surface."""
+    """Return True if the readout filled an ellipsoid only: power drops sharply at its surface."""
     power = np.square(np.abs(fft.rfftn(part)))
     radius = np.broadcast_to(_radius(part.shape, axes), power.shape)
     away = np.ones((1, 1, 1), dtype=bool)  # from the planes where the block's faces leak
@@ -289,7 +298,7 @@ def _empty(part: np.ndarray, axes: tuple[int, ...]) -> bool:
 
 @lru_cache(maxsize=16)
 def _white(axes: tuple[int, ...], ellipsoid: bool) -> tuple[float, float]:
-    """Low and middle quantile of the energies of white noise of variance 1."""
+    """Return the low and middle quantile of the energies of white noise of variance 1."""
     noise = np.random.default_rng(0).standard_normal((64, 64, 64), dtype=np.float32)
     if ellipsoid:
         spectrum = fft.rfftn(noise)
@@ -304,7 +313,7 @@ def _white(axes: tuple[int, ...], ellipsoid: bool) -> tuple[float, float]:
 def _air_reading(
     data: np.ndarray, zooms: tuple[float, float, float], head: np.ndarray
 ) -> float | None:
-    """Rayleigh scale of the air, None where it was changed, or where its regions disagree."""
+    """Return the Rayleigh scale of the air, or None if it was changed or its regions disagree."""
     # Every other voxel of a fine grid: enough of them, and the distance is eight times cheaper.
     steps = steps_to(zooms, 2.0)
     part = tuple(slice(None, None, step) for step in steps)
@@ -320,9 +329,9 @@ def _air_reading(
 
 
 def _air_colour(data: np.ndarray, head: np.ndarray, axes: tuple[int, ...]) -> float:
-    """Deviation of the air over what its high frequencies promise for white noise; at least 1.
+    """Return the deviation of the air over that expected from its high frequencies; at least 1.
 
-    A filter of k-space takes noise away from the corner; the air shows how much of it.
+    A filter of k-space removes noise from the corner; the air shows how much of it.
     """
     found = []
     sides = [max(2 * TAPS, min(32, size // 4)) for size in data.shape]
@@ -343,7 +352,7 @@ def _air_colour(data: np.ndarray, head: np.ndarray, axes: tuple[int, ...]) -> fl
 
 
 def _colour(block: np.ndarray, axes: tuple[int, ...]) -> float:
-    """Local deviation over that at high frequencies, where the air is quietest."""
+    """Return the local deviation over that at high frequencies, where the air is quietest."""
     block = block.astype(np.float64)
     total = ndimage.gaussian_filter(block**2, SPREAD) - ndimage.gaussian_filter(block, SPREAD) ** 2
     corner = ndimage.gaussian_filter(np.square(_high_pass(block, axes)), SPREAD)
@@ -355,7 +364,7 @@ def _colour(block: np.ndarray, axes: tuple[int, ...]) -> float:
 
 @lru_cache(maxsize=8)
 def _white_colour(axes: tuple[int, ...]) -> float:
-    """What :func:`_colour` gives for white noise."""
+    """Return the value of :func:`_colour` for white noise."""
     return _colour(np.random.default_rng(1).rayleigh(size=(48, 48, 48)), axes)
 
 
@@ -365,7 +374,7 @@ def _octants(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
 
 
 def _rayleigh(values: np.ndarray) -> float | None:
-    """Scale of Rayleigh noise, None where the values are too few or distributed otherwise."""
+    """Return the scale of Rayleigh noise, or None for too few values or another distribution."""
     if len(values) < AIR_REGION_VOXELS or np.mean(values == 0) > 0.2:
         return None
     kept = values[values <= np.quantile(values, 0.99)].astype(np.float64)

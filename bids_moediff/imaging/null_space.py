@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an acquisition does not measure: its null space, as three small matrices.
+"""Compute the null space of an acquisition, as three small matrices.
 
-R = A^+ A keeps what was measured of a fine image, P = I - R what was not. The operator A is
-separable, so R is a Kronecker product of one matrix for each axis, and so is R o R, its square
-by element. That makes the variance of projected noise closed-form.
+R = A^+ A keeps the measured part of a fine image, P = I - R the rest. The operator A is separable,
+so R is a Kronecker product of one matrix for each axis. So is R o R, its elementwise square, which
+gives the variance of projected noise in closed form.
 """
 
 import torch
@@ -32,7 +32,7 @@ class NullSpace:
         return _along(fine, self.matrices)
 
     def project(self, fine: torch.Tensor) -> torch.Tensor:
-        """Return P x (X, Y, Z): the part of an image that the acquisition tells nothing of."""
+        """Return P x (X, Y, Z): the part of an image that the acquisition does not determine."""
         return fine - self.measured(fine)
 
     def measured_variance(self, variance: torch.Tensor) -> torch.Tensor:

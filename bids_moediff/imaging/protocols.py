@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Acquisitions that networks are trained and judged by."""
+"""Acquisitions that networks are trained and judged on."""
 
 import re
 from collections.abc import Sequence
@@ -20,16 +20,23 @@ class Protocol:
 
     Parameters
     ----------
-    key : short name, such as ``x4slices-box0.5+noise2+untold``
-    factor : coarse over fine voxel size
-    isotropic : every axis that holds truth, or the last one of them only
-    axis : how the coarse axes are sampled
-    filter : what the scanner does to k-space, see :mod:`.simulated_filters`
-    noise : Rician, in percent of the 90th percentile of the head
-    plane : of slices, voxel ratio in plane, Fourier-encoded
-    told : the same axis where None ("told rightly"), another one, ``STATED`` (the slice thickness
-        stands in the sidecar) or ``UNTOLD`` (nothing does): the last two go the way of the app
-
+    key
+        Short name, such as ``x4slices-box0.5+noise2+untold``.
+    factor
+        Coarse over fine voxel size.
+    isotropic
+        True for every axis with true detail, False for the last of them only.
+    axis
+        How the coarse axes are sampled.
+    filter
+        Filter of k-space, see :mod:`.simulated_filters`.
+    noise
+        Rician noise in percent of the 90th percentile of the head.
+    plane
+        For slices: Fourier-encoded voxel ratio in plane.
+    told
+        Axis that the app assumes: None for the true one, another axis, ``STATED`` (the sidecar has
+        the slice thickness) or ``UNTOLD`` (it has not). For the last two the app estimates it.
     """
 
     key: str
@@ -48,14 +55,14 @@ class Protocol:
 
     @property
     def plain(self) -> bool:
-        """Whether slices of usual width are measured without noise or filter and told rightly."""
+        """Whether slices of usual width are measured without noise or filter, as the app assumes."""
         return self.axis == Axis(self.profile) and self == Protocol(
             self.key, self.factor, self.isotropic, self.axis
         )
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The protocol in words."""
         kind = "isotropic" if self.isotropic else "slices"
         profile = {"kspace": "k-space", "gaussian": "Gaussian"}.get(self.profile, self.profile)
         words = f"x{self.factor:g} {kind}, {profile}"
@@ -72,7 +79,7 @@ class Protocol:
         return words if self.told is None else f"{words}, {self.told}"
 
     def ratios(self, axes: Sequence[int]) -> Triple:
-        """Voxel ratio per axis of a head whose `axes` hold truth."""
+        """Return the voxel ratio per axis of a head with true detail on ``axes``."""
         chosen = axes if self.isotropic else axes[-1:]
         others = dict.fromkeys(axes, self.plane)
         first, second, third = (
@@ -81,7 +88,10 @@ class Protocol:
         return (first, second, third)
 
     def acquisition(self, axes: Sequence[int], axis: Axis | None = None) -> Acquisition:
-        """How a head whose `axes` hold truth is measured; `axis` replaces the protocol's own."""
+        """Return how a head with true detail on ``axes`` is measured.
+
+        ``axis`` replaces that of the protocol.
+        """
         used = axis or self.axis
         if self.plane == 1:
             return Acquisition((used,) * 3)
@@ -110,7 +120,7 @@ def parse_protocol(key: str) -> Protocol:
     Raises
     ------
     UsageError
-        for anything else.
+        For any other name.
     """
     head, *further = (LOW_FIELD if key == "lowfield" else key).split("+")
     match = _KEY.fullmatch(head)
@@ -129,7 +139,7 @@ def parse_protocol(key: str) -> Protocol:
 
 
 def _further(word: str) -> dict[str, Any]:
-    """What a part after a plus says; KeyError or ValueError for a wrong one."""
+    """Return the settings of a part after a plus; KeyError or ValueError for a wrong one."""
     if word in (STATED, UNTOLD):
         return {"told": word}
     if told := _TOLD.fullmatch(word):

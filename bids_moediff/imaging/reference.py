@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reference contrast on the voxels of another image of the same subject.
+"""Align a reference contrast to another image of the same subject.
 
-Six parameters are found by mutual information and written into the reference's affine, so that
-its voxels are interpolated only once, onto the grid where they are needed. How far the edges of
-the two images then run along each other tells whether that went well: mutual information can fail
-without a sign.
+Six parameters are found by mutual information and written into the affine of the reference, so
+that its voxels are interpolated only once, onto the grid where they are needed. Mutual information
+can fail without a sign. So the agreement of the edges of the two images is checked afterwards.
 """
 
 from dataclasses import dataclass
@@ -33,13 +32,13 @@ class AlignedReference:
     Parameters
     ----------
     image
-        The reference's voxels, its affine in the world coordinates of the target.
+        The voxels of the reference, with an affine in the world coordinates of the target.
     move
         4x4, from world coordinates of the target to those of the reference (mm).
     overlap
-        How far edges run along each other (:func:`gradient_overlap`).
+        Agreement of edges after the registration (:func:`gradient_overlap`).
     overlap_before
-        The same before the registration.
+        Agreement of edges before it.
     """
 
     image: nib.Nifti1Image
@@ -50,6 +49,11 @@ class AlignedReference:
 
 def align_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> AlignedReference:
     """Register a reference to an image of the same subject, in six parameters.
+
+    Parameters
+    ----------
+    target, reference
+        3-D images on any grids.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def _with_affine(image: nib.Nifti1Image, affine: np.ndarray) -> nib.Nifti1Image:
 
 @dataclass(frozen=True)
 class Choice:
-    """A reference that may be used (aligned), or None, and the record of it for the sidecar."""
+    """A reference that can be used (aligned), or None, and its record for the sidecar."""
 
     image: nib.Nifti1Image | None
     record: dict[str, Any]
@@ -79,10 +83,18 @@ class Choice:
 
 
 def use_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> Choice:
-    """Align a reference, and refuse it where its edges do not run along those of the target.
+    """Align a reference, and reject it if its edges do not follow those of the target.
 
-    ``record``: ``Used``, ``Reason`` (one sentence), ``EdgeOverlap``, ``EdgeOverlapBefore`` and
-    ``Move`` (4x4, world coordinates of the target to those of the reference).
+    Parameters
+    ----------
+    target, reference
+        3-D images on any grids.
+
+    Returns
+    -------
+    Choice
+        Its record has ``Used``, ``Reason`` (one sentence), ``EdgeOverlap``, ``EdgeOverlapBefore``
+        and ``Move`` (4x4, world coordinates of the target to those of the reference, mm).
     """
     try:
         aligned = align_reference(target, reference)
@@ -107,7 +119,14 @@ def use_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> Choice
 def resample_reference(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray) -> np.ndarray:
     """Return an image on another grid, float32 (X, Y, Z), 0 outside its field of view.
 
-    Cubic interpolation, once; where the new voxels are larger, several points are averaged.
+    Cubic interpolation, once; for larger voxels, several points are averaged.
+
+    Parameters
+    ----------
+    image
+        3-D image.
+    shape, affine
+        The grid.
     """
     own, new = np.array(voxel_sizes(image.affine)), np.array(voxel_sizes(affine))
     along = np.abs(np.linalg.inv(image.affine[:3, :3] / own) @ (affine[:3, :3] / new))
@@ -134,10 +153,15 @@ def resample_reference(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray)
 
 
 def gradient_overlap(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> float:
-    """Return how far edges run along each other: 1 everywhere, 1/3 by chance.
+    """Return the agreement of edges: 1 if all are parallel, 1/3 by chance.
 
-    The mean squared cosine between the gradients of the two images at 2 mm, inside the head,
-    where both have edges, weighted by how strong these are.
+    It is the mean squared cosine between the gradients of the two images at 2 mm, inside the head,
+    where both have edges, weighted by edge strength.
+
+    Parameters
+    ----------
+    target, reference
+        Images on any grids, in the same world coordinates.
     """
     shape, affine = output_grid(target.shape, target.affine, (COMPARED_AT,) * 3)
     views = [_smoothed(image, shape, affine) for image in (target, reference)]
@@ -158,7 +182,7 @@ def gradient_overlap(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> flo
 
 
 def _smoothed(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray) -> np.ndarray:
-    """An image on a coarse grid, smoothed first as far as its own voxels are finer."""
+    """Return an image on a coarse grid, smoothed first if its own voxels are finer."""
     data = np.asarray(image.dataobj, dtype=np.float32)
     sigma = 0.5 * COMPARED_AT / np.array(voxel_sizes(image.affine))
     to_image = np.linalg.inv(image.affine) @ affine

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the head moved between two images of one subject: six parameters.
+"""Register two images of one subject: six parameters of head movement.
 
 Images of one contrast differ by noise and by what thick slices lost, so their correlation finds
-the move to a small fraction of a voxel; images of two contrasts are brought together by mutual
-information. The same result whatever the number of threads.
+the movement to a small fraction of a voxel. Images of two contrasts are registered by mutual
+information. The result does not depend on the number of threads.
 """
 
 from typing import Any
@@ -34,16 +34,21 @@ def register(
     *,
     other_contrast: bool = False,
 ) -> np.ndarray:
-    """Rigid move from world coordinates of `fixed` to those of `moving` (4x4, mm).
+    """Return the rigid transform from world coordinates of ``fixed`` to those of ``moving``.
 
     Parameters
     ----------
     fixed, moving
         Images of one subject, of any voxel size.
     start
-        A move that is nearly right: only the finest level runs.
+        Approximate transform (4x4, mm); with it, only the finest level runs.
     other_contrast
-        Whether the two differ in contrast, so that mutual information is needed.
+        Whether the two differ in contrast; then mutual information is used.
+
+    Returns
+    -------
+    numpy.ndarray
+        4x4, mm.
 
     Raises
     ------
@@ -114,7 +119,7 @@ def _refine(
 
 
 def _sampled(image: nib.Nifti1Image, zoom: float) -> SimpleITK.Image:
-    """The image smoothed to and sampled at about `zoom` mm."""
+    """Return the image smoothed to and sampled at about ``zoom`` mm."""
     zooms = np.array(voxel_sizes(image.affine))
     sigma = np.sqrt(np.maximum((0.42 * zoom) ** 2 - (0.42 * zooms) ** 2, 0.0)) / zooms
     step = np.maximum(1, np.round(zoom / zooms)).astype(int)
@@ -124,7 +129,7 @@ def _sampled(image: nib.Nifti1Image, zoom: float) -> SimpleITK.Image:
 
 
 def _matrix(transform: Any) -> np.ndarray:
-    """Matrix in RAS world coordinates of a SimpleITK transform."""
+    """Return the matrix in RAS world coordinates of a SimpleITK transform."""
     linear = np.eye(4)
     linear[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     centre = np.array(transform.GetCenter())
@@ -133,7 +138,7 @@ def _matrix(transform: Any) -> np.ndarray:
 
 
 def _set_matrix(transform: Any, move: np.ndarray) -> None:
-    """Inverse of :func:`_matrix`; the centre stays."""
+    """Set the matrix of a SimpleITK transform; its centre stays."""
     linear = _TO_LPS @ move @ _TO_LPS
     centre = np.array(transform.GetCenter())
     transform.SetMatrix(linear[:3, :3].ravel().tolist())

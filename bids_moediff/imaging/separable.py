@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on volumes that go axis by axis, each axis as one small matrix.
+"""Operate on volumes axis by axis, each axis as one small matrix.
 
-Products of matrices use the processor's wide registers, which the filters of scipy do not: the
-same numbers but for rounding, several times as fast. Deterministic for one thread of OpenBLAS.
+Matrix products use the wide registers of the processor, which scipy's filters do not: the results
+agree up to rounding, several times as fast. They are deterministic for one thread of OpenBLAS.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from scipy import ndimage
 
 
 def along_axes(data: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Apply to each axis of ``data`` its matrix (size out, size in); None leaves an axis alone."""
+    """Apply one matrix (size out, size in) to each axis of ``data``; None changes nothing."""
     for axis, matrix in enumerate(matrices):
         if matrix is not None:
             data = np.moveaxis(np.tensordot(matrix, data, axes=(1, axis)), 0, axis)
@@ -22,10 +22,10 @@ def along_axes(data: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.nd
 def tent_matrix(
     size_in: int, zoom_in: float, size_out: int, zoom_out: float, shift: float = 0.0
 ) -> np.ndarray:
-    """Linear interpolation, anti-aliased where the output grid is the coarser one.
+    """Return the matrix of linear interpolation, anti-aliased if the output grid is coarser.
 
-    The input grid starts ``shift`` mm before the outer corner of the output grid. Returns
-    (``size_out``, ``size_in``), rows sum to 1.
+    The input grid starts ``shift`` mm before the outer corner of the output grid. The matrix is
+    (``size_out``, ``size_in``), and its rows sum to 1.
     """
     centres_in = (np.arange(size_in) + 0.5) * zoom_in - shift
     centres_out = (np.arange(size_out) + 0.5) * zoom_out
@@ -36,9 +36,9 @@ def tent_matrix(
 
 
 def gaussian(data: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
-    """What ``scipy.ndimage.gaussian_filter`` gives for widths in voxels, in ``data``'s type.
+    """Return the result of ``scipy.ndimage.gaussian_filter`` in the type of ``data``.
 
-    Worth it for wide filters: the time does not depend on the width.
+    Faster for wide filters: the time does not depend on the width. ``sigmas`` are in voxels.
     """
     matrices = [
         ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0).astype(data.dtype)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters that scanners apply to k-space, ghosts and noise, for scans that are simulated.
+"""Simulate the filters that scanners apply to k-space, ghosts and noise.
 
 The acquisition operator (:mod:`.acquisition`) is separable. A scanner's filter may not be: an
-elliptical readout and radial windows need the Fourier transform of the volume. The simulation
-lives here once, for tests, training and evaluation.
+elliptical readout and radial windows need the Fourier transform of the volume. Tests, training and
+evaluation all use this simulation.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ TUKEY_SHARE = 0.5  # of the band is tapered
 
 
 def window(name: str, radius: np.ndarray) -> np.ndarray:
-    """Amplitude of a k-space filter at ``radius`` (any shape) in units of the Nyquist frequency.
+    """Return the amplitude of a k-space filter.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ def window(name: str, radius: np.ndarray) -> np.ndarray:
         "fermi" is 1/2 at 0.9, "half-hann" falls to 1/2 at the edge and "hann" to 0, "tukey"
         is flat up to 0.5.
     radius
-        Distance from the centre of k-space.
+        Distance from the centre of k-space in units of the Nyquist frequency (any shape).
 
     Raises
     ------
     ValueError
-        if there is no filter of this name.
+        For an unknown name.
     """
     inside = radius <= 1 + 1e-9
     if name == "hard":
@@ -51,14 +51,14 @@ def window(name: str, radius: np.ndarray) -> np.ndarray:
 
 
 def kspace_radius(shape: Sequence[int]) -> np.ndarray:
-    """Distance from the centre of k-space, 1 at Nyquist on an axis; shape of ``rfftn``."""
+    """Return the distance from the centre of k-space, Nyquist being 1; shape of ``rfftn``."""
     axes = [np.fft.fftfreq(size) * 2 for size in shape[:-1]] + [np.fft.rfftfreq(shape[-1]) * 2]
     first, second, third = (axis.astype(np.float32) ** 2 for axis in axes)
     return np.sqrt(first[:, None, None] + second[None, :, None] + third[None, None, :])
 
 
 def filter_kspace(data: np.ndarray, name: str) -> np.ndarray:
-    """Radial k-space filter ``name`` on a band-limited volume (x, y, z); float32."""
+    """Apply the radial k-space filter ``name`` to a band-limited volume (x, y, z); float32."""
     if name == "hard":
         return np.asarray(data, dtype=np.float32)
     spectrum = fft.rfftn(np.asarray(data, dtype=np.float32))
@@ -67,7 +67,7 @@ def filter_kspace(data: np.ndarray, name: str) -> np.ndarray:
 
 
 def add_rician_noise(data: np.ndarray, sigma: float, seed: int | Sequence[int]) -> np.ndarray:
-    """Magnitude image of ``data`` with complex noise of standard deviation ``sigma``; float32."""
+    """Return the magnitude of ``data`` with complex noise of deviation ``sigma``; float32."""
     random = np.random.default_rng(seed)
     real = data + sigma * random.standard_normal(data.shape, dtype=np.float32)
     imaginary = sigma * random.standard_normal(data.shape, dtype=np.float32)
@@ -75,7 +75,7 @@ def add_rician_noise(data: np.ndarray, sigma: float, seed: int | Sequence[int]) 
 
 
 def add_coil_noise(data: np.ndarray, sigma: float, coils: int, seed: int) -> np.ndarray:
-    """Root of the sum of squares of coils that see ``data`` alike, each with complex noise.
+    """Return the root of the sum of squares of coils that see ``data`` alike, each with noise.
 
     The noise is noncentral chi; with one coil it is that of :func:`add_rician_noise`. Float32.
     """
@@ -89,9 +89,9 @@ def add_coil_noise(data: np.ndarray, sigma: float, coils: int, seed: int) -> np.
 
 
 def add_ghost(data: np.ndarray, share: float, axis: int) -> np.ndarray:
-    """Image with a ghost of ``share`` of its brightness, half a field of view away on an axis.
+    """Return an image with a ghost of ``share`` of its brightness, half a field of view away.
 
-    What every second line of k-space with another phase leaves; float32.
+    Such a ghost arises if every second line of k-space along ``axis`` has another phase; float32.
     """
     shifted = np.roll(data, data.shape[axis] // 2, axis)
     return np.asarray((1 - share) * data + share * shifted, dtype=np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random acquisitions for training (docs/science.md, section 7)."""
+"""Draw random acquisitions for training, and simulate them (docs/science.md, section 7)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ def _profile(rng: np.random.Generator, thick: bool) -> Axis:
 
 
 def _canonical(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
-    """Ratios that studies report: x2 and x1.5 isotropic, x2 and x4 slices."""
+    """Draw ratios that studies report: x2 and x1.5 isotropic, x2 and x4 slices."""
     ratios = np.ones(3)
     choice = rng.random()
     if choice < 0.4:
@@ -47,7 +47,7 @@ def _canonical(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
 
 
 def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
-    """Ratios from 1.25 to 6: one thick axis, in-plane and slice, or all axes."""
+    """Draw ratios from 1.25 to 6: one thick axis, in-plane and slice, or all axes."""
     ratios = np.ones(3)
     choice = rng.random()
     slice_axis = rng.integers(3)
@@ -64,9 +64,9 @@ def _general(rng: np.random.Generator) -> tuple[np.ndarray, Axis]:
 def draw(
     rng: np.random.Generator, noise_share: float = 0.4, *, spare_first: bool = False
 ) -> Degradation:
-    """Draw an acquisition: more than half canonical, the rest anything.
+    """Draw an acquisition: more than half canonical, the rest general.
 
-    With `spare_first` the first axis, which holds no detail to be recovered, keeps its voxels.
+    With ``spare_first`` the first axis, which has no true detail, keeps its voxels.
     """
     ratios, axis = _canonical(rng) if rng.random() < 0.6 else _general(rng)
     ratios = np.sort(ratios)  # heads come in any orientation; the networks know one
@@ -88,7 +88,7 @@ def draw(
 
 
 def fixed(name: str, *, spare_first: bool = False) -> Degradation:
-    """An acquisition of ACQUISITIONS without noise; `spare_first` as in :func:`draw`."""
+    """Return an acquisition of ACQUISITIONS without noise; ``spare_first`` as in :func:`draw`."""
     ratios, profile = ACQUISITIONS[name]
     first = 1.0 if spare_first else ratios[0]
     return Degradation((first, *ratios[1:]), Acquisition.uniform(profile), 0.0)
@@ -96,7 +96,7 @@ def fixed(name: str, *, spare_first: bool = False) -> Degradation:
 
 @dataclass(frozen=True)
 class Grids:
-    """A fine grid and the coarse one that a scanner measures on it, outer corners shared.
+    """A fine grid and the coarse grid of a scanner, outer corners shared.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class Grids:
     zooms, coarse_zooms
         Voxel sizes in mm (or in fine voxels).
     device
-        Where operators live.
+        Where operators are kept.
     """
 
     fine_shape: Shape
@@ -118,7 +118,7 @@ class Grids:
     def inside(
         cls, shape: Sequence[int], zooms: Triple, ratios: Triple, multiple: int = 1
     ) -> "Grids":
-        """Return whole coarse voxels only: what does not fill one is cut off.
+        """Return grids of whole coarse voxels only; a remainder is cut off.
 
         ``multiple`` cuts the fine grid further, to sizes that a network takes.
         """
@@ -138,7 +138,7 @@ class Grids:
         )
 
     def operator(self, acquisition: Acquisition) -> Operator:
-        """Return what maps the fine grid to the coarse one."""
+        """Return the operator from the fine grid to the coarse one."""
         return Operator.between(
             self.fine_shape,
             self.zooms,
@@ -149,7 +149,7 @@ class Grids:
         )
 
     def covered(self, fine: torch.Tensor) -> torch.Tensor:
-        """Return (X, Y, Z) on the fine grid: cut where it is smaller, last planes repeated."""
+        """Return (X, Y, Z) on the fine grid: cut to it, or with its last planes repeated."""
         extra = [max(0, new - old) for old, new in zip(fine.shape, self.fine_shape, strict=True)]
         if any(extra):
             padding = [amount for after in reversed(extra) for amount in (0, after)]
@@ -176,7 +176,7 @@ class Measured:
 def measure(
     fine: torch.Tensor, grids: Grids, acquisition: Acquisition, noise: Fields | None = None
 ) -> Measured:
-    """Measure a fine volume: the one degradation of training, evaluation and the degrade command.
+    """Measure a fine volume; training, evaluation and the degrade command all use this function.
 
     Parameters
     ----------
@@ -187,9 +187,9 @@ def measure(
     acquisition
         How each axis is sampled.
     noise
-        Standard deviation and two fields (x, y, z) of unit white noise, the real and the
-        imaginary part: the magnitude is taken, so the noise is Rician. Fields are given, not
-        drawn, so that every caller keeps its own order of random draws.
+        Standard deviation and two fields (x, y, z) of unit white noise, the real and the imaginary
+        part. The magnitude is taken, so the noise is Rician. The caller draws the fields, so that
+        it keeps its own order of random draws.
     """
     truth = grids.covered(fine)
     operator = grids.operator(acquisition)
@@ -202,10 +202,10 @@ def measure(
 
 @dataclass(frozen=True)
 class Degraded:
-    """A fine volume as the scanner would have measured it, and where the networks start.
+    """A fine volume as the scanner would have measured it, with the start of the networks.
 
-    `start`, `truth` (X, Y, Z) on the grid that the measurement covers; `condition` (6 numbers);
-    `plan` is what was done.
+    ``start``, ``truth`` (X, Y, Z) on the grid that the measurement covers; ``condition`` (6
+    numbers); ``plan`` is the acquisition.
     """
 
     start: torch.Tensor
@@ -220,7 +220,17 @@ class Degraded:
 def degrade(
     fine: torch.Tensor, degradation: Degradation, generator: torch.Generator | None = None
 ) -> Degraded:
-    """Measure (X, Y, Z) coarsely, with Rician noise, and interpolate consistently."""
+    """Measure (X, Y, Z) coarsely, with Rician noise, and interpolate consistently.
+
+    Parameters
+    ----------
+    fine
+        (X, Y, Z), about [0, 1] in the head.
+    degradation
+        The acquisition.
+    generator
+        Source of the noise.
+    """
     ratios, acquisition, sigma = degradation.ratios, degradation.acquisition, degradation.noise
     grids = replace(Grids.inside(fine.shape, ONES, ratios), device=fine.device)
     noise = None

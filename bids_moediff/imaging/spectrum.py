@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fine a scan really is: power spectra inside the brain, per voxel axis.
+"""Measure the true resolution of a scan: power spectra inside the brain, per voxel axis.
 
 The voxel size in a header says how an image is *stored*, not how it was measured. Scanners double
-matrices by zero filling and tools resample, and both leave marks along the axis they touched:
+matrices by zero filling, and tools resample. Both leave marks along the axis that they changed:
 
 * zero filling and smooth interpolation empty the upper part of the spectrum: the power drops by
   two or more orders of magnitude at a cut-off and stays low, which the low-pass filters of a
@@ -11,8 +11,8 @@ matrices by zero filling and tools resample, and both leave marks along the axis
   near a measured voxel are sharper than samples between two (Gallagher, Detection of linear and
   cubic interpolation in JPEG compressed images, Canadian Conf. Computer and Robot Vision, 2005).
 
-Spectra are Welch averages over stretches of voxel lines that lie wholly inside the brain, so that
-neither the edge of a skull-stripped or defaced image nor the air around the head leaks in.
+Spectra are Welch averages over pieces of voxel lines that lie wholly inside the brain. So neither
+the edge of a skull-stripped or defaced image nor the air around the head enters.
 """
 
 from dataclasses import dataclass
@@ -53,12 +53,12 @@ class AxisSpectrum:
 
 @dataclass(frozen=True)
 class AxisResolution:
-    """What one voxel axis holds.
+    """Resolution of one voxel axis.
 
     ``voxel`` and ``usable`` are in mm; ``usable`` is the finest scale with signal above the noise.
     ``kind`` is "native", "zero-filled" (spectrum empty above a cut-off), "interpolated" (periodic
-    sharpness, or the images of a cubic kernel) or "unknown" (too few voxels to tell).
-    ``acquired`` is the voxel size in mm before interpolation, or ``voxel`` where none was found.
+    sharpness, or the images of a cubic kernel) or "unknown" (too few voxels).
+    ``acquired`` is the voxel size in mm before interpolation, or ``voxel`` if none was found.
     """
 
     voxel: float
@@ -68,7 +68,7 @@ class AxisResolution:
 
 
 def _valid(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mask without blocks of exact zeros (defacing, skull-stripping); single zeros may stay."""
+    """Return the mask without blocks of exact zeros (defacing, skull-stripping)."""
     valid = mask > 0
     zeros = (data == 0) & ndimage.binary_dilation(valid)
     if zeros.any():
@@ -77,7 +77,7 @@ def _valid(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _lines(data: np.ndarray, valid: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Voxel lines (m, k) along ``axis`` that touch ``valid``, and where they are valid."""
+    """Return voxel lines (m, k) along ``axis`` that touch ``valid``, and where they are valid."""
     lines = np.moveaxis(data, axis, -1).reshape(-1, data.shape[axis])
     inside = np.moveaxis(valid, axis, -1).reshape(lines.shape)
     touched = inside.any(axis=1)
@@ -85,7 +85,7 @@ def _lines(data: np.ndarray, valid: np.ndarray, axis: int) -> tuple[np.ndarray, 
 
 
 def _segments(lines: np.ndarray, valid: np.ndarray, length: int) -> np.ndarray:
-    """Half-overlapping stretches (n, length) of the lines (m, k) that are valid throughout."""
+    """Return half-overlapping pieces (n, length) of the lines (m, k) that are valid throughout."""
     count = np.cumsum(np.pad(valid, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
     whole = (count[:, length:] - count[:, :-length]) == length
     starts = np.arange(0, whole.shape[1], length // 2)
@@ -97,9 +97,19 @@ def _segments(lines: np.ndarray, valid: np.ndarray, length: int) -> np.ndarray:
 
 
 def axis_spectrum(data: np.ndarray, mask: np.ndarray, axis: int) -> AxisSpectrum | None:
-    """Welch power spectrum of ``data`` (3-D) along ``axis`` inside ``mask``.
+    """Return the Welch power spectrum along an axis inside the mask.
 
-    Returns None where the mask holds too few straight stretches of at least 16 voxels.
+    Parameters
+    ----------
+    data, mask
+        Intensities and mask (x, y, z).
+    axis
+        Voxel axis.
+
+    Returns
+    -------
+    AxisSpectrum or None
+        None if the mask has too few straight pieces of at least 16 voxels.
     """
     return _welch(*_lines(data, _valid(data, mask), axis))
 
@@ -120,9 +130,9 @@ def _welch(lines: np.ndarray, valid: np.ndarray) -> AxisSpectrum | None:
 
 
 def usable_fraction(spectrum: AxisSpectrum) -> float:
-    """Fraction of Nyquist at which the signal sinks into the spectrum's own noise floor.
+    """Return the fraction of Nyquist at which the signal equals the noise floor of the spectrum.
 
-    The floor is the mean of the lowest sixteenth of the spectrum; signal and noise are equal where
+    The floor is the mean of the lowest sixteenth of the spectrum; signal and noise are equal if
     the power is twice the floor. 1 means "sharp to the grid".
     """
     power = spectrum.power
@@ -138,10 +148,10 @@ def usable_fraction(spectrum: AxisSpectrum) -> float:
 
 
 def empty_above(spectrum: AxisSpectrum) -> float | None:
-    """Cut-off (fraction of Nyquist) above which the spectrum is empty, or None.
+    """Return the cut-off (fraction of Nyquist) above which the spectrum is empty, or None.
 
-    A cut-off counts where everything above it lies far below the level just before it. Two widths
-    are tried: a cliff (zero filling) and a steep slope (smooth interpolation kernels).
+    Everything above a cut-off lies far below the level just before it. Two widths are tried: a
+    cliff (zero filling) and a steep slope (smooth interpolation kernels).
     """
     level = 10 * np.log10(spectrum.power / spectrum.power.max() + 1e-12)
     frequency = spectrum.frequency
@@ -164,7 +174,10 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
 
 
 def _steepest(frequency: np.ndarray, level: np.ndarray, low: float, high: float) -> float:
-    """Frequency between `low` and `high` at which the level falls fastest, between two bins."""
+    """Return the frequency between ``low`` and ``high`` at which the level falls fastest.
+
+    It lies between two bins.
+    """
     drop = level[:-1] - level[1:]
     middle = 0.5 * (frequency[:-1] + frequency[1:])
     inside = (middle >= low) & (middle <= high)
@@ -175,17 +188,17 @@ def _steepest(frequency: np.ndarray, level: np.ndarray, low: float, high: float)
 
 
 def _cubic_response(frequency: np.ndarray, factor: float) -> np.ndarray:
-    """Power response of cubic spline interpolation, decibels; frequency in units of Nyquist."""
+    """Return the power response of cubic spline interpolation in dB; frequency over Nyquist."""
     cycles = frequency * factor / 2  # per measured voxel
     amplitude = np.sinc(cycles) ** 4 * 3 / (2 + np.cos(2 * np.pi * cycles))
     return 10 * np.log10(amplitude**2 + 1e-12)
 
 
 def cubic_factor(spectrum: AxisSpectrum, cutoff: float) -> float | None:
-    """Factor of cubic interpolation that explains a spectrum which is empty above `cutoff`.
+    """Return the factor of cubic interpolation that explains a spectrum empty above ``cutoff``.
 
     Interpolation repeats the spectrum, mirrored at the measured Nyquist frequency and damped by
-    its kernel; zero filling leaves no such image. None where the image does not fit by 3 dB.
+    its kernel; zero filling leaves no such image. None if the image does not fit by 3 dB.
     """
     frequency, level = spectrum.frequency, 10 * np.log10(spectrum.power + 1e-30)
     seen = level > level.min() + 6  # rounding to integers leaves a floor of its own
@@ -204,7 +217,7 @@ def cubic_factor(spectrum: AxisSpectrum, cutoff: float) -> float | None:
 
 
 def _level_above(spectrum: AxisSpectrum, edge: float) -> float:
-    """Mean power above `edge` against that of the fifth of the spectrum below it, in decibels."""
+    """Return mean power above ``edge`` over that of the fifth of the spectrum below it, in dB."""
     above = spectrum.power[spectrum.frequency >= edge + 0.03]
     below = spectrum.power[(spectrum.frequency >= edge - 0.2) & (spectrum.frequency < edge)]
     if not len(above) or not len(below):
@@ -213,10 +226,10 @@ def _level_above(spectrum: AxisSpectrum, edge: float) -> float:
 
 
 def sharpness_period(data: np.ndarray, mask: np.ndarray, axis: int) -> float | None:
-    """Frequency (cycles per voxel, 0.16 to 0.47) at which sharpness repeats along ``axis``.
+    """Return the frequency (cycles per voxel, 0.16 to 0.47) at which sharpness repeats.
 
-    None where the sharpness has no period. Exactly every second voxel is left out: interleaved
-    slices differ like that without any interpolation.
+    None if it does not repeat. Exactly every second voxel is left out: interleaved slices differ
+    like that without any interpolation.
     """
     return _period(*_lines(data, _valid(data, mask), axis))
 
@@ -245,12 +258,20 @@ def _period(lines: np.ndarray, valid: np.ndarray) -> float | None:
 
 
 def axis_resolution(data: np.ndarray, mask: np.ndarray, axis: int, voxel: float) -> AxisResolution:
-    """Usable and acquired resolution along one voxel ``axis`` of size ``voxel`` mm."""
+    """Return usable and acquired resolution along a voxel axis.
+
+    Parameters
+    ----------
+    data, mask
+        Intensities and mask (x, y, z).
+    axis, voxel
+        Voxel axis, and its voxel size in mm.
+    """
     return _axis_resolution(*_lines(data, _valid(data, mask), axis), voxel)
 
 
 def _axis_resolution(lines: np.ndarray, valid: np.ndarray, voxel: float) -> AxisResolution:
-    """Usable and acquired resolution along voxel ``lines`` of voxels of ``voxel`` mm."""
+    """Return usable and acquired resolution along voxel ``lines`` of voxels of ``voxel`` mm."""
     spectrum = _welch(lines, valid)
     if spectrum is None:
         return AxisResolution(voxel, voxel, "unknown", voxel)
@@ -274,10 +295,18 @@ def _axis_resolution(lines: np.ndarray, valid: np.ndarray, voxel: float) -> Axis
 def acquired_resolution(
     data: np.ndarray, zooms: tuple[float, float, float], mask: np.ndarray
 ) -> tuple[AxisResolution, AxisResolution, AxisResolution]:
-    """Usable and acquired resolution of a scan per voxel axis.
+    """Return usable and acquired resolution of a scan, per voxel axis.
 
-    data: (x, y, z) intensities; zooms: voxel sizes in mm; mask: (x, y, z) brain or head, non-zero
-    inside. Costs a second for a whole head, whatever its size.
+    It takes about a second for a whole head.
+
+    Parameters
+    ----------
+    data
+        Intensities (x, y, z).
+    zooms
+        Voxel sizes in mm.
+    mask
+        Brain or head (x, y, z), non-zero inside.
     """
     mask = _valid(data, mask)
     if mask.any():
@@ -290,7 +319,7 @@ def acquired_resolution(
 
 
 def resolution_warnings(axes: tuple[AxisResolution, ...]) -> list[str]:
-    """One plain sentence for the axes that hold less than their voxel size says."""
+    """Return a sentence on axes that hold less detail than their voxel size suggests."""
     found = [
         f"{axis.acquired:.2g} mm instead of {axis.voxel:.2g} mm along the {name} voxel axis"
         for name, axis in zip(AXIS_NAMES, axes, strict=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard space: find the template on disk, register a brain to it, resample once.
+"""Find a template on disk, register a brain to it, and resample the image once.
 
-Templates come from TemplateFlow's folder and are never downloaded here: its client lists what is
-there, without updating the folder and without the network.
+Templates come from TemplateFlow's folder and are never downloaded: its client lists the files in
+the folder, without updating it and without the network.
 """
 
 import os
@@ -35,21 +35,21 @@ class Template:
 
 
 def find_template(space: str, suffix: str = "T1w", home: Path | None = None) -> Template:
-    """Template of ``space`` at 1 mm (else 2 mm) in TemplateFlow's folder.
+    """Return the template of a space at 1 mm (else 2 mm) in TemplateFlow's folder.
 
     Parameters
     ----------
     space
         TemplateFlow identifier, ``MNI152NLin2009cAsym``.
     suffix
-        Contrast that is preferred; the T1w template serves where it is absent.
+        Preferred contrast; the T1w template is used if it is absent.
     home
         TemplateFlow's folder; default ``$TEMPLATEFLOW_HOME``, else ``~/.cache/templateflow``.
 
     Raises
     ------
     UsageError
-        If the template is not there, with the way to provide it.
+        If the template is missing; the message says how to provide it.
     """
     if not re.fullmatch(r"[A-Za-z0-9]+", space):
         raise UsageError(f"--output-spaces {space}: not the name of a TemplateFlow template")
@@ -74,7 +74,7 @@ def find_template(space: str, suffix: str = "T1w", home: Path | None = None) -> 
 
 
 def _listed(home: Path, space: str, **entities: Any) -> Path | None:
-    """The one file with content that TemplateFlow's folder has for these entities, or None."""
+    """Return the one file with content in TemplateFlow's folder for these entities, or None."""
     folder = home / f"tpl-{space}"
     # TemplateFlow takes seconds to list what it has: not for a folder of empty files.
     if not any(_has_content(path) for path in folder.rglob("*.nii.gz")):
@@ -90,24 +90,33 @@ def _listed(home: Path, space: str, **entities: Any) -> Path | None:
 
 
 def _has_content(path: Path) -> bool:
-    """A real file: TemplateFlow leaves empty ones for what it has not fetched."""
+    """Return True for a real file: TemplateFlow leaves empty ones for files not yet fetched."""
     return path.is_file() and path.stat().st_size > 0
 
 
 def register(
     image: nib.Nifti1Image, mask: nib.Nifti1Image, template: Template, flexible: bool = True
 ) -> tuple[Any, dict[str, Any]]:
-    """Transform from template to image coordinates, for :func:`to_template`.
+    """Return the transform from template to image coordinates, for :func:`to_template`.
 
-    Twelve parameters, then a coarse B-spline, both by mutual information of the two brains: any
-    contrast fits a T1-weighted template. The same result whatever the number of threads.
+    Twelve parameters, then a coarse B-spline, both by mutual information of the two brains, so any
+    contrast fits a T1-weighted template. The result does not depend on the number of threads.
+
+    Parameters
+    ----------
+    image, mask
+        3-D image, and its brain mask.
+    template
+        As :func:`find_template` returns it.
+    flexible
+        Whether the B-spline step runs.
 
     Returns
     -------
     transform
         A SimpleITK transform: world coordinates of the template to those of the image (LPS).
     record
-        ``space``, ``transform`` (what it is made of), ``mutual_information`` and ``warnings``.
+        ``space``, ``transform`` (its parts), ``mutual_information`` and ``warnings``.
 
     Raises
     ------
@@ -149,7 +158,15 @@ def register(
 def to_template(
     image: nib.Nifti1Image, transform: Any, template: Template, zooms: tuple[float, float, float]
 ) -> nib.Nifti1Image:
-    """The image on the template's field of view with voxels of ``zooms`` mm: one interpolation."""
+    """Return the image on the field of view of the template, interpolated once.
+
+    Parameters
+    ----------
+    image, transform, template
+        The image, and the results of :func:`register` and :func:`find_template`.
+    zooms
+        Voxel size in mm.
+    """
     from bids_moediff.imaging.grid import output_grid
 
     reference = nib.Nifti1Image.from_filename(template.image)
@@ -171,7 +188,7 @@ def _positive(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def to_itk(image: nib.Nifti1Image) -> SimpleITK.Image:
-    """SimpleITK image of the same voxels in the same place."""
+    """Return a SimpleITK image of the same voxels in the same place."""
     result = SimpleITK.GetImageFromArray(np.asarray(image.dataobj, dtype=np.float32).T)
     affine = _TO_LPS @ image.affine
     zooms = nib.affines.voxel_sizes(affine)
@@ -182,7 +199,7 @@ def to_itk(image: nib.Nifti1Image) -> SimpleITK.Image:
 
 
 def _brain(image: nib.Nifti1Image, mask: nib.Nifti1Image, zoom: float) -> SimpleITK.Image:
-    """The brain alone, smoothed to and sampled at about ``zoom`` mm, brightness in [0, 1]."""
+    """Return the brain alone, sampled at about ``zoom`` mm, brightness in [0, 1]."""
     inside = np.asarray(mask.dataobj) > 0
     data = np.where(inside, np.asarray(image.dataobj, dtype=np.float32), 0.0)
     low, high = np.percentile(data[inside], [1.0, 99.0])

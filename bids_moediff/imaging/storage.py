@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which steps intensities are stored: digits below the noise are as large as those above it."""
+"""Choose the step in which intensities are stored: digits below the noise only take space."""
 
 import math
 
@@ -11,7 +11,7 @@ LARGEST = 32767  # of 16-bit integers
 
 
 def storage_step(noise: float, largest: float) -> float | None:
-    """Return the step of 16-bit integers for an image, or None where floats are needed.
+    """Return the step of 16-bit integers for an image, or None if floats are needed.
 
     Parameters
     ----------

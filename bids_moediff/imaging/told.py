@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the last layers are told about a scan beyond voxel ratios and profile widths.
+"""Compute the inputs of last layers beyond voxel ratios and profile widths.
 
-Four numbers, all of the order of one: how noisy the scan is, that times the voxel ratio, how much
-of the finest detail the profile took away along its coarsest axis, and that times the noise. They
-count by how coarse the second axis is against the coarsest one: for slices, whose plane is as
-fine as the output, they are 0, since nothing was gained there (research/notebook.md).
+Four numbers, all of the order of one: the noise of the scan, that times the voxel ratio, the share
+of the finest detail that the profile removed along its coarsest axis, and that times the noise.
+They are weighted by the ratio of the second axis over the coarsest one. For slices, whose plane is
+as fine as the output, they are 0, since nothing was gained there (research/notebook.md).
 """
 
 import math
@@ -22,7 +22,7 @@ LARGEST = math.log2(6.0)  # voxel ratio that the networks were trained on
 
 
 def edge_loss(axis: Axis) -> float:
-    """Share of the amplitude at the edge of the measured band that the profile took away."""
+    """Return the share of the amplitude that the profile removes at the edge of the band."""
     if axis.profile == "gaussian":
         deviation = axis.fwhm / (2 * math.sqrt(2 * math.log(2)))
         return 1 - math.exp(-0.5 * (math.pi * deviation) ** 2)
@@ -36,17 +36,17 @@ def edge_loss(axis: Axis) -> float:
 def told_numbers(
     acquisition: Acquisition, ratios: Sequence[float], noise: float
 ) -> tuple[float, ...]:
-    """The numbers of one scan.
+    """Return the four numbers of one scan.
 
     Parameters
     ----------
     acquisition
-        What the engine assumes.
+        The acquisition that the engine assumes.
     ratios
         Measured over output voxel size, by axis.
     noise
-        Standard deviation of the scan's noise, the head being in about [0, 1]; 0 where nothing is
-        known of it.
+        Standard deviation of the noise of the scan, the head being in about [0, 1]; 0 if it is not
+        known.
     """
     axis = max(range(3), key=lambda number: (round(ratios[number], 3), number))
     _, second, first = sorted(min(math.log2(max(ratio, 1.0)), LARGEST) for ratio in ratios)
