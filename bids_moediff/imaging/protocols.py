@@ -55,7 +55,7 @@ class Protocol:
 
     @property
     def plain(self) -> bool:
-        """Whether slices of usual width are measured without noise or filter, as the app assumes."""
+        """Whether slices of usual width are measured without noise or filter, known to the app."""
         return self.axis == Axis(self.profile) and self == Protocol(
             self.key, self.factor, self.isotropic, self.axis
         )
