@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Super-resolved images of a data set against true images of the same participants.
+"""Compare super-resolved images of a data set with true images of the same participants.
 
-Nothing is registered. A result whose voxels coincide with the truth's is compared as it is; any
-other is brought onto the truth's grid by a cubic spline, and its row says so.
+Nothing is registered. A result whose voxels coincide with those of the truth is compared as it is.
+Any other is interpolated to the truth's grid by a cubic spline, and its row says so.
 """
 
 import json
@@ -45,7 +45,7 @@ class ResultFile:
 
     @property
     def sidecar(self) -> dict[str, Any]:
-        """Its JSON, empty if there is none or it cannot be read."""
+        """Return the JSON sidecar, empty if there is none or it cannot be read."""
         stem = self.path.name.removesuffix(".gz").removesuffix(".nii")
         try:
             content = json.loads(self.path.with_name(f"{stem}.json").read_text(encoding="utf-8"))
@@ -55,7 +55,15 @@ class ResultFile:
 
 
 def find_results(root: Path, labels: Sequence[str] = ()) -> list[ResultFile]:
-    """Images with ``desc-sr`` of the participants (all without `labels`), sorted by name."""
+    """Return images with ``desc-sr`` of the participants, sorted by name.
+
+    Parameters
+    ----------
+    root
+        Derivatives folder.
+    labels
+        Participants without ``sub-``; all if empty.
+    """
     found = []
     for path in sorted(root.glob("sub-*/**/anat/*_desc-sr_*.nii*")):
         try:
@@ -71,14 +79,15 @@ def find_results(root: Path, labels: Sequence[str] = ()) -> list[ResultFile]:
 def match(
     result: ResultFile, candidates: Sequence[AnatomicalImage], session: str | None = None
 ) -> AnatomicalImage:
-    """The true image of a result: the same entities, `session` in place of its own if given.
+    """Return the true image of a result.
 
-    If none has the same entities, the only image of that participant, session and contrast.
+    It has the same entities, with ``session`` in place of the result's own if given. If no image
+    has, the only image of that participant, session and contrast is taken.
 
     Raises
     ------
-    ImageError : none or several of them
-
+    ImageError
+        If there is no such image, or several.
     """
     wanted = dict(result.entities) | ({"ses": session} if session is not None else {})
     same = [
@@ -104,7 +113,7 @@ def match(
 
 @dataclass(frozen=True)
 class Pair:
-    """Result and truth on the truth's grid, the mask in which they are compared, and how."""
+    """Result and truth on the truth's grid, the mask of the comparison, and the match."""
 
     image: np.ndarray
     truth: np.ndarray
@@ -114,7 +123,7 @@ class Pair:
 
 
 def align(result: nib.Nifti1Image, truth: nib.Nifti1Image) -> Pair:
-    """Bring `result` onto the grid of `truth`; the mask is the head that both of them show."""
+    """Bring ``result`` onto the grid of ``truth``; the mask is the head that both show."""
     data = np.asarray(truth.dataobj, dtype=np.float32)
     image, covered, grid = onto_grid(result, truth)
     mask = head_mask_array(data, voxel_sizes(truth.affine)) & covered
@@ -126,7 +135,7 @@ def align(result: nib.Nifti1Image, truth: nib.Nifti1Image) -> Pair:
 def onto_grid(
     source: nib.Nifti1Image, target: nib.Nifti1Image
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Data of `source` on the grid of `target`, where it is covered, and "same" or "spline"."""
+    """Return data of ``source`` on the grid of ``target``, its coverage, and "same" or "spline"."""
     matrix = np.linalg.inv(source.affine) @ target.affine
     corner = np.round(matrix[:3, 3])
     shape = np.asarray(target.shape)
@@ -156,7 +165,7 @@ def onto_grid(
 
 
 def fit_intensities(pair: Pair) -> tuple[np.ndarray, float, float]:
-    """The image with the scale and offset that bring it closest to the truth in the mask."""
+    """Return the image with the scale and offset closest to the truth in the mask."""
     values = pair.image[pair.mask].astype(np.float64)
     design = np.stack([values, np.ones_like(values)], axis=1)
     solution = np.linalg.lstsq(design, pair.truth[pair.mask].astype(np.float64), rcond=None)[0]
@@ -170,14 +179,22 @@ def evaluate(
     source: AnatomicalImage | None = None,
     fit: bool = False,
 ) -> tuple[Row, Pair]:
-    """All figures of one result, and the pair for pictures.
+    """Return all figures of one result, and the pair for pictures.
 
     Parameters
     ----------
-    result, reference : the two files
-    source : the coarse scan, for the gains over interpolation
-    fit : whether scale and offset of the intensities are fitted first (other scanner, other units)
+    result, reference
+        NIfTI files of the result and of the truth.
+    source
+        The coarse scan, for gains over interpolation.
+    fit
+        Whether scale and offset of the intensities are fitted first (another scanner, other
+        units).
 
+    Raises
+    ------
+    ImageError
+        If the two cannot be compared.
     """
     image = conform(result.path)[0]
     pair = align(image, conform(reference.path)[0])
@@ -203,12 +220,12 @@ def evaluate(
 
 
 def align_to(image: nib.Nifti1Image, pair: Pair) -> np.ndarray:
-    """`image` on the grid of the pair's truth."""
+    """Return ``image`` on the grid of the pair's truth."""
     return onto_grid(image, nib.Nifti1Image(pair.truth, pair.affine))[0]
 
 
 def _ratios(coarse: Any, zooms: Sequence[float]) -> tuple[float, ...]:
-    """Voxel ratios; ones (no band to recover) where the input's voxel size is not known."""
+    """Return voxel ratios; ones (no band to recover) if the voxel size of the input is unknown."""
     if not isinstance(coarse, list) or len(coarse) != 3:
         return (1.0, 1.0, 1.0)
     return tuple(max(1.0, float(c) / z) for c, z in zip(coarse, zooms, strict=True))
@@ -217,7 +234,7 @@ def _ratios(coarse: Any, zooms: Sequence[float]) -> tuple[float, ...]:
 def _baselines(
     source: AnatomicalImage, zooms: tuple[float, float, float]
 ) -> dict[str, nib.Nifti1Image]:
-    """Cubic interpolation of the coarse scan and cubic + back-projection, on the output grid."""
+    """Return cubic interpolation and cubic + back-projection of the scan, on the output grid."""
     coarse = conform(source.path)[0]
     measured = torch.from_numpy(np.asarray(coarse.dataobj, dtype=np.float32))
     size = voxel_sizes(coarse.affine)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole heads: degrade, restore, compare.
+"""Benchmark methods on whole heads: degrade, restore, compare.
 
 Every method gets the same measurement and the same declared acquisition. Rows are kept on disk and
-never computed twice, so a benchmark that was interrupted goes on where it stopped and the
-baselines are shared by all models.
+never computed twice. So an interrupted benchmark continues where it stopped, and all models share
+the baselines.
 """
 
 import csv
@@ -48,13 +48,18 @@ class Task:
 
     Parameters
     ----------
-    truth, mask : (X, Y, Z) intensities and head mask
-    measured : what the coarse acquisition measured, without noise
-    operator : from truth to measurement
-    coarse_zooms, zooms : voxel sizes in mm
-    affine : of the truth
-    metadata : what a sidecar would say, for a scan that goes the way of the app
-
+    truth, mask
+        Intensities and head mask (X, Y, Z).
+    measured
+        Coarse measurement without noise (x, y, z).
+    operator
+        From truth to measurement.
+    coarse_zooms, zooms
+        Voxel sizes in mm.
+    affine
+        Affine of the truth.
+    metadata
+        Content of a sidecar, if the app is to estimate the acquisition.
     """
 
     truth: np.ndarray
@@ -69,7 +74,7 @@ class Task:
 
     @property
     def ratios(self) -> Triple:
-        """Coarse over fine voxel size."""
+        """Coarse over fine voxel size, by axis."""
         first, second, third = (
             coarse / fine for coarse, fine in zip(self.coarse_zooms, self.zooms, strict=True)
         )
@@ -90,7 +95,19 @@ def make_task(
     ratios: Triple,
     profile: str,
 ) -> Task:
-    """Degrade (X, Y, Z) `truth` without noise; what does not fill a coarse voxel is cut off."""
+    """Degrade a true image without noise; what does not fill a coarse voxel is cut off.
+
+    Parameters
+    ----------
+    truth, mask
+        Intensities and head mask (X, Y, Z).
+    zooms, affine
+        Voxel sizes in mm, and affine of the truth.
+    ratios
+        Coarse over fine voxel size, by axis.
+    profile
+        Slice or voxel profile.
+    """
     grids = Grids.inside(truth.shape, zooms, ratios)
     if min(grids.coarse_shape) < 4:
         raise ImageError(f"at ratios {ratios} fewer than four voxels are left on a side.")
@@ -103,7 +120,7 @@ def make_task(
 
 
 def protocol_task(loaded: Loaded, protocol: Protocol) -> Task:
-    """Measure a head under a protocol, and say of it what the protocol says."""
+    """Measure a head under a protocol, with the statements that the protocol makes about it."""
     ratios = protocol.ratios(loaded.axes)
     grids = Grids.inside(loaded.truth.shape, loaded.zooms, ratios)
     task = make_task(
@@ -141,7 +158,7 @@ Restore = Callable[[Task], np.ndarray]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to restore a task; `version` tells results of different weights or options apart."""
+    """A way to restore a task; ``version`` separates results of different weights or options."""
 
     name: str
     version: str
@@ -164,7 +181,7 @@ def _back_projected(task: Task) -> np.ndarray:
 
 
 def consistent(task: Task) -> np.ndarray:
-    """Cubic interpolation projected onto the measurement: what the scan itself says."""
+    """Return cubic interpolation projected onto the measurement (X, Y, Z)."""
     return initial_estimate(task.measured, task.operator, task.coarse_zooms, task.zooms).numpy()
 
 
@@ -178,7 +195,7 @@ BASELINES = (
 
 
 def restored(resolver: SuperResolver, task: Task, options: Options) -> Result:
-    """Restore a task by a model, with what is told of the scan or the way the app goes."""
+    """Restore a task by a model, with the protocol's statements or as the app would."""
     if task.metadata is None:
         return resolver.enhance(task.coarse_image, options, Inputs(acquisition=task.acquisition))
     told = ImageRequest(key="", image="", out_dir="", metadata=task.metadata)
@@ -186,7 +203,7 @@ def restored(resolver: SuperResolver, task: Task, options: Options) -> Result:
 
 
 def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Method:
-    """A loaded model as a method; `options` are fields of :class:`Options`."""
+    """Return a loaded model as a method; ``options`` are fields of :class:`Options`."""
 
     def restore(task: Task) -> np.ndarray:
         asked = Options(output_resolution=task.zooms, **options)
@@ -198,7 +215,17 @@ def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Met
 
 
 def score(task: Task, image: np.ndarray, *, full: bool) -> dict[str, float]:
-    """All figures of one result; `full` adds the slow ones."""
+    """Return all figures of one result; ``full`` adds the slow ones.
+
+    Parameters
+    ----------
+    task
+        Head and protocol.
+    image
+        Result (X, Y, Z).
+    full
+        Whether SSIM, HFEN, flicker and the recovered band are computed.
+    """
     if image.shape != task.truth.shape or not np.isfinite(image).all():
         raise ImageError(f"the result {image.shape} does not fit the truth {task.truth.shape}.")
     residual = task.operator.forward(torch.from_numpy(image)) - task.measured
@@ -213,7 +240,7 @@ def score(task: Task, image: np.ndarray, *, full: bool) -> dict[str, float]:
 
 
 class Rows:
-    """The table of finished rows, on disk after every one of them."""
+    """The table of finished rows; it is written to disk after every row."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -223,18 +250,18 @@ class Rows:
                 self._rows[_key(row)] = row
 
     def finished(self, key: Row, full: bool) -> bool:
-        """Whether the row is there, with the slow figures if they are wanted."""
+        """Return True if the row is there, with the slow figures if they are wanted."""
         row = self._rows.get(_key(key))
         return row is not None and (not full or row.get("ssim") is not None)
 
     def add(self, row: Row) -> None:
-        """Keep a row."""
+        """Add a row."""
         self._rows[_key(row)] = row
         if self.path is not None:
             write_text(table_text([_rounded(row) for row in self.all()], [*COLUMNS]), self.path)
 
     def all(self) -> list[Row]:
-        """Every row, in the order of computation."""
+        """Return every row, in the order of computation."""
         return list(self._rows.values())
 
 
@@ -248,7 +275,7 @@ def _rounded(row: Row) -> Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a table written by :class:`Rows`; UsageError if it is another kind of table."""
+    """Read rows of a table written by :class:`Rows`; UsageError for another kind of table."""
     with path.open(newline="", encoding="utf-8") as stream:
         rows: list[Row] = list(csv.DictReader(stream, delimiter="\t"))
     try:
@@ -265,14 +292,16 @@ def read_rows(path: Path) -> list[Row]:
 
 @dataclass
 class BenchmarkPlan:
-    """What is to be computed.
+    """Heads, protocols and methods of a benchmark.
 
     Parameters
     ----------
-    heads, protocols, methods : every combination of them
-    full : whether the slow figures are wanted
-    all_axes : degrade axes without truth as well
-
+    heads, protocols, methods
+        Every combination of them is computed.
+    full
+        Whether the slow figures are wanted.
+    all_axes
+        Whether axes without truth are degraded, too.
     """
 
     heads: Sequence[TruthHead]
@@ -286,7 +315,7 @@ class BenchmarkPlan:
 
 
 class HeadTable:
-    """What was found out about each head, so that finished heads need not be read again."""
+    """Known facts about each head, so that finished heads need not be read again."""
 
     columns = ("head", "group", "image", "voxel_mm", "axes", "note")
 
@@ -298,7 +327,7 @@ class HeadTable:
                 self._rows = {row["image"]: row for row in csv.DictReader(stream, delimiter="\t")}
 
     def get(self, head: TruthHead) -> tuple[tuple[int, ...], str] | None:
-        """Axes that hold truth and why the others do not, if the head was read before."""
+        """Return axes that hold truth and why the others do not, if the head was read before."""
         row = self._rows.get(head.digest)
         if row is None:
             return None
@@ -306,7 +335,7 @@ class HeadTable:
         return tuple(int(axis) for axis in row["axes"].split(",")), note
 
     def add(self, loaded: Loaded) -> None:
-        """Keep what is known of a head."""
+        """Store the facts about a head."""
         head = loaded.head
         self._rows[head.digest] = {
             "head": head.name,
@@ -329,15 +358,23 @@ def run(
     table: HeadTable,
     report: Report = lambda row, problem: None,
 ) -> tuple[list[Row], dict[str, str]]:
-    """Compute what is missing.
+    """Compute the missing rows of a plan.
 
-    `report` gets every row as it is ready, or None and a sentence for one that failed.
+    Parameters
+    ----------
+    plan
+        What is wanted.
+    rows, table
+        What is known.
+    report
+        Called with every finished row, or with None and a sentence for one that failed.
 
     Returns
     -------
-    rows : those of the plan, new and kept
-    notes : for each head, the axes that hold no truth and why
-
+    rows
+        Those of the plan, new and kept.
+    notes
+        For each head, the axes that hold no truth and why.
     """
     wanted: list[Row] = []
     notes: dict[str, str] = {}
@@ -355,7 +392,7 @@ def run(
 def _run_head(
     plan: BenchmarkPlan, rows: Rows, table: HeadTable, head: TruthHead, report: Report
 ) -> list[Row]:
-    """Keys of one head under all protocols; it is read only if something is missing."""
+    """Compute one head under all protocols; it is read only if a row is missing."""
     loaded: Loaded | None = None
     known = table.get(head)
     if known is None:
@@ -396,7 +433,7 @@ def _run_task(
     ratios: Triple,
     report: Report,
 ) -> None:
-    """Rows of one head under one protocol, computed unless they are there."""
+    """Compute the missing rows of one head under one protocol."""
     task: Task | None = None
     for key, method in zip(keys, plan.methods, strict=True):
         if rows.finished(key, plan.full):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a result wrong where it says it is uncertain? The expected error against the true one.
+"""Compare the expected error with the true one.
 
-Risk-coverage curve: keep the share of voxels that the deviation calls surest and look at the error
-of those (El-Yaniv and Wiener, Journal of Machine Learning Research 11:1605-1641, 2010). A useless
-deviation gives a flat curve, a perfect one the curve of the errors themselves.
+Risk-coverage curve: keep the share of voxels with the smallest expected error, and plot the true
+error of those (El-Yaniv and Wiener, Journal of Machine Learning Research 11:1605-1641, 2010). A
+useless deviation gives a flat curve, a perfect one the curve of the errors themselves.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Curves:
-    """Error of the surest voxels by coverage, over the range of the head.
+    """Error of the most certain voxels by coverage, over the range of the head.
 
     ``risk``: sorted by the deviation; ``ideal``: by the error itself; both relative to the error
     of all voxels. ``bins``: mean deviation and root mean square error in tenths of the voxels.
@@ -47,7 +47,7 @@ class Curves:
 
 
 def curves(deviation: np.ndarray, error: np.ndarray) -> Curves:
-    """Risk-coverage and reliability of a deviation (n,) against an error (n,), equal units."""
+    """Return risk-coverage and reliability of a deviation (n,) for an error (n,), equal units."""
     squares = np.square(error, dtype=np.float64)
     total = max(float(squares.mean()), 1e-30)
     counts = np.maximum(1, np.round(COVERAGES * len(squares)).astype(int))
@@ -64,14 +64,24 @@ def curves(deviation: np.ndarray, error: np.ndarray) -> Curves:
 
 
 def figures(deviation: np.ndarray, error: np.ndarray, found: Curves) -> Row:
-    """How good a deviation is, in numbers.
+    """Return figures of the quality of a deviation.
 
-    `factor`: what the deviation has to be multiplied with to have the size of the error;
-    `within_two`: share of voxels whose error lies within two such deviations (0.95 if errors are
-    Gaussian); `correlation`: Spearman's, of deviation and absolute error; `risk_half`: error of
-    the surest half over that of all; `gain`: area between the flat and the risk curve over that
-    between the flat and the ideal one (0 useless, 1 perfect); `fitted`: the factor that makes the
-    errors most likely, if they are Gaussian.
+    Parameters
+    ----------
+    deviation, error
+        Expected and true error of n voxels (n,).
+    found
+        Their curves.
+
+    Returns
+    -------
+    dict
+        ``factor``: root mean square error over that of the deviation. ``within_two``: share of
+        voxels whose error lies within two deviations times that factor (0.95 for Gaussian errors).
+        ``correlation``: Spearman's, of deviation and absolute error. ``risk_half``: error of the
+        most certain half over that of all. ``gain``: area between the flat and the risk curve over
+        that between the flat and the ideal one (0 useless, 1 perfect). ``fitted``: the factor with
+        the largest likelihood, if errors are Gaussian.
     """
     from scipy import stats
 
@@ -97,7 +107,7 @@ def figures(deviation: np.ndarray, error: np.ndarray, found: Curves) -> Row:
 def examine(
     loaded: Loaded, protocol: Protocol, resolver: SuperResolver, **options: Any
 ) -> tuple[Row, Curves]:
-    """One head under one protocol; `options` are fields of :class:`Options`.
+    """Examine one head under one protocol; ``options`` are fields of :class:`Options`.
 
     Errors and deviations are over the range of the head.
     """
@@ -124,16 +134,16 @@ def examine(
 
 
 def uncalibrated(resolver: SuperResolver) -> None:
-    """Let the engine give what it would multiply with the factor of a calibration."""
+    """Return the resolver with a calibration factor of one."""
     by_hand = replace(resolver.model, scale=None)
     resolver.uncertainty = Uncertainty(by_hand, resolver.precision)
     resolver.uncertainty.calibration = expected_error.Calibration(1.0)
 
 
 def calibrate(rows: Sequence[Row], resolver: SuperResolver) -> Row:
-    """Content of calibration.json from rows of a model that was :func:`uncalibrated`.
+    """Return the content of calibration.json from rows of an :func:`uncalibrated` model.
 
-    Rows with two coarse axes or more (x3 isotropic) make a factor of their own.
+    Rows with two coarse axes or more (x3 isotropic) give a factor of their own.
     """
     fitted = [row["fitted"] for row in rows if row["coarseness"] <= expected_error.MILD]
     coarse = [row["fitted"] for row in rows if row["coarseness"] >= expected_error.COARSE]
@@ -157,7 +167,7 @@ def _factor(fitted: Sequence[float]) -> Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
+    """Return the rows as a table."""
     lines = [
         "| head | protocol | error | deviation | factor | within two | correlation | error of the "
         "surest half | ideal | gain |",
@@ -173,7 +183,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], found: Sequence[Curves], path: Path) -> None:
-    """Risk-coverage and reliability, one line per head and protocol."""
+    """Draw risk-coverage and reliability, one line per head and protocol."""
     from matplotlib.figure import Figure
 
     from .summary import save_figure

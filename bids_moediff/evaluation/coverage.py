@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the bound of the error hold, and which factor makes it hold? Split conformal over heads."""
+"""Test whether the bound of the error holds, and fit its factor: split conformal over heads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -80,12 +80,12 @@ def head_scores(rows: Sequence[Row], kind: str) -> dict[str, float]:
 
 
 def bounds(rows: Sequence[Row], resolver: SuperResolver) -> Row:
-    """Return the content of `bounds.json`.
+    """Return the content of ``bounds.json``.
 
     Raises
     ------
     ValueError
-        for too few heads.
+        For too few heads.
     """
     scores = {kind: head_scores(rows, kind) for kind in (MAP, SAMPLES)}
     return {
@@ -104,7 +104,7 @@ def bounds(rows: Sequence[Row], resolver: SuperResolver) -> Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return how many heads the factor of the model holds for, and the scores as a table."""
+    """Return the number of heads that the model's factor holds for, and the scores as a table."""
     lines = []
     for model, kind in dict.fromkeys((row["model"], row["map"]) for row in rows):
         chosen = [row for row in rows if (row["model"], row["map"]) == (model, kind)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fine scan made coarse: what a quicker acquisition of the same head would have given."""
+"""Make a fine scan coarse, as a quicker acquisition of the same head would be."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +31,20 @@ class Coarsening:
 
     Parameters
     ----------
-    resolution : voxel sizes asked for, or None
-    factors : voxel ratios asked for, or None (exactly one of the two is given)
-    profiles : "kspace", "gaussian" or "box" per axis
-    thickness : slice thickness, or None for contiguous slices
-    gap : gap between slices, or None
-    signal_to_noise : of Rician noise, or None for no noise
-    seed : of the noise
-
+    resolution
+        Voxel sizes in mm, or None.
+    factors
+        Voxel ratios, or None; exactly one of the two is given.
+    profiles
+        "kspace", "gaussian" or "box" per axis.
+    thickness
+        Slice thickness in mm, or None for contiguous slices.
+    gap
+        Gap between slices in mm, or None.
+    signal_to_noise
+        Of Rician noise, or None for no noise.
+    seed
+        Seed of the noise.
     """
 
     resolution: Triple | None = None
@@ -50,7 +56,13 @@ class Coarsening:
     seed: int = 0
 
     def target(self, zooms: Triple) -> Triple:
-        """Voxel sizes for a scan of `zooms`; ImageError if they are finer than the scan's."""
+        """Return voxel sizes in mm for a scan of ``zooms``.
+
+        Raises
+        ------
+        ImageError
+            If they are finer than those of the scan.
+        """
         if self.resolution is not None:
             wanted = self.resolution
         else:
@@ -69,7 +81,7 @@ class Coarsening:
         return (sizes[0], sizes[1], sizes[2])
 
     def acquisition(self, zooms: Triple, target: Triple) -> Acquisition:
-        """Profiles with their widths; thickness and gap belong to the coarsest degraded axis."""
+        """Return profiles and widths; thickness and gap belong to the coarsest degraded axis."""
         axes = [Axis(profile) for profile in self.profiles]
         if self.thickness is None and self.gap is None:
             return Acquisition((axes[0], axes[1], axes[2]))
@@ -90,7 +102,7 @@ class Coarsening:
 
 
 def slice_axis(zooms: Triple, target: Triple) -> int | None:
-    """The coarsest axis (the last among equals), None if it is not made coarser."""
+    """Return the coarsest axis (the last among equals), or None if it is not made coarser."""
     axis = max(range(3), key=lambda k: (round(target[k], 4), k))
     return axis if target[axis] > zooms[axis] * (1 + 1e-3) else None
 
@@ -98,18 +110,32 @@ def slice_axis(zooms: Triple, target: Triple) -> int | None:
 def degrade(
     image: nib.Nifti1Image, recipe: Coarsening, key: int = 0
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
-    """Coarse image with the outer corner of a 3-D `image`, and a record of what was done.
+    """Make a 3-D image coarse.
 
-    Without noise the map is linear, so k-space truncation may leave small negative values; noise
-    is that of a magnitude image. `key` gives every image of a data set noise of its own.
+    Without noise the map is linear, so k-space truncation may leave small negative values. Noise
+    is that of a magnitude image. The coarse grid covers the whole field of view; beyond the image,
+    its last plane is repeated. Intensities keep their units.
 
-    The coarse grid covers the whole field of view; what a last voxel has beyond the image is
-    taken from the image's last plane. Intensities keep their units.
+    Parameters
+    ----------
+    image
+        3-D image; its outer corner stays in place.
+    recipe
+        How it is made coarse.
+    key
+        Gives every image of a data set its own noise.
+
+    Returns
+    -------
+    image
+        The coarse image.
+    record
+        What was done.
 
     Raises
     ------
-    ImageError : voxels finer than the image's, or too few left
-
+    ImageError
+        If the voxels would be finer than the image's, or too few.
     """
     data = np.asarray(image.dataobj, dtype=np.float32)
     zooms = voxel_sizes(image.affine)
@@ -138,7 +164,7 @@ def degrade(
 
 
 def _profiles(acquisition: Acquisition, zooms: Triple, target: Triple) -> list[dict[str, Any]]:
-    """Profile and its width in mm for every axis."""
+    """Return the profile and its width in mm for every axis."""
     entries: list[dict[str, Any]] = []
     for axis, old, new in zip(acquisition.axes, zooms, target, strict=True):
         if new == old:
@@ -153,7 +179,7 @@ def _profiles(acquisition: Acquisition, zooms: Triple, target: Triple) -> list[d
 def add_noise(
     data: np.ndarray, zooms: Triple, signal_to_noise: float, seed: Sequence[int]
 ) -> tuple[np.ndarray, float]:
-    """Rician noise whose standard deviation is the median of the head over `signal_to_noise`."""
+    """Add Rician noise with standard deviation median of the head over ``signal_to_noise``."""
     mask = head_mask_array(data, zooms)
     signal = float(np.median(data[mask])) if mask.any() else 0.0
     if signal <= 0:
@@ -175,10 +201,10 @@ def _image(data: np.ndarray, affine: np.ndarray, source: nib.Nifti1Image) -> nib
 
 
 def updated_sidecar(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Sidecar of the coarse image: keys of the fine scan with those that changed set right.
+    """Return the sidecar of the coarse image: that of the fine scan with changed keys corrected.
 
     A slice profile on the coarsest axis alone makes the scan 2-D; its thickness and spacing are
-    then the ones that :meth:`Acquisition.from_metadata` reads.
+    then those that :meth:`Acquisition.from_metadata` reads.
     """
     content = {key: value for key, value in metadata.items() if key not in STALE}
     before, after = record["InputVoxelSize"], record["OutputVoxelSize"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much has to be gained before a model is released."""
+"""Gains that a model must reach before it is released."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ GATES = {
 
 
 def select_protocols(keys: Sequence[str] | None) -> list[Protocol]:
-    """Protocols by short names; ``gates`` stands for those with a gate, None for the default."""
+    """Return protocols by short names; ``gates`` is those with a gate, None the default."""
     if not keys:
         return list(PROTOCOLS)
     names = [name for key in keys for name in (GATES if key == "gates" else (key,))]

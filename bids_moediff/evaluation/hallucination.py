@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a method keep small lesions, and does it invent anything?
+"""Test whether a method keeps small lesions, and whether it invents structure.
 
-Small lesions are added to a true head. Head and head with lesions are made coarse and restored by
-the same method; their difference is what the method made of the lesions. At a lesion it should be
-the lesion; elsewhere it should be nothing.
+Small lesions are added to a true head. The head with and without lesions is made coarse and
+restored by the same method. Their difference is the effect of the lesions: at a lesion it should
+equal the lesion, elsewhere it should be zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ HEAD_COLUMNS = (
 
 @dataclass(frozen=True)
 class Lesion:
-    """One sphere with a soft edge: centre in voxels, diameter in mm, contrast of the range."""
+    """One sphere with a soft edge: centre in voxels, diameter in mm, contrast over the range."""
 
     centre: tuple[int, int, int]
     diameter: float
@@ -60,15 +60,28 @@ def place_lesions(
     repeats: int = 2,
     seed: int = 0,
 ) -> list[Lesion]:
-    """Lesions of every diameter and contrast, `repeats` of each, in calm tissue deep in the head.
+    """Place lesions in uniform tissue deep in the head.
 
-    Positions are drawn from the calmer half of the tissue at least 15 mm inside the outline, with
-    at least 16 mm between two of them.
+    Positions are drawn from the more uniform half of the tissue at least 15 mm inside the outline,
+    with at least 16 mm between two of them.
+
+    Parameters
+    ----------
+    loaded
+        The head.
+    diameters
+        In mm.
+    contrasts
+        Over the range of the head.
+    repeats
+        Number of lesions of each diameter and contrast.
+    seed
+        Seed of the positions.
 
     Raises
     ------
-    ImageError : the head is too small for all of them
-
+    ImageError
+        If the head is too small for all of them.
     """
     zooms, truth = loaded.zooms, loaded.truth
     depth = ndimage.distance_transform_edt(loaded.mask, sampling=zooms)
@@ -104,7 +117,7 @@ def place_lesions(
 
 
 def _distance(shape: Sequence[int], zooms: Triple, lesion: Lesion) -> np.ndarray:
-    """Distance in mm of every voxel from the centre of a lesion."""
+    """Return the distance in mm of every voxel to the centre of a lesion."""
     grid = np.ogrid[tuple(slice(size) for size in shape)]
     squares = [
         ((axis - centre) * zoom) ** 2
@@ -114,7 +127,7 @@ def _distance(shape: Sequence[int], zooms: Triple, lesion: Lesion) -> np.ndarray
 
 
 def lesion_profile(distance: np.ndarray, diameter: float) -> np.ndarray:
-    """1 in the lesion, 0 outside, a raised cosine of 1 mm across its edge."""
+    """Return 1 in the lesion, 0 outside, and a raised cosine of 1 mm across its edge."""
     position = (distance - diameter / 2) / SOFT_EDGE + 0.5
     return 0.5 * (1 + np.cos(np.pi * np.clip(position, 0, 1)))
 
@@ -122,7 +135,7 @@ def lesion_profile(distance: np.ndarray, diameter: float) -> np.ndarray:
 def add_lesions(
     truth: np.ndarray, zooms: Triple, lesions: Sequence[Lesion], scale: float
 ) -> np.ndarray:
-    """`truth` (X, Y, Z) with lesions whose contrast is a fraction of `scale`."""
+    """Return ``truth`` (X, Y, Z) with lesions whose contrast is a fraction of ``scale``."""
     image = truth.astype(np.float32).copy()
     for lesion in lesions:
         reach = [int(np.ceil((lesion.diameter / 2 + 1) / zoom)) + 1 for zoom in zooms]
@@ -148,8 +161,8 @@ def add_lesions(
 class Trial:
     """A head without and with lesions under one protocol.
 
-    `scanned` is what the lesions change in the consistent interpolation: the part of a change that
-    is measured, the ringing around a lesion included.
+    ``scanned`` is the change of the consistent interpolation by the lesions: the measured part of
+    the change, including ringing around a lesion.
     """
 
     without: Task
@@ -161,7 +174,7 @@ class Trial:
 
 
 def make_trial(loaded: Loaded, protocol: Protocol, lesions: Sequence[Lesion]) -> Trial:
-    """Degrade a head twice: as it is, and with lesions."""
+    """Degrade a head twice: without and with lesions."""
     scale = intensity_range(loaded.truth, loaded.mask)
 
     def task(truth: np.ndarray) -> Task:
@@ -175,15 +188,29 @@ def make_trial(loaded: Loaded, protocol: Protocol, lesions: Sequence[Lesion]) ->
 
 
 def examine(trial: Trial, method: Method) -> tuple[list[Row], Row, np.ndarray, np.ndarray]:
-    """Figures of one method: rows per lesion, figures of the head, and both restored images.
+    """Examine one method.
 
-    `recovered` is the mean difference in the core of a lesion (profile above one half) over that
-    of the truth: 1 is all of it. `outside_*` are the difference further off than the lesion's edge
-    plus two coarse voxels, over the noise of the head; `false_positives` counts the connected
-    regions there above the noise, `invented` those that also depart by more than the noise from
-    what the scan itself holds of the lesions. `null_energy` is the part of the result that the
-    measurement says nothing about, over that of the truth, and `null_correlation` how much of it
-    is right. `mirror_difference` compares with restoring the mirrored head, over the noise.
+    Parameters
+    ----------
+    trial
+        Head with and without lesions.
+    method
+        How they are restored.
+
+    Returns
+    -------
+    rows
+        One per lesion. ``recovered`` is the mean difference in the core of a lesion (profile above
+        one half) over that of the truth: 1 is all of it.
+    figures
+        Of the head. ``outside_*`` are the difference further away than the lesion's edge plus two
+        coarse voxels, over the noise of the head. ``false_positives`` counts the connected regions
+        there above the noise, ``invented`` those that also depart by more than the noise from the
+        change of the scan itself. ``null_energy`` is the unmeasured part of the result over that
+        of the truth, ``null_correlation`` its correlation with it. ``mirror_difference`` compares
+        with restoring the mirrored head, over the noise.
+    plain, changed
+        Restored images (X, Y, Z) without and with lesions.
     """
     task = trial.without
     plain = method.restore(task)
@@ -227,7 +254,7 @@ def _outside(difference: np.ndarray, scanned: np.ndarray, far: np.ndarray, noise
 
 
 def _null_space(task: Task, image: np.ndarray) -> Row:
-    """Energy and correlation of the parts that the measurement does not see, in the mask."""
+    """Return energy and correlation of the unmeasured parts in the mask."""
     nothing = torch.zeros(task.operator.coarse_shape)
     parts = [
         task.operator.project(torch.from_numpy(x), nothing).numpy()[task.mask].astype(np.float64)
@@ -242,9 +269,9 @@ def _null_space(task: Task, image: np.ndarray) -> Row:
 
 
 def _mirror(task: Task, plain: np.ndarray, method: Method, noise: float) -> float | None:
-    """Root mean square difference to the mirrored restoration of the mirrored head.
+    """Return the root mean square difference to the mirrored restoration of the mirrored head.
 
-    None where the coarse voxels do not fill the fine grid: the mirrored grid is another one then.
+    None if the coarse voxels do not fill the fine grid: the mirrored grid then differs.
     """
     fine = [n * z for n, z in zip(task.truth.shape, task.zooms, strict=True)]
     coarse = [n * z for n, z in zip(task.measured.shape, task.coarse_zooms, strict=True)]
@@ -263,7 +290,7 @@ def _mirror(task: Task, plain: np.ndarray, method: Method, noise: float) -> floa
 
 @dataclass
 class Tables:
-    """What was found: rows per lesion and rows per head."""
+    """Results: rows per lesion and rows per head."""
 
     lesions: list[Row]
     heads: list[Row]
@@ -278,7 +305,7 @@ def run(
     figures: Path | None = None,
     report: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """All protocols and methods on one head; rows go to `tables`, pictures to `figures`."""
+    """Run all protocols and methods on one head; fill ``tables``, draw into ``figures``."""
     for protocol in protocols:
         trial = make_trial(loaded, protocol, lesions)
         shown: dict[str, np.ndarray] = {"truth": trial.with_lesions.truth}
@@ -301,10 +328,10 @@ def run(
 
 
 def size_classes(tables: Tables) -> list[Row]:
-    """Contrast recovered per protocol, method and diameter, and against back-projection.
+    """Return recovered contrast per protocol, method and diameter, and against back-projection.
 
-    `over_back_projection` is the mean over lesions of the difference to cubic + back-projection at
-    the same lesion, with a 95 % bootstrap interval.
+    ``over_back_projection`` is the mean over lesions of the difference to cubic + back-projection
+    at the same lesion, with a 95 % bootstrap interval.
     """
     key = ("head", "protocol", "diameter_mm", "contrast", "x", "y", "z")
     back = {
@@ -346,7 +373,7 @@ CLASS_COLUMNS = (
 
 
 def markdown(tables: Tables) -> str:
-    """Both tables as a page."""
+    """Return both tables as a page."""
     lines = [
         "# Lesions put into heads",
         "",
@@ -387,7 +414,7 @@ def markdown(tables: Tables) -> str:
 
 
 def draw_recovery(tables: Tables, path: Path) -> None:
-    """Contrast recovered against diameter, one panel per protocol, one line per method."""
+    """Draw recovered contrast against diameter, one panel per protocol, one line per method."""
     from matplotlib.figure import Figure
 
     from .summary import save_figure
@@ -415,7 +442,7 @@ def draw_recovery(tables: Tables, path: Path) -> None:
 
 
 def draw_lesions(trial: Trial, images: dict[str, np.ndarray], path: Path) -> None:
-    """The largest and the smallest lesion of each contrast: truth beside every method."""
+    """Draw the largest and the smallest lesion of each contrast: truth beside every method."""
     from matplotlib.figure import Figure
 
     from .summary import save_figure

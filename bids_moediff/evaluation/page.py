@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page without links to anywhere: figures of every image, their means, pictures."""
+"""Write one HTML page without external resources: figures of every image, means, pictures."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ by a cubic spline; &ldquo;same&rdquo;: compared voxel by voxel.</p>
 
 
 def mean_figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Mean and bootstrap interval of every figure that is there."""
+    """Return mean and bootstrap interval of every figure present."""
     means = []
     for name in FIGURES:
         values = [float(row[name]) for row in rows if _number(row.get(name))]
@@ -66,7 +66,7 @@ def _number(value: Any) -> bool:
 def render(
     title: str, rows: Sequence[Row], problems: Sequence[str], pictures: Mapping[str, str]
 ) -> str:
-    """The page; `pictures` are PNG images in base64 by name."""
+    """Return the page; ``pictures`` are PNG images in base64 by name."""
     from jinja2 import Environment
 
     columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
@@ -92,7 +92,7 @@ def _cell(value: Any) -> str:
 
 
 def draw_pair(pair: Pair) -> str:
-    """Middle slices of truth, result and difference, three planes, as PNG in base64."""
+    """Draw middle slices of truth, result and difference, three planes, as PNG in base64."""
     from matplotlib.figure import Figure
 
     top = intensity_range(pair.truth, pair.mask)

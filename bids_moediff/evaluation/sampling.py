@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are samples as uncertain as the result is? Samples against the truth of coarsened images.
+"""Compare samples with the true error of coarsened images.
 
-Every sampler draws the error of the same restored image: noise on the expected error by hand
-(the baseline), noise on the scale head, a family's own sampler if it has one, and noise on a
-scale taken from the true error, which bounds what a scale can reach. Errors and samples are
-compared in the part of the image that the acquisition did not measure and as a whole.
+Every sampler draws the error of the same restored image: noise on the expected error (the
+baseline), noise on the scale head, the family's own sampler if it has one, and noise on a scale
+taken from the true error, which bounds what a scale can reach. Errors and samples are compared in
+the unmeasured part of the image and as a whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -49,9 +49,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """A restored image beside its truth; (X, Y, Z), scaled intensities, samplers left out.
+    """A restored image beside its truth; (X, Y, Z), scaled intensities.
 
-    ``missing`` is the error that the acquisition says nothing of, ``error`` all of it.
+    ``error`` is the whole error, ``missing`` its unmeasured part.
     """
 
     truth: Tensor
@@ -68,7 +68,7 @@ class Scene:
 
     @property
     def missing(self) -> Tensor:
-        """The part of the error that was not measured."""
+        """Unmeasured part of the error."""
         return self.space.project(self.error)
 
 
@@ -113,7 +113,7 @@ def _scene(made: Restoration, task: Task) -> Scene:
 def samplers(
     made: Restoration, scene: Scene, resolver: SuperResolver, options: Options
 ) -> Iterator[tuple[str, Draw]]:
-    """Yield what there is to compare, the baseline first."""
+    """Yield the samplers to compare, the baseline first."""
     known = resolver.uncertainty
     if known.calibration is not None:
         by_hand = LocalScale(known.by_added_detail(made), None, scene.space)
@@ -129,7 +129,7 @@ def samplers(
 
 
 def true_scale(scene: Scene) -> LocalScale:
-    """Return the scale of the true error: its squares, blurred."""
+    """Return the scale of the true error, from its smoothed squares."""
     kept = 1 - scene.space.diagonal
     missing = _blurred(scene.missing.square()) / kept
     rest = _blurred((scene.error - scene.missing).square()) / scene.space.diagonal.clamp_min(1e-6)
@@ -185,18 +185,18 @@ def regions(scene: Scene) -> Mapping[str, Tensor]:
 
 
 def _boxes(volumes: Tensor, mask: Tensor) -> Tensor:
-    """Means (N, boxes) over the boxes of 5 x 5 x 5 voxels that lie in the mask."""
+    """Return means (N, boxes) over the boxes of 5 x 5 x 5 voxels inside the mask."""
     whole = functional.avg_pool3d(mask.float()[None, None], BOX)[0, 0] > 0.999
     return functional.avg_pool3d(volumes[:, None], BOX)[:, 0][:, whole]
 
 
 def box_correlation(variance: Tensor, squares: Tensor, mask: Tensor) -> float:
-    """Return the correlation of expected and found squared error over boxes."""
+    """Return the correlation of expected and true squared error over boxes."""
     return float(torch.corrcoef(_boxes(torch.stack([variance, squares]), mask))[0, 1])
 
 
 def energy_score(errors: Tensor, error: Tensor, mask: Tensor) -> float:
-    """Return the energy score of patches of 5 x 5 x 5 voxels, the fair one of few samples.
+    """Return the energy score of patches of 5 x 5 x 5 voxels, in its unbiased form.
 
     References
     ----------
@@ -214,7 +214,7 @@ def energy_score(errors: Tensor, error: Tensor, mask: Tensor) -> float:
 
 
 def crps(samples: Tensor, truth: Tensor) -> float:
-    """Return the mean continuous ranked probability score of (N, voxels), the fair one."""
+    """Return the mean continuous ranked probability score of (N, voxels), unbiased."""
     count = len(samples)
     far = (samples - truth).abs().mean()
     ordered = samples.sort(0).values
@@ -224,7 +224,7 @@ def crps(samples: Tensor, truth: Tensor) -> float:
 
 
 def ranks(samples: Tensor, truth: Tensor) -> Row:
-    """Return how often the truth has each rank among the samples, 1 where all are as frequent.
+    """Return the frequency of each rank of the truth among the samples; 1 is uniform.
 
     ``rank_excess`` is the share of voxels on the wrong ranks: 0 for a flat histogram.
     """

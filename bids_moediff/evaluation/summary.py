@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From rows to gains with intervals, as a table, as markdown and as pictures."""
+"""Summarise rows: gains with intervals, as a table, as markdown and as pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ COLUMNS = (
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """One entry per protocol, group of heads, and method that is not a baseline.
+    """Return one entry per protocol, group of heads, and method that is not a baseline.
 
     Gains are means of per-head differences in dB with percentile bootstrap intervals (95 %) over
-    heads. "all heads" is there if there is more than one group. `gate` is "passed", "missed" or
-    None where the protocol has none; heads of another site have to reach 80 % of it.
+    heads. "all heads" is added if there is more than one group. ``gate`` is "passed", "missed" or
+    None for a protocol without one; heads of another site have to reach 80 % of it.
     """
     table, summary = pd.DataFrame(list(rows)), []
     for protocol, mine in table.groupby("protocol", sort=False):
@@ -48,7 +48,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def _entry(own: pd.DataFrame, references: pd.DataFrame) -> Row | None:
-    """Figures of one method, by head, against cubic and back-projection of the same heads."""
+    """Return figures of one method, by head, with cubic and back-projection of these heads."""
     own = own[own.index.isin(references.index)]
     if own.empty:
         return None
@@ -80,7 +80,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _gate(entry: Row) -> str | None:
-    """Mean gains reach the gate, no head falls below cubic + back-projection, none flickers."""
+    """Return whether mean gains reach the gate, no head loses to back-projection, none flickers."""
     if entry["protocol"] not in GATES or entry["method"] in BASELINES:
         return None
     share = OTHER_SITE_SHARE if entry["group"] == OTHER_SITE else 1.0
@@ -95,7 +95,7 @@ def _gate(entry: Row) -> str | None:
 
 
 def markdown(summary: Sequence[Row], rows: Sequence[Row], notes: Mapping[str, str]) -> str:
-    """Summary as a page: gains per protocol and group, gains per head, axes left alone."""
+    """Return the summary as a page: gains per protocol and group, per head, axes left out."""
     lines = [
         "# Benchmark",
         "",
@@ -163,7 +163,7 @@ def _slow_table(summary: Sequence[Row]) -> list[str]:
 
 
 def _head_table(rows: Sequence[Row]) -> list[str]:
-    """PSNR of every head, protocol and method."""
+    """Return PSNR of every head, protocol and method."""
     table = pd.DataFrame(list(rows)).pivot_table(
         index=["head", "group", "protocol", "ratios"],
         columns=["method", "version"],
@@ -190,7 +190,7 @@ def _methods(rows: Sequence[Row]) -> list[str]:
 
 
 def _notes(notes: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
-    """Which axes hold no truth; "isotropic" means the others, "slices" the last of the others."""
+    """Return which axes hold no truth; "isotropic" means the others, "slices" the last of them."""
     told = [f"* {head}: {note}." for head, note in notes.items() if note]
     if not told:
         return []
@@ -204,7 +204,7 @@ def _notes(notes: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
 
 
 def draw_gains(rows: Sequence[Row], protocol: str, path: Path) -> None:
-    """Strip of the gain over cubic, one column a head, for back-projection and every model."""
+    """Draw the gain over cubic, one column per head, for back-projection and every model."""
     from matplotlib.figure import Figure
 
     mine = [row for row in rows if row["protocol"] == protocol]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three classes of brightness inside a mask: a segmenter that is the same for every image.
+"""Segment three classes of brightness inside a mask, by the same rule for every image.
 
 In T1w images dark, middle and bright are fluid, grey and white matter; in T2w images the order is
 reversed.
@@ -22,7 +22,7 @@ class Classes:
 
     @classmethod
     def of(cls, image: np.ndarray, mask: np.ndarray) -> "Classes":
-        """Find the centres by k-means in the mask, begun at fixed quantiles."""
+        """Find the centres by k-means in the mask, starting from fixed quantiles."""
         values = np.sort(_smooth(image)[mask].astype(np.float64))
         values = values[: int(0.99 * len(values))]  # vessels and fat are no tissue
         centres = np.percentile(values, [10, 50, 90])
@@ -44,6 +44,6 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 
 def class_volumes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the voxels (3,) of each class, found anew in this image."""
+    """Return the number of voxels (3,) of each class, with centres found in this image."""
     labels = Classes.of(image, mask).label(image)[mask]
     return np.bincount(labels, minlength=len(CLASSES)).astype(float)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heads with a truth: which files, from which sites, and which of their axes can be judged.
+"""Find images that serve as truth: their files, sites, and trustworthy axes.
 
-An axis that the scanner itself sampled coarsely, or that somebody interpolated, holds no truth: a
-result cannot be compared with detail that was never measured. Such axes are not degraded.
+An axis that the scanner sampled coarsely, or that was interpolated, holds no truth: a result
+cannot be compared with detail that was never measured. Such axes are not degraded.
 """
 
 import csv
@@ -35,9 +35,10 @@ class TruthHead:
 
     Parameters
     ----------
-    path : NIfTI file
-    group : whether its site trained the model ("training sites", "another site" or "heads")
-
+    path
+        NIfTI file.
+    group
+        "training sites", "another site" or "heads" (unknown).
     """
 
     path: Path
@@ -50,14 +51,26 @@ class TruthHead:
 
     @cached_property
     def digest(self) -> str:
-        """First eight hexadecimal digits of the file's SHA-256; ImageError if it is not there."""
+        """Return the first eight hexadecimal digits of the file's SHA-256.
+
+        Raises
+        ------
+        ImageError
+            If the file is missing.
+        """
         try:
             return hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
         except OSError as error:
             raise ImageError(f"{self.path.name} cannot be read: {error.strerror}.") from error
 
     def load(self) -> "Loaded":
-        """Read intensities and find head and trustworthy axes; ImageError."""
+        """Read intensities and find head and trustworthy axes.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read or has no head.
+        """
         try:
             image = nib.Nifti1Image.from_filename(self.path)
             data = np.asarray(image.dataobj, dtype=np.float32).squeeze()
@@ -89,12 +102,18 @@ class Loaded:
 
 
 def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tuple[int, ...], str]:
-    """Axes along which (X, Y, Z) `data` holds truth, and why the others do not.
+    """Return the axes that hold truth, and why the others do not.
 
-    An axis is left out if its voxels are more than 1.9 times the finest (slices of a 2-D scan) or
-    if its spectrum shows that it was interpolated or zero-filled from voxels more than 1.9 times
-    as large: of the band that x2 recovers nothing is left then. If nothing were left, all axes
-    count.
+    An axis is left out if its voxels are more than 1.9 times the finest (slices of a 2-D scan), or
+    if its spectrum shows interpolation or zero filling from voxels more than 1.9 times as large:
+    then nothing is left of the band that x2 recovers. If no axis remains, all count.
+
+    Parameters
+    ----------
+    data, mask
+        Intensities and head mask (X, Y, Z).
+    zooms
+        Voxel sizes in mm.
     """
     found = acquired_resolution(data, zooms, mask)
     axes, reasons = [], []
@@ -114,7 +133,7 @@ def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tup
 
 
 def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> list[TruthHead]:
-    """Heads from files; those of `other_site` come from a site that trained nothing."""
+    """Return heads of files; those of ``other_site`` come from a site without training images."""
     heads = [TruthHead(Path(path)) for path in files]
     heads += [TruthHead(Path(path), OTHER_SITE) for path in other_site]
     if missing := [str(head.path) for head in heads if not head.path.is_file()]:
@@ -126,9 +145,9 @@ def heads_of_files(files: Iterable[Path], other_site: Iterable[Path] = ()) -> li
 
 
 def heads_of_manifest(root: Path, split: str) -> list[TruthHead]:
-    """Heads of one split of a folder with manifest.tsv (columns file, split, source_repo).
+    """Return the heads of one split of a folder with manifest.tsv (file, split, source_repo).
 
-    A head comes from another site if nothing of its source is in the split "train".
+    A head comes from another site if no image of its source is in the split "train".
     """
     try:
         with (root / "manifest.tsv").open(newline="", encoding="utf-8") as stream:
@@ -157,17 +176,23 @@ RIM = 8
 
 @dataclass(frozen=True)
 class Block(TruthHead):
-    """A head of which only the middle is read, `side` voxels wide."""
+    """The middle of a head, ``side`` voxels wide."""
 
     side: int = 96
 
     @cached_property
     def digest(self) -> str:
-        """That of the file, and the side: results of a block are no results of the head."""
+        """Return the digest of the file, and the side: results differ from those of the head."""
         return f"{TruthHead(self.path).digest}-{self.side}"
 
     def load(self) -> Loaded:
-        """Block around the centre of the head's mask, which leaves out the rim; ImageError."""
+        """Read the block around the centre of the head's mask.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read or has no head.
+        """
         loaded = super().load()
         cut, judged = [], np.zeros_like(loaded.mask)
         for axis, size in enumerate(loaded.truth.shape):
