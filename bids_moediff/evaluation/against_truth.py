@@ -135,7 +135,7 @@ def align(result: nib.Nifti1Image, truth: nib.Nifti1Image) -> Pair:
 def onto_grid(
     source: nib.Nifti1Image, target: nib.Nifti1Image
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return data of ``source`` on the grid of ``target``, its coverage, and "same" or "spline"."""
+    """Return data of ``source`` on the grid of ``target``, its coverage, "same" or "spline"."""
     matrix = np.linalg.inv(source.affine) @ target.affine
     corner = np.round(matrix[:3, 3])
     shape = np.asarray(target.shape)

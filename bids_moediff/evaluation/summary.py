@@ -80,7 +80,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _gate(entry: Row) -> str | None:
-    """Return whether mean gains reach the gate, no head loses to back-projection, none flickers."""
+    """Test if mean gains reach the gate, no head loses to back-projection, none flickers."""
     if entry["protocol"] not in GATES or entry["method"] in BASELINES:
         return None
     share = OTHER_SITE_SHARE if entry["group"] == OTHER_SITE else 1.0
