@@ -30,6 +30,8 @@ def to_names(value: Any) -> list[Any]:
     """Return words as :func:`to_words` does, and split items at commas: ``01,02``."""
     items = to_words(value)
     split = [to_words(item) if isinstance(item, str) else [item] for item in items]
+    if not all(split):  # "$LABEL" of a script in which it is empty must not mean everybody
+        raise ValueError("an empty word is not a name; leave the option out, or write a name")
     return [word for words in split for word in words]
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Odd files in a data set cost themselves: one sidecar, one statement, one image."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from bids_moediff.bids import discover
-from bids_moediff.bids.discover import discover_participant
+from bids_moediff.bids.discover import discover_participant, near_participants
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.statements import read_statements
 from bids_moediff.errors import ImageError, NothingToProcessError, UsageError
+from bids_moediff.execution import preflight
+from bids_moediff.execution.preflight import check_participants
 from bids_moediff.settings import load_settings
 from bids_moediff.workflows.participant import node_name
+from field_data import small_head
 
 
 def put(root: Path, relative: str, content: bytes = b"stub") -> Path:
@@ -72,6 +76,9 @@ def test_a_sidecar_that_is_no_object_is_left_out(tmp_path, content):
         ("SliceThickness", "true"),
         ("SliceThickness", "null"),
         ("MRAcquisitionType", "[1]"),
+        ("MRAcquisitionType", '"axial"'),
+        ("SliceEncodingDirection", '["k"]'),
+        ("SliceEncodingDirection", '"Z"'),
         ("Manufacturer", '"\\ud800"'),
         ("Deep", "[" * 40 + "]" * 40),
         ("Within", '{"a": [1, -Infinity]}'),
@@ -88,6 +95,38 @@ def test_a_statement_that_cannot_be_is_left_out_alone(tmp_path, key, value):
     assert found == {"EchoTrainLength": 7}
     assert f'"{key}"' in remarks[0] or f"'{key}'" in remarks[0]
     assert len(remarks[0]) < 200
+
+
+def test_texts_of_dicom_are_padded(tmp_path):
+    found, _ = statements(tmp_path, b'{"MRAcquisitionType": "2d "}', remarks=0)
+    assert found == {"MRAcquisitionType": "2D"}
+
+
+def test_a_statement_that_is_made_twice(tmp_path):
+    content = b'{"SliceThickness": 5, "SliceThickness": 2, "EchoTime": 1, "EchoTime": 1}'
+    found, words = statements(tmp_path, content, remarks=1)
+    assert found == {"SliceThickness": 2, "EchoTime": 1}
+    assert "'SliceThickness' twice" in words[0]
+
+
+def test_a_sidecar_larger_than_memory_costs_itself(tmp_path):
+    put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    with put(tmp_path, "T1w.json").open("wb") as file:
+        file.truncate(1 << 36)
+    found = find(tmp_path)
+    assert found.images[0].problem is None
+    assert "68,719,476,736 bytes" in found.notices[0]
+
+
+def test_two_sidecars_of_one_folder_that_differ(tmp_path):
+    put(tmp_path, "sub-01/ses-1/anat/sub-01_ses-1_acq-a_T1w.nii.gz")
+    for name, thickness in (("acq-a", 2), ("ses-1", 7), ("ses-1_acq-a", 8)):
+        path = f"sub-01/ses-1/anat/sub-01_{name}_T1w.json"
+        put(tmp_path, path, b'{"SliceThickness": %d, "EchoTime": 1}' % thickness)
+    found = find(tmp_path)
+    assert found.images[0].metadata["SliceThickness"] == 8
+    (words,) = found.notices  # what is more special may differ
+    assert "sub-01_acq-a_T1w.json and sub-01_ses-1_T1w.json differ in 'SliceThickness'" in words
 
 
 @pytest.mark.parametrize(("encoding", "remarks"), [("utf-8-sig", 0), ("utf-16", 0), ("cp1252", 1)])
@@ -286,10 +325,19 @@ def test_images_and_folders_in_a_place_nearby(tmp_path):
     put(tmp_path, "sub-01/sub-01_T1w.nii.gz")
     put(tmp_path, "sub-01/Anat/sub-01_T1w.nii.gz")
     put(tmp_path, "sub-01/ses_1/anat/sub-01_T1w.nii.gz")
+    put(tmp_path, "sub-01/anat/sub-01_T1w.JSON")
+    for name in ("Sub-02", "sub_03", "subject04", "sub-P05", "code", "sub", "subcortex"):
+        (tmp_path / name).mkdir()
+    assert near_participants(tmp_path) == ["Sub-02", "sub_03", "subject04"]
     found = find(tmp_path)
     assert found.images == ()
     starts = [words.split(" is ")[0] for words in found.notices]
-    assert starts == ["sub-01/Anat", "sub-01/ses_1", "sub-01/sub-01_T1w.nii.gz"]
+    assert starts == [
+        "sub-01/Anat",
+        "sub-01/ses_1",
+        "sub-01/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_T1w.JSON",
+    ]
 
 
 def test_two_endings_and_a_link_to_itself(tmp_path):
@@ -302,3 +350,39 @@ def test_two_endings_and_a_link_to_itself(tmp_path):
     assert sum(".nii is not .nii.gz or .nii" in words for words in found.notices) == 1
     assert any("a link that leads back to itself" in words for words in found.notices)
     assert str(tmp_path) not in " ".join(found.notices)
+
+
+def test_names_that_differ_in_case_only(tmp_path, monkeypatch):
+    """Both are done, unless the output folder takes the two names for one."""
+    for stem in ("sub-A1/anat/sub-A1_acq-a", "sub-A1/anat/sub-A1_acq-A", "sub-a1/anat/sub-a1"):
+        put(tmp_path, f"{stem}_T1w.nii.gz", small_head().to_bytes())
+    for path in tmp_path.rglob("*.nii.gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    settings = settings_for(tmp_path)
+
+    def checked():
+        found = list(check_participants(settings, ["A1", "a1"]))
+        keys = [image.key for item in found for image in item.participant.images]
+        return keys, [words.message for item in found for words in item.refusals]
+
+    assert checked() == (["sub-A1_acq-A_T1w", "sub-A1_acq-a_T1w", "sub-a1_T1w"], [])
+    monkeypatch.setattr(preflight, "ignores_case", lambda folder: True)
+    keys, refused = checked()
+    assert keys == ["sub-A1_acq-A_T1w"]
+    assert "sub-A1_acq-a_T1w.nii.gz differs from sub-A1/anat/sub-A1_acq-A_T1w" in refused[0]
+    assert "sub-a1 differs from sub-A1 in upper and lower case only" in refused[1]
+
+
+@pytest.mark.parametrize("names", [["a", "B1"], ["1", "A", "a"]])
+def test_a_folder_that_tells_cases_apart(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert not preflight.ignores_case(tmp_path / "later" / "out")
+
+
+def test_a_folder_that_takes_cases_for_one(tmp_path, monkeypatch):
+    (tmp_path / "Data").mkdir()
+    exists = Path.exists
+    blind = {tmp_path / "dATA"}
+    monkeypatch.setattr(Path, "exists", lambda path: path in blind or exists(path))
+    assert preflight.ignores_case(tmp_path / "out")

@@ -252,6 +252,14 @@ def test_headers_that_cannot_be_meant_are_refused_by_their_name(tmp_path, real, 
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize("slope", [np.nan, np.inf])
+def test_a_slope_that_is_no_number_is_told(tmp_path, real, slope):
+    image, remarks = conform(changed(tmp_path / "a.nii", real, (SLOPE, "2f", slope, 0.0)))
+    assert np.array_equal(values(image), values(real).astype(np.int16))
+    assert remarks[0].startswith(f"scl_slope of the header is {slope:g}; the stored values")
+    assert conform(changed(tmp_path / "b.nii", real, (SLOPE, "2f", 0.0, 0.0)))[1] == []
+
+
 @pytest.mark.parametrize("edit", [(SFORM, "12f", *FAR), (SFORM, "12f", *FAR[:3], -2e4, *FAR[4:])])
 def test_an_image_far_from_the_scanner_is_centred(tmp_path, real, edit):
     image, remarks = conform(changed(tmp_path / "a.nii", real, edit))

@@ -40,6 +40,7 @@ __all__ = [
     "find_participants",
     "is_label",
     "nothing_to_process",
+    "participant_folders",
     "require_an_image",
     "words_on_passed",
 ]
@@ -50,6 +51,7 @@ ANATOMICAL_ENTITIES = frozenset(
 # And for sets of images from which maps are computed.
 SERIES_ENTITIES = ANATOMICAL_ENTITIES | {"flip", "inv", "mt"}
 SERIES = ("MESE", "MEGRE", "MP2RAGE", "MPM", "VFA", "MTS", "MTR", "IRT1")
+NEAR_PARTICIPANT = re.compile(r"(?!sub-)(?i:sub|subj|subject)[-_ ]?[A-Za-z]{0,3}\d\S*")
 MOST_REMARKS = 10  # where nothing is to be done
 RAW_FOLDERS = ("sourcedata/raw", "rawdata", "raw", "sourcedata", "bids")
 
@@ -77,11 +79,11 @@ def find_participants(settings: Settings) -> list[str]:
     present: set[str] = set()
     asked = settings.participant_label
     if not asked:
-        present = _participant_folders(settings.bids_dir)
+        present = participant_folders(settings.bids_dir)
     for label in (*asked, *settings.exclude_participant_label):
         if os.path.lexists(settings.bids_dir / f"sub-{label}"):
             continue
-        present = present or _participant_folders(settings.bids_dir)
+        present = present or participant_folders(settings.bids_dir)
         count = counted(len(present), "participant") if present else "no sub- folder"
         raise UsageError(
             f"There is no sub-{label} in the data set{closest(label, present)}; it has {count}."
@@ -100,13 +102,24 @@ def is_label(label: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9+]+", label) is not None
 
 
-def _participant_folders(root: Path) -> set[str]:
+def participant_folders(root: Path) -> set[str]:
+    """Labels of all folders that may be a participant's."""
     with os.scandir(root) as entries:
         return {
             entry.name[4:]
             for entry in entries
             if entry.name.startswith("sub-") and (entry.is_symlink() or entry.is_dir())
         }
+
+
+def near_participants(root: Path) -> list[str]:
+    """Folders whose names are nearly those of participants, as text that can be printed."""
+    try:
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+    return sorted(readable(name) for name in names if NEAR_PARTICIPANT.fullmatch(name))
 
 
 def _raw_below(root: Path) -> str:
@@ -295,6 +308,10 @@ def nothing_to_process(
     if len(remarks) > MOST_REMARKS:
         remarks[MOST_REMARKS:] = [f"... and {len(remarks) - MOST_REMARKS} more remarks."]
     there = words_on_passed(participants)
+    if not there and not remarks and participants:
+        there = (
+            f"{counted(len(participants), 'participant')}, none with an image in a folder anat."
+        )
     return NothingToProcessError(
         f"No image to process in {settings.bids_dir}; "
         f"filters in force: {filters_in_force(settings)}.{f' {there}' if there else ''}",

@@ -106,6 +106,9 @@ def _list_anat(folder: Path, root: Path, found: Listing) -> None:
             found.remarks.append(f"{where} is left out: it is a folder.")
         elif not is_folder and not name.startswith("."):
             low = name.lower()
+            if low.endswith(".json") and not name.endswith(".json"):
+                where = readable((folder / name).relative_to(root).as_posix())
+                found.remarks.append(f"{where} is left out: {name[-5:]} is not .json.")
             if ending := max((end for end in OTHER_EXTENSIONS if low.endswith(end)), default=""):
                 where = readable((folder / name).relative_to(root).as_posix())
                 found.remarks.append(

@@ -87,7 +87,8 @@ def _value(entity: str, value: Any, path: Path) -> Any:
         isinstance(w, bool) or not isinstance(w, (str, int, type(None))) for w in words
     ):
         raise UsageError(
-            f"The value of {entity!r} in {path} must be text, a number, null or a list of these."
+            f"The value of {entity!r} in {path} must be text, a whole number, null or a list of "
+            "these."
         )
     return words
 

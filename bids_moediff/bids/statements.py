@@ -16,6 +16,7 @@ from typing import Any
 from bids_moediff.bids.query import ENTITIES
 
 DEEPEST = 20
+MOST_BYTES = 1 << 24  # of one sidecar
 LONGEST_INTEGER = 300  # digits; a longer one does not fit into a float
 # Statements that are computed with, with the values that can be: mm, mm, s, s.
 NUMBERS = {
@@ -24,6 +25,8 @@ NUMBERS = {
     "EchoTime": (0.0, 100.0),
     "InversionTime": (0.0, 100.0),
 }
+KINDS = ("2D", "3D")  # of MRAcquisitionType, in any case and with spaces around
+DIRECTIONS = ("i", "j", "k", "i-", "j-", "k-")  # of SliceEncodingDirection
 ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -72,10 +75,12 @@ class Sidecars:
             }
         for part in ("", *parts):
             folder = folder / part
+            stated: dict[str, tuple[str, Any]] = {}
             for name in self._applicable(folder, entities, suffix):
                 statements, words = self._read(folder / name)
-                merged |= statements
                 remarks += words
+                remarks += _contradictions(stated, name, statements)
+                merged |= statements
         return merged, remarks
 
     def _applicable(self, folder: Path, entities: Mapping[str, str], suffix: str) -> list[str]:
@@ -95,6 +100,23 @@ class Sidecars:
             where = path.relative_to(self.root).as_posix()
             self._contents[path] = read_statements(path, where)
         return self._contents[path]
+
+
+def _contradictions(
+    stated: dict[str, tuple[str, Any]], name: str, statements: Mapping[str, Any]
+) -> list[str]:
+    """Remarks on two sidecars of one folder, neither more special than the other.
+
+    ``stated`` holds name and value of each statement so far, and is brought up to date.
+    """
+    remarks = []
+    for key, value in statements.items():
+        other, before = stated.get(key, (name, value))
+        special = set(other.split("_")[:-1]) <= set(name.split("_")[:-1])
+        if before != value and not special:
+            remarks.append(f"{other} and {name} differ in {_quote(key)}; {name} counts.")
+        stated[key] = (name, value)
+    return remarks
 
 
 def _json_names(folder: Path) -> list[str]:
@@ -126,9 +148,14 @@ def read_statements(path: Path, where: str) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{where} is left out: its content is not here (datalad get {where})."]
     if not path.is_file():
         return {}, [f"{where} is left out: it is not a regular file."]
+    twice: list[str] = []
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            return {}, [f"{where} is left out: it has {size:,} bytes, more than any sidecar."]
         text, encoding = _decode(path.read_bytes())
-        content = json.loads(text, parse_int=_integer)
+        content = json.loads(
+            text, parse_int=_integer, object_pairs_hook=lambda pairs: _object(pairs, twice)
+        )
     except OSError as error:
         return {}, [f"{where} is left out: {error.strerror}."]
     except (ValueError, RecursionError):
@@ -138,11 +165,12 @@ def read_statements(path: Path, where: str) -> tuple[dict[str, Any], list[str]]:
     statements, remarks = {}, []
     if encoding == "latin-1":
         remarks.append(f"{where} is not UTF-8 text; it was read as Latin-1.")
+    remarks += [f"{where} states {_quote(key)} twice; the last one counts." for key in twice]
     for key, value in content.items():
         if reason := _reason(key, value):
             remarks.append(f"{where}: {_quote(key)} is left out: {reason}.")
         else:
-            statements[key] = value
+            statements[key] = _kind(value) if key == "MRAcquisitionType" else value
     return statements, remarks
 
 
@@ -153,6 +181,21 @@ def _decode(raw: bytes) -> tuple[str, str]:
         return raw.decode(encoding), encoding
     except UnicodeDecodeError:
         return raw.decode("latin-1"), "latin-1"
+
+
+def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
+    """The object of its members; a key that it has twice with two values is noted."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            twice.append(key)
+        found[key] = value
+    return found
+
+
+def _kind(value: Any) -> Any:
+    """``2D`` for ``2d `` too: DICOM pads texts with spaces."""
+    return value.strip().upper() if isinstance(value, str) else value
 
 
 def _integer(digits: str) -> float:
@@ -173,8 +216,10 @@ def _reason(key: str, value: Any) -> str | None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not low <= value <= high:
             return f"{_quote(value)} is not a number from {low:g} to {high:g}"
-    if key == "MRAcquisitionType" and not isinstance(value, str):
-        return f"{_quote(value)} is not a text"
+    if key == "MRAcquisitionType" and _kind(value) not in KINDS:
+        return f"{_quote(value)} is neither 2D nor 3D"
+    if key == "SliceEncodingDirection" and value not in DIRECTIONS:
+        return f"{_quote(value)} is not one of {', '.join(DIRECTIONS)}"
     return None
 
 

@@ -42,6 +42,7 @@ def _run(argv: list[str]) -> int:
     printing = given.pop("print_config", False)
     config_file = given.pop("config_file", None)
     _check_order(given)
+    _check_swallowed(given)
     settings = load_settings(
         given, Path(config_file) if config_file else None, complete=not printing
     )
@@ -64,6 +65,20 @@ def _check_order(given: Mapping[str, Any]) -> None:
         folders = [word for word in words if word and word != level]
         call = " ".join(["bids_moediff", *(folders or ["BIDS_DIR", "OUTPUT_DIR"]), level])
         raise UsageError(f"{level} comes after the folders: {call}.")
+
+
+def _check_swallowed(given: Mapping[str, Any]) -> None:
+    """UsageError if an option that takes several words has taken the folders too."""
+    if "analysis_level" in given:
+        return
+    for name, value in given.items():
+        words = [str(word) for word in value] if isinstance(value, list) else []
+        if len(words) > 3 and words[-1] in ("participant", "group") and "bids_dir" not in given:
+            option, call = f"--{name.replace('_', '-')}", " ".join(words[-3:])
+            raise UsageError(
+                f"{option} takes every word that follows, the folders too; write the folders "
+                f"first: bids_moediff {call} {option} {' '.join(words[:-3])}."
+            )
 
 
 def _dispatch(settings: Settings) -> int:

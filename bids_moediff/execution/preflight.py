@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bids_moediff.bids.discover import discover_participant, words_on_passed
+from bids_moediff.bids.discover import (
+    discover_participant,
+    near_participants,
+    participant_folders,
+    words_on_passed,
+)
 from bids_moediff.bids.groups import find_groups
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.listing import readable
@@ -71,7 +76,11 @@ def check_participants(settings: Settings, labels: Sequence[str]) -> Iterator[Ch
     """
     looks = settings.stage != "report" and not settings.boilerplate_only
     sidecars = Sidecars(settings.bids_dir)
+    twins = Twins(settings)
     for label in labels:
+        if words := twins.of_participant(label):
+            yield Checked(Participant(label, ()), (Refusal(label, None, words),))
+            continue
         try:
             participant = discover_participant(settings, label, sidecars)
         except MoediffError as error:
@@ -80,6 +89,9 @@ def check_participants(settings: Settings, labels: Sequence[str]) -> Iterator[Ch
         refusals = [Refusal(label, None, words) for words in participant.problems]
         images = []
         for image in participant.images:
+            if words := twins.of_image(image, participant.images):
+                refusals.append(Refusal(label, image, words))
+                continue
             try:
                 images.append(check_image(image, settings) if looks else image)
             except Exception as error:
@@ -157,6 +169,58 @@ def check_image(image: AnatomicalImage, settings: Settings) -> AnatomicalImage:
     return replace(image, shape=shape, zooms=zooms)
 
 
+class Twins:
+    """Names that differ in upper and lower case only, for an output folder that takes them as one.
+
+    Parameters
+    ----------
+    settings
+        Input, output and working directory.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        folders = (settings.output_dir, settings.work_folder)
+        self._places = [folder for folder in folders if ignores_case(folder)]
+        self._first: dict[str, str] = {}
+        if self._places:
+            for label in sorted(participant_folders(settings.bids_dir)):
+                self._first.setdefault(label.casefold(), label)
+
+    def of_participant(self, label: str) -> str:
+        """Return why a participant cannot be processed beside another; empty if it can."""
+        first = self._first.get(label.casefold(), label)
+        return "" if first == label else self._words(f"sub-{label}", f"sub-{first}")
+
+    def of_image(self, image: AnatomicalImage, images: Sequence[AnatomicalImage]) -> str:
+        """Return why an image cannot be processed beside others; empty if it can."""
+        if not self._places:
+            return ""
+        own = image.relative_path
+        same = (one.relative_path for one in images)
+        first = next(name for name in same if name.casefold() == own.casefold())
+        return "" if first == own else self._words(own, first)
+
+    def _words(self, name: str, first: str) -> str:
+        return (
+            f"{readable(name)} differs from {readable(first)} in upper and lower case only, and "
+            f"{self._places[0]} takes both for one name; give a folder on another file system."
+        )
+
+
+def ignores_case(folder: Path) -> bool:
+    """Return whether upper and lower case are the same in a folder that need not exist yet.
+
+    Nothing is written: a name that is there is looked up in the other case.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        names = {path.name for path in existing.iterdir()}
+    except OSError:
+        return False
+    name = next((name for name in sorted(names) if name.swapcase() != name), "")
+    return bool(name) and name.swapcase() not in names and (existing / name.swapcase()).exists()
+
+
 def name_limit(folder: Path) -> int:
     """Longest file name (bytes) in a folder that need not exist yet."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -186,6 +250,12 @@ def closing_remarks(settings: Settings, participants: Sequence[Participant]) -> 
         some = " ".join(f"sub-{readable(label)}" for label in without[:MOST_NAMED])
         more = f" and {len(without) - MOST_NAMED} more" if len(without) > MOST_NAMED else ""
         remarks.append(f"Without an image to process: {some}{more}.")
+    if not settings.participant_label and (near := near_participants(settings.bids_dir)):
+        more = f" and {len(near) - MOST_NAMED} more" if len(near) > MOST_NAMED else ""
+        remarks.append(
+            f"Not looked at: {' '.join(near[:MOST_NAMED])}{more}; BIDS calls the folder of a "
+            "participant sub-LABEL."
+        )
     if _patterns(settings.bids_dir / ".bidsignore"):
         remarks.append(
             "The .bidsignore of the data set is for validators and was not applied; to leave "

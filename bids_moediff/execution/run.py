@@ -100,12 +100,17 @@ def check_files(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        for a coefficient file, a folder of derivatives or a template that is not there.
+        for a coefficient file, a plugin file, a folder of derivatives or a template that is not
+        there.
     """
     if settings.gradient_coefficients:
         from bids_moediff.preprocessing.unwarp import read_coefficients
 
         read_coefficients(settings.gradient_coefficients)
+    if settings.use_plugin is not None:
+        from .plugin_choice import read_plugin_file
+
+        read_plugin_file(settings.use_plugin)
     if settings.derivatives:
         check_derivatives(settings.derivatives)
     if settings.carry:

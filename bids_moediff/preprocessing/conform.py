@@ -70,6 +70,7 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     _check_file(path)
     remarks: list[str] = []
     image, data = _read(path)
+    remarks += _unscaled(image)
     data = data.reshape(data.shape[:3])
     data = _finite(data, path.name, remarks)
     if scan:
@@ -79,7 +80,9 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
-    result = nib.Nifti1Image(data, affine, nib.Nifti1Header.from_header(header, check=False))
+    header = nib.Nifti1Header.from_header(header, check=False)
+    header["sizeof_hdr"] = 348  # that of NIfTI-2 is larger
+    result = nib.Nifti1Image(data, affine, header)
     result.header.set_xyzt_units("mm", "sec")
     result.set_sform(affine, code)
     result.set_qform(affine, code)
@@ -242,6 +245,18 @@ def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
         raise _damaged(path, error) from error
     except _READ_ERRORS as error:
         raise ImageError(f"{path.name} is cut short or damaged") from error
+
+
+def _unscaled(image: nib.spatialimages.SpatialImage) -> list[str]:
+    """A remark where the slope in the file is no number: nibabel then scales nothing."""
+    if not isinstance(image, nib.Nifti1Pair):
+        return []
+    holder = image.file_map.get("header") or image.file_map["image"]
+    with holder.get_prepare_fileobj(mode="rb") as stream:
+        slope = float(type(image.header).from_fileobj(stream, check=False)["scl_slope"])
+    if math.isfinite(slope):
+        return []
+    return [f"scl_slope of the header is {slope:g}; the stored values were taken as they are"]
 
 
 def _stored(image: nib.spatialimages.SpatialImage) -> tuple[np.dtype, float, float]:

@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int)
     parser.add_argument("--voxels", type=int)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="ways whose name has a word")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -145,6 +146,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files: list[Any] = []
         for name, variables, words in WAYS:
+            if files and options.only and not any(word in name for word in options.only):
+                continue
             path = Path(folder) / f"{len(files)}.npz"
             command = [sys.executable, "-m", "research.measurements.significant_bits", str(path)]
             command += ["--one", "--model", options.model, "--planes", str(options.planes)]
