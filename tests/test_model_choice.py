@@ -17,7 +17,7 @@ from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks import model_folder
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import read_config, save_model
-from bids_moediff.options import MODELS, Options
+from bids_moediff.options import Options
 from conftest import ROOT, run_script
 from generated import dataset, untrained_model
 
@@ -100,17 +100,6 @@ def test_a_run_with_the_student_says_so(tmp_path):
     assert record["NumberOfSteps"] == record["NumberOfSamples"] == 1
     assert "Why this model" in (tmp_path / "out" / "sub-01.html").read_text()
     assert "compressed" in next((tmp_path / "out" / "logs").glob("CITATION.md")).read_text()
-
-
-def test_no_plan_for_a_model_that_does_not_exist(tmp_path):
-    missing = [name for name in MODELS if name not in ("auto", *model_folder.available())]
-    if not missing:
-        pytest.skip("every model that can be named comes with the package")
-    data = dataset(tmp_path / "data", {"sub-01_T1w": 0})
-    call = ["bids_moediff", data, tmp_path / "out", "participant", "--dry-run"]
-    done = run_script(*call, "--model", missing[0], cwd=tmp_path)
-    assert done.returncode == 78
-    assert f"no model '{missing[0]}'" in done.stderr
 
 
 def test_counted_arithmetic_equals_torchs():
