@@ -208,6 +208,13 @@ class Options:
         metavar="{end,each-step}",
         record="DataConsistency",
     )
+    self_ensemble: bool = option(
+        False,
+        to_flag,
+        "average the result with that of the image mirrored left to right (twice the time)",
+        group=RESTORATION,
+        record="SelfEnsemble",
+    )
     reference: str | None = option(
         None,
         to_reference(ANATOMICAL_SUFFIXES),

@@ -96,6 +96,26 @@ def test_a_noisy_scan_is_met_within_its_noise(resolver):
     assert resolver.enhance(noisy, options).residual < 1e-3
 
 
+def test_self_ensemble_is_the_mean_over_left_and_right(resolver):
+    """Of the image turned around the result is turned around, which is not so of one pass."""
+    image, axis = scan(), 1
+    to_left = np.array([[0, 1, 0, 0], [-1, 0, 0, 23], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=float)
+    image = nib.Nifti1Image(image.get_fdata(dtype=np.float32), to_left @ image.affine)
+    assert nib.aff2axcodes(image.affine)[axis] == "R"
+    flipped = nib.Nifti1Image(np.flip(image.get_fdata(dtype=np.float32), axis), image.affine)
+    found = {}
+    for both in (False, True):
+        options = Options(output_resolution=(0.8,) * 3, self_ensemble=both)
+        one, other = (resolver.enhance(each, options) for each in (image, flipped))
+        found[both] = [one.image.get_fdata(), np.flip(other.image.get_fdata(), axis)]
+        assert one.record["SelfEnsemble"] is both
+    middle = np.mean(found[False], axis=0)
+    apart = np.abs(found[False][0] - found[False][1]).max()
+    assert apart > 1
+    np.testing.assert_allclose(found[True][0], middle, atol=0.02 * apart)
+    np.testing.assert_allclose(found[True][0], found[True][1], atol=0.02 * apart)
+
+
 @pytest.fixture(scope="module")
 def sampling(resolver) -> SuperResolver:
     """The same network with a scale head of random weights."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PROGRAM = "bids_moediff-evaluate"
 SAMPLING = (
     "random_seed", "num_steps", "num_samples", "sampler", "planes", "consistency",
-    "batch_size",
+    "batch_size", "self_ensemble",
 )  # fmt: skip
 
 

@@ -124,9 +124,11 @@ def stage_macs(config: Mapping[str, Any], options: Options) -> Mapping[str, floa
     Empty if the family is unknown or the configuration is invalid.
     """
     try:
-        return family(config.get("family")).macs(config, options)
+        macs = family(config.get("family")).macs(config, options)
     except (WeightsError, KeyError, TypeError, ValueError):
         return {}
+    passes = 2 if options.self_ensemble else 1
+    return {name: passes * count for name, count in macs.items()}
 
 
 def seconds_per_voxel(

@@ -24,6 +24,7 @@ from bids_moediff.options import Options
 from bids_moediff.preprocessing.measured_voxels import Measured, declared_acquisition
 
 from .pose import Inputs, Posed, pose
+from .self_ensemble import left_right_axis, restore_mirrored
 from .uncertainty import (
     NO_DEVIATION,
     NO_SAMPLES,
@@ -38,7 +39,7 @@ Progress = Callable[[str, float], None]
 Store = Callable[[str, nib.Nifti1Image], None]
 CONSISTENCIES = ("end", "each-step", "off")
 # Keys of the record that say nothing where no network ran.
-SAMPLING = ("NumberOfSteps", "NumberOfSamples", "SlicePlanes")
+SAMPLING = ("NumberOfSteps", "NumberOfSamples", "SlicePlanes", "SelfEnsemble")
 
 NO_KERNELS = "This model does not describe images by kernels: no map of kernels was made."
 
@@ -278,7 +279,11 @@ class SuperResolver:
 
         problem = replace(posed.problem(), start=start)
         settled = self.restorer.settle(replace(options, num_samples=1), problem)
-        restored = next(iter(self.restorer.restore(problem, settled.options, report)))
+        if options.self_ensemble and not problem.nothing_to_gain:
+            axis = left_right_axis(image.affine)
+            restored = restore_mirrored(self.restorer, problem, settled.options, report, axis)
+        else:
+            restored = next(iter(self.restorer.restore(problem, settled.options, report)))
         finished = posed.finish(restored.image, options.consistency != "off")
         if options.non_negative:
             finished = posed.non_negative(finished, options.consistency != "off")

@@ -111,7 +111,9 @@ def _groups(images: Sequence[Item], *keys: str) -> list[list[Item]]:
 def _restoration(images: Sequence[Item]) -> str:
     ran = [item for item in images if item["record"].get("NetworksRun")]
     lines = []
-    for group in _groups(ran, "Model", "NetworksRun", "NumberOfSamples", "SamplesFrom"):
+    for group in _groups(
+        ran, "Model", "NetworksRun", "NumberOfSamples", "SamplesFrom", "SelfEnsemble"
+    ):
         record = group[0]["record"]
         words = family(record["ModelFamily"]).network_words(record)
         subject = "The images" if len(group) == len(images) else _names(group)
@@ -121,6 +123,8 @@ def _restoration(images: Sequence[Item]) -> str:
             f"with {words}, implemented in *PyTorch* [@pytorch]",
             f"(model `{record['Model']}`).",
         ]
+        if record.get("SelfEnsemble"):
+            lines.append("Each result is the mean of those of the image and of its mirror image.")
         if record.get("NumberOfSamples", 1) > 1:
             count = record["NumberOfSamples"]
             by = f": {record['SamplesFrom']}" if record.get("SamplesFrom") else ""
