@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -238,6 +239,30 @@ def test_nothing_to_process(call, dataset):
         (dataset / folder).rename(dataset / f"no-{folder}")
     assert "filters in force: none" in refused(call(), 66)
     assert not (dataset.parent / "out").exists()
+
+
+def test_the_group_level_says_what_became_of_each_job(call, dataset):
+    """Jobs of one participant: no image, a folder that was not fetched, no weights, no job."""
+    output = dataset.parent / "out"
+    output.mkdir()
+    (dataset / "sub-03").symlink_to("not-here")
+    (dataset / "sub-04").mkdir()
+    wrong = ("--weights", output / "absent")
+    for label, code, *words in (
+        ("01", 66, "--modalities", "FLAIR"), ("02", 78, *wrong), ("03", 1, "--stage", "preproc"),
+    ):  # fmt: skip
+        done = call("--participant-label", label, *words)
+        assert done.returncode == code, done.stderr
+    group = call(level="group")
+    assert group.returncode == 1 and "0 done, 2 failed, 2 missing" in group.stderr
+    page = (output / "group.html").read_text()
+    for label, words in (
+        ("01", "No image to process in [^;]*; filters in force: --modalities FLAIR"),
+        ("02", "exit code 78: .*absent"),
+        ("03", "datalad get sub-03"),
+        ("04", "No run left a record"),
+    ):
+        assert re.search(f"{words}.*<p class=.names.>sub-{label}", " ".join(page.split()))
 
 
 @pytest.mark.skipif(

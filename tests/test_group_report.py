@@ -103,11 +103,11 @@ def test_outliers_follow_the_modified_z_score():
 def test_page_names_outliers_states_and_warnings(group):
     states = {f"{n:02d}": {"status": "done", "message": ""} for n in range(12)}
     states["99"] = {"status": "failed", "message": "Out of memory & time."}
-    states["50"] = {"status": "missing", "message": ""}
+    states["50"] = {"status": "missing", "message": "No image to process."}
     text = write_group_report(group, states).read_text()
     assert "14 in the data set: 12 done, 1 failed, 1 missing." in text
     assert "Out of memory &amp; time." in text
-    assert "Not processed yet." in text
+    assert "No image to process." in text
     strip = text[text.index("Signal-to-noise ratio in the brain") :]
     names = re.search(r'strip-names">(.*?)</div>', strip)
     assert names

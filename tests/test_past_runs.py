@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_moediff.bids.past_runs import last_items, last_record, write_plan
+from bids_moediff.bids.past_runs import last_items, last_record, write_note, write_plan
 from bids_moediff.execution.group import participant_state
 
 
@@ -58,3 +58,45 @@ def test_a_participant_without_a_report_is_not_done(tmp_path: Path) -> None:
     assert "no report" in participant_state(tmp_path, "1")["message"]
     (tmp_path / "sub-1.html").touch()
     assert participant_state(tmp_path, "1") == {"status": "done", "message": ""}
+
+
+def noted(output: Path, run: str, message: str, code: int) -> None:
+    write_note(output, "1", run, message, code)
+
+
+@pytest.mark.parametrize(("code", "status"), [(66, "missing"), (69, "failed"), (1, "failed")])
+def test_who_left_a_note_only(tmp_path: Path, code: int, status: str) -> None:
+    noted(tmp_path, "1", "Why.", code)
+    assert participant_state(tmp_path, "1") == {"status": status, "message": "Why."}
+
+
+def test_the_latest_run_says_why_nothing_was_done(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "sub-1"
+    (logs / "0").mkdir(parents=True)
+    assert "stopped" in participant_state(tmp_path, "1")["message"]
+    ended(logs / "1", "failed", stage="preproc")
+    assert participant_state(tmp_path, "1")["message"] == "sub-1_T1w: bad"
+    noted(tmp_path, "2", "No device.", 69)
+    (logs / "3").mkdir()  # a report that was killed
+    assert participant_state(tmp_path, "1")["message"] == "No device."
+    ended(logs / "4", "failed")
+    assert participant_state(tmp_path, "1")["message"] == "sub-1_T1w: bad"
+    planned(logs / "5", 1.0)
+    noted(tmp_path, "5", "Step x failed.", 1)
+    assert participant_state(tmp_path, "1")["message"] == "Step x failed."
+    ended(logs / "6", "done")
+    noted(tmp_path, "7", "No image.", 66)  # of another contrast
+    (tmp_path / "sub-1.html").touch()
+    assert participant_state(tmp_path, "1")["status"] == "done"
+    ended(logs / "8", "done")
+    noted(tmp_path, "8", "ses-2 cannot be read.", 1)
+    assert participant_state(tmp_path, "1") == {
+        "status": "failed",
+        "message": "ses-2 cannot be read.",
+    }
+
+
+def test_a_preparation_is_no_result(tmp_path: Path) -> None:
+    ended(tmp_path / "logs" / "sub-1" / "1", "done", stage="preproc")
+    state = participant_state(tmp_path, "1")
+    assert state["status"] == "missing" and "prepared" in state["message"]

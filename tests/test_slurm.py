@@ -78,6 +78,23 @@ def test_more_participants_than_an_array_may_have_tasks(
     assert [local_slurm.exit_codes(slurm, job) for job in jobs] == [{"0:0"}] * 4
 
 
+def test_the_group_says_why_nothing_came_of_a_task(slurm: dict[str, str], tmp_path: Path) -> None:
+    """A participant without an image (exit code 66), and one whose folder was not fetched."""
+    folder = tmp_path / "a study"
+    dataset(folder / "data", {})
+    (folder / "data" / "sub-a").mkdir()
+    (folder / "data" / "sub-b").symlink_to("not here")
+    app = f"{shlex.quote(sys.executable)} -m bids_moediff.cli.app"
+    options = ("--weights", str(untrained_model(folder / "model")))
+    jobs, logs = submit(slurm, folder, AMPLE, *options, APP=app)
+    local_slurm.wait_for_jobs(slurm)
+    assert "66:0" in local_slurm.exit_codes(slurm, jobs[0])
+    said = "".join(path.read_text() for path in logs.glob("moediff-group-*"))
+    assert "0 done, 1 failed, 1 missing" in said
+    page = (folder / "out" / "group.html").read_text()
+    assert "No image to process in" in page and "datalad get sub-b" in page
+
+
 @dataclass(frozen=True)
 class Submission:
     """What is left of one call of submit.sh."""

@@ -100,6 +100,20 @@ def _dispatch(settings: Settings) -> int:
         from bids_moediff.cli.dry_run import print_plan
 
         return print_plan(settings)
+    from bids_moediff.bids.past_runs import new_run_id
+
+    run_id = new_run_id()
+    try:
+        return _run_participants(settings, run_id)
+    except Exception as error:
+        from bids_moediff.execution.notes import note_error
+
+        note_error(settings, run_id, error)
+        raise
+
+
+def _run_participants(settings: Settings, run_id: str) -> int:
+    """Check what concerns the run as a whole, then run."""
     from bids_moediff.bids.discover import find_participants, require_an_image
 
     require_an_image(settings, find_participants(settings))
@@ -111,7 +125,7 @@ def _dispatch(settings: Settings) -> int:
         require_weights(settings, names[0])
     from bids_moediff.execution.run import run_participants
 
-    return run_participants(settings)
+    return run_participants(settings, run_id)
 
 
 def _check_groups(bids_dir: Path, file: Path) -> None:

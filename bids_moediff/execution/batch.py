@@ -29,6 +29,7 @@ from bids_moediff.workflows.planned import planned_items
 from .execute import configure_nipype, execute, run_logs
 from .finished import applies, find_finished, words_on_finished
 from .memory import plan_memory
+from .notes import note_empty, note_unrecorded
 from .outcome import Outcome, RunResult, failed, read_outcomes
 from .preflight import Checked, Refusal, check_participants, refusal
 from .work_folder import forget_failures
@@ -53,6 +54,7 @@ def run_batch(
         for checked in batch:
             for item in checked.refusals:
                 raise ImageError(item.message)
+    note_empty(settings, plan.run_id, [item.participant for item in batch if not item.refusals])
     batch, reports = _skip_finished(settings, batch, plan, result)
     _process(settings, batch, plan, limits, result)
     if reports:
@@ -136,6 +138,7 @@ def _process(
                     result.told += record_items(folder)
     if result is not None:
         result.outcomes += found
+    note_unrecorded(settings, plan.run_id, found)
 
 
 def _recordable(settings: Settings, checked: Checked, plan: RunPlan) -> Checked:

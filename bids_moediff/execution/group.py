@@ -4,13 +4,18 @@
 from pathlib import Path
 
 from bids_moediff.bids.discover import find_participants, is_label
-from bids_moediff.bids.past_runs import last_items, log_folder
+from bids_moediff.bids.past_runs import log_folder, read_past
+from bids_moediff.errors import NothingToProcessError
 from bids_moediff.runtime.text import counted, one_line
 from bids_moediff.settings import Settings
 
 from .run import prepare_environment
 
 MOST_PRINTED = 100  # participants in the table on standard error
+NO_RECORD = (
+    "No run left a record: none was started, or its job ended before the app began; the log of "
+    "the job says more."
+)
 
 
 def run_group(settings: Settings) -> int:
@@ -50,20 +55,31 @@ def participant_state(output_dir: Path, label: str) -> dict[str, str]:
     is forgotten. A participant without a page is not done: a job of the report stage that is
     killed leaves no other trace.
     """
-    last = last_items(log_folder(output_dir, label))
-    if not last:
-        names = ("*_desc-sr_*.nii.gz", "*_desc-srcombined_*.nii.gz")
-        found = any(path for name in names for path in (output_dir / f"sub-{label}").rglob(name))
-        return {"status": "done" if found else "missing", "message": ""}
+    past = read_past(log_folder(output_dir, label))
+    if not past.items and _has_result(output_dir / f"sub-{label}"):
+        return {"status": "done", "message": ""}  # the logs were removed
+    if not any(item["status"] == "done" for item in past.items.values()) and past.note:
+        nothing = past.exit_code in (0, NothingToProcessError.exit_code)
+        return {"status": "missing" if nothing else "failed", "message": past.note}
+    if not past.items:
+        return {"status": "missing", "message": NO_RECORD}
     failures = [
-        f"{key}: {item['message']}" for key, item in last.items() if item["status"] != "done"
+        f"{key}: {item['message']}" for key, item in past.items.items() if item["status"] != "done"
     ]
+    if past.partly:
+        failures.append(past.note)
     if not failures and not (output_dir / f"sub-{label}.html").is_file():
         failures.append(
             "The images are done, but there is no report: its stage was not run or was killed; "
             "run it again."
         )
     return {"status": "failed" if failures else "done", "message": " ".join(failures)}
+
+
+def _has_result(folder: Path) -> bool:
+    """Whether a participant has a super-resolved image."""
+    names = ("*_desc-sr_*.nii.gz", "*_desc-srcombined_*.nii.gz")
+    return any(path for name in names for path in folder.rglob(name))
 
 
 def print_states(states: dict[str, dict[str, str]]) -> None:
@@ -84,8 +100,7 @@ def print_states(states: dict[str, dict[str, str]]) -> None:
         return
     table = Table("participant", "status", "what went wrong")
     for label, state in unfinished[:MOST_PRINTED]:
-        words = one_line(state["message"]) or "not processed yet"
-        cells = (f"sub-{label}", state["status"], words)
+        cells = (f"sub-{label}", state["status"], one_line(state["message"]))
         table.add_row(*map(Text, cells))
     console.print(table)
     if len(unfinished) > MOST_PRINTED:

@@ -8,9 +8,7 @@ libraries has to be set before they are loaded.
 import os
 import shlex
 import sys
-import uuid
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_moediff.bids.carried_maps import check_carried
@@ -28,13 +26,15 @@ from .work_folder import make_caches, own_work, remove_work
 PARTICIPANTS_AT_ONCE = 50
 
 
-def run_participants(settings: Settings) -> int:
+def run_participants(settings: Settings, run_id: str) -> int:
     """Process every participant asked for; one that fails does not stop the others.
 
     Parameters
     ----------
     settings
         Options of the run.
+    run_id
+        Name of its log folders.
 
     Returns
     -------
@@ -68,7 +68,6 @@ def run_participants(settings: Settings) -> int:
     choice = choose(settings, devices[0])
     if needs_network(settings):
         print(f"bids_moediff: model {Path(choice.model).name}, {choice.reason}.", file=sys.stderr)
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{uuid.uuid4().hex[:8]}"
     plan = RunPlan(choice.model, choice.reason, devices, limits.omp_nthreads, run_id)
     result = RunResult()
     for start in range(0, len(labels), PARTICIPANTS_AT_ONCE):

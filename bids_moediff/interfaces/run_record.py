@@ -19,7 +19,13 @@ from nipype.interfaces.base import (
 from bids_moediff import __version__
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
-from bids_moediff.bids.past_runs import last_items, last_record, log_folder
+from bids_moediff.bids.past_runs import (
+    STOPPED,
+    last_items,
+    last_record,
+    log_folder,
+    read_past,
+)
 from bids_moediff.bids.products import PRODUCTS
 from bids_moediff.runtime.locks import locked
 from bids_moediff.runtime.sink import write_json
@@ -139,12 +145,14 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
 def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
     """What the latest run that processed the image wrote about it."""
     item = empty_item(source)
-    found = last_items(log_folder(output_dir, source.entities["sub"])).get(source.key)
+    past = read_past(log_folder(output_dir, source.entities["sub"]))
+    found = past.items.get(source.key)
     if found is not None:
         return item | found
     if {"sr", "srcombined"} & set(existing_products(output_dir, source, zooms)):
         return {**item, "status": "done"}
-    return {**item, "message": "The image was not super-resolved yet."}
+    known = past.note if past.note != STOPPED else ""  # this run has no record either
+    return {**item, "message": known or "The image was not super-resolved yet."}
 
 
 class _CollectInputSpec(BaseInterfaceInputSpec):

@@ -136,7 +136,7 @@ def write_group_report(
 def _reasons(root: Path, states: Mapping[str, Mapping[str, str]], status: str) -> list[Group]:
     """Participants in a state, grouped by what went wrong."""
     entries = [
-        (state.get("message") or "Not processed yet.", f"sub-{label}", label)
+        (state["message"], f"sub-{label}", label)
         for label, state in sorted(states.items()) if state["status"] == status
     ]  # fmt: skip
     return grouped(entries, lambda label: _page(root, label))
