@@ -9,11 +9,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+
+from generated import dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ROOT / "examples" / "slurm"
@@ -173,10 +176,45 @@ def test_what_stops_halfway_leaves_nothing_in_the_queue(
     (programs / "scancel").write_text(f'#!/bin/sh\necho "$@" > {calls}\n')
     (programs / "scancel").chmod(0o755)
     script = f'export SUBMIT=$$; exec sh "{SLURM / "submit.sh"}" data out work'
-    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "APP": WORDS}
     run = subprocess.run(["sh", "-c", script], env=environment, cwd=tmp_path, check=False)
     assert run.returncode == code
     assert calls.read_text().split() == ["5", "7"][: 1 if code == 3 else 2]
+
+
+@pytest.mark.parametrize("wrong", ["option", "output folder"])
+def test_what_the_app_would_not_take_submits_nothing(tmp_path: Path, wrong: str) -> None:
+    """With the real app: one look at the first participant, its sentence and its exit code."""
+    data = dataset(tmp_path / "data", {"sub-1_T1w": b""})
+    (tmp_path / "out").mkdir(mode=0o700 if wrong == "option" else 0o300)
+    programs = _programs(tmp_path / "bin")
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    environment |= {"CALLS": str(tmp_path / "calls.txt"), "PYTHONPATH": str(ROOT)}
+    environment["APP"] = f"{sys.executable} -m bids_moediff.cli.app"
+    command = ["sh", str(SLURM / "submit.sh"), str(data), "out", "work", "--output-resolution"]
+    command.append("0,7" if wrong == "option" else "0.7")
+    if wrong != "option" and os.geteuid() == 0:  # who may read everything
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    run = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    words = "write 0.7" if wrong == "option" else "out cannot be read"
+    assert run.returncode == 2 and words in run.stderr
+    assert not (tmp_path / "calls.txt").exists()
+    assert not list((tmp_path / "out").glob("logs/slurm/*"))
+
+
+@pytest.mark.parametrize(("code", "more"), [(1, {}), (66, {}), (127, {"CHECK": "0"})])
+def test_what_the_check_leaves_to_the_tasks(
+    tmp_path: Path, code: int, more: dict[str, str]
+) -> None:
+    """An image that fails, a participant without one, an app that is on the nodes only."""
+    app = tmp_path / "app"
+    text = f'[ -n "$SLURM_ARRAY_TASK_ID" ] || exit {code}\nprintf "%s\\037" CALL "$@"\n'
+    app.write_text(f"#!/bin/sh\n{text}")
+    app.chmod(0o755)
+    calls = _submit(tmp_path, ["sub-1"], APP=str(app), **more)
+    assert _labels(calls, "sr") == [["sub-1"]]
 
 
 def test_what_the_calling_shell_has_does_not_reach_the_jobs(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def require_temporary_folder() -> None:
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Make sure that a folder can be written, or made if it is not there; leave no trace.
+    """Make sure that a folder can be read and written, or made; leave no trace.
 
     Parameters
     ----------
@@ -39,12 +39,14 @@ def require_writable(folder: Path, what: str) -> None:
     Raises
     ------
     UsageError
-        if it or the nearest folder above it cannot be written.
+        if it cannot be read and written, or made in the nearest folder above it.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(f"{what} {folder} cannot be made: {existing} is a file.")
     reason = "" if os.access(existing, os.W_OK | os.X_OK) else "permission denied"
+    if existing == folder and not reason and not os.access(folder, os.R_OK):
+        raise UsageError(f"{what} {folder} cannot be read (permission denied); give another one.")
     if existing != folder and not reason:
         try:  # permissions do not tell everything: root cannot make a folder in /proc
             tempfile.TemporaryDirectory(prefix=".writable-", dir=existing).cleanup()

@@ -10,6 +10,7 @@
 # PER_GPU    participants in one GPU task (default: 20)
 # CPU_OPTIONS, GPU_OPTIONS   further options of sbatch, such as --partition or --account
 # ONLY_UNFINISHED=1          submit only whom the last group level found failed or missing
+# CHECK=0                    do not try the options first, where the app runs on the nodes only
 #
 # --participant-label and --exclude-participant-label choose who gets a task; all other options go
 # to every task. Where SLURM does not take arrays of that size, tasks get more participants.
@@ -135,6 +136,23 @@ per_task=$(at_once "${PER_TASK:-1}") per_gpu=$(at_once "${PER_GPU:-20}")
 } > "$submission/task.sh"
 rm "$submission/all.txt" "$submission/asked.txt" "$submission/excluded.txt"
 sh -n "$submission/task.sh" || stop 2 "APP is not a line that a shell reads: ${APP:-bids_moediff}"
+# A wrong option would fail in every task: the app looks at one participant first, and writes
+# nothing. An image that cannot be used (1) or none (66) is for the task to tell.
+code=0
+if [ "${CHECK:-1}" != 0 ]; then
+    first=$(head -n 1 "$list")
+    # shellcheck source=/dev/null
+    (. "$submission/task.sh" && level_participant --participant-label "$first" --dry-run) \
+        > "$submission/plan.txt" 2> "$submission/check.txt" < /dev/null || code=$?
+    case $code in
+    0 | 1 | 66) grep 'not on this machine' "$submission/plan.txt" >&2 || true ;;
+    *)
+        cat "$submission/check.txt" >&2
+        stop "$code" 'nothing was submitted; CHECK=0 submits without this check of the options'
+        ;;
+    esac
+    rm "$submission/plan.txt" "$submission/check.txt"
+fi
 
 log=$(printf '%s' "$submission" | sed 's/%/%%/g')
 submitted=''
