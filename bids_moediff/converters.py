@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converters of what was written into what an option holds.
+"""Convert given words into the values of options.
 
-A word of the command line or of an environment variable, and a TOML or JSON value, go through the
-same function. So a wrong value is refused in the same words wherever it was written: a ValueError
-that the reader of the source completes with its place.
+Words of the command line or of environment variables, and TOML or JSON values, pass through the
+same function. So a wrong value is reported in the same words for every source: a ValueError that
+the reader of the source completes with the place.
 """
 
 import re
@@ -60,7 +60,7 @@ SAMPLERS = ("auto", "gaussian", "experts")
 
 
 def to_sampler(value: Any) -> str:
-    """Return what is to draw samples: a name, or one expert by its number."""
+    """Return the sampler: a name, or the number of one expert."""
     word = str(value)
     if word in SAMPLERS or re.fullmatch(r"expert-[1-9]\d*", word):
         return word
@@ -86,7 +86,7 @@ def whole(minimum: int) -> Convert:
 
 
 def from_noise_strength(value: Any) -> str | None:
-    """Return the kind of samples that an earlier version's ``--noise-strength`` stands for."""
+    """Return the kind of samples for the ``--noise-strength`` of an earlier version."""
     return "texture" if to_number(value) > 0 else None
 
 

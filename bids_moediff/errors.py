@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error a user can meet, each with the exit code the documentation promises.
+"""Expected errors, each with its documented exit code.
 
-A message is one clear sentence that says what is wrong and what to do about it. The command line
-prints it without a traceback and leaves with :attr:`MoediffError.exit_code`.
+A message is one clear sentence: what is wrong, and what to do. The command line prints it without
+a traceback and exits with :attr:`MoediffError.exit_code`.
 """
 
 import difflib
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 
 
 class MoediffError(Exception):
-    """An expected failure: something was wrong with one or more images."""
+    """An expected failure, for example of one or more images."""
 
     exit_code = 1
     meaning = "some images failed (a table says which); group level: a participant is missing"
 
 
 class ImageError(MoediffError):
-    """One image cannot be processed; the others go on."""
+    """One image cannot be processed; the others continue."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class UsageError(MoediffError):
 
 
 class NothingToProcessError(MoediffError):
-    """The data set and the filters in force leave no image."""
+    """The data set and the filters leave no image."""
 
     exit_code = 66
     meaning = "no image to process; the message names the filters in force"
@@ -41,7 +41,7 @@ class NothingToProcessError(MoediffError):
 
 
 class DeviceError(MoediffError):
-    """The compute device that was asked for is not there."""
+    """The requested device is not there."""
 
     exit_code = 69
     meaning = "the device asked for is not there"
@@ -62,9 +62,9 @@ class WeightsError(MoediffError):
 
 
 def closest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return ``" (did you mean X?)"`` for the nearest choice, or nothing if none is near.
+    """Return ``" (did you mean X?)"`` for the closest choice, or an empty text.
 
-    A choice that begins with ``word`` comes first: people shorten long options.
+    A choice that begins with ``word`` comes first, since people shorten long options.
     """
     by_lower = {choice.lower(): choice for choice in choices}
     begun = [low for low in by_lower if len(word) > 4 and low.startswith(word.lower())]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that decides a result, each option written once.
+"""All options that decide a result, each defined once.
 
-:func:`option` makes a dataclass field whose metadata holds what everybody else needs: the
-converter, the sentence of ``--help`` with its group and placeholder, and the sidecar's key. The
-parsers of all commands, the settings file, the environment, the request to the child process and
-the sidecar are made from it.
+:func:`option` makes a dataclass field whose metadata holds the converter, the sentence of
+``--help`` with its group and placeholder, and the key of the sidecar. The parsers of all commands,
+the settings file, the environment, the request to the child process and the sidecar are made from
+it.
 """
 
 # ruff: noqa: RUF009 (option is dataclasses.field with a converter)
@@ -69,13 +69,13 @@ def option(
     Parameters
     ----------
     default
-        Value where nothing is written.
+        Value if none is given.
     convert
-        From what was written to the value (:mod:`bids_moediff.converters`).
+        Converts a given value (:mod:`bids_moediff.converters`).
     description
         Sentence for ``--help``.
     group, metavar
-        Heading under which ``--help`` lists it, and the placeholder of its value.
+        Heading in ``--help``, and the placeholder of its value.
     many
         Whether several words may follow.
     record
@@ -94,7 +94,7 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What decides the result of one image on a given device."""
+    """Options that decide the result of one image on a given device."""
 
     output_resolution: str | tuple[float, float, float] = option(
         "auto",
@@ -273,11 +273,18 @@ class Options:
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "Options":
         """Return options from plain values, the inverse of :meth:`to_dict`.
 
+        Parameters
+        ----------
+        values
+            Given values by the name of the option.
+        where
+            Where they come from, for messages; empty if they come from the command line.
+
         Raises
         ------
         UsageError
-            for an unknown name (with the closest one) or a wrong value; it names ``where``, or
-            the flag if that is empty (the values were typed).
+            For an unknown name (with the closest one) or a wrong value; the message names
+            ``where``, or the flag.
         """
         known = {item.name: item for item in fields(cls)}
         for name in values:
@@ -293,21 +300,21 @@ class Options:
         })  # fmt: skip
 
     def alone(self) -> "Options":
-        """Return these options without what a subclass adds."""
+        """Return these options without the fields of a subclass."""
         return Options(**{name: getattr(self, name) for name in Options.names()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what decides the result as plain values, for the request to the child."""
+        """Return the options as plain values, for the request to the child."""
         values = {name: getattr(self, name) for name in Options.names()}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def record(self) -> dict[str, Any]:
-        """Return the options that the sidecar holds, by its keys."""
+        """Return the options that belong into the sidecar, by its keys."""
         keys = {item.name: item.metadata["record"] for item in fields(Options)}
         return {key: getattr(self, name) for name, key in keys.items() if key}
 
     def output_zooms(self, zooms: Sequence[float]) -> tuple[float, float, float]:
-        """Return the voxel size in mm that an image with voxels of ``zooms`` mm gets."""
+        """Return the output voxel size in mm for an image with voxels of ``zooms`` mm."""
         if isinstance(self.output_resolution, tuple):
             return self.output_resolution
         # Headers hold 32-bit numbers: 0.7 reads as 0.699999988.
@@ -342,7 +349,7 @@ class Options:
 
 
 def converted(convert: Callable[[Any], Any], value: Any, where: str) -> Any:
-    """Return ``convert(value)``; a value of None stays. UsageError names the place."""
+    """Return ``convert(value)``, or None for None; UsageError names the place."""
     if value is None:
         return None
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the app: every option, from defaults < TOML file < environment < command line.
+"""All options of a run of the app, from defaults < TOML file < environment < command line.
 
-Each field of :class:`Settings` is a long option with underscores for dashes. What decides a result
-is inherited from :class:`~bids_moediff.options.Options`.
+Each field of :class:`Settings` is a long option with underscores for dashes. Options that decide a
+result are inherited from :class:`~bids_moediff.options.Options`.
 """
 
 # ruff: noqa: RUF009 (option is dataclasses.field with a converter)
@@ -296,7 +296,7 @@ class Settings(Options):
 
     @property
     def work_folder(self) -> Path:
-        """Folder for intermediate files: ``work_dir``, or ``.work`` in the output folder.
+        """Working directory: ``work_dir``, or ``.work`` in the output folder.
 
         The output folder is the one place that is known to be writable and large enough.
         """
@@ -307,7 +307,7 @@ class Settings(Options):
         return not self.skip_bias_correction and suffix not in UNSHADED_SUFFIXES
 
     def to_toml(self) -> str:
-        """These settings as a TOML file that loads back equal; unset options are comments."""
+        """Return these settings as a TOML file that loads equal; unset options are comments."""
         lines = (_toml_line(item.name, getattr(self, item.name)) for item in fields(self))
         return "".join(f"{line}\n" for line in lines)
 
@@ -343,7 +343,7 @@ def load_settings(
     Parameters
     ----------
     options
-        What the command line gave, by field name (``vars`` of an ``argparse.Namespace`` that was
+        Options of the command line by field name (``vars`` of an ``argparse.Namespace`` that was
         filled with ``argument_default=SUPPRESS``); other keys are ignored.
     config_file
         TOML file with field names as keys.
@@ -355,7 +355,7 @@ def load_settings(
     Raises
     ------
     UsageError
-        for an unknown name (with the closest one), a wrong value or a missing folder argument.
+        For an unknown name (with the closest one), a wrong value or a missing folder argument.
     """
     values: dict[str, Any] = {}
     if config_file is not None:
@@ -412,7 +412,7 @@ RENAMED = {"noise_strength": ("sample", from_noise_strength)}
 
 
 def _renamed(name: str, value: Any, where: str) -> tuple[str, Any]:
-    """Return name and value as they are now, with a notice where they had others."""
+    """Return the current name and value of an option of an earlier version, with a notice."""
     if name not in RENAMED:
         return name, value
     now, convert = RENAMED[name]
@@ -427,7 +427,7 @@ def _known(name: str, where: str) -> str:
 
 
 def _variable_field(variable: str) -> str | None:
-    """Field that an environment variable sets, or None for a variable that is not an option."""
+    """Return the field that an environment variable sets, or None if it is not an option."""
     name = variable.removeprefix(PREFIX)
     if name == variable or name in OTHER_VARIABLES or name.startswith("TEST_"):
         return None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on disk: discovery of the input, names, atomic writes, data set files, sidecars."""
+"""Read and write BIDS: discovery of the input, names, data set files, sidecars."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks and label maps of other apps that belong to an image: found, and named on its new grid."""
+"""Find masks and label maps of other apps for an image, and name them on its new grid."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -22,7 +22,7 @@ KEPT_KEYS = ("Description", "Type", "LabelMap", "Manual", "Atlas")
 
 
 def check_carried(folder: Path) -> None:
-    """Fail before anything is computed if there is nothing in the folder of ``--carry``.
+    """Check the folder of ``--carry`` before anything is computed.
 
     Raises
     ------
@@ -40,11 +40,11 @@ def check_carried(folder: Path) -> None:
 
 
 def find_maps(image: AnatomicalImage, folder: Path) -> tuple[Path, ...]:
-    """Return the masks and label maps in ``folder`` that belong to an image by their names.
+    """Return the masks and label maps in a folder that belong to an image by their names.
 
-    A map belongs to the image whose entities it has. Entities may be left out where the session
-    has one image of this contrast that fits. Maps of any contrast but T1w bear ``space`` with the
-    contrast, as in this app's outputs. Maps with another ``space`` or with ``res`` are not meant.
+    A map belongs to the image whose entities it has. Entities may be left out if the session has
+    only one matching image of this contrast. Maps of any contrast but T1w have ``space`` with the
+    contrast, as in this app's outputs. Maps with another ``space`` or with ``res`` are not taken.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def _belongs(entities: Mapping[str, str], image: AnatomicalImage) -> bool:
 
 
 def _parse(path: Path) -> tuple[dict[str, str], str] | None:
-    """Entities and suffix of a file name; None if it is not a BIDS name."""
+    """Return entities and suffix of a file name, or None if it is not a BIDS name."""
     try:
         entities, suffix, _ = parse_name(path.name)
     except ImageError:
@@ -102,7 +102,7 @@ def partitions(maps: Sequence[str]) -> tuple[tuple[Path, ...], ...]:
 
 
 def carried_path(path: Path, zooms: tuple[float, float, float]) -> PurePosixPath:
-    """Return where a carried map goes, relative to the output folder: its name with ``res-``."""
+    """Return the path of a carried map, relative to the output folder: its name with ``res-``."""
     entities, suffix, _ = parse_name(path.name)
     name = build_name({**entities, "res": resolution_label(zooms)}, suffix, ".nii.gz")
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
@@ -123,7 +123,7 @@ def carried_sidecar(
     zooms
         Output voxel size in mm.
     how
-        What was kept on the way.
+        Property that was preserved.
     """
     try:
         earlier = read_json(_beside(path, ".json"))

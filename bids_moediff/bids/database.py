@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database of pybids on disk: which images there are, without listing a slow file system."""
+"""List images from a pybids database on disk, without listing a slow file system."""
 
 import os
 import re
@@ -29,10 +29,10 @@ IGNORED = [
 
 
 class _BelowRoot:
-    """An entity of pybids that looks at the path below the root of the data set alone.
+    """A pybids entity that matches the path below the root of the data set only.
 
-    pybids searches the whole path, so that a data set in ``/scratch/sub-01/`` would have images
-    of that participant only.
+    pybids searches the whole path, so that a data set in ``/scratch/sub-01/`` would have images of
+    that participant only.
     """
 
     def __init__(self, entity: Any, root: Path) -> None:
@@ -40,13 +40,13 @@ class _BelowRoot:
         self.name, self.mandatory, self._dtype = entity.name, entity.mandatory, entity._dtype
 
     def match_file(self, file: Any) -> Any:
-        """Return the value of the entity in the path of a file; None without one."""
+        """Return the value of the entity in the path of a file, or None."""
         relative = Path(file.path).relative_to(self.root).as_posix()
         return self.entity.match_file(SimpleNamespace(path=f"/{relative}"))
 
 
 def _indexer(root: Path) -> "BIDSLayoutIndexer":
-    """What lists the images of a data set."""
+    """Return an indexer that lists the images of a data set."""
     from bids.layout import BIDSLayoutIndexer
 
     class Indexer(BIDSLayoutIndexer):
@@ -60,7 +60,7 @@ def _indexer(root: Path) -> "BIDSLayoutIndexer":
 
 
 def images_in_database(root: Path, folder: Path, label: str) -> list[Path]:
-    """Images of one participant, sorted; the database is made if it is not there.
+    """Return the images of one participant, sorted; a missing database is created.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def images_in_database(root: Path, folder: Path, label: str) -> list[Path]:
     Raises
     ------
     UsageError
-        for a database of another data set.
+        For a database of another data set.
     """
     layout = _database(root, folder)
     try:
@@ -87,9 +87,9 @@ def images_in_database(root: Path, folder: Path, label: str) -> list[Path]:
 
 
 def _database(root: Path, folder: Path) -> "BIDSLayout":
-    """Layout from a database on disk; made for the whole data set if it is not there.
+    """Return the layout of a database on disk; a missing one is created for the whole data set.
 
-    It is made under another name and renamed, so jobs that start together do not tear it.
+    It is created under another name and renamed, so jobs that start together do not damage it.
     """
     from bids.layout import BIDSLayout
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that make the output folder a data set: description, names of variants, what to ignore.
+"""Write the files that make the output folder a data set: description, variants, ignore list.
 
-``dataset_description.json`` is written before anything else, so the folder is a valid data set at
-every moment. Files that are right already are left alone; so many jobs may start in one folder.
+``dataset_description.json`` is written first, so the folder is a valid data set at every moment.
+Files with the right content are not rewritten, so many jobs may start in one folder.
 """
 
 import os
@@ -29,12 +29,12 @@ BIBLIOGRAPHY = Path(__file__).parents[1] / "data" / "boilerplate.bib"
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Content of a data set's description; empty if there is none.
+    """Return the content of ``dataset_description.json``, empty if there is none.
 
     Raises
     ------
     UsageError
-        if it cannot be read or is no JSON object.
+        If it cannot be read or is not a JSON object.
     """
     path = folder / "dataset_description.json"
     try:
@@ -57,7 +57,7 @@ def check_input(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        that says what the folder is instead, and what to do.
+        The message says what the folder is instead, and what to do.
     """
     root = settings.bids_dir
     if root.is_file():
@@ -84,7 +84,7 @@ def check_input(settings: Settings) -> None:
 
 
 def _not_bids(root: Path, output: Path) -> str:
-    """What a folder without a description is, as far as can be seen."""
+    """Return what a folder without a description is, as far as can be seen."""
     swapped = read_description(output) if output.is_dir() else {}
     if swapped and swapped.get("DatasetType", "raw") == "raw":
         return (
@@ -133,7 +133,13 @@ def _neighbours(path: Path) -> list[str]:
 
 
 def check_output(settings: Settings) -> None:
-    """Refuse an output folder that would spoil the input or another pipeline's results."""
+    """Check that the output folder would not harm the input or another pipeline's results.
+
+    Raises
+    ------
+    UsageError
+        If it would.
+    """
     source, target = settings.bids_dir.resolve(), settings.output_dir.resolve()
     if target == source:
         raise UsageError(f"Input and output are the same folder, {source}; give another output.")
@@ -165,14 +171,14 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def maker_names(description: Mapping[str, Any]) -> list[str]:
-    """Names in ``GeneratedBy``; what is not as the standard wants it is passed over."""
+    """Return the names in ``GeneratedBy``; entries of another form are ignored."""
     made_by = description.get("GeneratedBy")
     makers = made_by if isinstance(made_by, list) else []
     return [str(maker.get("Name")) for maker in makers if isinstance(maker, dict)]
 
 
 def in_container(environment: Mapping[str, str]) -> bool:
-    """Whether paths are those of a container, which mean nothing outside."""
+    """Return True if paths are those of a container, which mean nothing outside."""
     return container_kind(environment) is not None
 
 
@@ -185,10 +191,10 @@ def _container(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _raw_link(settings: Settings, source: Mapping[str, Any], container: bool) -> str | None:
-    """Where ``bids:raw:`` leads: a short relative path, else the DOI, else nothing.
+    """Return the target of ``bids:raw:``: a short relative path, else the DOI, else nothing.
 
-    Relative only from ``derivatives/`` of the input or a folder beside it: anything longer tells
-    about the host, and a container's path (``/data``) leads nowhere on the machine of a reader.
+    A path is relative only from ``derivatives/`` of the input or from a folder beside it. A longer
+    one would reveal the host, and a container's path (``/data``) does not exist for a reader.
     """
     source_dir, target = settings.bids_dir.resolve(), settings.output_dir.resolve()
     beside = source_dir.parent == target.parent and not container
@@ -203,7 +209,7 @@ def _doi_url(doi: str) -> str:
 
 
 def description_of(settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Content of the output's ``dataset_description.json``."""
+    """Return the content of the output's ``dataset_description.json``."""
     source = read_description(settings.bids_dir)
     made_by: dict[str, Any] = {"Name": NAME, "Version": __version__}
     if container := _container(environment):
@@ -226,12 +232,12 @@ def description_of(settings: Settings, environment: Mapping[str, str]) -> dict[s
 
 
 def prepare_output(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
-    """Make the output folder a valid, still empty, data set (or check that it is ours already).
+    """Make the output folder a valid, still empty data set, or check that it is one of this app.
 
     Raises
     ------
     UsageError
-        if the folder cannot be used (see :func:`check_output`).
+        If the folder cannot be used (see :func:`check_output`).
     """
     check_output(settings)
     environment = os.environ if environment is None else environment
@@ -267,7 +273,7 @@ READMES = ("README", "README.md", "README.rst", "README.txt")
 
 
 def _write_readme(folder: Path) -> None:
-    """Say what lies here, unless somebody else has written about it."""
+    """Write a README, unless there is one."""
     path = folder / "README"
     others = [name for name in READMES if (folder / name).exists()]
     if not others or (path.is_file() and path.read_bytes().startswith(README[:40].encode())):
@@ -280,7 +286,7 @@ def _write_if_new(text: str, path: Path) -> None:
 
 
 def bibliography() -> dict[str, str]:
-    """One line of text per key of the bibliography."""
+    """Return one line of text per key of the bibliography."""
     entries = re.findall(
         r"@\w+\{(\w+),\n(.*?)\n\}", BIBLIOGRAPHY.read_text(encoding="utf-8"), re.S
     )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images there are, one participant at a time.
+"""Find the images of a data set, one participant at a time.
 
-Only the ``anat`` folders of the participant asked for are listed, and only the sidecars that hold
-for its images are read. So the time does not depend on the size of the data set, and a file of
-another participant that is missing, dangling or not fetched never matters. Where a database of
-pybids is given, it says which files there are.
+Only the ``anat`` folders of the requested participant are listed, and only the sidecars of its
+images are read. So the time does not depend on the size of the data set, and a missing, dangling
+or unfetched file of another participant never matters. A pybids database, if given, lists the
+files.
 """
 
 import os
@@ -57,7 +57,7 @@ RAW_FOLDERS = ("sourcedata/raw", "rawdata", "raw", "sourcedata", "bids")
 
 
 def with_others(settings: Settings, participant: Participant) -> Participant:
-    """Return a participant with all images, of any session and contrast, that may guide one."""
+    """Return a participant with all images that may guide one, of any session and contrast."""
     wide = replace(
         settings, modalities=ANATOMICAL_SUFFIXES, session_label=(), bids_filter_file=None
     )
@@ -65,16 +65,16 @@ def with_others(settings: Settings, participant: Participant) -> Participant:
 
 
 def find_participants(settings: Settings) -> list[str]:
-    """Labels of the participants to process, sorted.
+    """Return the labels of the participants to process, sorted.
 
-    With ``--participant-label`` the root folder is not even listed, unless a label is wrong.
+    With ``--participant-label`` the root folder is not listed, unless a label is wrong.
 
     Raises
     ------
     UsageError
-        for a label that is not there, with the closest one that is.
+        For a label that does not exist; the message names the closest one.
     NothingToProcessError
-        if no participant is left.
+        If no participant is left.
     """
     present: set[str] = set()
     asked = settings.participant_label
@@ -98,7 +98,7 @@ def find_participants(settings: Settings) -> list[str]:
 
 
 def is_label(label: str) -> bool:
-    """Whether BIDS allows a label; folders of other names are left out of every run."""
+    """Return True if BIDS allows a label; folders with other names are left out of every run."""
     return re.fullmatch(r"[A-Za-z0-9+]+", label) is not None
 
 
@@ -123,7 +123,7 @@ def near_participants(root: Path) -> list[str]:
 
 
 def _raw_below(root: Path) -> str:
-    """Where the participants are, if the folder is that of a study around the data set."""
+    """Return the folder with the participants, if this one is a study around the data set."""
     for name in RAW_FOLDERS:
         for folder in (root / name, *sorted((root / name).glob("*/"))):
             if next(folder.glob("sub-*"), None) is not None:
@@ -135,7 +135,7 @@ def _raw_below(root: Path) -> str:
 def discover_participant(
     settings: Settings, label: str, sidecars: Sidecars | None = None
 ) -> Participant:
-    """Images of one participant, in the order of their names.
+    """Return the images of one participant, in the order of their names.
 
     Parameters
     ----------
@@ -144,15 +144,15 @@ def discover_participant(
     label
         Participant without ``sub-``.
     sidecars
-        Those read so far: sidecars at the root of the data set hold for many participants.
+        Sidecars read so far: those at the root of the data set apply to many participants.
 
     Raises
     ------
     ImageError
-        if the participant's folder is a dangling link or cannot be read, or for anything that was
-        not foreseen: it costs this participant, not the run.
+        If the participant's folder is a dangling link or cannot be read, and for any unexpected
+        error: it stops this participant, not the run.
     UsageError
-        for a wrong filter file or a database of another data set.
+        For a wrong filter file or a database of another data set.
     """
     queries = load_filters(settings.bids_filter_file)
     try:
@@ -207,7 +207,7 @@ def _wanted(
     notices: list[str],
     passed: Counter[str],
 ) -> Iterator[Path]:
-    """Files that the filters let through; a remark or a count for each of the others."""
+    """Return the files that pass the filters; each of the others is counted or gets a remark."""
     for path in files:
         relative = readable(_relative(path, settings))
         try:
@@ -228,14 +228,14 @@ def _wanted(
 
 
 def _asked_for(name: str, settings: Settings, queries: FilterQueries) -> bool:
-    """Whether a name that cannot be read might be that of an image asked for."""
+    """Return True if an unreadable name might be that of a requested image."""
     suffix = name.rsplit("_", 1)[-1].split(".")[0]
     known = suffix in ANATOMICAL_SUFFIXES
     return not known or not why_not(Name({}, suffix, ".nii"), settings, queries, suffix_only=True)
 
 
 def _misspelt(suffix: str) -> str:
-    """Suggest a suffix for one that BIDS does not know."""
+    """Suggest a suffix for one that BIDS does not define."""
     if suffix in ANATOMICAL_SUFFIXES or suffix in NOT_OFFERED:
         return ""
     return closest(suffix, ANATOMICAL_SUFFIXES, 0.6) or " of anatomical images"
@@ -249,14 +249,14 @@ NOT_OFFERED = (
 
 
 def require_an_image(settings: Settings, labels: Sequence[str]) -> None:
-    """Make sure that there is something to do, looking no further than the first image.
+    """Check that there is an image to process, looking no further than the first one.
 
     Raises
     ------
     UsageError
-        for a session that no participant has.
+        For a session that no participant has.
     NothingToProcessError
-        if no participant has an image; with the filters in force and what is there instead.
+        If no participant has an image; the message names the filters and the images that exist.
     """
     require_sessions(settings, labels)
     participants = []
@@ -273,12 +273,12 @@ def require_an_image(settings: Settings, labels: Sequence[str]) -> None:
 
 
 def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
-    """Make sure that some participant has each session asked for.
+    """Check that some participant has each requested session.
 
     Raises
     ------
     UsageError
-        for one that nobody has where there are others; with the closest one.
+        For a session that nobody has while others exist; the message names the closest one.
     """
     for session in settings.session_label:
         folders = (settings.bids_dir / f"sub-{label}" / f"ses-{session}" for label in labels)
@@ -300,9 +300,9 @@ def require_sessions(settings: Settings, labels: Sequence[str]) -> None:
 def nothing_to_process(
     settings: Settings, participants: Sequence[Participant] = ()
 ) -> NothingToProcessError:
-    """The error to raise when all participants together have no image.
+    """Return the error for participants without any image.
 
-    It names the filters in force, and what there is instead.
+    It names the filters, and the images that exist.
     """
     remarks = list(dict.fromkeys(words for item in participants for words in item.notices))
     if len(remarks) > MOST_REMARKS:
@@ -320,7 +320,7 @@ def nothing_to_process(
 
 
 def words_on_passed(participants: Iterable[Participant]) -> str:
-    """Say which images the filters or the choice of contrasts did not take; may be empty."""
+    """Return a sentence on images that filters or contrasts excluded; may be empty."""
     total: Counter[str] = Counter()
     for participant in participants:
         total.update(participant.passed)
@@ -335,7 +335,7 @@ def _relative(path: Path, settings: Settings) -> str:
 def _select(
     found: AbstractSet[Path], settings: Settings, sidecars: Sidecars, notices: list[str]
 ) -> Iterator[AnatomicalImage]:
-    """Images that can be super-resolved; a remark for each of the others."""
+    """Return images that can be super-resolved; each of the others gets a remark."""
     for path in sorted(found):
         relative = _relative(path, settings)
         reason = _guarded(_why_left_out, path, relative, found)
@@ -357,7 +357,7 @@ def _select(
 
 
 def _guarded(check: Callable[..., str | None], *arguments: object) -> str | None:
-    """What a check says, or what went wrong in it."""
+    """Return the result of a check, or the error in it."""
     try:
         return check(*arguments)
     except Exception as error:
@@ -365,7 +365,7 @@ def _guarded(check: Callable[..., str | None], *arguments: object) -> str | None
 
 
 def _why_left_out(path: Path, relative: str, found: AbstractSet[Path]) -> str | None:
-    """Why a file that looks like an image is not processed; None if it is."""
+    """Return the reason why a file that looks like an image is not processed; None if it is."""
     entities, suffix, extension = parse_name(path.name)
     if extension == ".nii" and path.with_name(f"{path.name}.gz") in found:
         return "there is a .nii.gz of the same name"
@@ -394,7 +394,7 @@ def _why_left_out(path: Path, relative: str, found: AbstractSet[Path]) -> str | 
 
 
 def _problem(path: Path, relative: str) -> str | None:
-    """Why a file cannot be read, as far as its directory entry and first bytes tell."""
+    """Return why a file cannot be read, by its directory entry and first bytes."""
     fetch = f"its content is not here; fetch it with: datalad get {relative}"
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What earlier pipelines have already worked out for an image: its brain mask."""
+"""Find the brain mask that an earlier pipeline made for an image."""
 
 import re
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _MOST_NAMES = 3  # in a remark
 
 @dataclass(frozen=True)
 class EarlierMask:
-    """What an earlier pipeline has for an image.
+    """Brain mask of an earlier pipeline for an image.
 
     Parameters
     ----------
     path
-        Its brain mask, or None.
+        The mask, or None.
     remark
-        One sentence where the user should know why this mask, or why none.
+        One sentence on the choice, if the user should know it.
     """
 
     path: Path | None = None
@@ -31,7 +31,7 @@ class EarlierMask:
 
 
 def check_derivatives(folder: Path) -> None:
-    """Refuse a folder that is not there before anything is computed.
+    """Check a folder of derivatives before anything is computed.
 
     Raises
     ------
@@ -49,11 +49,11 @@ def check_derivatives(folder: Path) -> None:
 def find_brain_mask(image: AnatomicalImage, folder: Path) -> EarlierMask:
     """Find the brain mask of an image in the derivatives of an earlier pipeline.
 
-    A mask fits if it is named ``desc-brain_mask``, lies in the image's own space (no ``space``,
-    or the image's contrast), on no other resolution, and has every entity of the image. fMRIPrep
-    and sMRIPrep leave out ``run`` and ``rec`` where they are of no consequence: such a mask is
-    taken if the folder has no mask that names them. They also leave them out of the one mask of
-    several runs, which lies in the space of the first run: other runs do not get it.
+    A mask fits if it is named ``desc-brain_mask``, is in the image's own space (no ``space``, or
+    the image's contrast), at no other resolution, and has every entity of the image. fMRIPrep and
+    sMRIPrep leave out ``run`` and ``rec`` if they are not needed: such a mask is taken if the
+    folder has no mask that names them. They also leave them out of the one mask of several runs,
+    which is in the space of the first run: other runs do not get it.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def find_brain_mask(image: AnatomicalImage, folder: Path) -> EarlierMask:
 
 
 def _candidates(image: AnatomicalImage, folder: Path) -> list[tuple[Path, dict[str, str]]]:
-    """Masks of the image's session and space, with their entities."""
+    """Return masks of the image's session and space, with their entities."""
     anat = folder / f"sub-{image.entities['sub']}"
     if "ses" in image.entities:
         anat /= f"ses-{image.entities['ses']}"
@@ -88,7 +88,7 @@ def _candidates(image: AnatomicalImage, folder: Path) -> list[tuple[Path, dict[s
 
 
 def _of_several_runs(path: Path, image: AnatomicalImage) -> EarlierMask:
-    """A mask that names no run: that of the first run where there are several."""
+    """Return a mask that names no run: that of the first run, if there are several."""
     runs = _runs(image)
     if len(runs) < 2:
         return EarlierMask(path)
@@ -99,7 +99,7 @@ def _of_several_runs(path: Path, image: AnatomicalImage) -> EarlierMask:
 
 
 def _runs(image: AnatomicalImage) -> list[str]:
-    """Runs of this image beside it, in order."""
+    """Return the runs of this image beside it, in order."""
 
     def like(entities: dict[str, str]) -> dict[str, str]:
         return {key: value for key, value in entities.items() if key not in ("run", "rec")}
@@ -116,7 +116,7 @@ def _runs(image: AnatomicalImage) -> list[str]:
 
 
 def _nothing_fits(image: AnatomicalImage, folder: Path) -> str:
-    """Say that there is no mask, and which ones of this participant there are."""
+    """Return a sentence that no mask fits, with the masks of this participant."""
     subject = folder / f"sub-{image.entities['sub']}"
     names = sorted(path.name for path in subject.glob(f"**/anat/{_MASKS}"))
     there = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
@@ -125,7 +125,7 @@ def _nothing_fits(image: AnatomicalImage, folder: Path) -> str:
 
 
 def _entities(path: Path) -> dict[str, str] | None:
-    """Entities of a file name without ``desc``; None if it is not a BIDS name."""
+    """Return entities of a file name without ``desc``, or None if it is not a BIDS name."""
     parts = path.name.split(".")[0].split("_")[:-1]
     matches = [_ENTITY.match(part) for part in parts]
     if not all(matches):
@@ -136,7 +136,7 @@ def _entities(path: Path) -> dict[str, str] | None:
 
 
 def _own_space(entities: dict[str, str], image: AnatomicalImage) -> bool:
-    """Whether a mask lies in the image's space; takes ``space`` out of ``entities``."""
+    """Return True if a mask is in the image's space; removes ``space`` from ``entities``."""
     if "res" in entities or "label" in entities:
         return False
     # Without ``space`` a mask belongs to the T1-weighted image.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are scans of one contrast in one session, and so can be combined."""
+"""Group images that are scans of one contrast in one session, which can be combined."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ DESCRIPTION = "desc-srcombined"  # tells a combined image from the scans that sh
 class ScanGroup:
     """Two scans or more of one subject and contrast, in the order of their names.
 
-    ``left_out``: key of each scan that belongs to them but cannot be used, and why.
+    ``left_out``: key of each scan of the group that cannot be used, with the reason.
     """
 
     images: tuple[AnatomicalImage, ...]
@@ -43,7 +43,7 @@ class ScanGroup:
 
     @property
     def image(self) -> AnatomicalImage:
-        """The image that the scans are to be combined to; ``desc-`` tells its key from theirs."""
+        """The combined image of the scans; ``desc-`` distinguishes its key from theirs."""
         first, shared = self.images[0], self.name.rpartition("_")[0]
         name = f"{shared}_{DESCRIPTION}_{first.suffix}.nii.gz"
         return AnatomicalImage(
@@ -58,19 +58,19 @@ class ScanGroup:
 
 
 def is_group(key: str) -> bool:
-    """Whether a key is that of a combined image."""
+    """Return True if a key is that of a combined image."""
     return f"_{DESCRIPTION}_" in key
 
 
 def find_groups(
     images: Sequence[AnatomicalImage], combine: str | Path
 ) -> tuple[list[ScanGroup], list[str]]:
-    """Return the groups of a participant's images, and remarks on what is not combined.
+    """Return the groups of a participant's images, and remarks on images that are not combined.
 
     Parameters
     ----------
     images
-        Of one participant.
+        Images of one participant.
     combine
         ``"off"``, ``"auto"`` (:func:`group_scans`) or a file of groups.
 
@@ -92,7 +92,7 @@ def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], lis
     Parameters
     ----------
     images
-        Of any number of participants; those with a problem belong to no group.
+        Images of any number of participants; those with a problem belong to no group.
 
     Returns
     -------
@@ -124,12 +124,12 @@ def group_scans(images: Sequence[AnatomicalImage]) -> tuple[list[ScanGroup], lis
 
 
 def _without(group: ScanGroup, image: AnatomicalImage) -> ScanGroup:
-    """The group, with a scan that cannot be used noted."""
+    """Return the group with a scan noted that cannot be used."""
     return replace(group, left_out={**group.left_out, image.key: image.problem or ""})
 
 
 def _of_one_name(groups: list[ScanGroup]) -> tuple[list[ScanGroup], list[str]]:
-    """Groups whose name no other has, and a sentence for each name that several would share."""
+    """Return groups with a unique name, and a sentence for each name that several would share."""
     names = [group.name for group in groups]
     twice = sorted({name for name in names if names.count(name) > 1})
     remarks = [
@@ -141,12 +141,12 @@ def _of_one_name(groups: list[ScanGroup]) -> tuple[list[ScanGroup], list[str]]:
 
 
 def _alike(members: Sequence[AnatomicalImage], image: AnatomicalImage) -> bool:
-    """Whether an image shows the contrast and session of all members of a set."""
+    """Return True if an image has the contrast and session of all members of a set."""
     return all(_alike_pair(member, image) for member in members)
 
 
 def _alike_pair(one: AnatomicalImage, other: AnatomicalImage) -> bool:
-    """Whether two images show one contrast of one session."""
+    """Return True if two images have one contrast and one session."""
     if one.suffix != other.suffix or _fixed(one) != _fixed(other):
         return False
     for key in TIMES:
@@ -169,7 +169,7 @@ def read_groups(path: Path) -> list[list[str]]:
     Raises
     ------
     UsageError
-        If it cannot be read, is of another form, or a group has scans of several subjects or
+        If it cannot be read, has another form, or a group has scans of several subjects or
         suffixes.
     """
     try:
@@ -197,7 +197,7 @@ def read_groups(path: Path) -> list[list[str]]:
 
 
 def _relative(name: str, file: Path) -> str:
-    """Path of a scan as the data set spells it; UsageError if it does not start at a subject."""
+    """Return the path of a scan as the data set spells it; UsageError without a subject."""
     relative = PurePosixPath(name.removeprefix("bids::"))
     if len(relative.parts) < 2 or not relative.parts[0].startswith("sub-"):
         raise UsageError(
@@ -218,7 +218,7 @@ def _is_group(group: object) -> bool:
 def _named_groups(
     images: Sequence[AnatomicalImage], wanted: Sequence[Sequence[str]]
 ) -> tuple[list[ScanGroup], list[str]]:
-    """Groups as a file names them, and a sentence for each scan that is not there."""
+    """Return groups as a file names them, and a sentence for each missing scan."""
     known = {image.relative_path: image for image in images if image.problem is None}
     broken = {image.relative_path: image for image in images if image.problem is not None}
     subjects = {PurePosixPath(image.relative_path).parts[0] for image in images}

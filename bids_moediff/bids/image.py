@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What discovery finds and the other rooms are handed."""
+"""Describe the images and participants that discovery finds."""
 
 import json
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ class AnatomicalImage:
     metadata
         Sidecars merged by the inheritance principle.
     problem
-        Why the image cannot be read, in one sentence, where that shows already on disk.
+        Why the image cannot be read, in one sentence, if this is visible on disk.
     members
-        Scans that it is to be combined from: then there is no such file (``bids.groups``).
+        Scans that it is combined from (``bids.groups``); such an image has no file.
     left_out
-        Key of each further scan that cannot be combined, and why.
+        Key of each further scan that cannot be combined, with the reason.
     remarks
         One sentence for each statement of its sidecars that could not be used.
     shape, zooms
-        Matrix and voxel size (mm), once the header was looked at.
+        Matrix and voxel size (mm), once the header was read.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class AnatomicalImage:
 
     @property
     def sources(self) -> tuple["AnatomicalImage", ...]:
-        """Images of the data set that it comes from."""
+        """Images of the data set that it is made from."""
         return self.members or (self,)
 
     @property
@@ -61,10 +61,10 @@ class AnatomicalImage:
         return self.path.name.removesuffix(".gz").removesuffix(".nii")
 
     def to_json(self) -> str:
-        """Text that travels between nodes and can be hashed; see :meth:`from_json`.
+        """Return text that passes between nodes and can be hashed; see :meth:`from_json`.
 
-        Size and time of the file are in it, and the version of the app, so that an image that was
-        replaced between two runs with one work folder is processed again.
+        It holds size and time of the file and the version of the app, so that an image that was
+        replaced between two runs with one working directory is processed again.
         """
         fields = {
             "path": str(self.path),
@@ -84,7 +84,7 @@ class AnatomicalImage:
 
     @classmethod
     def from_json(cls, text: str) -> "AnatomicalImage":
-        """Inverse of :meth:`to_json`."""
+        """Return the image of a text of :meth:`to_json`."""
         fields = json.loads(text)
         del fields["stamp"]
         fields |= {
@@ -97,9 +97,9 @@ class AnatomicalImage:
 
 
 def stamp(path: Path) -> list[int]:
-    """Return size and modification time (ns) of a file or of what a link leads to.
+    """Return size and modification time (ns) of a file, or of the target of a link.
 
-    Empty without one.
+    Empty if there is none.
     """
     try:
         status = path.stat()
@@ -110,22 +110,22 @@ def stamp(path: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Participant:
-    """A participant and what was found of it.
+    """A participant and its images.
 
     Parameters
     ----------
     label
         Without ``sub-``.
     images
-        What is to be processed, in the order of the names.
+        Images to process, in the order of the names.
     notices
         Remarks for the log: files left out, statements that could not be used.
     groups
         Images to be combined from several of ``images``.
     others
-        All images that may guide another one, where that is wanted.
+        All images that may guide another one, if they are needed.
     passed
-        How many images were not asked for, by suffix and reason in words.
+        Number of images that were not requested, by suffix and reason in words.
     problems
         One sentence for each folder that could not be read.
     """
@@ -140,5 +140,5 @@ class Participant:
 
     @property
     def results(self) -> tuple[AnatomicalImage, ...]:
-        """Everything that there is to be a result of: images, then groups."""
+        """All images that get a result: images, then groups."""
         return (*self.images, *self.groups)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names below a participant's folder: images, and what nearly is one.
+"""List the names below a participant's folder: images, and names that nearly match.
 
-Only folders are listed and no file is opened: 2,000 participants take a second, and links that
-lead back are not followed.
+Only folders are listed and no file is opened: 2,000 participants take a second, and circular links
+are not followed.
 """
 
 import os
@@ -23,14 +23,14 @@ LIKE_ANAT = ("anat", "anats", "anatomy", "anatomical", "struct", "structural", "
 
 @dataclass
 class Listing:
-    """What was found of one participant.
+    """Files of one participant.
 
     Parameters
     ----------
     images
         NIfTI files in the ``anat`` folders, sorted.
     remarks
-        One sentence for each file or folder that is nearly what is looked for.
+        One sentence for each file or folder whose name nearly matches.
     problems
         One sentence for each folder that cannot be listed.
     """
@@ -43,7 +43,7 @@ class Listing:
 def readable(text: object) -> str:
     """Return text that can be printed and written: other characters as escapes.
 
-    Names on disk may hold line feeds, and bytes that are not UTF-8 (as lone surrogates).
+    Names on disk may have line feeds, and bytes that are not UTF-8 (as lone surrogates).
     """
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -80,7 +80,7 @@ def list_participant(root: Path, label: str) -> Listing:
 
 
 def _list_outer(folder: Path, root: Path, found: Listing) -> list[str]:
-    """Names of the folders in a participant's or session's folder; remarks on what is near."""
+    """Return the folders in a participant's or session's folder; near matches get a remark."""
     folders = []
     for name, is_folder in _entries(folder, root, found):
         where = readable((folder / name).relative_to(root).as_posix())
@@ -117,7 +117,7 @@ def _list_anat(folder: Path, root: Path, found: Listing) -> None:
 
 
 def _entries(folder: Path, root: Path, found: Listing) -> list[tuple[str, bool]]:
-    """Name and whether it is a folder (or a link to one), sorted; a folder may be missing."""
+    """Return names, and whether each is a folder (or a link to one), sorted."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry.name, _is_folder(entry)) for entry in entries)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of outputs: strict, because general patterns drop entities and names collide.
+"""Name outputs strictly: general patterns drop entities, and names collide.
 
 Every entity of the source is kept. A product adds its own entities, a suffix and an extension. A
-mask or a segmentation bears no contrast in its suffix, so those of any contrast but T1w carry
-``space-<contrast>``: the T1w and the T2w image of a session would share a mask name otherwise
-(an absent ``space`` means the T1w image, as in fMRIPrep's outputs).
+mask or a segmentation has no contrast in its suffix, so those of any contrast but T1w get
+``space-<contrast>``. Otherwise the T1w and the T2w image of a session would share a mask name (an
+absent ``space`` means the T1w image, as in fMRIPrep's outputs).
 """
 
 import re
@@ -25,7 +25,7 @@ RESERVED = frozenset({"space", "atlas", "seg", "scale", "res", "den", "label", "
 
 
 def resolution_label(zooms: tuple[float, float, float]) -> str:
-    """``0p7mm`` for 0.7 mm isotropic, ``0p7x0p7x1mm`` otherwise (values are alphanumeric).
+    """Return ``0p7mm`` for 0.7 mm isotropic, else ``0p7x0p7x1mm`` (BIDS values are alphanumeric).
 
     >>> resolution_label((0.7, 0.7, 1.0))
     '0p7x0p7x1mm'
@@ -35,12 +35,12 @@ def resolution_label(zooms: tuple[float, float, float]) -> str:
 
 
 def parse_name(name: str) -> tuple[dict[str, str], str, str]:
-    """Entities in order, suffix and extension of a file name.
+    """Return entities in order, suffix and extension of a file name.
 
     Raises
     ------
     ImageError
-        if the name is no BIDS name or its entities are unknown, repeated or out of order.
+        If it is not a BIDS name, or its entities are unknown, repeated or out of order.
     """
     match = re.fullmatch(
         r"((?:[a-zA-Z]+-[a-zA-Z0-9+]+_)+)([a-zA-Z0-9]+)((?:\.[a-zA-Z0-9]+)+)", name
@@ -56,7 +56,7 @@ def parse_name(name: str) -> tuple[dict[str, str], str, str]:
 
 
 def build_name(entities: Mapping[str, str], suffix: str, extension: str) -> str:
-    """File name from entities in the order of the standard."""
+    """Return a file name from entities in the order of the standard."""
     unknown = set(entities) - set(ENTITY_ORDER)
     if unknown:
         raise ImageError(f"{sorted(unknown)[0]} is not a BIDS entity.")
@@ -75,7 +75,7 @@ def derivative_path(
     output_zooms: tuple[float, float, float] | None = None,
     extension: str = ".nii.gz",
 ) -> PurePosixPath:
-    """Return where a product of an image goes, relative to the output folder.
+    """Return the path of a product of an image, relative to the output folder.
 
     Parameters
     ----------
@@ -84,16 +84,16 @@ def derivative_path(
     product
         A key of :data:`~bids_moediff.bids.products.PRODUCTS`, with its label if there are several.
     output_zooms
-        Output voxel size in mm; needed exactly for the products on the output grid.
+        Output voxel size in mm, for products on the output grid only.
     extension
-        One that the product may have.
+        One of the product's extensions.
 
     Raises
     ------
     ValueError
-        for an unknown product or extension, or a voxel size that is missing or not wanted.
+        For an unknown product or extension, or a voxel size that is missing or not wanted.
     ImageError
-        if the source bears an entity that only derivatives have.
+        If the source has an entity that only derivatives have.
     """
     row = find_product(product)
     if extension not in row.extensions:
@@ -136,7 +136,7 @@ def longest_name(
 
 
 def figure_path(image: AnatomicalImage, desc: str, extension: str = ".svg") -> PurePosixPath:
-    """Where a figure goes: ``sub-01/figures/<entities>_desc-<desc>_<suffix>.svg``."""
+    """Return the path of a figure: ``sub-01/figures/<entities>_desc-<desc>_<suffix>.svg``."""
     if extension not in (".svg", ".png"):
         raise ValueError(f"a figure is .svg or .png, not {extension}")
     if not re.fullmatch(r"[A-Za-z0-9]+", desc):

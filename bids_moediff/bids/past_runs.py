@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the runs of a participant left in its log folder, the killed ones included.
+"""Read the log folder of a participant: its past runs, including killed ones.
 
 A run that super-resolves writes its plan before it starts and its record when it ends. A plan
 without a record belongs to a run that was stopped: a job killed for its memory can write nothing
@@ -56,24 +56,24 @@ def new_run_id() -> str:
 
 
 def log_folder(output_dir: Path, label: str) -> Path:
-    """Folder that has a folder for each run of a participant."""
+    """Return the folder with a folder for each run of a participant."""
     return output_dir / "logs" / f"sub-{label}"
 
 
 def write_plan(run_folder: Path, available_gb: float, needed_gb: Mapping[str, float]) -> None:
-    """Note before a run what it may use and what each image (by key) needs, both in GB."""
+    """Write the plan of a run: the memory it may use, and that of each image (by key), in GB."""
     content = {"available_gb": round(available_gb, 1), "needed_gb": dict(needed_gb)}
     write_json(content, run_folder / PLAN)
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """Record of the last run that super-resolved and ended; empty if there is none."""
+    """Return the record of the last run that super-resolved and ended; empty if there is none."""
     records = (_read(path) for path in sorted(folder.glob(f"*/{RECORD}"), reverse=True))
     return next((record for record in records if record.get("stage") in WITH_NETWORK), {})
 
 
 def last_record_time(folder: Path) -> float:
-    """Modification time (s) of the newest record; 0 if there is none."""
+    """Return the modification time (s) of the newest record; 0 if there is none."""
     return max((path.stat().st_mtime for path in folder.glob(f"*/{RECORD}")), default=0.0)
 
 
@@ -144,7 +144,7 @@ def _stopped_items(run: Path, items: Mapping[str, Any]) -> dict[str, dict[str, A
 
 
 def record_items(run_folder: Path) -> list[dict[str, Any]]:
-    """What the record of a run says of each image; nothing where it cannot be read."""
+    """Return the records of all images of a run, empty if they cannot be read."""
     images = _read(run_folder / RECORD).get("images")
     found = images if isinstance(images, list) else []
     return [{"message": "", **item} for item in found if _is_item(item)]
@@ -157,7 +157,7 @@ def _is_item(item: Any) -> bool:
 
 
 def stopped_sentence(available_gb: float, needed_gb: float) -> str:
-    """What is known of a run that ended without a record."""
+    """Return a sentence on a run that ended without a record."""
     if needed_gb > available_gb:
         return (
             f"The run was probably killed at {available_gb:.1f} GB; this image needs about "
@@ -167,7 +167,7 @@ def stopped_sentence(available_gb: float, needed_gb: float) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Content of a JSON file; empty if there is none or it is something else."""
+    """Return the content of a JSON file; empty if there is none or it has another form."""
     try:
         content = read_json(path)
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of file that is written about an image: one row each.
+"""List every kind of output file, one row each.
 
-A row holds all that is said of a product: its name on disk, its sidecar, its description, what
-makes it, when it is wanted and its picture in the report. Who makes it is a word: the
-preparation, the network (a map of that name), or a step of ``interfaces.products``; who draws it
-is a name in ``reports.figures.DRAW``.
+A row has all properties of a product: its name on disk, its sidecar, its description, the step
+that makes it, when it is wanted, and its picture in the report. The step is a word: the
+preparation, the network (a map of that name), or a step of ``interfaces.products``. The picture is
+a name in ``reports.figures.DRAW``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +34,9 @@ class Figure:
     title, caption
         Heading above and words below.
     draw
-        Who draws it: a name in ``reports.figures.DRAW``.
+        Name of a function in ``reports.figures.DRAW``.
     words
-        What stands in the picture itself.
+        Words inside the picture.
     """
 
     title: str
@@ -47,14 +47,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Several:
-    """How the files of a product differ of which an image may have several.
+    """Labels of a product of which an image may have several files.
 
     Parameters
     ----------
     labels
-        Labels of the files that an image is to have.
+        Returns the labels of the files of an image.
     entities
-        Entities of the file with a label, beside those of the row.
+        Returns the entities of the file with a label, in addition to those of the row.
     """
 
     labels: Callable[[Settings, AnatomicalImage], Sequence[str]]
@@ -68,19 +68,19 @@ class Product:
     Parameters
     ----------
     key
-        Its name in this program: in results of the network, run records and names of pictures.
-        No underscore: ``key_label`` is one of several files.
+        Its name in results of the network, run records and names of pictures. No underscore:
+        ``key_label`` is one of several files.
     entities
-        What it adds to the entities of its source.
+        Entities that it adds to those of its source.
     suffix
-        Suffix, or None for that of the source: then it is an image of the same contrast.
+        Suffix, or None for that of the source, if it is an image of the same contrast.
     on_output_grid
         Whether ``res-`` is written.
     extensions
         Extensions of its files, that of the content first.
     sidecar
-        Its own keys. Given is the record of the super-resolution, or, for products of the
-        preparation, that of the brain mask.
+        Returns its own keys from the record of the super-resolution, or, for products of the
+        preparation, from that of the brain mask.
     description
         A few words, for ``descriptions.tsv`` and the documentation.
     made_by
@@ -88,9 +88,9 @@ class Product:
     wanted
         Whether a run writes it.
     each
-        Set where an image may have several.
+        Set if an image may have several.
     intensities
-        Whether it holds the intensities of the image, whose noise says in which steps to store it.
+        Whether it holds the intensities of the image, whose noise decides the storage step.
     figure
         Its picture in the report, if any.
     of_group
@@ -284,7 +284,7 @@ def find_product(key: str) -> Product:
     Raises
     ------
     ValueError
-        For a product that is not in the table, or a label too many or too few.
+        For a product that is not in the table, and for a missing or unexpected label.
     """
     name, _, label = key.partition("_")
     row = PRODUCTS.get(name)
@@ -298,7 +298,7 @@ def find_product(key: str) -> Product:
 
 
 def wanted_products(settings: Settings, image: AnatomicalImage) -> Iterator[Product]:
-    """Yield what a run writes about an image, in order."""
+    """Yield the products that a run writes for an image, in order."""
     for row in PRODUCTS.values():
         if row.of_group != bool(image.members):
             continue

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter file: pybids queries by suffix, in the format that fMRIPrep reads.
+"""Read the filter file: pybids queries by suffix, in the format of fMRIPrep.
 
 ``{"t1w": {"session": "02", "acquisition": null}, "t2w": {"run": 1}}``: keys of the first level are
 suffixes in lower case, of the second pybids entities. ``null`` means that the entity must be
-absent, ``"*"`` that it must be present; within a list each is one of the alternatives.
+absent, ``"*"`` that it must be present; the items of a list are alternatives.
 """
 
 from collections.abc import Mapping
@@ -35,26 +35,27 @@ ENTITIES = (
 
 @dataclass(frozen=True)
 class Name:
-    """A file name in its parts."""
+    """The parts of a file name."""
 
     entities: Mapping[str, str]
     suffix: str
     extension: str
 
     def in_full(self) -> dict[str, str]:
-        """Return the entities by the names of pybids, suffix, extension and data type too."""
+        """Return the entities by their pybids names, with suffix, extension and data type."""
         entities = {LONG_NAMES.get(key, key): value for key, value in self.entities.items()}
         extra = {"suffix": self.suffix, "extension": self.extension, "datatype": "anat"}
         return entities | extra
 
 
 def load_filters(path: Path | None) -> FilterQueries:
-    """Queries by lower-case suffix; empty without a file.
+    """Return queries by lower-case suffix; empty without a file.
 
     Raises
     ------
     UsageError
-        for a file that cannot be read and for unknown keys, with the closest known one.
+        For a file that cannot be read and for unknown keys; the message names the closest known
+        one.
     """
     if path is None:
         return {}
@@ -96,18 +97,18 @@ def _value(entity: str, value: Any, path: Path) -> Any:
 def why_not(
     name: Name, settings: Settings, queries: FilterQueries, suffix_only: bool = False
 ) -> str:
-    """Return why an image is not taken, as words to count; empty if it is.
+    """Return the reason why an image is not taken, as words to count; empty if it is.
 
     Parameters
     ----------
     name
         File name of the image.
     settings
-        Contrasts and sessions asked for.
+        Requested contrasts and sessions.
     queries
-        From :func:`load_filters`; a query takes the place of its suffix.
+        From :func:`load_filters`; a query replaces its suffix.
     suffix_only
-        Whether to look no further than the contrast.
+        Whether only the contrast is checked.
     """
     suffixes = settings.modalities or DEFAULT_SUFFIXES
     plain = [suffix for suffix in suffixes if suffix.lower() not in queries]
@@ -136,7 +137,7 @@ def why_not(
 
 
 def _matches(entity: str, values: list[Any], full: Mapping[str, str]) -> bool:
-    """Whether one of the values of a query holds, as pybids would say."""
+    """Return True if one of the values of a query matches, by the rules of pybids."""
     found = full.get(entity)
     return any(
         found is None if value is None else found is not None and _equal(entity, value, found)
@@ -157,7 +158,7 @@ def _equal(entity: str, value: str | int, found: str) -> bool:
 
 
 def filters_in_force(settings: Settings) -> str:
-    """The options that narrow the selection, in words."""
+    """Return the options that restrict the selection, in words."""
     named = (
         "participant_label",
         "exclude_participant_label",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that ``bids_moediff-degrade`` writes: a raw BIDS data set that says what it is."""
+"""Write the folder of ``bids_moediff-degrade``: a raw BIDS data set with a description."""
 
 import csv
 from typing import Any
@@ -23,7 +23,7 @@ The key `Degradation` in the sidecar of every image tells voxel sizes, profiles 
 
 
 def check_raw_output(settings: Settings, maker: str) -> None:
-    """Refuse a folder that holds anything else, or that lies inside the input."""
+    """Raise UsageError for a folder with any other content, or one inside the input."""
     source, target = settings.bids_dir.resolve(), settings.output_dir.resolve()
     if target == source or source in target.parents:
         raise UsageError(f"The output folder {settings.output_dir} lies inside the input.")
@@ -56,7 +56,7 @@ def prepare_raw(settings: Settings, maker: str) -> None:
 
 
 def finish_raw(settings: Settings) -> None:
-    """Write the rows of participants.tsv whose folders are there (jobs may share the output)."""
+    """Write the rows of participants.tsv for existing folders (jobs may share the output)."""
     table = settings.bids_dir / "participants.tsv"
     if not table.is_file():
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which other image of a subject guides the restoration of an image."""
+"""Choose the other image of a subject that guides the restoration of an image."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ Zooms = Callable[[AnatomicalImage], Sequence[float]]
 
 @dataclass(frozen=True)
 class ReferenceChoice:
-    """The image that guides another one, or why there is none, in one sentence."""
+    """The image that guides another one, or in one sentence why there is none."""
 
     image: AnatomicalImage | None
     reason: str
 
     def record(self) -> dict[str, Any]:
-        """Plain values, for a node and the sidecar."""
+        """Return plain values, for a node and the sidecar."""
         source = None if self.image is None else self.image.relative_path
         return {"Source": source, "Used": False, "Reason": self.reason}
 
@@ -33,21 +33,21 @@ def choose_reference(
 ) -> ReferenceChoice:
     """Return the reference of an image.
 
-    The finest image of another contrast and of the same session, by the volume of a voxel; T1w
-    before T2w before FLAIR among equals. Where the session has none, the finest of the subject's
-    other sessions. Images whose coarsest voxel is not smaller than that of the image are left
-    out, unless they are asked for by more than ``auto``.
+    It is the finest image (by the volume of a voxel) of another contrast and of the same session;
+    among equals T1w before T2w before FLAIR. If the session has none, it is the finest of the
+    subject's other sessions. Images whose coarsest voxel is not smaller than that of the image are
+    left out, unless ``wanted`` is more than ``auto``.
 
     Parameters
     ----------
     image
-        What is to be restored.
+        The image to restore.
     others
         All images of the subject.
     wanted
         ``auto``, a suffix, or entities and a suffix (``ses-01_acq-mprage_T1w``).
     zooms
-        Gives the voxel sizes of an image in mm.
+        Returns the voxel sizes of an image in mm.
     """
     *entities, suffix = wanted.split("_")
     asked = dict(part.split("-", 1) for part in entities)

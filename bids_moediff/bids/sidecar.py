@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON beside each product: what the standard requires and what ran."""
+"""Build the JSON sidecar of each product: required keys, and what ran."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from bids_moediff.runtime.sink import table_text
 
 
 def source_uri(image: AnatomicalImage) -> str:
-    """BIDS URI of an input image, ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
+    """Return the BIDS URI of an input image, ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
     return f"bids:{RAW}:{image.relative_path}"
 
 
 def resolution_text(zooms: tuple[float, float, float]) -> str:
-    """Voxel size in words: ``0.7 mm isotropic``, ``0.7 x 0.7 x 1 mm``."""
+    """Return the voxel size in words: ``0.7 mm isotropic``, ``0.7 x 0.7 x 1 mm``."""
     words = [f"{zoom:.4f}".rstrip("0").rstrip(".") for zoom in zooms]
     return f"{words[0]} mm isotropic" if len(set(words)) == 1 else f"{' x '.join(words)} mm"
 
@@ -63,7 +63,7 @@ def build_sidecar(
 
 
 def label_table(sidecar: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the table beside a map of labels: voxel value and name, or what is known of each."""
+    """Return the table beside a label map: voxel value, and name or properties of each label."""
     if rows:
         return table_text([dict(row) for row in rows], [*rows[0]])
     names = [{"index": number, "name": name} for name, number in sidecar["LabelMap"].items()]

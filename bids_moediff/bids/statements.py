@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sidecars state about an image: a statement that cannot be used costs itself alone.
+"""Read the statements of sidecars about an image; an unusable one is left out alone.
 
 pybids reads every JSON file of a folder and raises at the first odd one, for all images. So the
 files are read here, one at a time, and merged by the inheritance principle.
@@ -37,7 +37,7 @@ ENCODINGS = {
 class Sidecars:
     """Sidecars of a data set, each read once.
 
-    What holds for one participant alone is forgotten when the next one is looked at.
+    Those of one participant are dropped when the next one is read.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ class Sidecars:
     def of_image(
         self, path: Path, entities: Mapping[str, str], suffix: str
     ) -> tuple[dict[str, Any], list[str]]:
-        """Return the statements on one image, those nearer to it over those at the root.
+        """Return the statements on one image; those nearer to it override those at the root.
 
         Returns
         -------
         statements
-            Those that can be used.
+            Usable statements.
         remarks
-            One sentence for each sidecar or statement that cannot.
+            One sentence for each sidecar or statement that cannot be used.
         """
         merged: dict[str, Any] = {}
         remarks: list[str] = []
@@ -84,7 +84,7 @@ class Sidecars:
         return merged, remarks
 
     def _applicable(self, folder: Path, entities: Mapping[str, str], suffix: str) -> list[str]:
-        """Names of the sidecars in a folder that hold for an image, the most general first."""
+        """Return the sidecars in a folder that apply to an image, the most general first."""
         if folder not in self._names:
             self._names[folder] = _json_names(folder)
         found = []
@@ -140,7 +140,7 @@ def read_statements(path: Path, where: str) -> tuple[dict[str, Any], list[str]]:
     Returns
     -------
     statements
-        Those that can be used; empty if the file cannot be read.
+        Usable statements; empty if the file cannot be read.
     remarks
         One sentence for the file or for each statement that was left out.
     """
@@ -175,7 +175,7 @@ def read_statements(path: Path, where: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _decode(raw: bytes) -> tuple[str, str]:
-    """Text of a file and its encoding: UTF-8 as JSON demands, else what old converters wrote."""
+    """Return text of a file and its encoding: UTF-8, else that of old converters."""
     encoding = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), "utf-8")
     try:
         return raw.decode(encoding), encoding
@@ -203,7 +203,7 @@ def _integer(digits: str) -> float:
 
 
 def _reason(key: str, value: Any) -> str | None:
-    """Why a statement cannot be used, if so."""
+    """Return why a statement cannot be used, or an empty text."""
     found = _unusable(value) if _writable(key) else None
     if found is None:
         return "it holds characters that cannot be written"
@@ -224,7 +224,7 @@ def _reason(key: str, value: Any) -> str | None:
 
 
 def _unusable(value: Any, depth: int = 0) -> str | None:
-    """Why JSON cannot carry a value on; empty if it can, None for unwritable characters."""
+    """Return why JSON cannot hold a value: empty if it can, None for unwritable characters."""
     if depth > DEEPEST:
         return f"it is nested more than {DEEPEST} deep"
     if isinstance(value, float) and not math.isfinite(value):
@@ -243,11 +243,11 @@ def _unusable(value: Any, depth: int = 0) -> str | None:
 
 
 def _writable(text: str) -> bool:
-    """Whether UTF-8 has the characters (lone surrogates it has not)."""
+    """Return True if UTF-8 has the characters (it has no lone surrogates)."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _quote(value: Any) -> str:
-    """A value of a sidecar for a sentence: short and without control characters."""
+    """Return a value of a sidecar for a sentence: short and without control characters."""
     words = ascii(value) if isinstance(value, str) else json.dumps(value)
     return words if len(words) <= 60 else f"{words[:57]}..."

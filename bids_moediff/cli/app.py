@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _check_order(given: Mapping[str, Any]) -> None:
-    """UsageError if the level does not come last."""
+    """Raise UsageError if the level is not the last argument."""
     levels = ("participant", "group")
     words = [given.get(name) for name in ("bids_dir", "output_dir", "analysis_level")]
     level = next((word for word in words[:2] if word in levels), None)
@@ -129,7 +129,7 @@ def _run_participants(settings: Settings, run_id: str) -> int:
 
 
 def _check_groups(bids_dir: Path, file: Path) -> None:
-    """UsageError for a file of groups that cannot be used; names subjects that are not there."""
+    """Raise UsageError for an unusable file of groups; name subjects that are missing."""
     from bids_moediff.bids.groups import read_groups
 
     subjects = dict.fromkeys(Path(names[0]).parts[0] for names in read_groups(file))
@@ -141,7 +141,7 @@ def _check_groups(bids_dir: Path, file: Path) -> None:
 
 
 def needs_network(settings: Settings) -> bool:
-    """Whether this run will load a model."""
+    """Return True if this run loads a model."""
     only = settings.reports_only or settings.boilerplate_only
     return settings.stage in ("all", "sr") and not only
 

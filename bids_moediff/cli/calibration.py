@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-evaluate calibration``: is a result wrong where it says it is uncertain?"""
+"""``bids_moediff-evaluate calibration``: compare the expected error with the true one."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ PROGRAM = f"{evaluate.PROGRAM} calibration"
 
 
 def calibration_parser() -> argparse.ArgumentParser:
-    """Parser of ``calibration``."""
+    """Return the parser of ``calibration``."""
     parser = evaluate.restoring_parser(
         PROGRAM,
         "Make heads coarse, restore them, and compare the expected error of every voxel with "
@@ -29,7 +29,7 @@ def calibration_parser() -> argparse.ArgumentParser:
 
 
 def run_calibration(argv: list[str]) -> int:
-    """Table, page and picture; 1 if a head could not be used."""
+    """Write table, page and picture; return 1 if a head could not be used."""
     options = calibration_parser().parse_intermixed_args(argv)
     if options.write and len(set(options.model)) > 1:
         raise UsageError("--write takes one model.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--check``: device, driver, weights and memory in plain words."""
+"""``--check``: report device, driver, weights and memory in plain words."""
 
 import os
 import subprocess
@@ -21,19 +21,19 @@ Finding = tuple[bool, str, str, int]  # in order, subject, sentence, exit code i
 
 
 def require_weights(settings: Settings, device: str) -> str:
-    """Load the model once, so that missing or damaged weights show before anything is written.
+    """Load the model once, so that wrong weights are found before anything is written.
 
-    This happens in another process: a process that has used torch must not be forked.
+    This runs in another process, since a process that has used torch must not be forked.
 
     Returns
     -------
     str
-        What was loaded, in words.
+        The model in words.
 
     Raises
     ------
     WeightsError
-        for a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
+        For a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
     """
     choice = choose(settings, device)
     command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
@@ -57,7 +57,7 @@ def require_weights(settings: Settings, device: str) -> str:
 
 
 def print_check(settings: Settings) -> int:
-    """Print one line per finding; exit code of the first that is not in order."""
+    """Print one line per finding; return the exit code of the first problem."""
     code = 0
     for good, subject, sentence, finding_code in findings(settings):
         print(f"{'ok' if good else 'NOT OK':7} {subject}: {sentence}", file=sys.stdout)
@@ -66,7 +66,7 @@ def print_check(settings: Settings) -> int:
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
-    """What is in order and what is not."""
+    """Yield what works and what does not."""
     limits = plan(settings.nprocs, settings.omp_nthreads, settings.mem)
     yield True, "processors", f"{limits.nprocs}, {limits.omp_nthreads} threads per process", 0
     enough = limits.memory_gb >= MINIMUM_GIGABYTES
@@ -127,7 +127,7 @@ def _card(index: int, card: devices.Card, architectures: tuple[str, ...]) -> Ite
 
 
 def supported(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool:
-    """Whether code built for these architectures (``sm_80``, ``compute_90``) runs on a card.
+    """Return True if code built for these architectures (``sm_80``, ``compute_90``) runs on a GPU.
 
     Binary code (sm) runs on the same major version from its own minor version on; intermediate
     code (compute) is compiled for anything newer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the smaller commands share: one sentence for a mistake, threads, a progress bar."""
+"""Shared parts of the smaller commands: one sentence for a mistake, threads, a progress bar."""
 
 import argparse
 import logging
@@ -17,7 +17,13 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """Run `work` on the arguments; an expected failure becomes a sentence and its exit code."""
+    """Run ``work`` on the arguments; print an expected failure as one sentence.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
     tolerate_streams()
     # What nibabel puts right in odd headers, without the name of the file: conform says it.
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
@@ -58,7 +64,7 @@ _MEANT = {
 
 
 def unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
-    """Return the error for a word that a parser does not know, with the option meant."""
+    """Return the error for a word that a parser does not know, with the closest option."""
     known = [flag for action in parser._actions for flag in action.option_strings]
     what = "option" if word.startswith("-") else "argument"
     name = word.lstrip("-").lower().replace("_", "-")
@@ -68,7 +74,7 @@ def unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
 
 
 def set_threads(count: int) -> None:
-    """Number of threads of every numerical library; call before any of them is imported."""
+    """Set the number of threads of every numerical library; call before importing any of them."""
     for name in _THREAD_VARIABLES:
         os.environ[name] = str(count)
     import torch
@@ -77,17 +83,17 @@ def set_threads(count: int) -> None:
 
 
 class ProgressBar:
-    """A bar on a terminal and lines, both on stderr."""
+    """Show a bar on a terminal and lines elsewhere, both on stderr."""
 
     def __init__(self, total: int, unit: str) -> None:
         self._bar = progress_bar.ProgressBar(f"{unit}s", total)
 
     def __call__(self, line: str = "") -> None:
-        """One more is done; `line` says its result."""
+        """Count one more; ``line`` describes its result."""
         if line:
             print(line, file=sys.stderr, flush=True)
         self._bar.update()
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it on the terminal."""
         self._bar.close()

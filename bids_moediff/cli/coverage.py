@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-evaluate coverage``: does the bound of the error hold for most heads?"""
+"""``bids_moediff-evaluate coverage``: test whether the bound of the error holds for most heads."""
 
 import argparse
 from dataclasses import replace
@@ -14,7 +14,7 @@ PROGRAM = f"{evaluate.PROGRAM} coverage"
 
 
 def coverage_parser() -> argparse.ArgumentParser:
-    """Parser of ``coverage``."""
+    """Return the parser of ``coverage``."""
     parser = evaluate.restoring_parser(
         PROGRAM,
         "Make heads coarse, restore them, and find the smallest factor of the expected error that "
@@ -32,7 +32,7 @@ def coverage_parser() -> argparse.ArgumentParser:
 
 
 def run_coverage(argv: list[str]) -> int:
-    """Table and page; 1 if a head could not be used."""
+    """Write table and page; return 1 if a head could not be used."""
     options = coverage_parser().parse_intermixed_args(argv)
     if options.write and len(set(options.model)) > 1:
         raise UsageError("--write takes one model.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-degrade``: fine scans made coarse, for training pairs and for evaluation.
+"""``bids_moediff-degrade``: make fine scans coarse, for training pairs and for evaluation.
 
 ``bids_moediff-degrade BIDS_DIR OUT_DIR --resolution 1 1 4 --profile kspace kspace gaussian`` makes
 a raw BIDS data set; ``bids_moediff-degrade IN.nii.gz OUT.nii.gz --factor 2`` makes one image.
@@ -33,12 +33,12 @@ the head in the coarse image / SNR, Rician; the same seed gives the same bytes.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry point; gives the exit code."""
+    """Run the command and return its exit code."""
     return run_command(PROGRAM, _run, argv)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Parser of the command; imports nothing heavy."""
+    """Return the parser of the command; imports nothing heavy."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Make scans coarse the way a scanner would: a BIDS data set or one image.",
@@ -102,7 +102,7 @@ def _three(values: Sequence[Any] | None, name: str) -> tuple[Any, Any, Any] | No
 
 
 def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of the recipe, checked before anything heavy is imported."""
+    """Return fields of the recipe, checked before anything heavy is imported."""
     resolution, factors = (
         _three(options.resolution, "--resolution"),
         _three(options.factor, "--factor"),
@@ -137,7 +137,7 @@ def _recipe_values(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_image(options: argparse.Namespace, recipe: "Coarsening") -> int:
-    """One image in, one image out, a sidecar beside it."""
+    """Make one image coarse and write it with a sidecar."""
     require_image_name(options.output)
     sidecar = sidecar_of(options.input)
     reads = {options.input: "the input", sidecar: "the sidecar of the input"}
@@ -165,7 +165,7 @@ def _write(
 
 
 def run_dataset(options: argparse.Namespace, recipe: "Coarsening") -> int:
-    """All anatomical images of a data set; 1 if some could not be made coarse."""
+    """Make all anatomical images of a data set coarse; return 1 if some failed."""
     from bids_moediff.bids.dataset import check_input
     from bids_moediff.bids.discover import (
         discover_participant,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--dry-run``: a table of what would be done; headers are read, nothing is written."""
+"""``--dry-run``: print a table of the work; headers are read, nothing is written."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ COARSER = "Output voxels are coarser than the input's on an axis, as asked for: 
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """One row: what goes in, what comes out, what it costs, or why it cannot be done."""
+    """One row: input, output and cost of an image, or why it cannot be processed."""
 
     name: str
     matrix_in: Triple | None = None
@@ -58,12 +58,12 @@ class PlannedImage:
 
     @property
     def scans(self) -> tuple[AnatomicalImage, ...]:
-        """What it is to be combined from; nothing for an image."""
+        """Scans that it is combined from; empty for a single image."""
         return self.source.members if self.source is not None else ()
 
 
 def print_plan(settings: Settings) -> int:
-    """Print the table and totals; 0 if every image can be done, 1 if not, 66 if there is none."""
+    """Print the table and totals; return 0 if every image can be done, 1 if not, 66 for none."""
     from rich.console import Console
 
     console = Console()
@@ -109,7 +109,7 @@ def print_plan(settings: Settings) -> int:
 
 
 def _references(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
-    """One line for each image: what guides it, or why nothing does."""
+    """Return one line for each image: its reference, or why it has none."""
     from bids_moediff.bids.references import choose_reference
     from bids_moediff.preprocessing.conform import file_zooms
 
@@ -130,7 +130,7 @@ def _references(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
 
 
 def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
-    """What is unusual about the voxels asked for, one line for all images that it concerns."""
+    """Return remarks on the output voxel size, one line for all images that it concerns."""
     untouched, coarser = [], []
     images = [row for row in rows if row.source is not None and not row.scans]
     for row in images:
@@ -157,7 +157,7 @@ def _remarks(rows: list[PlannedImage], settings: Settings) -> Iterator[str]:
 
 
 def _to_combine(images: list[AnatomicalImage]) -> Iterator[str]:
-    """What could be combined."""
+    """Return a line on the scans that could be combined."""
     subjects: dict[str, list[AnatomicalImage]] = {}
     for image in images:
         subjects.setdefault(image.entities["sub"], []).append(image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-evaluate``: how good is a result, a model, and does it invent anything?"""
+"""``bids_moediff-evaluate``: measure the quality of a result or a model."""
 
 import argparse
 import sys
@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry point; gives the exit code."""
+    """Run the command and return its exit code."""
     return run_command(PROGRAM, _run, argv)
 
 
@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Parser of the command alone; each evaluation parses its own rest."""
+    """Return the parser of the command; each evaluation parses the remaining arguments."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
     parser = argparse.ArgumentParser(
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def derivatives_parser() -> argparse.ArgumentParser:
-    """Parser of ``derivatives``."""
+    """Return the parser of ``derivatives``."""
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} derivatives",
         description="Compare super-resolved images with true images of the same participants.",
@@ -112,7 +112,7 @@ def derivatives_parser() -> argparse.ArgumentParser:
 
 
 def run_derivatives(argv: list[str]) -> int:
-    """Table and page of a data set of results; 1 if some could not be evaluated."""
+    """Write table and page of a data set of results; return 1 if some could not be evaluated."""
     options = derivatives_parser().parse_intermixed_args(argv)
     check_threads(options)
     from bids_moediff.evaluation.against_truth import evaluate, find_results, match
@@ -167,7 +167,7 @@ class _Images:
         check_input(self._settings)
 
     def of(self, label: str) -> "tuple[AnatomicalImage, ...]":
-        """Images of a participant, none if the folder is not there."""
+        """Return the images of a participant, none if the folder is missing."""
         from bids_moediff.bids.discover import discover_participant
 
         if label not in self._known:
@@ -193,7 +193,7 @@ def _write_derivatives(
 
 
 def benchmark_parser() -> argparse.ArgumentParser:
-    """Parser of ``benchmark``."""
+    """Return the parser of ``benchmark``."""
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} benchmark",
         description="Make heads coarse, restore them, and compare with cubic interpolation and "
@@ -221,7 +221,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
 
 
 def run_benchmark(argv: list[str]) -> int:
-    """Rows, summary and pictures of a benchmark; 1 if a row could not be computed."""
+    """Write rows, summary and pictures of a benchmark; return 1 if a row could not be computed."""
     # Options may stand before and after OUT.
     options = benchmark_parser().parse_intermixed_args(argv)
     from bids_moediff.evaluation.gates import select_protocols
@@ -253,7 +253,7 @@ def run_benchmark(argv: list[str]) -> int:
 
 
 def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Path) -> None:
-    """summary.tsv, summary.md and one picture per protocol; prints the page."""
+    """Write summary.tsv, summary.md and one picture per protocol; print the page."""
     from bids_moediff.evaluation import summary
     from bids_moediff.runtime.sink import write_text
 
@@ -268,7 +268,7 @@ def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Pa
 
 
 def hallucination_parser() -> argparse.ArgumentParser:
-    """Parser of ``hallucination``."""
+    """Return the parser of ``hallucination``."""
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} hallucination",
         description="Put small lesions into heads, make them coarse and restore them: are the "
@@ -289,7 +289,7 @@ def hallucination_parser() -> argparse.ArgumentParser:
 
 
 def run_hallucination(argv: list[str]) -> int:
-    """Tables, page and pictures of the lesion test; 1 if a head could not be used."""
+    """Write tables, page and pictures of the lesion test; return 1 if a head could not be used."""
     options = hallucination_parser().parse_intermixed_args(argv)
     from bids_moediff.evaluation.gates import select_protocols
 
@@ -329,7 +329,7 @@ def run_hallucination(argv: list[str]) -> int:
 
 
 def _write_lesions(tables: Any, folder: Path) -> None:
-    """The tables so far."""
+    """Write the tables so far."""
     from bids_moediff.evaluation import hallucination as suite
 
     write_table(tables.lesions, suite.LESION_COLUMNS, folder / "lesions.tsv")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands of ``bids_moediff-evaluate`` (and those of the lab) share."""
+"""Shared parts of ``bids_moediff-evaluate`` and the commands of the lab."""
 
 import argparse
 import sys
@@ -27,7 +27,7 @@ SAMPLING = (
 
 
 def add_heads(parser: argparse.ArgumentParser) -> None:
-    """Options that name heads with a truth."""
+    """Add options that name heads with a truth."""
     heads = parser.add_argument_group("heads (high-resolution images that serve as truth)")
     heads.add_argument("--heads", type=Path, nargs="+", metavar="FILE", default=[])
     heads.add_argument(
@@ -45,7 +45,7 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options that name models and how they run."""
+    """Add options that name models and how they run."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", nargs="+", default=[], metavar="NAME", help="names or folders of models"
@@ -58,7 +58,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_block(parser: argparse.ArgumentParser) -> None:
-    """Option that restricts heads to their middle."""
+    """Add the option that restricts heads to their middle."""
     parser.add_argument(
         "--block", type=int, metavar="N", help="only the middle of each head, N voxels wide"
     )
@@ -80,7 +80,7 @@ def restoring_parser(
 
 
 def load_heads(options: argparse.Namespace) -> "list[TruthHead]":
-    """Heads that the options name, or the middle of them."""
+    """Return the heads of the options, or their middle."""
     from bids_moediff.evaluation.truth import Block, heads_of_files, heads_of_manifest
 
     heads = heads_of_files(options.heads, options.other_site)
@@ -95,7 +95,7 @@ def load_heads(options: argparse.Namespace) -> "list[TruthHead]":
 
 
 def load_methods(options: argparse.Namespace) -> "list[Method]":
-    """Models that the options name, each loaded once."""
+    """Return the models of the options as methods, each loaded once."""
     from bids_moediff.evaluation.benchmark import model_method
 
     typed = sampling_options(options)
@@ -104,7 +104,7 @@ def load_methods(options: argparse.Namespace) -> "list[Method]":
 
 
 def sampling_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """Options of :class:`Options` that were typed."""
+    """Return the fields of :class:`Options` that were given."""
     words = given(namespace, SAMPLING)
     off = words.pop("consistency") if words.get("consistency") == "off" else None
     options = Options.from_dict(words, "")
@@ -114,7 +114,7 @@ def sampling_options(namespace: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(name: str, options: argparse.Namespace) -> "SuperResolver":
-    """A model on the device of the options."""
+    """Load a model on the device of the options."""
     from bids_moediff.inference.super_resolver import SuperResolver
 
     return SuperResolver.from_pretrained(name, options.device, options.precision)
@@ -126,23 +126,23 @@ def each_result(
     resolvers: "Sequence[SuperResolver]",
     work: "Callable[[Loaded, Protocol, SuperResolver], str]",
 ) -> bool:
-    """Do something with every head, protocol and model; False if a head could not be used.
+    """Call a function for every head, protocol and model; return False if a head failed.
 
     Parameters
     ----------
     options
         With heads and names of protocols.
     program
-        In front of messages.
+        Prefix of messages.
     resolvers
         Models.
     work
-        Returns a line for the progress; MoediffError and ValueError cost the head, no more.
+        Returns a line for the progress. MoediffError and ValueError skip the head only.
 
     Raises
     ------
     MoediffError
-        if not one head could be used.
+        If every head failed.
     """
     from bids_moediff.evaluation.gates import select_protocols
 
@@ -167,19 +167,19 @@ def each_result(
 
 
 def load_models(options: argparse.Namespace) -> "list[SuperResolver]":
-    """Every model that the options name, once."""
+    """Load every model of the options once."""
     return [load_model(name, options) for name in dict.fromkeys(options.model)]
 
 
 def check_threads(options: argparse.Namespace) -> None:
-    """Refuse a senseless number of threads, then set it."""
+    """Check the number of threads, then set it."""
     if options.omp_nthreads < 1:
         raise UsageError("--omp-nthreads must be at least 1.")
     set_threads(options.omp_nthreads)
 
 
 def result_line(row: dict[str, Any]) -> str:
-    """One row of a benchmark in a line of the progress."""
+    """Return one row of a benchmark as a line of the progress."""
     return (
         f"{row['head']}  {row['protocol']}  {row['method']}  {row['psnr']:.2f} dB"
         f"  {row['seconds']:.1f} s"
@@ -187,7 +187,7 @@ def result_line(row: dict[str, Any]) -> str:
 
 
 def write_table(rows: list[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
-    """Rows with six digits; figures that are missing or no numbers become n/a."""
+    """Write rows with six digits; missing figures become n/a."""
     from bids_moediff.runtime.sink import table_text, write_text
 
     plain = [

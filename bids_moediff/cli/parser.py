@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsers made from the metadata of options, so that every option is written once.
+"""Build parsers from the metadata of options, so that every option is written once.
 
-Nothing is converted here: words go as they are to :func:`bids_moediff.settings.load_settings` or
-:meth:`bids_moediff.options.Options.from_dict`, which refuse wrong values in the same words
-wherever they were written.
+Nothing is converted here. Words go unchanged to :func:`bids_moediff.settings.load_settings` or
+:meth:`bids_moediff.options.Options.from_dict`, which report wrong values in the same words for
+every source.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Exit codes: 0 done; 1 some images failed; 2 wrong usage or unknown label; 66 not
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """``-w, --work-dir DIR`` with the placeholder once; ``--no-…`` is in the epilog."""
+    """Print ``-w, --work-dir DIR`` with the placeholder once; ``--no-…`` is in the epilog."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=99)
@@ -47,7 +47,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Old(argparse.Action):
-    """An option under the name that it had in an earlier version: it works, with a notice."""
+    """An option under its name in an earlier version: it works, with a notice."""
 
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
@@ -59,7 +59,7 @@ class _Old(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Parser of the app, whose namespace holds what was given and nothing else."""
+    """Return the parser of the app; its namespace holds given options only."""
     parser = argparse.ArgumentParser(
         prog="bids_moediff",
         usage="bids_moediff BIDS_DIR OUTPUT_DIR {participant,group} [options]",
@@ -137,6 +137,6 @@ def add_threads(parser: Any) -> None:
 
 
 def given(namespace: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """Return those of the options that were typed."""
+    """Return the options of these names that were given."""
     typed = vars(namespace)
     return {name: typed[name] for name in names if typed.get(name) is not None}

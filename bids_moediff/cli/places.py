@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a plain command, looked at before anything is computed: nothing read is replaced."""
+"""Check the files of a plain command before anything is computed: no input is overwritten."""
 
 import os
 import tempfile
@@ -21,25 +21,25 @@ def sidecar_of(path: Path) -> Path:
 
 
 def require_image_name(output: Path) -> None:
-    """UsageError unless a file is named like an image."""
+    """Raise UsageError unless a file has the name of an image."""
     if not output.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"The output {output.name or 'OUT'} does not end in .nii or .nii.gz.")
 
 
 def require_places(reads: Mapping[Path, str], writes: Sequence[Path]) -> None:
-    """Make sure that every file can be written, and none is one that is read.
+    """Check that every output can be written, and that none is an input.
 
     Parameters
     ----------
     reads
-        What each file that is read is, for the sentence ("the input").
+        Words for each input file ("the input").
     writes
         Files to write, all of them in folders that exist.
 
     Raises
     ------
     UsageError
-        for the first place that is none.
+        For the first place that cannot be written.
     """
     for path in writes:
         folder = path.absolute().parent
@@ -60,7 +60,7 @@ def require_places(reads: Mapping[Path, str], writes: Sequence[Path]) -> None:
 
 
 def require_record(output: Path, known: str) -> None:
-    """UsageError where the record of an output would replace the sidecar of another image.
+    """Raise UsageError if the record of an output would replace the sidecar of another image.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def _require_folder(folder: Path) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file (links too), or will."""
+    """Return True if two paths lead to one file (also by links), or will."""
     try:
         return one.samefile(other)
     except (OSError, ValueError):

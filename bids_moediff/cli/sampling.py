@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-evaluate sampling``: are samples as uncertain as the result is?"""
+"""``bids_moediff-evaluate sampling``: compare the spread of samples with the true error."""
 
 import argparse
 from dataclasses import replace
@@ -13,7 +13,7 @@ PROGRAM = f"{evaluate.PROGRAM} sampling"
 
 
 def sampling_parser() -> argparse.ArgumentParser:
-    """Parser of ``sampling``."""
+    """Return the parser of ``sampling``."""
     parser = evaluate.restoring_parser(
         PROGRAM,
         "Make heads coarse, restore them, draw samples of what is missing, and compare them with "
@@ -27,7 +27,7 @@ def sampling_parser() -> argparse.ArgumentParser:
 
 
 def run_sampling(argv: list[str]) -> int:
-    """Tables of all samplers; 1 if a head could not be used."""
+    """Write tables of all samplers; return 1 if a head could not be used."""
     options = sampling_parser().parse_intermixed_args(argv)
     evaluate.check_threads(options)
     from bids_moediff.evaluation import sampling

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bids_moediff-superres``: images through one network, in a process of its own.
+"""``bids_moediff-superres``: restore images by one network, in its own process.
 
 Two ways to call it: ``--request request.json --results results.json`` for all images of a
-participant (the model is loaded once; this is what the app does), or ``IN.nii.gz OUT.nii.gz`` as a
-plain tool; several inputs are combined to one output.
+participant (the model is loaded once; the app does this), or ``IN.nii.gz OUT.nii.gz`` as a plain
+tool. Several inputs are combined into one output.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MODEL = ("model", "weights", "precision", "batch_size")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Parser of the command; imports nothing heavy."""
+    """Return the parser of the command; imports nothing heavy."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Super-resolve one image, or a batch of images described by a request file.",
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry point; gives the exit code."""
+    """Run the command and return its exit code."""
     return run_command(PROGRAM, _run, argv)
 
 
@@ -129,7 +129,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _typed(namespace: argparse.Namespace) -> dict[str, Any]:
-    """Values of the options that were typed; UsageError for one that is wrong."""
+    """Return the values of the options that were given; UsageError for a wrong one."""
     from bids_moediff.inference.worker import named_devices
 
     named_devices(namespace.device or "auto")
@@ -142,7 +142,7 @@ def _typed(namespace: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_model(typed: dict[str, Any]) -> int:
-    """Print what the model is; a process of its own keeps torch out of the one that forks."""
+    """Print the model; a separate process keeps torch out of the one that forks."""
     from bids_moediff.families.choice import choose
     from bids_moediff.families.load import load_model
 
@@ -153,7 +153,7 @@ def check_model(typed: dict[str, Any]) -> int:
 
 
 def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
-    """Process a request file: 0 if every image was done, 1 if some failed."""
+    """Process a request file; return 0 if every image was done, 1 if some failed."""
     from bids_moediff.inference.batch import run_request
     from bids_moediff.inference.request import Request
     from bids_moediff.inference.worker import ProgressLines, with_typed
@@ -165,7 +165,7 @@ def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 
 def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
-    """The plain tool: one image in, one image out, its record beside it."""
+    """Restore one image and write it with its record: the plain tool."""
     _check_places(namespace, Options(**typed).num_samples)
     (source,), output = namespace.inputs, namespace.output
     from bids_moediff.imaging.grid import NOT_RESTORED
@@ -211,7 +211,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 
 def _storage_step(result: Any, wanted: str) -> float | None:
-    """Step in which the noise of the scan lets its result be stored; None for floats."""
+    """Return the step in which the noise allows a result to be stored; None for floats."""
     import numpy as np
 
     from bids_moediff.imaging.storage import storage_step
@@ -223,7 +223,7 @@ def _storage_step(result: Any, wanted: str) -> float | None:
 
 
 def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
-    """Combine scans of one subject and contrast: the volume, its record, scans at each voxel."""
+    """Combine scans of one subject and contrast; write volume, record and count of scans."""
     sources, output = namespace.inputs, namespace.output
     _check_places(namespace)
     if os.path.lexists(output):
@@ -266,13 +266,13 @@ def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 
 def _keys(sources: Sequence[Path]) -> list[str]:
-    """Names of scans: those of the files, whole paths where two are alike."""
+    """Return the names of scans: those of the files, or whole paths if two are alike."""
     names = [source.name for source in sources]
     return names if len(set(names)) == len(names) else [str(source) for source in sources]
 
 
 def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
-    """UsageError where a file is missing, or where an output would replace what is read."""
+    """Raise UsageError for a missing file, or for an output that would replace an input."""
     from bids_moediff.bids.dataset import holds_dicom, is_dicom
 
     sources, output = namespace.inputs, namespace.output
@@ -305,12 +305,12 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
 
 
 def _mask(path: Path, image: Any) -> Any:
-    """Brain mask on the grid of the image.
+    """Return the brain mask on the grid of the image.
 
     Raises
     ------
     UsageError
-        for a mask on another grid, or an image that is no mask.
+        For a mask on another grid, or an image that is not a mask.
     """
     import numpy as np
 
@@ -329,7 +329,7 @@ def _mask(path: Path, image: Any) -> Any:
 
 
 def _sidecar(source: Path) -> dict[str, Any]:
-    """Statements of the BIDS sidecar beside an image; a warning for each that cannot be used."""
+    """Return statements of the BIDS sidecar beside an image; warn for each that is unusable."""
     from bids_moediff.bids.statements import read_statements
 
     path = sidecar_of(source)
@@ -344,7 +344,7 @@ def _sidecar(source: Path) -> dict[str, Any]:
 def _progress(
     as_json: bool,
 ) -> tuple[Callable[[str | None, str, float], None], Callable[[], None]]:
-    """What to call as the network goes on, and at the end: bars, or lines for programs."""
+    """Return functions for the progress and for the end: bars, or lines for programs."""
     if as_json:
         from bids_moediff.inference.worker import ProgressLines
 
@@ -363,7 +363,10 @@ def _progress(
 
 
 def _maps_to_carry(namespace: argparse.Namespace, image: Any) -> dict[Path, Any]:
-    """Maps of ``--carry`` by the path to write, ``OUT_<name of the map>``; others are named."""
+    """Return maps of ``--carry`` by the path to write, ``OUT_<name of the map>``.
+
+    Other maps are named on the terminal.
+    """
     from bids_moediff.imaging.map_images import read_map
 
     start, maps = stem(namespace.output), {}

@@ -27,7 +27,7 @@ device; 78 weights missing or damaged; 130 stopped, with the state saved.
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """Parser of ``bids_moediff-train``."""
+    """Return the parser of ``bids_moediff-train``."""
     parser = argparse.ArgumentParser(
         prog="bids_moediff-train",
         description="Train MoEDiff-SR or its student on your own data, or on a training pack.",
@@ -103,7 +103,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 
 def export_parser() -> argparse.ArgumentParser:
-    """Parser of ``bids_moediff-train export``."""
+    """Return the parser of ``bids_moediff-train export``."""
     parser = argparse.ArgumentParser(
         prog="bids_moediff-train export",
         description="Write a model folder (weights, card, curve) from training runs.",
@@ -173,9 +173,9 @@ def _train(argv: list[str], catalogue: "Catalogue") -> int:
 
 
 def main(argv: Sequence[str] | None = None, catalogue: "Catalogue | None" = None) -> int:
-    """Run the command; returns the exit code (see :mod:`bids_moediff.errors`).
+    """Run the command and return its exit code (see :mod:`bids_moediff.errors`).
 
-    ``catalogue`` is what can be trained; that of the package's families by default.
+    ``catalogue`` holds the trainable stages; by default those of the package's families.
     """
     from bids_moediff.families.catalogue import catalogue as own_catalogue
     from bids_moediff.runtime.platform import keep_freed_memory

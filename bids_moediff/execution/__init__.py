@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a graph: plugin, progress, outcomes, working directory, group level."""
+"""Run a graph: plugin, progress, outcomes, working directory, group level."""

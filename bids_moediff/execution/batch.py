@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Some participants at a time: checked, their graph built and run, their outcomes read."""
+"""Run a batch of participants: check them, build and run their graph, read the outcomes."""
 
 import errno
 from collections import Counter
@@ -41,7 +41,7 @@ WHOLE_RUN = (DeviceError, UsageError, WeightsError)  # these concern every image
 def run_batch(
     settings: Settings, labels: Sequence[str], plan: RunPlan, limits: Limits, result: RunResult
 ) -> None:
-    """Process some participants and add what became of them to ``result``."""
+    """Process a batch of participants and add their outcomes to ``result``."""
     configure_nipype(settings, plan)
     forget_failures(settings.work_folder, labels)
     batch = []
@@ -62,14 +62,14 @@ def run_batch(
 
 
 def _guided(checked: Checked, settings: Settings, plan: RunPlan) -> Checked:
-    """The participant with the images that may guide another one, where the model takes any."""
+    """Return the participant with the images that may guide another, if the model takes any."""
     if not checked.participant.images or not takes_reference(plan.model):
         return checked
     return replace(checked, participant=with_others(settings, checked.participant))
 
 
 def _words_on_groups(participant: Participant, settings: Settings) -> list[str]:
-    """What is to be combined."""
+    """Return a sentence on the images to be combined."""
     groups = participant.groups if settings.stage in ("all", "sr") else ()
     return [
         f"{group.key}: to be combined from {', '.join(scan.key for scan in group.members)}."
@@ -81,7 +81,7 @@ def _words_on_groups(participant: Participant, settings: Settings) -> list[str]:
 def _skip_finished(
     settings: Settings, batch: list[Checked], plan: RunPlan, result: RunResult
 ) -> tuple[list[Checked], list[Checked]]:
-    """What is left to process, and participants of whom only the page is missing."""
+    """Return what is left to process, and participants that lack only their page."""
     if not applies(settings):
         return batch, []
     left, reports = [], []
@@ -117,7 +117,7 @@ def _process(
     limits: Limits,
     result: RunResult | None,
 ) -> None:
-    """Build the graph of what is left to do, run it, and read the outcomes (not of reports)."""
+    """Build the graph of the remaining work, run it, and read the outcomes (not of reports)."""
     found: list[Outcome] = []
     batch = [_recordable(settings, checked, plan) for checked in batch]
     workflow, batch = _build(settings, batch, plan)
@@ -142,7 +142,7 @@ def _process(
 
 
 def _recordable(settings: Settings, checked: Checked, plan: RunPlan) -> Checked:
-    """The participant as it is, or refused where its logs cannot be written."""
+    """Return the participant, or a refusal if its logs cannot be written."""
     folder = run_file(settings, plan, checked.participant).parent
     if _has_work(checked):
         try:
@@ -168,7 +168,7 @@ def _outcomes_of(
 
 
 def _has_work(checked: Checked) -> bool:
-    """Whether there is an image to process or to report on."""
+    """Return True if there is an image to process or to report on."""
     refused = any(item.image is not None for item in checked.refusals)
     return bool(checked.participant.images) or refused
 
@@ -176,7 +176,7 @@ def _has_work(checked: Checked) -> bool:
 def _build(
     settings: Settings, batch: list[Checked], plan: RunPlan
 ) -> tuple[Workflow, list[Checked]]:
-    """The graph, without the images for which none can be built."""
+    """Return the graph, without the images for which none can be built."""
     try:
         return _workflow(settings, batch, plan), batch
     except WHOLE_RUN:
@@ -194,7 +194,7 @@ def _workflow(settings: Settings, batch: list[Checked], plan: RunPlan) -> Workfl
 
 
 def _records(checked: Checked) -> list[dict[str, Any]]:
-    """Records of the images that no step works on."""
+    """Return the records of the images that no step works on."""
     return [
         {**empty_item(item.image), "message": item.message}
         for item in checked.refusals
@@ -226,7 +226,7 @@ def _buildable(settings: Settings, checked: Checked, plan: RunPlan) -> Checked:
 
 
 def _with_groups_of(participant: Participant) -> Participant:
-    """The participant without groups of images that it does not have."""
+    """Return the participant without groups of images that it does not have."""
     keys = {image.key for image in participant.images}
     groups = (
         group
@@ -237,7 +237,7 @@ def _with_groups_of(participant: Participant) -> Participant:
 
 
 def _outcome(settings: Settings, plan: RunPlan, item: Refusal) -> Outcome:
-    """The row of something refused; its log goes beside the record of the run."""
+    """Return the row of a refused image; its log is written beside the record of the run."""
     message = item.message
     if item.log:
         folder = run_file(settings, plan, Participant(item.label, ())).parent

@@ -37,14 +37,14 @@ LEVELS = (logging.CRITICAL, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 def crash_files(settings: Settings, plan: RunPlan) -> Path:
-    """Folder of the crash files of a run."""
+    """Return the folder of the crash files of a run."""
     return settings.output_dir / "logs" / "crashes" / plan.run_id
 
 
 def configure_nipype(settings: Settings, plan: RunPlan) -> None:
-    """Set every Nipype option that matters here, whatever a user's configuration file says.
+    """Set every relevant Nipype option; they override a user's configuration file.
 
-    To be called before the graph is built: nodes copy the configuration when they are made.
+    Call it before the graph is built: nodes copy the configuration when they are made.
     """
     config.update_config({
         "logging": {"log_to_file": False, "workflow_level": "INFO", "interface_level": "INFO"},
@@ -72,7 +72,7 @@ def configure_nipype(settings: Settings, plan: RunPlan) -> None:
 
 
 class _OfParticipant(logging.Filter):
-    """Let through what concerns one participant, or nobody in particular."""
+    """Pass log messages about one participant, or about none in particular."""
 
     def __init__(self, label: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _OfParticipant(logging.Filter):
 def run_logs(
     settings: Settings, plan: RunPlan, participants: Sequence[Participant]
 ) -> Iterator[None]:
-    """Logs per participant: settings, Nipype's messages and the output of the network."""
+    """Write logs per participant: settings, Nipype's messages and the output of the network."""
     terminal = LEVELS[min(settings.verbose, 3)]
     with ExitStack() as stack:
         for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
@@ -129,7 +129,7 @@ def _keep_network_log(settings: Settings, plan: RunPlan, participant: Participan
 def write_methods(settings: Settings, text: str) -> None:
     """Write a methods text: Markdown, bibliography, HTML.
 
-    A run that only reports keeps the text of the run that did the work.
+    A run that only makes reports keeps the text of the run that did the work.
     """
     from bids_moediff.reports.methods import methods_html
 
@@ -143,12 +143,12 @@ def write_methods(settings: Settings, text: str) -> None:
 
 
 def execute(settings: Settings, workflow: Workflow, plan: RunPlan, limits: Limits) -> Path:
-    """Run the graph; gives the folder of the crash files.
+    """Run the graph and return the folder of the crash files.
 
     Raises
     ------
     GraphError
-        if the graph as a whole could not be run (no node is to blame).
+        If the graph as a whole could not be run (no single node failed).
     """
     crash_folder = crash_files(settings, plan)
     if settings.write_graph:
@@ -168,10 +168,10 @@ def execute(settings: Settings, workflow: Workflow, plan: RunPlan, limits: Limit
 
 
 class Stop:
-    """Stop the run, and every process of it, when it is interrupted or its job is cancelled.
+    """Stop the run with all its processes when it is interrupted or its job is cancelled.
 
-    Workers would otherwise go on, and write, without anybody to report to. Nipype takes an
-    interrupt inside a node for a crash of that node and goes on with the next one; so
+    Otherwise workers would continue, and write, after the run has ended. Nipype treats an
+    interrupt inside a node as a crash of that node and continues with the next one; so
     :meth:`check`, which Nipype calls before and after each node, raises it again.
     """
 
@@ -179,7 +179,7 @@ class Stop:
         self._number = 0
 
     def check(self, *_: object) -> None:
-        """Nipype's status callback."""
+        """Raise an interrupt again; this is Nipype's status callback."""
         if self._number:
             raise SystemExit(128 + self._number)
 
@@ -213,7 +213,7 @@ def _end_children() -> None:
 
 
 def _write_graph(settings: Settings, workflow: Workflow) -> None:
-    """Graph as text, and as a picture where Graphviz is installed."""
+    """Write the graph as text, and as a picture if Graphviz is installed."""
     path = write_text(_dot(workflow), settings.output_dir / "logs" / "graph.dot")
     if program := shutil.which("dot"):
         command = [program, "-Tsvg", "-o", str(path.with_suffix(".svg")), str(path)]
@@ -221,7 +221,7 @@ def _write_graph(settings: Settings, workflow: Workflow) -> None:
 
 
 def _dot(workflow: Workflow) -> str:
-    """Flat graph in the language of Graphviz."""
+    """Return the flat graph in the language of Graphviz."""
     graph = workflow._create_flat_graph()
     lines = [f'  "{a.fullname}" -> "{b.fullname}";' for a, b in graph.edges()]
     return "digraph bids_moediff {\n" + "\n".join(sorted(lines)) + "\n}\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that an earlier run finished with the same inputs, options and weights."""
+"""Find images that an earlier run finished with the same inputs, options and weights."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,16 +15,16 @@ from bids_moediff.workflows.made_with import OTHERS, VERSION, made_with
 
 @dataclass(frozen=True)
 class Finished:
-    """What is left to do of a participant.
+    """Remaining work of a participant.
 
     Parameters
     ----------
     participant
-        With the images that are to be processed.
+        With the images to be processed.
     done
         Record of each image that an earlier run finished, by its key.
     again
-        For images with a result that does not count any more: why, in words.
+        For images whose result is outdated: why, in words.
     report_missing
         Whether everything is done except the page.
     """
@@ -36,7 +36,7 @@ class Finished:
 
 
 def find_finished(participant: Participant, settings: Settings, model: str) -> Finished:
-    """Sort out the images that need not be processed again.
+    """Return the remaining work of a participant.
 
     Parameters
     ----------
@@ -72,12 +72,12 @@ def find_finished(participant: Participant, settings: Settings, model: str) -> F
 
 
 def _members(groups: Iterable[AnatomicalImage]) -> frozenset[str]:
-    """Keys of the scans that are combined."""
+    """Return the keys of the scans that are combined."""
     return frozenset(scan.key for group in groups for scan in group.members)
 
 
 def _why_again(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Why an earlier result does not count; empty if it does."""
+    """Return why an earlier result is outdated; empty if it is not."""
     if before.get(VERSION) != now[VERSION]:
         return f"version {before.get(VERSION, 'unknown')} of bids_moediff made the earlier result"
     changed = [name for name in OTHERS if before.get(name) != now[name]]
@@ -85,7 +85,7 @@ def _why_again(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _whole(output_dir: Path, item: Mapping[str, Any]) -> bool:
-    """Whether every product that the record names is there."""
+    """Return True if every product that the record names exists."""
     products = item.get("products") or {}
     return bool({"sr", "srcombined"} & set(products)) and all(
         (output_dir / path).is_file() for path in products.values()
@@ -93,7 +93,7 @@ def _whole(output_dir: Path, item: Mapping[str, Any]) -> bool:
 
 
 def words_on_finished(found: Counter[str], skipped: int) -> list[str]:
-    """Say on the terminal what is skipped and what is done again, by reasons."""
+    """Print what is skipped and what is done again, by reasons."""
     words = [
         f"{count} images are done again: {reason}." for reason, count in sorted(found.items())
     ]
@@ -106,6 +106,6 @@ def words_on_finished(found: Counter[str], skipped: int) -> list[str]:
 
 
 def applies(settings: Settings) -> bool:
-    """Whether finished images may be skipped in this run."""
+    """Return True if finished images may be skipped in this run."""
     only = settings.rerun or settings.reports_only or settings.boilerplate_only
     return settings.stage in WITH_NETWORK and not only

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The group level: tables and a page over all participants, and who failed or is missing."""
+"""Run the group level: tables and a page over all participants, with failed and missing ones."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ NO_RECORD = (
 
 
 def run_group(settings: Settings) -> int:
-    """Write the group tables and page from what is in the output folder.
+    """Write the group tables and page from the content of the output folder.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ def run_group(settings: Settings) -> int:
 
 
 def participant_state(output_dir: Path, label: str) -> dict[str, str]:
-    """Status of a participant (``done``, ``failed`` or ``missing``) and what went wrong.
+    """Return the status of a participant (``done``, ``failed`` or ``missing``) and its failures.
 
-    An image counts with the last run that processed it, so a failure that a later run made good
-    is forgotten. A participant without a page is not done: a job of the report stage that is
-    killed leaves no other trace.
+    The last run that processed an image counts, so a failure that a later run repaired is
+    forgotten. A participant without a page is not done: a killed job of the report stage leaves no
+    other trace.
     """
     past = read_past(log_folder(output_dir, label))
     if not past.items and _has_result(output_dir / f"sub-{label}"):
@@ -83,7 +83,7 @@ def _has_result(folder: Path) -> bool:
 
 
 def print_states(states: dict[str, dict[str, str]]) -> None:
-    """Table of those who are not done, on standard error; of very many the first ones."""
+    """Print participants that are not done on standard error; of very many the first ones."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MultiProc that survives the death of a worker.
+"""Nipype's MultiProc, but it survives the death of a worker.
 
-In Nipype's own plugin all nodes share one process pool: when the kernel kills one worker (out
-of memory), every pending node of the pool is lost and the loop waits for ever for results that
-never come (nipype issue 2548). Here each node has a process of its own, so a death concerns
-that node alone; the node is then told why and run again, to pass the sentence on to the steps
-after it.
+In Nipype's own plugin all nodes share one process pool. If the kernel kills one worker (out of
+memory), every pending node of the pool is lost and the loop waits forever for results (nipype
+issue 2548). Here each node has its own process, so a death affects that node only. The node then
+gets the reason and runs again, to pass the sentence on to the steps after it.
 """
 
 import gc
@@ -21,13 +20,13 @@ from bids_moediff.runtime.platform import die_with_parent
 
 
 def _begin(folder: str, parent: int) -> None:
-    """Set up a worker, which ends with the run however that ends."""
+    """Set up a worker that ends with the run, however the run ends."""
     die_with_parent(parent)
     process_initializer(folder)
 
 
 class IsolatedMultiProcPlugin(MultiProcPlugin):
-    """Nipype's MultiProc (same ``plugin_args``) with one process a node."""
+    """Nipype's MultiProc (same ``plugin_args``) with one process per node."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
@@ -37,9 +36,9 @@ class IsolatedMultiProcPlugin(MultiProcPlugin):
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the graph.
 
-        Nipype collects garbage at every look for something to do, ten times a second. With the
-        libraries of the graph loaded that takes half a processor; what is there before the run
-        is no garbage, so it is left out of the search (and of what the workers copy).
+        Nipype collects garbage each time it looks for work, ten times a second. With the libraries
+        of the graph loaded this takes half a processor. Objects from before the run are not
+        garbage, so they are left out of the search (and not copied by the workers).
         """
         gc.freeze()
         try:
@@ -66,7 +65,7 @@ class IsolatedMultiProcPlugin(MultiProcPlugin):
         pool.shutdown(wait=False)
 
     def _async_callback(self, args: Future[dict[str, Any]]) -> None:
-        """Nothing to do: :meth:`_get_result` asks the future itself."""
+        """Do nothing: :meth:`_get_result` asks the future itself."""
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         future = self._task_obj[taskid]
@@ -93,11 +92,11 @@ class IsolatedMultiProcPlugin(MultiProcPlugin):
         del self._nodes[taskid]
 
     def _postrun_check(self) -> None:
-        """Every process has ended with its node."""
+        """Do nothing: every process has ended with its node."""
 
 
 def death_sentence(step: str, gigabytes: float) -> str:
-    """Why a process that was killed was probably killed."""
+    """Return why a killed process was probably killed."""
     return (
         f"{step} was killed, most likely for want of memory: it needs about {gigabytes:.1f} GB; "
         "give the run more memory or fewer processes at a time (--nprocs)."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a run needs against what it may use, said and noted before it starts."""
+"""Compare the memory that a run needs with the memory it may use, before it starts."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from bids_moediff.workflows.sizes import result_cost
 def plan_memory(
     settings: Settings, participants: Sequence[Participant], plan: RunPlan, available_gb: float
 ) -> None:
-    """Write the plan of each participant and warn where the memory is too small for a result.
+    """Write the plan of each participant, and warn if the memory is too small for a result.
 
     Parameters
     ----------

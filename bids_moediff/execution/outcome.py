@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every image: from run records and crash files to a table and an exit code."""
+"""Collect the outcome of every image: from run records and crash files to table and exit code."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ class Outcome:
     participant
         Label without ``sub-``.
     image
-        Name of the image, or empty if the participant as a whole is meant.
+        Name of the image; empty for the participant as a whole.
     status
         ``done`` or ``failed``.
     message
@@ -37,7 +37,7 @@ class Outcome:
     exit_code
         That of the failure; 0 for an image that was done.
     warnings
-        What a reader should know before using the image.
+        Sentences to read before using the image.
     """
 
     participant: str
@@ -50,18 +50,18 @@ class Outcome:
 
 @dataclass
 class RunResult:
-    """What became of a run so far.
+    """Results of a run so far.
 
     Parameters
     ----------
     outcomes
         One for each image, and those of participants as a whole.
     participants
-        As they were found, for what is said at the end.
+        As they were found, for the end summary.
     remarks
-        What the terminal was told.
+        Remarks printed on the terminal.
     num_remarks
-        How many remarks on files that were.
+        Number of remarks on files.
     told
         Records of images, for the methods text.
     """
@@ -74,14 +74,14 @@ class RunResult:
 
 
 def failed(participant: str, image: str, message: str, exit_code: int = 1) -> Outcome:
-    """Outcome of something that failed."""
+    """Return the outcome of a failure."""
     return Outcome(participant, image, "failed", one_line(message), exit_code)
 
 
 def read_outcomes(
     label: str, keys: Sequence[str], run_file: Path, crash_folder: Path
 ) -> list[Outcome]:
-    """Outcomes of one participant; what left no record is explained from its crash files."""
+    """Return the outcomes of one participant; crash files explain images without a record."""
     items = {item["key"]: item for item in record_items(run_file.parent)}
     sentences = crash_sentences(crash_folder, participant_workflow_name(label))
     reason = sentences[0] if sentences else "The image was not processed."
@@ -102,7 +102,7 @@ def read_outcomes(
 
 
 def crash_sentences(folder: Path, workflow_name: str = "") -> list[str]:
-    """One sentence for each crash file of Nipype, oldest first."""
+    """Return one sentence for each crash file of Nipype, oldest first."""
     sentences = []
     for path in sorted(folder.glob("crash-*.txt")):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -115,7 +115,7 @@ def crash_sentences(folder: Path, workflow_name: str = "") -> list[str]:
 
 
 def _crash_sentence(step: str, text: str) -> str:
-    """The innermost exception of a crash file; our own errors are sentences already."""
+    """Return the innermost exception of a crash file; our own messages are sentences."""
     trace = text.partition("Traceback (most recent call last)")[2]
     causes = re.findall(r"^\s*([A-Za-z_][\w.]*): (.+)$", trace, re.MULTILINE)
     kind, reason = causes[-1] if causes else ("", "no reason given")
@@ -126,7 +126,7 @@ def _crash_sentence(step: str, text: str) -> str:
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 if all were done; the code of a failure of the whole call; else 1 if any failed."""
+    """Return 0 if all were done; the code of a failure of the whole call; else 1."""
     codes = {outcome.exit_code for outcome in outcomes if outcome.status == "failed"}
     fatal = sorted(codes & set(FATAL))
     return fatal[-1] if fatal else int(bool(codes))
@@ -135,7 +135,7 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
 def print_summary(
     outcomes: Sequence[Outcome], output_dir: Path, next_command: str, skipped: int = 0
 ) -> None:
-    """Say on standard error what became of the run, and what comes next.
+    """Print the results of the run and the next command on standard error.
 
     Parameters
     ----------
@@ -144,9 +144,9 @@ def print_summary(
     output_dir
         Where the results are.
     next_command
-        What to call now; empty if nothing is left to do.
+        The next command; empty if nothing is left to do.
     skipped
-        Remarks that notices made: files left out, statements not believed.
+        Number of remarks in notices: files left out, statements ignored.
     """
     from rich.console import Console
     from rich.table import Table
@@ -185,7 +185,7 @@ def _done(outcomes: Sequence[Outcome]) -> int:
 
 
 def _shared_warnings(images: Sequence[Outcome]) -> list[tuple[str, list[str]]]:
-    """Warnings with the images that have them, most frequent first."""
+    """Return warnings with the images that have them, most frequent first."""
     found: dict[str, list[str]] = {}
     for outcome in images:
         for words in outcome.warnings:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Nipype plugin runs the graph."""
+"""Choose the Nipype plugin that runs the graph."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +20,10 @@ from .isolated_plugin import IsolatedMultiProcPlugin
 def choose_plugin(
     settings: Settings, limits: Limits, num_devices: int, status_callback: Callable[..., None]
 ) -> dict[str, Any]:
-    """Plugin and its arguments for ``Workflow.run``.
+    """Return the plugin and its arguments for ``Workflow.run``.
 
     One processor: in this process, step by step. More: a process for each step. A plugin file
-    (YAML with ``plugin`` and ``plugin_args``) wins.
+    (YAML with ``plugin`` and ``plugin_args``) overrides this.
     """
     arguments = {
         "n_procs": limits.nprocs,
@@ -45,7 +45,7 @@ def choose_plugin(
 
 
 def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the plugin in a YAML file."""
+    """Return name and arguments of the plugin in a YAML file."""
     import nipype.pipeline.plugins as plugins
 
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known of images before any work: run and dry run ask the same questions.
+"""Check images before any work; run and dry run make the same checks.
 
-Whatever goes wrong here with one image, foreseen or not, is a sentence on that image.
+Any error with one image here, expected or not, becomes a sentence on that image.
 """
 
 import os
@@ -35,9 +35,9 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Refusal:
-    """An image (or, without one, a participant) that cannot be processed, and why.
+    """An image (or a participant, without an image) that cannot be processed, and why.
 
-    ``log`` is the traceback where nobody foresaw it.
+    ``log`` is the traceback of an unexpected error.
     """
 
     label: str
@@ -48,20 +48,20 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Checked:
-    """A participant with the images that can be processed, and what cannot."""
+    """A participant with the images that can be processed, and those that cannot."""
 
     participant: Participant
     refusals: tuple[Refusal, ...] = ()
 
 
 class Remarks:
-    """Remarks on the terminal, each once in a run: sidecars at the root hold for everybody."""
+    """Remarks on the terminal, each once in a run: sidecars at the root apply to all."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
     def tell(self, words: Sequence[str]) -> int:
-        """Print what is new on standard error and return how many that was."""
+        """Print new remarks on standard error and return their number."""
         new = [sentence for sentence in dict.fromkeys(words) if sentence not in self._told]
         self._told.update(new)
         for sentence in new:
@@ -70,9 +70,9 @@ class Remarks:
 
 
 def check_participants(settings: Settings, labels: Sequence[str]) -> Iterator[Checked]:
-    """Discover participants and look at the header of each image, one participant at a time.
+    """Find participants and read the header of each image, one participant at a time.
 
-    A run that only reports, or writes the methods text, needs no image.
+    A run that only makes reports, or writes the methods text, needs no image.
     """
     looks = settings.stage != "report" and not settings.boilerplate_only
     sidecars = Sidecars(settings.bids_dir)
@@ -106,7 +106,7 @@ def check_participants(settings: Settings, labels: Sequence[str]) -> Iterator[Ch
 def _regrouped(
     participant: Participant, refusals: Sequence[Refusal], settings: Settings
 ) -> Participant:
-    """The participant with the groups that the images left can be combined to."""
+    """Return the participant with the groups that the remaining images form."""
     if settings.combine == "off":
         return participant
     images = list(participant.images)
@@ -120,7 +120,7 @@ def _regrouped(
 def _lost_groups(
     before: Participant, after: Participant, refusals: Sequence[Refusal]
 ) -> list[Refusal]:
-    """Groups of which fewer than two scans are left."""
+    """Return groups with fewer than two scans left."""
     left = {image.key for image in after.images}
     groups = {group.key for group in after.groups}
     lost = []
@@ -137,7 +137,7 @@ def _lost_groups(
 
 
 def refusal(label: str, image: AnatomicalImage | None, error: Exception) -> Refusal:
-    """What is to be said of an image that an error stops; a log if nobody foresaw it."""
+    """Return the refusal for an image that an error stops; with a log if it was unexpected."""
     if isinstance(error, MoediffError):
         return Refusal(label, image, str(error))
     where = image.relative_path if image else f"sub-{label}"
@@ -151,7 +151,7 @@ def check_image(image: AnatomicalImage, settings: Settings) -> AnatomicalImage:
     Raises
     ------
     ImageError
-        for a file or header that cannot be processed, and for a name too long for its outputs.
+        For a file or header that cannot be processed, and for a name too long for its outputs.
     """
     from bids_moediff.preprocessing.conform import check_header
 
@@ -222,7 +222,7 @@ def ignores_case(folder: Path) -> bool:
 
 
 def name_limit(folder: Path) -> int:
-    """Longest file name (bytes) in a folder that need not exist yet."""
+    """Return the longest file name (bytes) in a folder that need not exist yet."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         return min(os.pathconf(existing, "PC_NAME_MAX"), LONGEST_NAME)
@@ -233,7 +233,7 @@ def name_limit(folder: Path) -> int:
 def cost_of(
     image: AnatomicalImage, settings: Settings, model: str, device: str, threads: int = 1
 ) -> Estimate:
-    """Estimated memory and time of an image that was checked."""
+    """Return the estimated memory and time of an image that was checked."""
     if image.shape is None or image.zooms is None:
         raise ValueError(f"{image.relative_path} was not checked")
     return estimate(
@@ -242,7 +242,7 @@ def cost_of(
 
 
 def closing_remarks(settings: Settings, participants: Sequence[Participant]) -> list[str]:
-    """Say once a run what was passed over: contrasts, participants without an image."""
+    """Print once what was skipped: contrasts, participants without an image."""
     unasked = [_not_left_out(item) for item in participants]
     remarks = [words] if (words := words_on_passed(unasked)) else []
     without = [item.label for item in participants if not item.images and not item.problems]
@@ -265,13 +265,13 @@ def closing_remarks(settings: Settings, participants: Sequence[Participant]) -> 
 
 
 def _not_left_out(participant: Participant) -> Participant:
-    """Count no images that the user left out."""
+    """Return the number of images, without those that the user left out."""
     passed = {key: count for key, count in participant.passed.items() if LEFT_OUT not in key}
     return replace(participant, passed=passed)
 
 
 def _patterns(path: Path) -> list[str]:
-    """Lines of an ignore file that say something."""
+    """Return the patterns of an ignore file."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError):

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the networks are: read from the children's output files, shown on the terminal.
+"""Show the progress of the networks, read from the output files of the child processes.
 
-The child processes write one JSON object a line into a file of their node. Reading these files
-from the main process works for every Nipype plugin alike, also where the nodes run on other
-machines. On a terminal there is one bar an image; elsewhere (batch logs) one plain line every
-ten per cent.
+The child processes write one JSON object per line into a file of their node. The main process
+reads these files. This works for every Nipype plugin, also if nodes run on other machines. On a
+terminal there is one bar per image; elsewhere (batch logs) one plain line every ten per cent.
 """
 
 import json
@@ -35,20 +34,20 @@ SOONEST = 0.05  # of an image: an estimate before this would be a guess
 
 
 def overall(stage: str, fraction: float) -> float:
-    """Return how much of an image is done (0 to 1), from its stage and the part of that."""
+    """Return the fraction of an image that is done, from its stage and the fraction of that."""
     begin, end = STAGES.get(stage, (0.0, 0.0))
     return begin + min(max(fraction, 0.0), 1.0) * (end - begin)
 
 
 class Clock:
-    """Time left for each image, from what has passed since its first line."""
+    """Estimate the time left for each image, from the time since its first line."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._first: dict[str, tuple[float, float]] = {}
 
     def left(self, key: str, done: float) -> str:
-        """Return words such as ``about 1:20 left``; empty while it cannot be known."""
+        """Return words such as ``about 1:20 left``; empty while it is unknown."""
         moment = self._now()
         start, before = self._first.setdefault(key, (moment, done))
         if done - before < SOONEST or done >= 1:
@@ -59,7 +58,7 @@ class Clock:
 
 
 class ProgressReader:
-    """Read what was added to the progress files since the last look."""
+    """Read new lines of the progress files."""
 
     def __init__(self, work_folder: Path) -> None:
         self._work_folder = work_folder
@@ -94,7 +93,7 @@ class ProgressReader:
 
 
 class PlainDisplay:
-    """One line an image every ten per cent."""
+    """Print one line per image every ten per cent."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -102,11 +101,11 @@ class PlainDisplay:
         self._clock = Clock()
 
     def prepare(self) -> None:
-        """Say what comes before the networks."""
+        """Print a line for the steps before the networks."""
         print(PREPARING, file=self._stream, flush=True)
 
     def show(self, item: dict[str, Any]) -> None:
-        """Print a line if the image has come ten per cent further."""
+        """Print a line if the image is ten per cent further."""
         key, done = item["key"], overall(item["stage"], item["fraction"])
         left = self._clock.left(key, done)
         tenth = int(10 * done + 1e-6)
@@ -116,11 +115,11 @@ class PlainDisplay:
             print(words, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 class BarDisplay:
-    """One bar an image, and one without an end for what comes before the networks."""
+    """Show one bar per image, and one without an end for the steps before the networks."""
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
@@ -139,7 +138,7 @@ class BarDisplay:
         self._progress.start()
 
     def prepare(self) -> None:
-        """Show that something is under way before the networks."""
+        """Show a bar for the steps before the networks."""
         self._preparing = self._progress.add_task(PREPARING, total=None, left="")
 
     def show(self, item: dict[str, Any]) -> None:
@@ -154,14 +153,14 @@ class BarDisplay:
         self._progress.update(self._bars[key], completed=done, left=left)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Close all bars."""
         if self._preparing is not None:
             self._progress.remove_task(self._preparing)
         self._progress.stop()
 
 
 def open_display(stream: IO[str]) -> "BarDisplay | PlainDisplay":
-    """Bars on a terminal, plain lines elsewhere."""
+    """Return bars on a terminal, plain lines elsewhere."""
     return BarDisplay(stream) if stream.isatty() else PlainDisplay(stream)
 
 

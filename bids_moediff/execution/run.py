@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The participant level: from settings to derivatives, a table of failures and an exit code.
+"""Run the participant level: from settings to derivatives, a table of failures and an exit code.
 
-Nothing heavy is imported here at module level: the environment of Nipype and of the numerical
-libraries has to be set before they are loaded.
+Nothing heavy is imported at module level: the environment of Nipype and of the numerical libraries
+has to be set before they are loaded.
 """
 
 import os
@@ -39,13 +39,13 @@ def run_participants(settings: Settings, run_id: str) -> int:
     Returns
     -------
     int
-        0 if every image was done, 1 if some failed (a table on standard error says which and
-        why), 2, 69 or 78 if all of them failed for want of a device or a model.
+        0 if every image was done, 1 if some failed (a table on standard error says which and why),
+        2, 69 or 78 if all of them failed because of options, device or model.
 
     Raises
     ------
     MoediffError
-        for what concerns the run as a whole.
+        For an error of the run as a whole.
     """
     # Only the last stage of a run in stages may clean up; reports made anew may not.
     cleans = settings.stage in ("all", "report") and not settings.reports_only
@@ -87,20 +87,19 @@ def run_participants(settings: Settings, run_id: str) -> int:
 
 
 def _next_command(settings: Settings, code: int) -> str:
-    """What to call after this run: the group level once every image is there."""
+    """Return the next command: the group level once every image is done."""
     if code or settings.stage not in ("all", "report"):
         return ""
     return shlex.join(["bids_moediff", str(settings.bids_dir), str(settings.output_dir), "group"])
 
 
 def check_files(settings: Settings) -> None:
-    """Look at the files that options name before anything is written.
+    """Check the files that options name before anything is written.
 
     Raises
     ------
     UsageError
-        for a coefficient file, a plugin file, a folder of derivatives or a template that is not
-        there.
+        For a missing coefficient file, plugin file, folder of derivatives or template.
     """
     if settings.gradient_coefficients:
         from bids_moediff.preprocessing.unwarp import read_coefficients
@@ -126,15 +125,15 @@ def check_files(settings: Settings) -> None:
 
 
 def needs_network(settings: Settings) -> bool:
-    """Whether this run loads a model."""
+    """Return True if this run loads a model."""
     return settings.stage in ("all", "sr") and not settings.boilerplate_only
 
 
 def prepare_environment(work_folder: Path, num_threads: int) -> None:
-    """Set what Nipype and the numerical libraries read at import; what is set already stays.
+    """Set what Nipype and the numerical libraries read at import; existing values are kept.
 
-    Homes may be missing or read-only (containers, batch jobs): every cache goes to the work
-    folder.
+    Home folders may be missing or read-only (containers, batch jobs), so every cache goes to the
+    working directory.
     """
     caches = make_caches(work_folder)
     templateflow = Path(os.environ.get("HOME") or "/") / ".cache" / "templateflow"

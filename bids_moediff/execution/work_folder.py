@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in the work folder: whose it is, what a new run may reuse, and what goes at the end.
+"""Manage the working directory: who uses it, what a new run may reuse, what is removed.
 
-Jobs may share a work folder (that of the output folder is the default), so a run touches the
-folders of its own participants only, and keeps its caches apart.
+Jobs may share a working directory (that of the output folder is the default). So a run uses the
+folders of its own participants only, and has its own caches.
 """
 
 import atexit
@@ -24,15 +24,15 @@ from bids_moediff.workflows.folder_names import WORKFLOW_NAME, participant_workf
 
 
 def participant_folder(work_folder: Path, label: str) -> Path:
-    """Where the steps of one participant keep their files."""
+    """Return the folder of the steps of one participant."""
     return work_folder / WORKFLOW_NAME / participant_workflow_name(label)
 
 
 def forget_failures(work_folder: Path, labels: Iterable[str]) -> None:
-    """Remove the steps that failed in an earlier run, so that they are tried again.
+    """Remove the steps that failed in an earlier run, so that they run again.
 
-    A step puts its failure into its output instead of raising (see interfaces/step.py), which
-    Nipype would take for a result to be reused.
+    A step returns its failure as output instead of raising (see interfaces/step.py), which Nipype
+    would reuse as a result.
     """
     from bids_moediff.interfaces.step import FAILED_FILE
 
@@ -43,17 +43,17 @@ def forget_failures(work_folder: Path, labels: Iterable[str]) -> None:
 
 @contextmanager
 def own_work(settings: Settings, labels: Sequence[str], run_id: str) -> Iterator[Settings]:
-    """Give the settings with a work folder where no other run touches these participants.
+    """Give the settings with a working directory that no other run uses for these participants.
 
-    That is the work folder asked for, which keeps what an interrupted run did; a folder below it
-    where another run is at work on one of the participants (a second session, a requeued job).
+    This is the requested one, which keeps the work of an interrupted run; or a folder below it, if
+    another run works on one of the participants (a second session, a requeued job).
 
     Parameters
     ----------
     settings
         Options of the run.
     labels
-        Participants, which other runs find taken until the end of the block.
+        Participants; they are locked until the end of the block.
     run_id
         Name of this run.
     """
@@ -88,9 +88,9 @@ def own_work(settings: Settings, labels: Sequence[str], run_id: str) -> Iterator
 
 
 def make_caches(work_folder: Path) -> Path:
-    """Make a folder for the caches of libraries, which goes when this process ends.
+    """Make a folder for the caches of libraries; it is removed when this process ends.
 
-    Those of runs of this machine that were killed go now: nobody holds their lock.
+    Folders of killed runs on this machine are removed now: nobody holds their lock.
     """
     work_folder.mkdir(parents=True, exist_ok=True)
     machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -106,7 +106,7 @@ def make_caches(work_folder: Path) -> Path:
 
 
 def _lock(caches: Path) -> int:
-    """Descriptor that holds the lock of a folder of caches; OSError if another process has it."""
+    """Return a descriptor that holds the lock of a folder of caches; OSError if it is taken."""
     descriptor = os.open(caches / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +122,7 @@ def _remove_caches(caches: Path) -> None:
 
 
 def remove_work(work_folder: Path, labels: Iterable[str]) -> None:
-    """Remove what these participants left in the work folder, and the folder if it is empty."""
+    """Remove the work of these participants, and the working directory once it is empty."""
     for label in labels:
         shutil.rmtree(participant_folder(work_folder, label), ignore_errors=True)
     _remove_if_empty(work_folder / WORKFLOW_NAME)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model families share: regression network, streaming, convolutions, model folders."""
+"""Networks that the model families share: regression network, streaming, model folders."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A further network in a model's folder: NAME.json and NAME.safetensors beside the model's own.
+"""Read a further network of a model folder: NAME.json and NAME.safetensors.
 
-They stand apart so that the checksum of model.safetensors, which calibrations name, stays.
+It has its own files, so that the checksum of model.safetensors, which calibrations name, stays.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ def read_beside(
     build: Callable[[Mapping[str, Any]], Network],
     device: str | torch.device = "cpu",
 ) -> tuple[Network, dict[str, Any]] | None:
-    """Read a network of a model folder and the content of its JSON file; None without.
+    """Read a network of a model folder and the content of its JSON file; None if there is none.
 
     Parameters
     ----------
     folder, name
-        Where it lies: ``folder/name.json`` and ``folder/name.safetensors``.
+        The files are ``folder/name.json`` and ``folder/name.safetensors``.
     build
-        Makes the network from the part ``network`` of the JSON file.
+        Builds the network from the part ``network`` of the JSON file.
     device
-        Where it is to run.
+        Where it runs.
 
     Raises
     ------
     WeightsError
-        for damaged files, and for weights that do not match their checksum or settings.
+        For damaged files, and for weights that do not match their checksum or settings.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

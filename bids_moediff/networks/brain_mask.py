@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small 3-D U-Net that tells brain from everything else, whatever the contrast."""
+"""A small 3-D U-Net that segments the brain in any contrast."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -32,14 +32,16 @@ class _Block(nn.Module):
 
 
 class BrainMaskNet(nn.Module):
-    """Logit of brain per voxel.
+    """Predict the logit of brain per voxel.
 
     Parameters
     ----------
     widths
         Channels per level; each level halves the grid. The finest level has one convolution
-        each way, the others two: the fine grid costs most and decides least.
+        each way, the others two: the fine grid costs most and matters least.
 
+    Notes
+    -----
     ``forward`` takes (batch, 1, x, y, z) intensities in [0, 1], RAS axes, each size a multiple
     of ``2 ** (len(widths) - 1)``, and returns logits of the same shape.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model of several networks, each with a section of config.json of its own."""
+"""A model of several networks, each with its own section of config.json."""
 
 from torch import nn
 
 
 class Composite(nn.Module):
-    """Its children are its parts, by the names of their sections; absent ones are None."""
+    """A network whose children are its parts, by the names of their sections; or None."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions that go through few channels: what the student and N-SMoE are made of."""
+"""Convolutions through few channels: the building blocks of the student and of N-SMoE."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bids_moediff.networks.streaming import (
 
 
 class Factorised(nn.Module):
-    """3x3x3 convolution of `channels` features through few: reduce, core, expand.
+    """3x3x3 convolution of ``channels`` features through few: reduce, core, expand.
 
-    Only the last part has a bias, so zero padding means what it means to the convolution that
-    the three stand for.
+    Only the last part has a bias, so zero padding has the same effect as in the convolution that
+    the three replace.
     """
 
     def __init__(self, channels: int, rank_in: int, rank_out: int) -> None:
@@ -45,7 +45,7 @@ class Factorised(nn.Module):
         *,
         activate: bool = False,
     ) -> Chain:
-        """The same as a pipeline, its output scaled and shifted, with a SiLU if asked for."""
+        """Return :meth:`forward` as a pipeline, with scale and shift, and a SiLU if asked for."""
         reduce, core = Pointwise(self.reduce, kind), Convolution(self.core, kind)
         expand = Pointwise(self.expand, kind, scale=scale, shift=shift, activate=activate)
         return Chain(reduce, core, expand)
@@ -68,13 +68,13 @@ class FactorisedBlock(nn.Module):
         return x + BLOCK_GAIN * self.second(hidden)
 
     def stream(self, kind: torch.dtype, scale: Tensor, shift: Tensor) -> Residual:
-        """The same as a pipeline, for one scale and shift (C,)."""
+        """Return :meth:`forward` as a pipeline, for one scale and shift (C,)."""
         first = self.first.stream(kind, 1 + scale, shift, activate=True)
         return Residual(Chain(first, self.second.stream(kind, BLOCK_GAIN)))
 
 
 class FactorisedTrunk(nn.Module):
-    """Features of a volume without a last layer; names of weights are the student's."""
+    """Compute features of a volume without a last layer; weights are named as in the student."""
 
     def __init__(self, channels: int, blocks: int, ranks: Sequence[int]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class FactorisedTrunk(nn.Module):
         return x
 
     def stream(self, condition: Tensor, kind: torch.dtype) -> Chain:
-        """The same as a pipeline over folded planes, for one condition (1, 6 or more)."""
+        """Return :meth:`forward` as a pipeline over folded planes, for one condition (1, K)."""
         film = [part[0, :, 0, 0, 0] for part in self.modulation(condition)]
         blocks = [
             block.stream(kind, film[2 * index], film[2 * index + 1])  # type: ignore[operator]
@@ -113,7 +113,7 @@ class FactorisedTrunk(nn.Module):
         Raises
         ------
         ValueError
-            if it has fewer blocks, or others.
+            If it has fewer blocks, or others.
         """
         wanted = self.state_dict()
         for name, value in wanted.items():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The convolutions of the residual blocks in 8-bit integers, on processors that multiply them.
+"""Run the convolutions of the residual blocks in 8-bit integers, on processors that have them.
 
 Input: unsigned, one scale and zero point per convolution, known beforehand (static ranges beside
-the weights). Weights: signed, one scale per output channel. Products are added up in 32 bits by
-oneDNN through torch (``torch.ops.onednn.qconv3d_pointwise``); what follows (bias, activation, the
-sums of the blocks, last layer, consistency) is as wide as without.
+the weights). Weights: signed, one scale per output channel. Products are summed in 32 bits by
+oneDNN through torch (``torch.ops.onednn.qconv3d_pointwise``). All other operations (bias,
+activation, the sums of the blocks, last layer, consistency) keep their precision.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Range = tuple[float, float]
 
 
 def quantised_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (K, C, 3, 3, 3) as signed bytes, and the scale of each output channel (K,)."""
+    """Return weights (K, C, 3, 3, 3) as signed bytes, and the scale of each output (K,)."""
     weight = weight.float()
     scales = weight.abs().amax((1, 2, 3, 4)).clamp(min=1e-12) / MOST
     return (weight / scales[:, None, None, None, None]).round().to(torch.int8), scales
 
 
 class IntegerConvolution:
-    """3 x 3 x 3 with zero padding in 8 bits; it lags one plane behind its input.
+    """3 x 3 x 3 convolution with zero padding in 8 bits; it lags one plane behind its input.
 
     Parameters
     ----------
     plain
         The same in floating point: its weights, bias and activation.
     known
-        Lowest and highest input; what lies beyond is cut.
+        Lowest and highest input; values beyond are clipped.
     """
 
     def __init__(self, plain: Convolution, known: Range) -> None:
@@ -68,12 +68,12 @@ class IntegerConvolution:
         self._tail: Tensor | None = None
 
     def _quantised(self, planes: Tensor) -> Tensor:
-        """Signed or unsigned levels of (1, C, n, Y, Z), rounded half up."""
+        """Return signed or unsigned levels of (1, C, n, Y, Z), rounded half up."""
         levels = planes.float() * (1 / self._scale)
         return levels.add_(self._zero + 0.5).clamp_(0, LEVELS).to(torch.uint8)
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
+        """Take planes, return finished planes."""
         size = (1, planes.shape[1], 1, *planes.shape[3:])
         border = torch.full(size, self._zero, dtype=torch.uint8)
         known = [border if self._tail is None else self._tail, self._quantised(planes)]
@@ -103,10 +103,10 @@ class IntegerConvolution:
 
 @functools.cache
 def multiplies_integers() -> bool:
-    """Whether 8-bit convolutions are exact here.
+    """Return True if 8-bit convolutions are exact on this processor.
 
-    Processors without VNNI or AMX add up pairs in 16 bits, which overflow: the largest products
-    are tried, against 64 bits.
+    Processors without VNNI or AMX add pairs in 16 bits, which overflow. The largest products are
+    compared with 64-bit results.
     """
     shape = (1, 32, 3, 5, 6)
     weight = torch.full((32, 32, 3, 3, 3), float(MOST))
@@ -123,7 +123,7 @@ def multiplies_integers() -> bool:
 
 
 def convolutions(part: Part) -> Iterator[tuple[list[Part], int]]:
-    """Where the convolutions of the residual blocks stand: the list of parts and the place."""
+    """Return the places of the block convolutions: the list of parts and the index."""
     if isinstance(part, Residual):
         yield from _inside(part.part)
     elif isinstance(part, Chain):
@@ -142,12 +142,12 @@ def _inside(part: Part) -> Iterator[tuple[list[Part], int]]:
 
 
 def with_integers(pipeline: Chain, ranges: Sequence[Range]) -> Chain:
-    """Let the convolutions of the residual blocks run in 8 bits.
+    """Run the convolutions of the residual blocks in 8 bits.
 
     Raises
     ------
     WeightsError
-        if there are not as many ranges as convolutions.
+        If the numbers of ranges and convolutions differ.
     """
     places = list(convolutions(pipeline))
     if len(places) != len(ranges):
@@ -162,14 +162,14 @@ def with_integers(pipeline: Chain, ranges: Sequence[Range]) -> Chain:
 
 
 class Recorder:
-    """Convolution that notes its input: the extremes without the share ``CUT``."""
+    """A convolution that records the range of its input, less the share ``CUT`` at each end."""
 
     def __init__(self, plain: Convolution) -> None:
         self.plain = plain
         self.low, self.high = 0.0, 0.0
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
+        """Take planes, return finished planes."""
         values = planes.permute(0, 2, 3, 4, 1).float().flatten()[::SAMPLED]
         if len(values):
             rank = max(1, round(CUT * len(values)))
@@ -179,7 +179,7 @@ class Recorder:
 
 
 def recorded(pipeline: Chain) -> list[Recorder]:
-    """Recorders in place of the convolutions of the residual blocks, in the network's order."""
+    """Replace the convolutions of the residual blocks by recorders, in the network's order."""
     found = []
     for parts, place in list(convolutions(pipeline)):
         plain = parts[place]
@@ -196,14 +196,14 @@ def checksum(ranges: Sequence[Range]) -> str:
 
 @dataclass(frozen=True)
 class Integers:
-    """What a model folder knows of 8-bit arithmetic.
+    """Settings of a model folder for 8-bit arithmetic.
 
     Parameters
     ----------
     ranges
-        Of the inputs of all convolutions; empty where there are none.
+        Input ranges of all convolutions; empty if there are none.
     loss
-        Most that an image lost against floating point, in dB of PSNR on held-out images.
+        Largest loss of an image against floating point, in dB of PSNR on held-out images.
     """
 
     ranges: tuple[Range, ...] = ()
@@ -211,12 +211,12 @@ class Integers:
 
 
 def read_integers(folder: Path, sha256: str) -> Integers:
-    """Return the ranges of a model folder for the weights with this checksum; empty without.
+    """Return the ranges of a model folder for the weights with this checksum; empty if none.
 
     Raises
     ------
     WeightsError
-        for a file that cannot be read or belongs to other weights.
+        For a file that cannot be read or belongs to other weights.
     """
     path = folder / RANGES_NAME
     if not path.is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON for the frozen dataclasses that hold a network's hyperparameters."""
+"""Store the hyperparameters of a network, a frozen dataclass, as JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class JsonConfig:
     """Mixin for a frozen dataclass of numbers, names and tuples of them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only: ready for JSON."""
+        """Return plain values, ready for JSON."""
         values = dataclasses.asdict(self)  # type: ignore[call-overload]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_dict` wrote; ValueError names the keys that are not known."""
+        """Read the output of :meth:`to_dict`; ValueError names unknown keys."""
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - known)
         if unknown:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A last convolution whose weights are a linear function of what is told about a scan.
+"""A last convolution whose weights are a linear function of the acquisition.
 
-It costs nothing when it runs: the weights are summed up once for each image. The numbers are the
-six of the acquisition (:meth:`.Acquisition.condition`) and, in networks that take them, those of
-:func:`bids_moediff.imaging.told.told_numbers`. Numbers that nobody tells count as 0.
+It costs nothing at inference: the weights are summed once for each image. The inputs are the six
+numbers of the acquisition (:meth:`.Acquisition.condition`) and, in networks that take them, those
+of :func:`bids_moediff.imaging.told.told_numbers`. Numbers that are not given count as 0.
 """
 
 import copy
@@ -19,9 +19,9 @@ NARROWEST, WIDEST = 0.7, 1.2067
 
 
 def within_training(condition: Tensor) -> Tensor:
-    """The acquisition's six numbers (B, 6), brought into the range that features were trained on.
+    """Return the acquisition's six numbers (B, 6), clipped to the range of the training.
 
-    Width 0 says that an axis is as fine as the output, and stays.
+    Width 0 means that an axis is as fine as the output; it is kept.
     """
     ratios, widths = condition[:, :ACQUISITION_NUMBERS].chunk(2, dim=1)
     inside = widths.clamp(NARROWEST, WIDEST)
@@ -30,14 +30,14 @@ def within_training(condition: Tensor) -> Tensor:
 
 
 def seen(condition: Tensor, extra_numbers: int) -> Tensor:
-    """What a network with so many further numbers sees of a condition (B, 6 or more)."""
+    """Return the part of a condition (B, 6 or more) that a network with these inputs sees."""
     if not extra_numbers:
         return condition
     return torch.cat([within_training(condition), condition[:, ACQUISITION_NUMBERS:]], dim=1)
 
 
 def told_to(terms: nn.Conv3d, outputs: int, condition: Tensor) -> Tensor:
-    """As many numbers (B, K) of the condition (B, any) as `terms` has blocks for."""
+    """Return as many numbers (B, K) of the condition (B, any) as ``terms`` has blocks."""
     count = terms.out_channels // outputs
     missing = count - condition.shape[1]
     if missing > 0:
@@ -46,7 +46,7 @@ def told_to(terms: nn.Conv3d, outputs: int, condition: Tensor) -> Tensor:
 
 
 def last_layer_of(last: nn.Conv3d, terms: nn.Conv3d | None, condition: Tensor) -> nn.Conv3d:
-    """The last layer for one condition (1, K)."""
+    """Return the last layer for one condition (1, K)."""
     summed = copy.deepcopy(last)
     if terms is not None:
         told = told_to(terms, last.out_channels, condition)[0]
@@ -59,7 +59,7 @@ def last_layer_of(last: nn.Conv3d, terms: nn.Conv3d | None, condition: Tensor) -
 def apply_last_layer(
     last: nn.Conv3d, terms: nn.Conv3d | None, features: Tensor, condition: Tensor
 ) -> Tensor:
-    """Output (B, T, x, y, z) of features (B, C, x, y, z), each under its condition (B, K)."""
+    """Return the output (B, T, x, y, z) of features (B, C, x, y, z) under conditions (B, K)."""
     output: Tensor = last(features)
     if terms is not None:
         told = told_to(terms, last.out_channels, condition)

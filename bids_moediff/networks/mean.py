@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The regression mean: one 3-D network for every voxel ratio and slice profile.
+"""The regression network: one 3-D network for every voxel ratio and slice profile.
 
-It predicts the posterior mean that the diffusion experts start from (decision P of
-docs/science.md). Input and output live on the fine grid; a space-to-depth step makes the
+It predicts the posterior mean, from which the diffusion experts start (decision P of
+docs/science.md). Input and output are on the fine grid. A space-to-depth step makes the
 convolutions run on an eighth of the voxels.
 """
 
@@ -35,8 +35,8 @@ OUTPUT_GAIN = 0.03
 class MeanConfig(JsonConfig):
     """Hyperparameters of :class:`MeanNetwork`.
 
-    With `conditioned_tail` the weights of the last layer are a linear function of the condition
-    and of `extra_numbers` further ones (:mod:`bids_moediff.imaging.told`).
+    With ``conditioned_tail`` the weights of the last layer are a linear function of the condition
+    and of ``extra_numbers`` further ones (:mod:`bids_moediff.imaging.told`).
     """
 
     channels: int = 48
@@ -66,7 +66,7 @@ def depth_to_space(features: torch.Tensor) -> torch.Tensor:
 
 
 def normalise(folded: torch.Tensor) -> torch.Tensor:
-    """Bring folded voxels (B, 8, X, Y, Z), head in about [0, 1], to the order of one."""
+    """Scale folded voxels (B, 8, X, Y, Z), head in about [0, 1], to the order of one."""
     level = folded.mean(1, keepdim=True)
     return DETAIL_GAIN * (folded - level) + LEVEL_GAIN * (level - LEVEL)
 
@@ -98,7 +98,7 @@ def stream_blocks(
     film
         Scale (C,) and shift (C,) of the first block, of the second, and so on.
     kind
-        Of the arithmetic.
+        Arithmetic.
     """
     blocks = []
     for index, block in enumerate(body):
@@ -120,7 +120,7 @@ def initialise(network: nn.Module) -> None:
 def corrected(
     network: Any, film: Sequence[torch.Tensor], start: torch.Tensor, condition: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Start plus the correction of a network with head, body and tail; its features by block.
+    """Return the start plus the correction of a network, and its features by block.
 
     ``film`` holds scale and shift of each block in turn, ``start`` is (B, 1, X, Y, Z).
     """
@@ -140,7 +140,7 @@ class MeanNetwork(nn.Module):
 
     ``forward(start, condition)``: start (B, 1, X, Y, Z), even sizes, head intensities in about
     [0, 1]; condition (B, 6) from :meth:`Acquisition.condition`. Returns (B, 1, X, Y, Z). The last
-    layer starts at zero: an untrained network returns `start` exactly.
+    layer starts at zero: an untrained network returns ``start`` exactly.
     """
 
     def __init__(self, config: MeanConfig | None = None) -> None:
@@ -176,16 +176,16 @@ class MeanNetwork(nn.Module):
     def with_features(
         self, start: torch.Tensor, condition: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Posterior mean on the fine grid, and the features after each block."""
+        """Return the posterior mean on the fine grid, and the features after each block."""
         film = self._modulation(condition)[..., None, None, None].chunk(2 * len(self.body), dim=1)
         return corrected(self, film, start, condition)
 
     def forward(self, start: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Posterior mean on the fine grid."""
+        """Return the posterior mean on the fine grid."""
         return self.with_features(start, condition)[0]
 
     def stream(self, condition: torch.Tensor, kind: torch.dtype) -> Chain:
-        """Everything between fold and unfold as a pipeline, for one condition (1, 6)."""
+        """Return the network between fold and unfold as a pipeline, for one condition (1, 6)."""
         film = self._modulation(condition)[0].chunk(2 * len(self.body))
         blocks = stream_blocks(self.body, film, kind)
         head = NarrowConvolution(self.head, torch.float32)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model is a folder: config.json, model.safetensors and MODEL_CARD.md. Never a pickle.
+"""Read and write model folders: config.json, model.safetensors and MODEL_CARD.md. Never a pickle.
 
-Weights are stored as 16-bit floats and loaded as 32-bit; their SHA-256 stands in config.json and
-is checked on loading. A network is made by the builder of its family (families/load.py). Torch is
-imported only to read or write weights: the command line asks for names and configurations before.
+Weights are stored as 16-bit floats and loaded as 32-bit. Their SHA-256 is in config.json and is
+checked on loading. The builder of a family makes the network (families/load.py). Torch is imported
+only to read or write weights, since the command line asks for names and configurations first.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ Builder = Callable[[Mapping[str, Any]], "nn.Module"]
 class LoadedModel:
     """A network in evaluation mode, its config.json, the SHA-256 of its weights, its name.
 
-    ``calibration`` and ``bounds`` are the content of calibration.json and bounds.json, empty where
-    there is none; ``scale`` its scale head, if it has one; ``integer_loss`` what 8-bit arithmetic
-    costs, in dB.
+    ``calibration`` and ``bounds`` are the content of calibration.json and bounds.json, empty if
+    absent. ``scale`` is its scale head, if it has one. ``integer_loss`` is the loss by 8-bit
+    arithmetic, in dB.
     """
 
     network: nn.Module
@@ -64,7 +64,7 @@ class LoadedModel:
 
 
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return the part of config.json that holds a network's settings; ValueError without one."""
+    """Return the part of config.json that holds a network's settings; ValueError if absent."""
     found = config.get(name)
     if not isinstance(found, Mapping):
         raise ValueError(f"the section {name!r} is missing")
@@ -82,14 +82,19 @@ BRAIN_MASK: dict[str, Builder] = {"brainmask": _build_brain_mask}
 
 
 def build_brain_mask(config: Mapping[str, Any]) -> nn.Module:
-    """Return the network of the preprocessing; WeightsError for any other."""
+    """Return the brain mask network; WeightsError for any other."""
     return build(config, BRAIN_MASK)
 
 
 def resolve(name_or_dir: str | Path) -> Path:
-    """Folder of a shipped model's name or of a path; WeightsError says what there is instead.
+    """Return the folder of a shipped model's name or of a path.
 
-    A path has a separator: a folder in the working directory never stands for a shipped name.
+    A path has a separator: a folder in the working directory never replaces a shipped model.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such folder; the message names the models there are.
     """
     folder = _folder_of(name_or_dir)
     if (folder / CONFIG_NAME).is_file():
@@ -102,7 +107,13 @@ def resolve(name_or_dir: str | Path) -> Path:
 
 
 def build(config: Mapping[str, Any], builders: Mapping[str, Builder]) -> nn.Module:
-    """Network with fresh weights from a whole config.json; WeightsError if it makes no sense."""
+    """Build a network with fresh weights from a whole config.json.
+
+    Raises
+    ------
+    WeightsError
+        For an invalid configuration.
+    """
     family = config.get("family")
     if not isinstance(family, str) or family not in builders:
         known = ", ".join(sorted(builders))
@@ -121,9 +132,9 @@ def save_model(
 ) -> str:
     """Write a model folder and return the SHA-256 of the weights.
 
-    ``config`` holds "family" and its sections, ``card`` the text of MODEL_CARD.md. Weights go
-    first and config.json last, each atomically, so a torn save never looks like a model. Any
-    config.json of an earlier save is overwritten.
+    ``config`` holds "family" and its sections, ``card`` the text of MODEL_CARD.md. Weights are
+    written first and config.json last, each atomically, so an interrupted save never looks like a
+    model. The config.json of an earlier save is overwritten.
     """
     import torch
     from safetensors.torch import save
@@ -148,12 +159,22 @@ def read_model(
     builder: Builder,
     device: str | torch.device = "cpu",
 ) -> LoadedModel:
-    """Read a model folder (a path, or the name of a shipped one) in 32-bit evaluation mode.
+    """Read a model in 32 bits, ready for evaluation.
 
-    `builder` makes the network from config.json.
+    Parameters
+    ----------
+    name_or_dir
+        Name of a shipped model, or a model folder.
+    builder
+        Builds the network from config.json.
+    device
+        Where the weights are kept.
 
-    Raises WeightsError for a missing or unreadable file, a checksum that does not match, an
-    unknown family, a wrong configuration, and weights of other names or shapes.
+    Raises
+    ------
+    WeightsError
+        For a missing or unreadable file, a checksum that does not match, an unknown family, a
+        wrong configuration, and weights of other names or shapes.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -202,16 +223,16 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Refuse a configuration that asks for a larger network than the weights fill.
+    """Check that a configuration asks for a network no larger than the weights.
 
-    The network is built without memory, and given up at the first parameter too many: a
-    configuration may ask for 10^9 layers, and building them would take all memory before the
-    weights could be compared.
+    The network is built without memory, and the build stops at the first parameter too many: a
+    configuration may ask for 10^9 layers, which would take all memory before the weights could be
+    compared.
 
     Raises
     ------
     WeightsError
-        for such a configuration, or one that makes no sense.
+        For a larger network, or an invalid configuration.
     """
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -236,7 +257,7 @@ def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str
 
 
 def _largest_number(value: Any) -> float:
-    """Largest number in a configuration, or length of a list in it."""
+    """Return the largest number in a configuration, or the length of a longer list in it."""
     if isinstance(value, Mapping):
         return max(map(_largest_number, value.values()), default=0)
     if isinstance(value, (list, tuple)):
@@ -245,7 +266,7 @@ def _largest_number(value: Any) -> float:
 
 
 def _read_bytes(path: Path, most: int) -> bytes:
-    """Content of a regular file of at most ``most`` bytes; WeightsError for anything else."""
+    """Return the content of a regular file of at most ``most`` bytes; WeightsError otherwise."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -270,7 +291,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def available() -> list[str]:
-    """Names of the super-resolution models that come with the package."""
+    """Return the names of the super-resolution models that come with the package."""
     if not MODELS_FOLDER.is_dir():
         return []
     folders = (p for p in MODELS_FOLDER.iterdir() if (p / CONFIG_NAME).is_file())
@@ -278,7 +299,7 @@ def available() -> list[str]:
 
 
 def read_config(name_or_dir: str | Path) -> dict[str, Any]:
-    """config.json of a shipped model's name or of a folder; empty where it cannot be read."""
+    """Return config.json of a shipped model's name or of a folder; empty if it cannot be read."""
     try:
         return _read_config(_folder_of(name_or_dir) / CONFIG_NAME)
     except WeightsError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic of networks, and where mixed precision must not reach.
+"""Set the arithmetic of networks, and protect computations from mixed precision.
 
-That is latents, gates and losses: differences of near equals.
+These are latents, gates and losses: differences of nearly equal numbers.
 """
 
 import torch
@@ -10,7 +10,7 @@ from bids_moediff.runtime.resources import has_bfloat16
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Context in which operations on this device run in the precision of their inputs."""
+    """Return a context in which operations on this device use the precision of their inputs."""
     return torch.autocast(device.type, enabled=False)
 
 
@@ -19,14 +19,14 @@ INT8 = "int8"  # residual blocks of the regression network (networks/int8.py)
 
 
 def floating(precision: str) -> str:
-    """Return the key of ``PRECISIONS`` for what does not run in integers."""
+    """Return the key of ``PRECISIONS`` for operations that do not run in integers."""
     if precision == INT8:
         return "bf16" if has_bfloat16() else "fp32"
     return precision
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which convolutions run in ``precision``, a key of ``PRECISIONS`` or ``int8``."""
+    """Return a context in which convolutions run in ``precision`` (``PRECISIONS`` or ``int8``)."""
     kind = floating(precision)
     enabled = kind != "fp32"
     return torch.autocast(device.type, PRECISIONS[kind] if enabled else None, enabled=enabled)

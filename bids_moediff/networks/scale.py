@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scale head: how large the error of a restored image is, voxel by voxel.
+"""The scale head: predict the size of the error of a restored image, voxel by voxel.
 
-A small network that looks at a restored image, at what was added to the interpolation, and at the
-acquisition. It gives the logarithms of two standard deviations before a projection: of noise that
-is projected to what was not measured, and of noise that is projected to what was.
+A small network that sees the restored image, the detail that was added to the interpolation, and
+the acquisition. It predicts the logarithms of two standard deviations before a projection: of
+noise that is projected onto the unmeasured part, and of noise that is projected onto the measured
+part.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def first_guess(added: np.ndarray) -> np.ndarray:
 
 
 def scale_inputs(mean: Tensor, start: Tensor) -> Tensor:
-    """Return what the network looks at, (4, X, Y, Z), all of the order of one.
+    """Return the images that the network sees, (4, X, Y, Z), all of the order of one.
 
     Parameters
     ----------
@@ -96,11 +97,11 @@ def log_scales(output: Tensor, log_guess: Tensor, noise: float | Tensor) -> Tens
     Parameters
     ----------
     output
-        Of the network, unfolded, (..., 2, X, Y, Z).
+        Output of the network, unfolded, (..., 2, X, Y, Z).
     log_guess
         Logarithm of :func:`first_guess`, (..., X, Y, Z).
     noise
-        Standard deviation of the scan's noise, as the engine knows it.
+        Standard deviation of the scan's noise, as the engine assumes it.
     """
     change = LIMIT * torch.tanh(output.float() / LIMIT)
     base = torch.log(torch.as_tensor(noise) + SMALLEST_NOISE).expand_as(log_guess)
@@ -136,7 +137,7 @@ class ScaleNetwork(nn.Module):
         return list(told[:, :-OUTPUTS].chunk(2 * len(self.body), dim=1)), told[:, -OUTPUTS:]
 
     def forward(self, inputs: Tensor, numbers: Tensor) -> Tensor:
-        """Changes of both log scales on the fine grid."""
+        """Return changes of both log scales on the fine grid."""
         film, offset = self._modulation(numbers)
         x = self.head(fold(inputs).contiguous(memory_format=torch.channels_last_3d))
         for index, block in enumerate(self.body):
@@ -147,7 +148,7 @@ class ScaleNetwork(nn.Module):
         return unfold(self.tail(x)) + offset[..., None, None, None]
 
     def stream(self, numbers: Tensor, kind: torch.dtype) -> Chain:
-        """Everything between fold and unfold as a pipeline, for the numbers (1, 7) of a scan."""
+        """Return the network between fold and unfold as a pipeline, for the numbers (1, 7)."""
         film, offset = self._modulation(numbers)
         blocks = []
         for index, block in enumerate(self.body):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scale head of a model: scale.json and scale.safetensors in its folder."""
+"""Read the scale head of a model: scale.json and scale.safetensors in its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "scale"
 
 @dataclass(frozen=True)
 class ScaleHead:
-    """A network that knows the size of a model's errors, and how it was calibrated.
+    """A network that predicts the size of a model's errors, with its calibration.
 
     Parameters
     ----------
@@ -39,27 +39,28 @@ class ScaleHead:
 
     @property
     def is_expected_error(self) -> bool:
-        """Whether its map is the model's expected error."""
+        """Whether its map is the expected error of the model."""
         return bool(self.config.get("expected_error", False))
 
     @property
     def level_share(self) -> float:
-        """How much of the logarithm of the scale's level over an image the added detail decides.
+        """Share of the added detail in the logarithm of the mean error over an image.
 
-        The head knows where errors are large; how large they are on an image, it and the detail
-        that was added (calibrated) tell independently, and the mean of both is more certain.
+        The head predicts where errors are large. Their mean size over an image is estimated by the
+        head and by the added detail (calibrated) independently, and the mean of both is more
+        certain.
         """
         return float(self.config.get("level_share", 0.0))
 
     def fits(self, model_sha256: str) -> bool:
-        """Return whether the calibration was measured with these weights of the model."""
+        """Return True if the calibration was measured with these weights of the model."""
         return self.config.get("model_sha256") in (None, model_sha256)
 
     def factor(self, ratios: Sequence[float]) -> float:
-        """Return what the scale is multiplied with, for measured over output voxel size by axis.
+        """Return the factor on the scale, for measured over output voxel size by axis.
 
-        One number was measured for thick slices and one for isotropic voxels; in between their
-        logarithms are interpolated by how coarse the second axis is.
+        One factor was measured for thick slices and one for isotropic voxels. Between them,
+        logarithms are interpolated by the ratio of the second axis.
         """
         factors = self.config.get("factors", {})
         _, second, first = sorted(math.log(max(ratio, 1.0)) for ratio in ratios)
@@ -68,7 +69,7 @@ class ScaleHead:
         return math.exp((1 - share) * slices + share * isotropic)
 
     def record(self) -> dict[str, Any]:
-        """Return what sidecars say of it."""
+        """Return its statements for the sidecar."""
         told = {"ScaleHeadSHA256": self.sha256, "ScaleHeadFactors": self.config.get("factors")}
         if heads := self.config.get("heads"):
             told["ScaleHeadCalibratedOn"] = list(heads)
@@ -78,12 +79,12 @@ class ScaleHead:
 
 
 def read_scale(folder: Path, device: str | torch.device = "cpu") -> ScaleHead | None:
-    """Read the scale head of a model folder; None where there is none.
+    """Read the scale head of a model folder; None if there is none.
 
     Raises
     ------
     WeightsError
-        for damaged files, and for weights that do not match their checksum or settings.
+        For damaged files, and for weights that do not match their checksum or settings.
     """
     found = read_beside(folder, NAME, _build, device)
     return None if found is None else ScaleHead(*found)

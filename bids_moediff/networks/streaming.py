@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3-D networks as pipelines through which a volume is pushed a few planes at a time.
+"""Run 3-D networks as pipelines through which a volume passes a few planes at a time.
 
 Cutting a volume into blocks with halos computes the halos twice, and for a deep network they hold
-more voxels than the blocks themselves. Here every convolution keeps the two planes it will need
+more voxels than the blocks themselves. Here every convolution keeps the two planes that it needs
 again. So nothing is computed twice, memory grows with a plane instead of the volume, and the
 result is that of the whole volume, zero padding at its ends included.
 
-In 16 bits only the convolutions of the blocks run: input, output and the sums that go through the
-network stay in 32 bits, which costs next to nothing and makes the error three times smaller.
+In 16 bits only the convolutions of the blocks run. Input, output and the sums through the network
+stay in 32 bits, which costs little and makes the error three times smaller.
 
 All parts share one call: ``push(planes, last)`` takes (1, C, n, Y, Z) with n >= 0 new planes and
-returns the planes that are ready, which may be none; ``last`` says that no more will come.
+returns the planes that are ready, which may be none; ``last`` marks the end of the input.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ DEPTH = 2  # dimension of (1, C, n, Y, Z) along which planes come in
 
 
 class Part(Protocol):
-    """Something that planes are pushed through."""
+    """A step of a pipeline."""
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
+        """Take planes, return finished planes."""
         ...
 
 
 def _prepared(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """Weights in the arithmetic and memory order of the pipeline."""
+    """Return weights in the arithmetic and memory order of the pipeline."""
     tensor = tensor.detach().to(kind)
     return tensor.contiguous(memory_format=torch.channels_last_3d) if tensor.ndim == 5 else tensor
 
 
 class Pointwise:
-    """1 x 1 x 1 convolution: no memory.
+    """1 x 1 x 1 convolution; it keeps no planes.
 
     Parameters
     ----------
@@ -75,13 +75,13 @@ class Pointwise:
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, kind: torch.dtype) -> Self:
-        """The same from weights (K, C, 3, 3, 3) and bias (K,), without activation."""
+        """Return one from weights (K, C, 3, 3, 3) and bias (K,), without activation."""
         part = cls.__new__(cls)
         part._set(weight, bias, kind, activate=False)
         return part
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, as many out."""
+        """Take planes, return as many."""
         planes = planes.to(self.weight.dtype)
         if planes.shape[DEPTH] == 0:
             return planes.new_zeros((1, self.weight.shape[0], 0, *planes.shape[3:]))
@@ -94,13 +94,13 @@ class Pointwise:
 
 
 class Convolution(Pointwise):
-    """3 x 3 x 3 with zero padding; it lags one plane behind its input."""
+    """3 x 3 x 3 convolution with zero padding; it lags one plane behind its input."""
 
     _tail: Tensor | None = None
     _fast: Winograd | None = None
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
+        """Take planes, return finished planes."""
         kind = self.weight.dtype
         border = planes.new_zeros((1, planes.shape[1], 1, *planes.shape[3:]), dtype=kind)
         known = [border if self._tail is None else self._tail, planes]
@@ -123,9 +123,9 @@ class Convolution(Pointwise):
 
 
 class NarrowConvolution(Convolution):
-    """The same for few input channels, which alone leave a processor idle.
+    """A convolution of few input channels, which alone leave a processor idle.
 
-    The three taps along the last axis become channels of their own.
+    The three taps along the last axis become separate channels.
     """
 
     def __init__(self, layer: nn.Conv3d, kind: torch.dtype) -> None:
@@ -143,7 +143,7 @@ class NarrowConvolution(Convolution):
 
 
 def joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
-    """Planes one after the other in the order that convolutions want; cast on the way."""
+    """Concatenate planes in the memory order of convolutions; cast them on the way."""
     _, channels, _, rows, columns = parts[0].shape
     size = (1, channels, sum(part.shape[DEPTH] for part in parts), rows, columns)
     joined = torch.empty(
@@ -158,22 +158,22 @@ def joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
 
 
 class Chain:
-    """Parts one after the other."""
+    """Parts in sequence."""
 
     def __init__(self, *parts: Part) -> None:
         self.parts = list(parts)
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
+        """Take planes, return finished planes."""
         for part in self.parts:
             planes = part.push(planes, last)
         return planes
 
 
 class Residual:
-    """Input plus what a part makes of it; the input waits for the part.
+    """Input plus the output of a part; the input waits for the part.
 
-    Nothing that waits is copied: at these sizes the processor waits for memory, not for sums.
+    Waiting planes are not copied: at these sizes memory limits the processor, not arithmetic.
     """
 
     def __init__(self, part: Part) -> None:
@@ -181,7 +181,7 @@ class Residual:
         self._waiting: list[Tensor] = []
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
-        """Planes in, finished planes out."""
+        """Take planes, return finished planes."""
         # Small changes to a large sum get lost in 16 bits.
         total = self.part.push(planes, last).float()
         self._waiting.append(planes)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """3 x 3 x 3 convolution with a quarter of the multiplications, for processors in 32 bits.
 
-Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2016) along the last two axes: each square of 6 x 6
-voxels is turned into 36 numbers per channel by sums, channels are mixed by one matrix for each of
-the 36, and sums turn what comes out into 4 x 4 voxels. The three taps along the planes are
-matrices of their own, their products added up. So 27 multiplications become 6.75.
+Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2016) along the last two axes: sums turn each square of
+6 x 6 voxels into 36 numbers per channel, one matrix for each of the 36 mixes the channels, and
+sums turn the result into 4 x 4 voxels. The three taps along the planes are separate matrices whose
+products are added. So 27 multiplications become 6.75.
 
-Rows of squares are worked on a few at a time, so that what lies between stays in the caches.
+Rows of squares are processed a few at a time, so that intermediate results stay in the caches.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ KERNEL = (
 
 
 def pays(weight: Tensor) -> bool:
-    """Whether these weights (out, in, 3, 3, 3) are better off here than in a plain convolution."""
+    """Return True if Winograd is faster than a direct convolution for these weights.
+
+    ``weight`` is (out, in, 3, 3, 3).
+    """
     wide = min(weight.shape[:2]) >= FEWEST_CHANNELS
     return wide and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _split(parts: Sequence[Tensor], out: Sequence[Tensor], even: Tensor, odd: Tensor) -> None:
-    """Six neighbours to six sums; `even` and `odd` are overwritten."""
+    """Turn six neighbours into six sums; ``even`` and ``odd`` are overwritten."""
     torch.sub(parts[4], parts[2], alpha=4, out=even)
     torch.sub(parts[3], parts[1], alpha=4, out=odd)
     torch.add(even, odd, out=out[1])
@@ -55,7 +58,7 @@ def _split(parts: Sequence[Tensor], out: Sequence[Tensor], even: Tensor, odd: Te
 
 
 def _join(parts: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Six products to four neighbours; the products are overwritten."""
+    """Turn six products into four neighbours; the products are overwritten."""
     first, one, two, three, four, last = parts
     first += one
     first += two
@@ -79,10 +82,10 @@ def _every_fourth(data: Tensor, axis: int, first: int, count: int) -> Tensor:
 
 
 class Winograd:
-    """Weights (K, C, 3, 3, 3) and bias (K,) ready for any number of slabs.
+    """Weights (K, C, 3, 3, 3) and bias (K,), ready for any number of slabs.
 
-    Call it with (1, C, n + 2, Y, Z), channels last in memory: (1, K, n, Y, Z) of the same order,
-    zero padding along the last two axes, none along the planes.
+    Call it with (1, C, n + 2, Y, Z), channels last in memory. It returns (1, K, n, Y, Z) in the
+    same order, with zero padding along the last two axes and none along the planes.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -94,7 +97,7 @@ class Winograd:
         self._bias = bias.detach().float()
 
     def __call__(self, planes: Tensor) -> Tensor:
-        """Slab in, slab without its first and last plane out."""
+        """Return the slab without its first and last plane."""
         source = planes[0].permute(1, 2, 3, 0)
         count, height, width, channels = source.shape
         down, across = -(-height // TILE), -(-width // TILE)
@@ -115,7 +118,7 @@ class Winograd:
         return result.permute(3, 0, 1, 2)[None]
 
     def _mix(self, turned: Tensor, mixed: Tensor) -> None:
-        """Along the rows: to sums, through the matrices and back; rows of squares stay sums."""
+        """Transform along rows, multiply by the matrices, and transform back."""
         _, count, rows, _, channels = turned.shape
         across = mixed.shape[3] // TILE
         size, squares = (count, rows, across), rows * across
@@ -140,7 +143,7 @@ class Winograd:
 def _multiply(
     features: Tensor, matrices: Tensor, bias: Tensor | None, plane: int, out: Tensor
 ) -> None:
-    """The sum over three planes, `plane` lines of `features` apart, each with its matrix."""
+    """Sum over three planes, ``plane`` lines of ``features`` apart, each times its matrix."""
     taps = [features[k * plane : k * plane + len(out)] for k in range(3)]
     if bias is None:
         torch.mm(taps[0], matrices[0], out=out)
@@ -151,7 +154,7 @@ def _multiply(
 
 
 def _turn_rows(source: Tensor, begin: int, turned: Tensor) -> None:
-    """Rows from the square `begin` on to six sums each, in `turned` (6, planes, rows, Z, C)."""
+    """Turn rows from the square ``begin`` on into six sums each, (6, planes, rows, Z, C)."""
     rows, height = turned.shape[2], source.shape[1]
     first = TILE * begin - 1
     end = first + TILE * rows + 2
@@ -169,7 +172,7 @@ def _turn_rows(source: Tensor, begin: int, turned: Tensor) -> None:
 
 
 def _restore_rows(mixed: Tensor, result: Tensor, begin: int) -> None:
-    """Sums (6, planes, rows, Z, K) to rows of `result` from the square `begin` on."""
+    """Turn sums (6, planes, rows, Z, K) into rows of ``result`` from the square ``begin`` on."""
     rows, first = mixed.shape[2], TILE * begin
     room = min(TILE * rows, result.shape[1] - first)
     target = result[:, first : first + room]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality figures, checks of the input, distance from the training images."""
+"""Compute quality figures, check the input, and measure its distance from the training images."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a scan lies from the heads that the networks learned from.
+"""Measure how far a scan is from the images that the networks were trained on.
 
-A handful of figures anybody can check by eye (contrast, spread, edges, symmetry …), none of which
-depends on the units of the scan, and all of them on scales that thick slices keep. Each is
-compared with its median over the sources of the training heads, in units of its standard deviation
-there (a source counts once, however many heads it gave); the distance of a scan is the root mean
-square of these, and the figure that lies furthest off is named. Medians and deviations are made by
+A few figures that anybody can check by eye (contrast, spread, edges, symmetry …). None depends on
+the units of the scan, and all use scales that thick slices keep. Each is compared with its median
+over the sources of the training images, in units of its standard deviation there (a source counts
+once, however many heads it has). The distance of a scan is the root mean square of these, and the
+most distant figure is named. Medians and deviations are made by
 `python -m research.measurements.training_figures`.
 """
 
@@ -40,7 +40,7 @@ FIGURES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Novelty:
-    """Distance in standard deviations, the figure furthest off, and its own distance."""
+    """Distance in standard deviations, the most distant figure, and its own distance."""
 
     distance: float
     furthest: str
@@ -50,9 +50,18 @@ class Novelty:
 def scan_figures(
     data: np.ndarray, brain: np.ndarray, depth: np.ndarray, zooms: tuple[float, float, float]
 ) -> dict[str, float] | None:
-    """Figures of a closest-to-RAS scan of about 2 mm; None where there is too little brain.
+    """Return figures of a closest-to-RAS scan of about 2 mm, or None with too little brain.
 
-    data: (x, y, z) intensities; brain: mask; depth: mm from its outline; zooms: voxel sizes in mm.
+    Parameters
+    ----------
+    data
+        Intensities (x, y, z).
+    brain
+        Brain mask (x, y, z).
+    depth
+        Distance in mm from the outline of the brain (x, y, z).
+    zooms
+        Voxel sizes in mm.
     """
     values = data[brain].astype(np.float64)
     core, rim = data[depth > 20], data[(depth > 2) & (depth < 8)]
@@ -80,7 +89,7 @@ def scan_figures(
 
 
 def _symmetry(smooth: np.ndarray, brain: np.ndarray, inside: np.ndarray) -> float:
-    """Correlation of a smoothed brain with its mirror image, at the best of a few shifts."""
+    """Return the correlation of a smoothed brain with its mirror image, at the best shift."""
     best = -1.0
     for shift in range(-2, 3):
         other, mirrored = np.roll(smooth[::-1], shift, 0), np.roll(brain[::-1], shift, 0)
@@ -91,10 +100,10 @@ def _symmetry(smooth: np.ndarray, brain: np.ndarray, inside: np.ndarray) -> floa
 
 
 def summarise(sources: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Median and standard deviation of every figure over sources, each with its median head.
+    """Return median and standard deviation of every figure over sources, each by its median head.
 
-    A deviation is at least a tenth of the median's size or 0.02: few sources tell less than they
-    seem.
+    A deviation is at least a tenth of the median's size or 0.02, since few sources underestimate
+    it.
     """
     summary: dict[str, Any] = {"sources": len(sources)}
     for name in FIGURES:
@@ -108,7 +117,7 @@ def summarise(sources: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Any
 
 @lru_cache(maxsize=1)
 def reference() -> dict[str, Any]:
-    """Median and deviation of every figure by contrast, and over all contrasts ("all")."""
+    """Return median and deviation of every figure by contrast, and over all contrasts ("all")."""
     text = files("bids_moediff.data").joinpath(REFERENCE).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)["contrasts"]
     return found
@@ -117,9 +126,9 @@ def reference() -> dict[str, Any]:
 def novelty(
     figures: Mapping[str, float], suffix: str, known: Mapping[str, Any] | None = None
 ) -> Novelty:
-    """Distance of a scan's figures from those of the training heads of its contrast.
+    """Return the distance of a scan's figures from those of the training images of its contrast.
 
-    `known` is what :func:`reference` gives, by default. UNIT1 images count as T1w.
+    ``known`` is by default the output of :func:`reference`. UNIT1 images count as T1w.
     """
     known = known or reference()
     contrast = "T1w" if suffix == "UNIT1" else suffix

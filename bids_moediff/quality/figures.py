@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality figures of a structural scan in the manner of MRIQC, by its names.
+"""Compute quality figures of a structural scan after MRIQC, under its names.
 
 MRIQC: Esteban et al., PLoS ONE 12:e0184661, 2017. The formulas are those of its anatomical
-measures; tissue classes come from a mixture of three Gaussians inside the brain instead of a
-registered segmentation, so figures that need them (cnr, cjv, wm2max, snr_*) compare within this
-app, not with MRIQC's numbers. A figure that cannot be computed is None, never a made-up value.
+measures. Tissue classes come from a mixture of three Gaussians inside the brain instead of a
+registered segmentation, so figures that need them (cnr, cjv, wm2max, snr_*) can be compared within
+this app, but not with MRIQC's numbers. A figure that cannot be computed is None.
 """
 
 import math
@@ -88,12 +88,12 @@ class Tissue:
 
 
 def tissue_classes(values: np.ndarray, suffix: str) -> dict[str, Tissue] | None:
-    """Tissue classes as Gaussians fitted to the intensities ``values`` (n,) inside the brain.
+    """Fit tissue classes as Gaussians to the intensities ``values`` (n,) inside the brain.
 
-    Three classes, or grey and white matter alone where the brain mask leaves the fluid out. None
-    for contrasts without a fixed order of tissues, and where classes are not told apart: too small
-    a share of the brain, neighbours closer than one mean standard deviation, or a fit that is
-    hardly better than a single Gaussian.
+    There are three classes, or grey and white matter alone if the brain mask leaves the fluid out.
+    None for contrasts without a fixed order of tissues, and if classes cannot be separated: too
+    small a share of the brain, neighbours closer than one mean standard deviation, or a fit that
+    is hardly better than a single Gaussian.
     """
     order = TISSUE_ORDER.get(suffix)
     low, high = np.percentile(values, [0.1, 99.9]) if len(values) else (0.0, 0.0)
@@ -110,7 +110,7 @@ def tissue_classes(values: np.ndarray, suffix: str) -> dict[str, Tissue] | None:
 def _mixture(
     sample: np.ndarray, percentiles: list[float], names: tuple[str, ...], least_share: float
 ) -> tuple[dict[str, Tissue] | None, float]:
-    """Classes, if they are told apart, and the Bayesian information criterion of the fit."""
+    """Return the classes, if they are separable, and the Bayesian information criterion."""
     from sklearn.mixture import GaussianMixture
 
     start = np.percentile(sample, percentiles)[:, None]
@@ -135,10 +135,14 @@ def _mixture(
 
 
 def entropy_focus(data: np.ndarray) -> float:
-    """EFC of Atkinson et al., IEEE TMI 16:903-910, 1997, scaled to 1 for a constant image.
+    """Return EFC, scaled to 1 for a constant image.
 
     E = - sum (x/X) ln(x/X) with X the root of the sum of squares, over its largest value
     sqrt(n) ln sqrt(n).
+
+    References
+    ----------
+    Atkinson et al., IEEE Transactions on Medical Imaging 16:903-910, 1997.
     """
     values = np.abs(data[data != 0].astype(np.float64))
     total = np.sqrt(values @ values)
@@ -150,7 +154,7 @@ def entropy_focus(data: np.ndarray) -> float:
 
 
 def foreground_background_ratio(data: np.ndarray, head: np.ndarray) -> float | None:
-    """FBER: median squared intensity in the head over that in the air; None without air signal."""
+    """Return FBER: median squared intensity in the head over that in the air; None without air."""
     inside, outside = data[head > 0], data[head == 0]
     if not len(inside) or not len(outside):
         return None
@@ -159,11 +163,15 @@ def foreground_background_ratio(data: np.ndarray, head: np.ndarray) -> float | N
 
 
 def smoothness(data: np.ndarray, mask: np.ndarray, zooms: tuple[float, ...]) -> tuple[float, ...]:
-    """FWHM in mm per axis from first differences (Forman et al., MRM 33:636-647, 1995).
+    """Return the FWHM in mm per axis from first differences.
 
-    FWHM = d sqrt(-2 ln 2 / ln(1 - var(difference) / (2 var(signal)))), with d the voxel size.
-    Exact for white noise smoothed by a Gaussian; an upper bound in anatomy. 0 where there is no
-    correlation at all, infinite where neighbours never differ.
+    FWHM = d sqrt(-2 ln 2 / ln(1 - var(difference) / (2 var(signal)))), with d the voxel size. It
+    is exact for white noise smoothed by a Gaussian, and an upper bound in anatomy. It is 0 without
+    any correlation, and infinite if neighbours never differ.
+
+    References
+    ----------
+    Forman et al., Magnetic Resonance in Medicine 33:636-647, 1995.
     """
     inside = mask > 0
     variance = float(np.var(data[inside], dtype=np.float64)) if inside.any() else 0.0
@@ -181,7 +189,7 @@ def smoothness(data: np.ndarray, mask: np.ndarray, zooms: tuple[float, ...]) -> 
 
 
 def summary(values: np.ndarray) -> dict[str, float | None]:
-    """MRIQC's summary of intensities; every entry None for an empty sample."""
+    """Return MRIQC's summary of intensities; every entry is None for an empty sample."""
     if not len(values):
         return {**dict.fromkeys(_STATISTICS), "n": 0.0}
     values = values.astype(np.float64)
@@ -201,10 +209,14 @@ def summary(values: np.ndarray) -> dict[str, float | None]:
 
 
 def air_artefact(data: np.ndarray, head: np.ndarray, scale: float | None) -> float | None:
-    """Share of the air whose signal no Rayleigh noise of ``scale`` explains (after QI1).
+    """Return the share of the air whose signal exceeds Rayleigh noise of ``scale`` (after QI1).
 
-    After Mortamet et al., MRM 62:365-372, 2009: voxels above the 99.9th percentile of the noise
-    that survive a morphological opening, over all voxels outside the head.
+    It counts voxels above the 99.9th percentile of the noise that survive a morphological opening,
+    over all voxels outside the head.
+
+    References
+    ----------
+    Mortamet et al., Magnetic Resonance in Medicine 62:365-372, 2009.
     """
     air = head == 0
     if scale is None or not air.any():
@@ -255,7 +267,7 @@ def _novelty_figures(scan: PreparedScan) -> Figures:
 def quality_figures(
     data: np.ndarray, affine: np.ndarray, mask: np.ndarray, suffix: str = "T1w"
 ) -> Figures:
-    """All quality figures of a scan.
+    """Return all quality figures of a scan.
 
     Parameters
     ----------
@@ -266,7 +278,7 @@ def quality_figures(
     mask
         (x, y, z) brain mask, non-zero inside.
     suffix
-        BIDS suffix; tissue classes are told apart for T1w and T2w only.
+        BIDS suffix; tissue classes are separated for T1w and T2w only.
 
     Returns
     -------
@@ -276,7 +288,7 @@ def quality_figures(
     Raises
     ------
     ValueError
-        if the mask has another shape than the image.
+        If the mask has another shape than the image.
     """
     data = np.nan_to_num(np.asarray(data, dtype=np.float32), posinf=0.0, neginf=0.0)
     inside = np.asarray(mask) > 0
@@ -290,11 +302,10 @@ def quality_figures(
 def judge(
     image: nib.Nifti1Image, mask: nib.Nifti1Image, suffix: str, metadata: Mapping[str, Any]
 ) -> tuple[Figures, list[str]]:
-    """Quality figures of a conformed scan, and what is unusual about it in sentences.
+    """Return quality figures of a conformed scan, and its quality warnings.
 
     The same as :func:`quality_figures` and then
-    :func:`bids_moediff.quality.input_checks.find_doubts`,
-    which have half of their work in common.
+    :func:`bids_moediff.quality.input_checks.find_doubts`, which share half of their work.
     """
     scan = prepare(image, mask, suffix, metadata)
     data, inside = np.asarray(image.dataobj, dtype=np.float32), np.asarray(mask.dataobj) > 0
@@ -305,7 +316,7 @@ def judge(
 def _figures(
     data: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float], scan: PreparedScan
 ) -> Figures:
-    """All figures of finite data; ``scan`` is the same, prepared for the checks."""
+    """Return all figures of finite data; ``scan`` is the same, prepared for the checks."""
     head = head_mask_array(data, zooms) | inside
     noise = estimate_noise(data, inside, head, zooms)
     brain = data[inside]
@@ -338,7 +349,7 @@ def _figures(
 
 
 def _known(value: float | str | None) -> float | str | None:
-    """A figure, or None where it is not a finite number: JSON has no other word for that."""
+    """Return a figure, or None if it is not a finite number (JSON has no other word for that)."""
     if isinstance(value, str) or value is None:
         return value
     return value if math.isfinite(value) else None

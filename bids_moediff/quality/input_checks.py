@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doubtful input in plain language: what is unusual about a scan before it is super-resolved.
+"""Quality warnings: what is unusual about a scan before it is super-resolved.
 
-The networks learned from whole heads of adults, measured once, in usual contrasts. Nothing here
-stops an image; every check returns one sentence, for log, sidecar and report, or None. Checks that
-look at intensities work at about 2 mm on the closest-to-RAS grid; each says what it looks at.
+The networks learned from whole heads of adults, measured once, in usual contrasts. A warning never
+stops an image: every check returns one sentence, for log, sidecar and report, or None. Checks of
+intensities work at about 2 mm on the closest-to-RAS grid.
 """
 
 from collections.abc import Callable, Mapping
@@ -86,7 +86,7 @@ def prepare(
     metadata: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> PreparedScan:
-    """Bring an image and its brain mask to the form that the checks want."""
+    """Bring an image and its brain mask to the form that the checks need."""
     canonical, brain = nib.as_closest_canonical(image), nib.as_closest_canonical(mask)
     data = np.nan_to_num(np.asarray(canonical.dataobj, dtype=np.float32))
     inside = np.asarray(brain.dataobj) > 0
@@ -117,7 +117,7 @@ def find_doubts(
     metadata: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Everything unusual about a scan, one plain sentence each, most important first.
+    """Return the quality warnings of a scan, one sentence each, most important first.
 
     Parameters
     ----------
@@ -135,15 +135,15 @@ def find_doubts(
     Returns
     -------
     list of str
-        Empty if nothing is conspicuous.
+        Empty if nothing is unusual.
     """
     return doubts_about(prepare(image, mask, suffix, metadata, figures))
 
 
 def doubts_about(scan: PreparedScan) -> list[str]:
-    """The same for a scan that was prepared.
+    """Return the quality warnings of a prepared scan.
 
-    Where the mask is larger than a brain, what would be read from it is not said.
+    If the mask is larger than a brain, checks that depend on it are left out.
     """
     volume = float(scan.brain.sum() * np.prod(scan.zooms)) / 1000
     checks = CHECKS if volume <= LARGEST_BRAIN else CHECKS_WITHOUT_MASK
@@ -152,7 +152,7 @@ def doubts_about(scan: PreparedScan) -> list[str]:
 
 
 def localiser(scan: PreparedScan) -> str | None:
-    """Fewer than 10 slices or less than 70 mm along an axis."""
+    """Warn of fewer than 10 slices or less than 70 mm along an axis."""
     for axis, (count, zoom) in enumerate(zip(scan.shape, scan.full_zooms, strict=True)):
         if count < 10 or count * zoom < 70:
             name = ("left-right", "front-back", "up-down")[axis]
@@ -164,7 +164,7 @@ def localiser(scan: PreparedScan) -> str | None:
 
 
 def cropped(scan: PreparedScan) -> str | None:
-    """Brain at the face of the field of view, the spinal cord aside."""
+    """Warn of brain at the face of the field of view, except at the spinal cord."""
     cut = []
     for axis, names in enumerate(SIDES):
         area = np.prod([zoom for k, zoom in enumerate(scan.zooms) if k != axis]) / 100
@@ -181,7 +181,7 @@ def cropped(scan: PreparedScan) -> str | None:
 
 
 def quantitative(scan: PreparedScan) -> str | None:
-    """A map of a quantity, by its suffix."""
+    """Warn of a quantitative map, by its suffix."""
     if scan.suffix not in MAPS:
         return None
     return (
@@ -191,7 +191,7 @@ def quantitative(scan: PreparedScan) -> str | None:
 
 
 def wrong_contrast(scan: PreparedScan) -> str | None:
-    """Brightness of the core against the rim of the brain, and of fluid against both."""
+    """Warn of another contrast: core against rim of the brain, and fluid against both."""
     core, rim = scan.data[scan.depth > 20], scan.data[(scan.depth > 2) & (scan.depth < 8)]
     if len(core) < 100 or len(rim) < 100:
         return None
@@ -213,7 +213,7 @@ def wrong_contrast(scan: PreparedScan) -> str | None:
 
 
 def _only_shaded(scan: PreparedScan) -> bool:
-    """Whether a dark core is the coils' shading: locally, the image is T1-weighted."""
+    """Return True if a dark core is coil shading: locally, the image is T1-weighted."""
     sigma = [FLAT_SIGMA / zoom for zoom in scan.zooms]
     weights = np.maximum(gaussian(scan.brain.astype(np.float32), sigma), 1e-3)
     flat = scan.data * weights / np.maximum(gaussian(scan.data * scan.brain, sigma), TINY)
@@ -226,7 +226,7 @@ def _only_shaded(scan: PreparedScan) -> bool:
 
 
 def _against_its_name(suffix: str, ratio: float, fluid: float) -> str | None:
-    """What a contrast never is, where it does not look like another one either."""
+    """Warn of values that a contrast never has, if it does not look like another one either."""
     if EXPECTED.get(suffix) == "T1w" and ratio < DARK_CORE:
         odd = f"its inner brain is darker ({ratio:.2f} times) than the rim"
     elif suffix == "T2w" and fluid < FAINT_FLUID:
@@ -242,7 +242,7 @@ def _against_its_name(suffix: str, ratio: float, fluid: float) -> str | None:
 
 
 def contrast_agent(scan: PreparedScan) -> str | None:
-    """Agent named in the sidecar, or a vein on top of the brain brighter than white matter."""
+    """Warn of an agent in the sidecar, or of a vein brighter than white matter."""
     keys = ("ContrastBolusIngredient", "ContrastBolusAgent")
     agents = [str(scan.metadata[key]) for key in keys if scan.metadata.get(key)]
     care = (
@@ -263,11 +263,11 @@ def contrast_agent(scan: PreparedScan) -> str | None:
 
 
 def vein_brightness(scan: PreparedScan) -> float | None:
-    """Brightest tenth of the strip that holds the superior sagittal sinus, over white matter.
+    """Return the brightness of the superior sagittal sinus over white matter, or None.
 
-    The strip is 18 mm wide, in the upper half, within 5 mm of the brain's outline on both sides;
-    white matter is the mean, within some 15 mm, of what is brighter than the local mean. Blood
-    without a contrast agent is darker than white matter. None where the strip is missing.
+    The brightest tenth of a strip counts. The strip is 18 mm wide, in the upper half, within 5 mm
+    of the brain's outline on both sides. White matter is the mean, within some 15 mm, of voxels
+    brighter than the local mean. Blood without a contrast agent is darker than white matter.
     """
     sigma = [15 / zoom for zoom in scan.zooms]
 
@@ -288,7 +288,7 @@ def vein_brightness(scan: PreparedScan) -> float | None:
 
 
 def ghosting(scan: PreparedScan) -> str | None:
-    """Signal of the air beside the head along an axis, over that of the other air."""
+    """Warn of more signal in the air beside the head along an axis than in the other air."""
     air = ~ndimage.binary_dilation(scan.head, iterations=3)
     measured = air & (scan.data > 0)
     if measured.sum() < 0.5 * max(int(air.sum()), 1) or measured.sum() < 2000:
@@ -312,7 +312,7 @@ def ghosting(scan: PreparedScan) -> str | None:
 
 
 def bright_air(scan: PreparedScan) -> str | None:
-    """Air as bright as tissue: an image without background suppression."""
+    """Warn of air as bright as tissue: an image without background suppression."""
     if scan.suffix in ("T1map", "T2map"):
         return None
     # Faces of the image but the lowest, which shows the neck: head masks cannot be trusted here.
@@ -328,7 +328,7 @@ def bright_air(scan: PreparedScan) -> str | None:
 
 
 def averaged(scan: PreparedScan) -> str | None:
-    """Hardly any noise, or the grid of a template."""
+    """Warn of almost no noise, or of the grid of a template."""
     ratio = scan.figures.get("snr_brain")
     shape = tuple(round(n * z) for n, z in zip(scan.shape, scan.full_zooms, strict=True))
     on_template = shape in TEMPLATE_SHAPES and len(set(np.round(scan.full_zooms, 3))) == 1
@@ -346,7 +346,7 @@ def averaged(scan: PreparedScan) -> str | None:
 
 
 def very_noisy(scan: PreparedScan) -> str | None:
-    """Signal-to-noise ratio below 5."""
+    """Warn of a signal-to-noise ratio below 5."""
     ratio = scan.figures.get("snr_brain")
     if ratio is None or ratio >= 5:
         return None
@@ -357,7 +357,7 @@ def very_noisy(scan: PreparedScan) -> str | None:
 
 
 def derived(scan: PreparedScan) -> str | None:
-    """A derived image by its sidecar, or a label map by its few values."""
+    """Warn of a derived image by its sidecar, or of a label map by its few values."""
     stated = scan.metadata.get("ImageType")
     if isinstance(stated, str):  # some converters keep DICOM's own spelling
         stated = stated.split("\\")
@@ -376,7 +376,7 @@ def derived(scan: PreparedScan) -> str | None:
 
 
 def interpolated(scan: PreparedScan) -> str | None:
-    """What the spectra of the quality figures found."""
+    """Warn of interpolation that the spectra of the quality figures found."""
     found = []
     for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
         if scan.figures.get(f"interpolation_{axis}") in ("zero-filled", "interpolated"):
@@ -394,7 +394,7 @@ def interpolated(scan: PreparedScan) -> str | None:
 
 
 def cavity(scan: PreparedScan) -> str | None:
-    """A space of fluid of more than 35 ml that a ball of 5 mm radius fits through."""
+    """Warn of a space of fluid of more than 35 ml that a ball of 5 mm radius fits through."""
     if scan.suffix in BRIGHT_FLUID:
         fluid = scan.data > 1.7 * scan.middle
     else:
@@ -416,7 +416,7 @@ def cavity(scan: PreparedScan) -> str | None:
 
 
 def phantom(scan: PreparedScan) -> str | None:
-    """Parts of the inner brain without any structure."""
+    """Warn of parts of the inner brain without any structure."""
     core = scan.depth > 20
     if core.sum() < 100:
         return None
@@ -437,7 +437,7 @@ def phantom(scan: PreparedScan) -> str | None:
 
 
 def unusual(scan: PreparedScan) -> str | None:
-    """Far from the training heads in the figures of :mod:`bids_moediff.quality.familiarity`."""
+    """Warn of a large distance in the figures of :mod:`bids_moediff.quality.familiarity`."""
     distance = scan.figures.get("distance_from_training")
     if distance is None or distance < FAR:
         return None
