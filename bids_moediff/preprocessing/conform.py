@@ -11,7 +11,7 @@ import os
 import warnings
 import zlib
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from bids_moediff.errors import ImageError
 
+from .as_written import open_image, quiet, remarks_on_header, what_it_is
 from .intensities import sound_intensities
 from .planes import empty_planes
 
@@ -70,7 +71,7 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     _check_file(path)
     remarks: list[str] = []
     image, data = _read(path)
-    remarks += _unscaled(image)
+    remarks += remarks_on_header(image)
     data = data.reshape(data.shape[:3])
     data = _finite(data, path.name, remarks)
     if scan:
@@ -81,8 +82,8 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
     header = nib.Nifti1Header.from_header(header, check=False)
-    header["sizeof_hdr"] = 348  # that of NIfTI-2 is larger
-    result = nib.Nifti1Image(data, affine, header)
+    with quiet():
+        result = nib.Nifti1Image(data, affine, header)
     result.header.set_xyzt_units("mm", "sec")
     result.set_sform(affine, code)
     result.set_qform(affine, code)
@@ -129,11 +130,9 @@ def _check_file(path: Path) -> None:
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
     """Image whose values are not read yet; ImageError for what the header and length rule out."""
     try:
-        image = nib.load(path)
+        image = open_image(path)
     except Exception as error:  # nibabel trips over odd headers in many ways
-        reason = _misnamed(path)
-        if isinstance(error, HeaderDataError):
-            reason = f": {' '.join(str(error).split())[:80]}"
+        reason = what_it_is(path, error)
         raise ImageError(f"{path.name} is not a readable NIfTI image{reason}") from error
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise ImageError(f"{path.name} is not a volume")
@@ -148,17 +147,6 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     _check_shape(image.shape, path.name)
     _check_length(path, image)
     return image
-
-
-def _misnamed(path: Path) -> str:
-    """What to do where a name and the content disagree on compression; empty if they agree."""
-    with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    if packed and path.suffix == ".nii":
-        return ": it is compressed; name it .nii.gz"
-    if not packed and path.suffix == ".gz":
-        return ": it is not compressed; name it .nii, or compress it"
-    return ""
 
 
 def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
@@ -247,18 +235,6 @@ def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
         raise ImageError(f"{path.name} is cut short or damaged") from error
 
 
-def _unscaled(image: nib.spatialimages.SpatialImage) -> list[str]:
-    """A remark where the slope in the file is no number: nibabel then scales nothing."""
-    if not isinstance(image, nib.Nifti1Pair):
-        return []
-    holder = image.file_map.get("header") or image.file_map["image"]
-    with holder.get_prepare_fileobj(mode="rb") as stream:
-        slope = float(type(image.header).from_fileobj(stream, check=False)["scl_slope"])
-    if math.isfinite(slope):
-        return []
-    return [f"scl_slope of the header is {slope:g}; the stored values were taken as they are"]
-
-
 def _stored(image: nib.spatialimages.SpatialImage) -> tuple[np.dtype, float, float]:
     """Data type, slope and intercept of the values in the file."""
     slope = float(getattr(image.dataobj, "slope", 1.0))
@@ -296,9 +272,13 @@ def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
 
 def _check_range(values: np.ndarray, name: str) -> None:
     """ImageError for values whose squares single precision does not hold."""
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" and values.dtype.itemsize <= 4:
         return
-    peak = float(np.max(np.abs(values), where=np.isfinite(values), initial=0))
+    finite = np.isfinite(values)
+    peak = max(
+        float(np.max(values, where=finite, initial=0)),
+        -float(np.min(values, where=finite, initial=0)),
+    )
     if peak > LARGEST_PEAK or 0 < peak < SMALLEST_PEAK:
         raise ImageError(
             f"{name} holds values up to {peak:.1e}; store it in a unit in which they lie between "
@@ -350,7 +330,7 @@ def stated_affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
 def file_zooms(path: Path) -> tuple[float, float, float]:
     """Return the voxel size (mm) that a file states; infinite where it is no 3-D image."""
     try:
-        header = nib.Nifti1Image.from_filename(str(path)).header
+        header: Any = open_image(path).header
         zooms = stated_zooms(header)
         volume = [int(n) for n in header.get_data_shape()[3:]]
     except Exception:

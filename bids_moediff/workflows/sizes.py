@@ -14,6 +14,7 @@ from bids_moediff.families.cost import Estimate, combination_cost, estimate
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.interfaces.groups import PlannedGroup
 from bids_moediff.options import FINEST_DEFAULT
+from bids_moediff.preprocessing.as_written import open_image
 from bids_moediff.preprocessing.conform import stated_affine, stated_zooms
 from bids_moediff.settings import Settings
 
@@ -84,7 +85,7 @@ def _grids(group: AnatomicalImage) -> dict[str, Grid]:
     found = {}
     for scan in group.members:
         try:
-            image = nib.Nifti1Image.from_filename(str(scan.path))
+            image = open_image(scan.path)
             first, second, third = (int(n) for n in image.shape[:3])
             found[scan.key] = Grid((first, second, third), stated_affine(image))
         except (OSError, ValueError, ImageError, nib.filebasedimages.ImageFileError):
