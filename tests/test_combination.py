@@ -162,6 +162,21 @@ def test_shading_is_a_mean_ratio() -> None:
     assert np.abs(found / (1.2 + 0.2 * x - 0.1 * x**2) - 1).max() < 0.06
 
 
+def test_noise_passes_for_no_shading() -> None:
+    random = np.random.default_rng(0)
+    truth = np.zeros((32, 32, 16))
+    truth[8:, 4:28] = 0.15
+    truth[12:, 10:22] = 0.6
+
+    def read(sigma: float) -> np.ndarray:
+        return np.hypot(*(random.normal(0, sigma, (2, *truth.shape)) + [truth, 0 * truth]))
+
+    found = shading_map(
+        fit_shading(read(0.06), read(0.04), np.ones(truth.shape), 0.06), truth.shape
+    )
+    assert np.abs(found[truth > 0] - 1).max() < 0.1
+
+
 def test_a_dark_slice_counts_little() -> None:
     random = np.random.default_rng(0)
     expected = 0.3 + 0.5 * random.random((30, 30, 12))

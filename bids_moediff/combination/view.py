@@ -156,6 +156,7 @@ class Setting:
                 observation.measured.numpy(),
                 observation.forward(first.restored).numpy(),
                 (seen * observation.weights).numpy(),
+                max(observation.sigma, first.observation.sigma),
             )
             shading = torch.from_numpy(shading_map(coefficients, observation.measured.shape))
             restored = restored / torch.from_numpy(shading_map(coefficients, restored.shape))
