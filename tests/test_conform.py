@@ -330,11 +330,18 @@ def test_other_formats_lie_where_nibabel_puts_them(
     affine = oblique() if suffix != "img" else np.diag([-1.0, 1.2, 3, 1])
     data = values.astype(np.float32)
     kind(data, affine).to_filename(tmp_path / f"a.{suffix}")
-    image, _ = conform(tmp_path / f"a.{suffix}")
+    image, remarks = conform(tmp_path / f"a.{suffix}")
+    assert remarks == []
     assert isinstance(image, nib.Nifti1Image)
     loaded = nib.load(tmp_path / f"a.{suffix}")
     assert np.allclose(image.affine, loaded.affine, atol=1e-4)
     assert np.allclose(image.get_fdata(), data, atol=1e-3)
+
+
+def test_analyze_does_not_know_left_from_right(tmp_path: Path, values: np.ndarray) -> None:
+    nib.AnalyzeImage(values.astype(np.float32), np.eye(4)).to_filename(tmp_path / "a.img")
+    (words,) = conform(tmp_path / "a.img")[1]
+    assert "left and right cannot be told apart" in words
 
 
 def test_a_pointer_is_a_small_file_only(tmp_path: Path) -> None:

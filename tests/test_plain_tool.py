@@ -256,4 +256,7 @@ def test_a_sidecar_that_cannot_be_used_is_told_and_costs_nothing(folder, capsys,
     (folder / "in.json").write_text(content)
     words = ["--output-resolution", "1.5", "--device", "cpu", "--model", "student"]
     assert main([str(folder / "in.nii.gz"), str(folder / "odd.nii.gz"), *words]) == 0
-    assert "Warning: in.json" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    (words,) = (line for line in said.splitlines() if line.startswith("Warning: in.json"))
+    record = json.loads((folder / "odd.json").read_text())
+    assert words.removeprefix("Warning: ") in record["Warnings"]

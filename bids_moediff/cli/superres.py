@@ -176,6 +176,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     from bids_moediff.runtime.sink import write_json, write_nifti
 
     image, remarks = conform(source)
+    statements, unusable = _sidecar(source)
     mask = _mask(namespace.mask, image) if namespace.mask else None
     maps = _maps_to_carry(namespace, image)
     progress, close = _progress(namespace.json_progress)
@@ -183,7 +184,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
         result = restore(
             Scan(image, mask),
             Options(**typed),
-            metadata=_sidecar(source),
+            metadata=statements,
             device=namespace.device or "auto",
             progress=progress,
             key=source.name,
@@ -191,6 +192,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
         )
     finally:
         close()
+    result.record["Warnings"] = [*remarks, *unusable, *result.record["Warnings"]]
     step = _storage_step(result, Options(**typed).output_dtype)
     write_nifti(result.image, output, step=step)
     if step is not None:
@@ -201,7 +203,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     write_json(result.record, sidecar_of(output))
     for path, carried in zip(maps, carry_images(list(maps.values()), result.image), strict=True):
         write_nifti(carried, path)
-    for words in (*remarks, *result.record["Warnings"]):
+    for words in result.record["Warnings"]:
         print(f"Warning: {words}", file=sys.stderr)
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
     untouched = NOT_RESTORED in result.record["Warnings"]
@@ -241,23 +243,29 @@ def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     from bids_moediff.runtime.sink import write_json, write_nifti
 
     conformed = [conform(source) for source in sources]
+    sidecars = [_sidecar(source) for source in sources]
     progress, close = _progress(namespace.json_progress)
     try:
         result = restore_several(
             [Scan(image) for image, _ in conformed],
             Options(**typed),
-            metadata=[_sidecar(source) for source in sources],
+            metadata=[statements for statements, _ in sidecars],
             device=namespace.device or "auto",
             progress=progress,
             keys=_keys(sources),
         )
     finally:
         close()
+    remarks = [
+        f"{source.name}: {words}"
+        for source, (_, found), (_, unusable) in zip(sources, conformed, sidecars, strict=True)
+        for words in (*found, *unusable)
+    ]
+    result.record["Warnings"] = [*remarks, *result.record["Warnings"]]
     write_nifti(result.combined.image, output)
     write_nifti(result.combined.count, output.with_name(f"{stem(output)}_srcount.nii.gz"))
     write_json(result.record, sidecar_of(output))
-    remarks = [words for _, found in conformed for words in found]
-    for words in (*remarks, *result.record["Warnings"]):
+    for words in result.record["Warnings"]:
         print(f"Warning: {words}", file=sys.stderr)
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
     used = sum(scan.kept for scan in result.combined.scans)
@@ -328,17 +336,12 @@ def _mask(path: Path, image: Any) -> Any:
     return mask
 
 
-def _sidecar(source: Path) -> dict[str, Any]:
-    """Return statements of the BIDS sidecar beside an image; warn for each that is unusable."""
+def _sidecar(source: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return statements of the BIDS sidecar beside an image, and a remark on each unusable one."""
     from bids_moediff.bids.statements import read_statements
 
     path = sidecar_of(source)
-    if not os.path.lexists(path):
-        return {}
-    statements, remarks = read_statements(path, path.name)
-    for words in remarks:
-        print(f"Warning: {words}", file=sys.stderr)
-    return statements
+    return read_statements(path, path.name) if os.path.lexists(path) else ({}, [])
 
 
 def _progress(

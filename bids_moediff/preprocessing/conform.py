@@ -34,6 +34,7 @@ FARTHEST = 10_000.0  # mm from the origin of the scanner
 SMALLEST_FIELD, LARGEST_FIELD = 20.0, 1000.0  # mm along the longest axis
 # Squares of larger or smaller values are none in single precision.
 SMALLEST_PEAK, LARGEST_PEAK = 1e-15, 1e15
+UNKNOWN_SIDES = "the header does not say how the image lies; left and right cannot be told apart"
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
@@ -418,6 +419,8 @@ def _stated_affine(
 ) -> tuple[np.ndarray, int]:
     """The affine that the header states (mm), and its NIfTI code."""
     if not isinstance(image, nib.Nifti1Pair):  # NIfTI-1 and NIfTI-2 alike, single file or pair
+        if isinstance(image, nib.AnalyzeImage) and not _has_matrix(image):
+            remarks.append(UNKNOWN_SIDES)
         return np.asarray(image.affine), 1
     header = image.header
     zooms = np.asarray(stated_zooms(header))
@@ -449,12 +452,16 @@ def _stated_affine(
         if sform_code:
             remarks.append("the sform of the header spans no volume; the qform was used")
         return matrix @ qform, int(qform_code)
-    remarks.append(
-        "the header does not say how the image lies; left and right cannot be told apart"
-    )
+    remarks.append(UNKNOWN_SIDES)
     affine = np.diag([*zooms, 1.0])
     affine[:3, 3] = -0.5 * zooms * (np.asarray(shape) - 1)
     return affine, 1
+
+
+def _has_matrix(image: nib.AnalyzeImage) -> bool:
+    """Whether the ``.mat`` file of SPM lies beside an Analyze image."""
+    holder = image.file_map.get("mat")
+    return holder is not None and holder.filename is not None and Path(holder.filename).is_file()
 
 
 def _quiet_qform(header: nib.Nifti1Header) -> tuple[np.ndarray | None, int]:
