@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks and label maps of other apps: which lie on the image's grid, and onto the output grid."""
+"""Check which masks and label maps of other apps fit the image's grid, and carry them over."""
 
 from collections.abc import Sequence
 from pathlib import Path

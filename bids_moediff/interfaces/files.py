@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files between nodes: they live for minutes, so images are not compressed."""
+"""Pass files between nodes: they exist for minutes, so images are not compressed."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
 
 
 def save_image(image: nib.Nifti1Image, path: Path) -> str:
-    """Write an intermediate image; gives its path."""
+    """Write an intermediate image and return its path."""
     nib.save(image, path)
     return str(path)
 
 
 def read_json(path: str | Path) -> Any:
-    """Content of a JSON file."""
+    """Return the content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

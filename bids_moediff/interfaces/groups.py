@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans to combine, from prepared images to the sidecar of what they became."""
+"""Combine scans: from prepared images to the sidecar of the combined image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -101,7 +101,7 @@ class _GroupRecordOutputSpec(ImageStepOutputSpec):
 
 
 class GroupRecord(ImageStep):
-    """Bring together what the sidecar of a combined image says about its making."""
+    """Collect the record of a combined image for its sidecar."""
 
     input_spec = _GroupRecordInputSpec
     output_spec = _GroupRecordOutputSpec

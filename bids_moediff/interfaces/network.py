@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prepared images to super-resolved ones, through the child process.
+"""Super-resolve prepared images in the child process.
 
-The network runs as a console script of its own, one process for all images of a participant: a
-network killed by the kernel inside a Nipype worker would hang the run, and the model is loaded
-once. When the child dies, the image it was working on gets a sentence and the child is started
-again for the rest.
+The network runs as its own console script, one process for all images of a participant. A network
+that the kernel kills inside a Nipype worker would hang the run, and the model is loaded once. If
+the child dies, its current image gets a sentence and the child is started again for the rest.
 """
 
 import json
@@ -66,7 +65,7 @@ class _DescribeOutputSpec(ImageStepOutputSpec):
 
 
 class DescribePrepared(ImageStep):
-    """Say in one file what is ready for the network; gives a file even if nothing is."""
+    """Write one file about what is ready for the network, also if nothing is."""
 
     input_spec = _DescribeInputSpec
     output_spec = _DescribeOutputSpec
@@ -107,7 +106,7 @@ class _RequestOutputSpec(TraitedSpec):
 
 
 class WriteRequest(SimpleInterface):
-    """Gather the entries of all images of a participant, and groups of them, in one request."""
+    """Collect the entries of all images of a participant, and groups of them, in one request."""
 
     input_spec = _RequestInputSpec
     output_spec = _RequestOutputSpec
@@ -151,7 +150,7 @@ class _SuperResolveOutputSpec(TraitedSpec):
 
 
 class SuperResolve(CommandLine):
-    """Run ``bids_moediff-superres`` on a request, again and again until every image is settled."""
+    """Run ``bids_moediff-superres`` on a request until every image has a result."""
 
     input_spec = _SuperResolveInputSpec
     output_spec = _SuperResolveOutputSpec
@@ -160,7 +159,7 @@ class SuperResolve(CommandLine):
 
     @property
     def cmdline(self) -> str:
-        """The shell becomes the command: nothing stands between it and the step that waits."""
+        """The command; it replaces the shell, so the step waits for it directly."""
         return f"exec {super().cmdline}"
 
     def _run_interface(self, runtime: Any, correct_return_codes: Any = ANY_EXIT_CODE) -> Any:
@@ -191,7 +190,7 @@ class SuperResolve(CommandLine):
 def _settle(
     results: Path, pending: list[str], runtime: Any, gigabytes: float
 ) -> dict[str, ImageResult]:
-    """Results that need no further attempt; at least one more than before."""
+    """Return results that need no further attempt; at least one more than before."""
     items = read_results(results)
     settled = {key: item for key, item in items.items() if item.settled}
     if runtime.returncode in (0, 1) and all(key in settled for key in pending):
@@ -205,7 +204,7 @@ def _settle(
 
 
 def end_sentence(code: int, errors: str, gigabytes: float) -> str:
-    """Why the child ended, in one sentence."""
+    """Return why the child ended, in one sentence."""
     lines = [line for line in errors.splitlines() if line.strip()]
     last = lines[-1].removeprefix("bids_moediff-superres: ") if lines else ""
     if code in FATAL_EXIT_CODES and last:
@@ -236,7 +235,7 @@ class _SelectOutputSpec(DynamicTraitedSpec):
 
 
 class SelectResult(ImageStep):
-    """Take one image's products out of the results of its participant."""
+    """Select one image's products from the results of its participant."""
 
     input_spec = _SelectInputSpec
     output_spec = _SelectOutputSpec

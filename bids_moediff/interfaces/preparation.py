@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preparation, step by step: conform, brain mask, bias field."""
+"""Prepare images step by step: conform, brain mask, bias field."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that make products from others, and the one that writes them all."""
+"""Make products from other products, and write them all."""
 
 import warnings
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ from .step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 
 
 class ProductStep(ImageStep):
-    """Make products from others; gives none where the model has none of those.
+    """Make products from others; returns none if the model does not have them.
 
-    An output bears the key of a product. An input bears the name of what it is given: the key of
-    a product, ``source`` (the image as text), ``record``, a setting, or ``label`` (which of
-    several files). So nothing has to be said of how a step is connected.
+    An output has the key of a product. An input has the name of its content: the key of a product,
+    ``source`` (the image as text), ``record``, a setting, or ``label`` (which of several files).
+    So the connections of a step follow from its names.
     """
 
     mem_gb: ClassVar[float] = 1.5
@@ -37,7 +37,7 @@ class ProductStep(ImageStep):
         return self._make(folder)
 
     def _make(self, folder: Path) -> dict[str, Any]:
-        """Do the work; every input is there."""
+        """Do the work; every input is set."""
         raise NotImplementedError
 
 
@@ -86,7 +86,7 @@ class _WinnerOutputSpec(ImageStepOutputSpec):
 
 
 class WinningExpert(ProductStep):
-    """Find the expert that has the most to say in each voxel."""
+    """Find the expert with the largest weight in each voxel."""
 
     input_spec = _WinnerInputSpec
     output_spec = _WinnerOutputSpec
@@ -157,7 +157,7 @@ class _RecordOutputSpec(ImageStepOutputSpec):
 
 
 class SidecarRecord(ImageStep):
-    """Bring together what the sidecar of a super-resolved image says about its making."""
+    """Collect the record of a super-resolved image for its sidecar."""
 
     input_spec = _RecordInputSpec
     output_spec = _RecordOutputSpec
@@ -192,7 +192,7 @@ class _WriteOutputSpec(ImageStepOutputSpec):
 
 
 class WriteProduct(ImageStep):
-    """Write one product, and what belongs beside it, under the names of the standard."""
+    """Write one product, with its sidecar and tables, under BIDS names."""
 
     input_spec = _WriteInputSpec
     output_spec = _WriteOutputSpec
@@ -227,7 +227,7 @@ class WriteProduct(ImageStep):
         return {"path": main.relative_to(root).as_posix()}
 
     def _step(self, record: Mapping[str, Any]) -> float | None:
-        """Step in which the noise of the image lets it be stored; None for floats."""
+        """Return the step in which the noise allows an image to be stored; None for floats."""
         if self.inputs.output_dtype != "auto":
             return None
         data = np.asanyarray(load_image(self.inputs.content).dataobj)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality figures of a scan, and what is unusual about it."""
+"""Compute quality figures of a scan, and its quality warnings."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class _QualityOutputSpec(ImageStepOutputSpec):
 
 
 class ImageQuality(ImageStep):
-    """Compute the figures in the manner of MRIQC, and say what is unusual about the scan."""
+    """Compute MRIQC-like figures and quality warnings."""
 
     input_spec = _QualityInputSpec
     output_spec = _QualityOutputSpec

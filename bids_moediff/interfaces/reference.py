@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reference contrast brought into line with the image that it guides."""
+"""Align a reference contrast with the image that it guides."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ class _AlignOutputSpec(ImageStepOutputSpec):
 
 
 class AlignReference(ImageStep):
-    """Register a reference; whatever goes wrong costs the reference and not the image."""
+    """Register a reference; a failure loses the reference and not the image."""
 
     input_spec = _AlignInputSpec
     output_spec = _AlignOutputSpec

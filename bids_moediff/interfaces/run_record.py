@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run and the report that is made from it."""
+"""Write the record of a run and the report from it."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -59,7 +59,7 @@ class _StatusOutputSpec(TraitedSpec):
 
 
 class ImageStatus(SimpleInterface):
-    """Gather what became of one image; never fails."""
+    """Collect the outcome of one image; never fails."""
 
     input_spec = _StatusInputSpec
     output_spec = _StatusOutputSpec
@@ -114,7 +114,7 @@ class ImageStatus(SimpleInterface):
 
 
 def empty_item(source: AnatomicalImage) -> dict[str, Any]:
-    """Return the record of an image of which nothing is known but its name."""
+    """Return the record of an image of which only the name is known."""
     item = {
         "key": source.key,
         "source": source.relative_path,
@@ -131,7 +131,7 @@ def empty_item(source: AnatomicalImage) -> dict[str, Any]:
 
 
 def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, str]:
-    """Products of an image that are on disk, relative to the output folder."""
+    """Return products of an image on disk, relative to the output folder."""
     products = {}
     for name, row in PRODUCTS.items():
         if row.each is not None or row.of_group != bool(source.members):
@@ -143,7 +143,7 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
 
 
 def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
-    """What the latest run that processed the image wrote about it."""
+    """Return the record of the latest run that processed the image."""
     item = empty_item(source)
     past = read_past(log_folder(output_dir, source.entities["sub"]))
     found = past.items.get(source.key)
@@ -196,7 +196,7 @@ class CollectRun(SimpleInterface):
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of this app, of Python and of the libraries that matter."""
+    """Return the versions of this app, of Python and of the main libraries."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -233,7 +233,7 @@ class ParticipantReport(SimpleInterface):
         return runtime
 
     def _write(self, output_dir: Path) -> Path:
-        """Write the page, on all images of the participant that any run worked on."""
+        """Write the page with all images of the participant that any run processed."""
         from bids_moediff.bids.dataset import with_references
         from bids_moediff.reports.methods import methods_text
         from bids_moediff.reports.participant import write_participant_report
@@ -253,9 +253,9 @@ class ParticipantReport(SimpleInterface):
 def with_earlier(
     images: Sequence[dict[str, Any]], output_dir: Path, label: str
 ) -> list[dict[str, Any]]:
-    """Return the records of a run and, of other images, those of the last run that had them.
+    """Return the records of a run and, for other images, those of the last run that had them.
 
-    Sessions may be processed one after the other, or as jobs at once.
+    Sessions may be processed one after the other, or as simultaneous jobs.
     """
     own = {item["key"] for item in images}
     earlier = last_items(log_folder(output_dir, label)).values()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step every image goes through, and how one bad image leaves the others alone.
+"""Base class of the steps on one image: one bad image never stops the others.
 
 Nipype drops everything downstream of a node that raises, and the network of a participant is
-downstream of all its images: one unreadable file would take the whole participant with it. So a
-step does not raise: it puts one sentence into its output ``failure``, and the steps after it
-hand that sentence on.
+downstream of all its images: one unreadable file would stop the whole participant. So a step does
+not raise. It puts one sentence into its output ``failure``, and the steps after it pass it on.
 """
 
 import traceback
@@ -32,9 +31,9 @@ COPIES_IN_MEMORY = 12
 
 
 class ImageStepInputSpec(BaseInterfaceInputSpec):
-    """What went wrong before. Files are never mandatory, as a failed step gives none.
+    """Failures of earlier steps. Files are never mandatory, since a failed step has none.
 
-    A step that comes after two others, which do not wait for each other, has a sentence of each.
+    A step after two independent others has a sentence of each.
     """
 
     failure = traits.Str("", usedefault=True, desc="one sentence if an earlier step failed")
@@ -42,28 +41,28 @@ class ImageStepInputSpec(BaseInterfaceInputSpec):
 
 
 class ImageStepOutputSpec(TraitedSpec):
-    """Nothing but what went wrong so far."""
+    """Failure so far, if any."""
 
     failure = traits.Str(desc="one sentence if this or an earlier step failed, else empty")
 
 
 class ImageStep(SimpleInterface):
-    """A step that turns every failure into a sentence; subclasses write :meth:`_process`."""
+    """A step that turns every failure into a sentence; subclasses define :meth:`_process`."""
 
     input_spec = ImageStepInputSpec
     output_spec = ImageStepOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        """Do the work in ``folder`` and give the outputs; may raise anything."""
+        """Do the work in ``folder`` and return the outputs; may raise anything."""
         raise NotImplementedError
 
     @property
     def before(self) -> str:
-        """What went wrong before: the first sentence, or empty."""
+        """Return the first earlier failure, or an empty text."""
         return str(self.inputs.failure or self.inputs.failure_beside)
 
     def _gigabytes(self) -> float:
-        """Memory that the step needs, by the largest file it is given (they hold float32)."""
+        """Return the memory that the step needs, by its largest input file (float32)."""
         paths = [Path(value) for value in self.inputs.get().values() if isinstance(value, str)]
         sizes = [path.stat().st_size for path in paths if path.suffix == ".nii" and path.is_file()]
         return 0.4 + COPIES_IN_MEMORY * max(sizes, default=0) / 1e9
@@ -88,7 +87,7 @@ class ImageStep(SimpleInterface):
 
 
 def unexpected(step: str, error: BaseException, gigabytes: float = 0.0) -> str:
-    """Sentence for a failure nobody foresaw; ``gigabytes`` is what the step needs, if known."""
+    """Return a sentence for an unexpected failure; ``gigabytes`` is the need, if known."""
     reason = one_line(error) or "no reason given"
     if is_out_of_memory(error):
         needs = f": it needs about {gigabytes:.1f} GB" if gigabytes else ""

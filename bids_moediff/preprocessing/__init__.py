@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before the network: conform, unwarp, brain mask, bias field, measured voxels."""
+"""Prepare an image for the network: conform, unwarp, brain mask, bias field, measured voxels."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smooth shading of receive coils, estimated by N4 (Tustison et al. 2010)."""
+"""Estimate the smooth shading of receive coils by N4 (Tustison et al. 2010)."""
 
 from math import ceil
 
@@ -19,7 +19,7 @@ FADE = 25.0  # mm beyond the mask over which the spline gives way to its smooth 
 
 
 def bias_field(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Bias field on the grid of ``image``: smooth, positive, mean 1 in the mask.
+    """Return the bias field on the grid of an image: smooth, positive, mean 1 in the mask.
 
     Parameters
     ----------
@@ -31,14 +31,14 @@ def bias_field(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> nib.Nifti1Image
     Returns
     -------
     nib.Nifti1Image
-        ``float32``. ``image / field`` is the corrected image in the units of ``image``. Beyond
-        the mask the field goes on smoothly and never leaves the range it has inside. The same
-        bytes whatever the number of threads.
+        ``float32``. ``image / field`` is the corrected image in the units of ``image``. Beyond the
+        mask the field continues smoothly and stays in its range inside. The result does not depend
+        on the number of threads.
 
     Raises
     ------
     ImageError
-        If the grids differ or the mask is too small to estimate from.
+        If the grids differ or the mask is too small.
     """
     if image.shape != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-3):
         raise ImageError("the mask for bias-field correction lies on another grid than the image")
@@ -65,7 +65,7 @@ def bias_field(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> nib.Nifti1Image
 
 
 def divide(image: nib.Nifti1Image, field: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The image without its shading, in the same units, ``float32``."""
+    """Return the image without its shading, in the same units, ``float32``."""
     data = np.asarray(image.dataobj, dtype=np.float32) / np.asarray(field.dataobj)
     result = nib.Nifti1Image(data.astype(np.float32), image.affine, image.header)
     result.header.set_data_dtype(np.float32)
@@ -73,7 +73,7 @@ def divide(image: nib.Nifti1Image, field: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def _log_field(data: np.ndarray, use: np.ndarray, zooms: list[float]) -> np.ndarray:
-    """Logarithm of the field N4 finds; 0 outside the box around the mask."""
+    """Return the logarithm of the field of N4; 0 outside the box around the mask."""
     box = ndimage.find_objects(use.astype(np.uint8))[0]
     inner, chosen = data[box], use[box]
     scan = SimpleITK.GetImageFromArray(np.where(chosen, inner, inner[chosen].mean()))
@@ -103,9 +103,10 @@ def _log_field(data: np.ndarray, use: np.ndarray, zooms: list[float]) -> np.ndar
 
 
 def _enlarge(data: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Cubic splines on a grid finer by whole ``factors``, cut to ``shape``.
+    """Return cubic splines on a grid finer by whole ``factors``, cut to ``shape``.
 
-    The same as scipy's zoom in three dimensions, in a tenth of its time: one matrix an axis.
+    The result equals scipy's zoom in three dimensions, in a tenth of its time: one matrix per
+    axis.
     """
     matrices = []
     for count, factor, size in zip(data.shape, factors, shape, strict=True):
@@ -117,7 +118,7 @@ def _enlarge(data: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...])
 
 
 def _extend(logarithm: np.ndarray, use: np.ndarray, zooms: list[float]) -> np.ndarray:
-    """Let the field fade into a smooth extension of its values in the mask."""
+    """Extend the field smoothly from its values in the mask."""
     sigmas = [FADE / zoom for zoom in zooms]
     low, high = np.percentile(logarithm[use], [0.5, 99.5])
     middle = float(np.mean(logarithm[use]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain mask of a head of any contrast: a small network on a coarse grid, outlined finely."""
+"""Find the brain in a head of any contrast: a small network on a coarse grid, fine outline."""
 
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ TINY = 1e-30
 def brain_mask(
     image: nib.Nifti1Image, model: str | Path = MODEL
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
-    """Brain mask on the grid of ``image``: brain tissue with the fluid in and between its folds.
+    """Return the brain mask of an image: brain tissue with the fluid in and between its folds.
 
     Parameters
     ----------
@@ -45,15 +45,15 @@ def brain_mask(
     Returns
     -------
     mask
-        ``uint8``, 0 or 1. The same bytes whatever the number of threads.
+        ``uint8``, 0 or 1. The result does not depend on the number of threads.
     record
-        ``model``, ``sha256``, ``method`` (``"network"``, or ``"nonzero"`` where the skull had been
-        removed before), ``volume_ml`` and ``warnings``.
+        ``model``, ``sha256``, ``method`` (``"network"``, or ``"nonzero"`` for a skull-stripped
+        image), ``volume_ml`` and ``warnings``.
 
     Raises
     ------
     ImageError
-        If no brain is found, or what is found is larger than any brain.
+        If no brain is found, or the result is larger than any brain.
     WeightsError
         If the weights are missing or do not match their checksum.
     """
@@ -86,10 +86,10 @@ def brain_mask(
 
 
 def without_noisy_air(data: np.ndarray) -> np.ndarray:
-    """Return the image with dark air, where air is noise over the whole range of values.
+    """Return the image with dark air, for images whose air is noise over the whole range.
 
-    Ratio images (UNIT1 of MP2RAGE without background suppression) are like that: no threshold
-    tells air from tissue there, but how much neighbours differ does.
+    Ratio images (UNIT1 of MP2RAGE without background suppression) are like that. No threshold
+    separates air from tissue there, but the difference between neighbours does.
     """
     low, high = np.percentile(data, [0.1, 99.9])
     drawn = max(float(high - low), np.finfo(np.float32).tiny) / np.sqrt(12)
@@ -103,18 +103,18 @@ def without_noisy_air(data: np.ndarray) -> np.ndarray:
 
 
 def _spread(data: np.ndarray) -> np.ndarray:
-    """Standard deviation among the 27 neighbours of each voxel."""
+    """Return the standard deviation among the 27 neighbours of each voxel."""
     mean = ndimage.uniform_filter(data, 3)
     return np.sqrt(np.maximum(ndimage.uniform_filter(np.square(data), 3) - mean**2, 0))
 
 
 def clean_mask(mask: np.ndarray) -> np.ndarray:
-    """Largest component without holes."""
+    """Return the largest component without holes."""
     return np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
 
 
 def normalise(data: np.ndarray) -> np.ndarray:
-    """Intensities to [0, 1]: from the minimum to the 99.5th percentile of what is not air."""
+    """Scale intensities to [0, 1], from the minimum to the 99.5th percentile outside air."""
     low = float(data.min())
     rest = data[data > low + 0.02 * (float(data.max()) - low)]
     high = float(np.percentile(rest, 99.5)) if rest.size else low
@@ -124,7 +124,7 @@ def normalise(data: np.ndarray) -> np.ndarray:
 def _network_logits(
     data: np.ndarray, affine: np.ndarray, model: str, remarks: list[str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Logits of brain on the grid of ``data``; a remark if the head is turned."""
+    """Return logits of brain on the grid of ``data``; add a remark if the head is turned."""
     import torch
 
     network, zoom, origin = _load(model)
@@ -151,7 +151,7 @@ def _network_logits(
 
 
 def _coarse(ras: np.ndarray, zooms: np.ndarray, zoom: float, shift: float) -> np.ndarray:
-    """Image on a working grid of ``zoom`` mm that begins ``shift`` mm before it."""
+    """Return the image on a working grid of ``zoom`` mm that begins ``shift`` mm before it."""
     sizes = [
         max(1, round((size * own + shift) / zoom))
         for size, own in zip(ras.shape, zooms, strict=True)
@@ -161,7 +161,7 @@ def _coarse(ras: np.ndarray, zooms: np.ndarray, zoom: float, shift: float) -> np
 
 
 def _answer(network: Any, coarse: np.ndarray) -> np.ndarray:
-    """Logits of brain on the working grid."""
+    """Return logits of brain on the working grid."""
     import torch
 
     volume = np.pad(normalise(coarse), [(0, -size % network.multiple) for size in coarse.shape])
@@ -174,7 +174,7 @@ def _answer(network: Any, coarse: np.ndarray) -> np.ndarray:
 def _to_grid(
     logits: np.ndarray, shape: tuple[int, ...], zooms: np.ndarray, zoom: float, shift: float
 ) -> np.ndarray:
-    """Logits from the working grid to that of the image."""
+    """Return logits on the grid of the image, from those of the working grid."""
     grids = zip(logits.shape, shape, zooms, strict=True)
     matrices = [tent_matrix(m, zoom, n, z, shift) for m, n, z in grids]
     return along_axes(np.clip(logits, -8.0, 8.0), matrices)
@@ -183,7 +183,7 @@ def _to_grid(
 def _stripped_brain(
     data: np.ndarray, zooms: tuple[float, ...], mask: np.ndarray
 ) -> np.ndarray | None:
-    """What is left of a skull-stripped head, or None where the skull is still there."""
+    """Return the mask of a skull-stripped head, or None if the skull is still there."""
     deleted = outside_zeros(data)
     faces = [np.take(deleted, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
     if np.concatenate(faces).mean() < 0.9 or not mask.any():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read a scan into one plain form, or say in one sentence why it cannot be used.
 
-Nothing is interpolated or turned: the grid, the orientation (oblique ones too) and the units of
-intensity stay those of the file.
+Nothing is interpolated or turned: the grid, the orientation (also an oblique one) and the
+intensity units of the file are kept.
 """
 
 import gzip
@@ -54,7 +54,7 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     image
         3-D ``float32`` NIfTI-1 with scaling applied, every value finite, sform and qform equal.
     remarks
-        One plain sentence for everything that was put right.
+        One sentence for each correction.
 
     Raises
     ------
@@ -64,9 +64,9 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
 
     Notes
     -----
-    The sform places the image where its code says that it counts, whatever qform and pixdim say;
-    a remark tells if they disagree. A shear of up to 5 degrees becomes the nearest rotation, more
-    is refused. Without a sform the qform counts, else the voxel size alone.
+    The sform places the image if its code says that it counts, whatever qform and pixdim are; a
+    remark says if they disagree. A shear of up to 5 degrees becomes the nearest rotation; a larger
+    one is an error. Without a sform the qform counts, else the voxel size alone.
     """
     path = Path(path)
     _check_file(path)
@@ -92,9 +92,9 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
 
 
 def check_header(path: str | Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Return matrix and voxel size (mm), or refuse what :func:`conform` will refuse by the header.
+    """Return matrix and voxel size (mm), or raise the errors of :func:`conform` about the header.
 
-    The voxels are not read; a compressed file is unpacked only where its length looks wrong.
+    The voxels are not read; a compressed file is unpacked only if its length looks wrong.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def check_header(path: str | Path) -> tuple[tuple[int, int, int], tuple[float, f
 
 
 def _check_file(path: Path) -> None:
-    """Missing, empty and not yet fetched files, each by its name."""
+    """Raise ImageError for missing, empty and not yet fetched files."""
     hint = f"{path.name} is not here yet: fetch its content first (datalad get, git annex get)"
     if path.is_symlink() and not path.exists():
         if "annex" in path.readlink().parts:
@@ -129,7 +129,7 @@ def _check_file(path: Path) -> None:
 
 
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
-    """Image whose values are not read yet; ImageError for what the header and length rule out."""
+    """Return an image without its values; ImageError for a wrong header or length."""
     try:
         image = open_image(path)
     except Exception as error:  # nibabel trips over odd headers in many ways
@@ -151,7 +151,7 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
 
 
 def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
-    """ImageError where the file is shorter than its header says."""
+    """Raise ImageError if the file is shorter than its header says."""
     offset = int(getattr(image.dataobj, "offset", 0))
     wanted = offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     if offset < 0:
@@ -175,14 +175,14 @@ def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
 
 
 def _stated_length(path: Path) -> int:
-    """Unpacked length by the last four bytes of a gzip file (modulo 4 GiB)."""
+    """Return the unpacked length by the last four bytes of a gzip file (modulo 4 GiB)."""
     with path.open("rb") as stream:
         stream.seek(-4, os.SEEK_END)
         return int.from_bytes(stream.read(4), "little")
 
 
 def _unpacked_length(path: Path, most: int) -> int:
-    """Bytes that can be unpacked, counted up to ``most``; ImageError for a wrong check sum."""
+    """Return the bytes that can be unpacked, counted up to ``most``; ImageError if damaged."""
     count = 0
     try:
         with gzip.open(path) as stream:
@@ -196,14 +196,14 @@ def _unpacked_length(path: Path, most: int) -> int:
 
 
 def _damaged(path: Path, error: gzip.BadGzipFile) -> ImageError:
-    """What is wrong with a gzip file: its check sum, or what stands behind its content."""
+    """Return what is wrong with a gzip file: its checksum, or data after its content."""
     behind = "Not a gzipped" in str(error)
     what = "other bytes stand behind its content" if behind else "check sum"
     return ImageError(f"{path.name} is damaged ({what}); copy it again")
 
 
 def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
-    """Image and its scaled values; every way of being broken becomes an ImageError."""
+    """Return an image and its scaled values; any damage becomes an ImageError."""
     image = _open(path)
     _check_sum(path, image)
     try:
@@ -218,9 +218,9 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
 
 
 def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
-    """ImageError where the check sum of a gzip file is not that of its content.
+    """Raise ImageError if the checksum of a gzip file does not match its content.
 
-    nibabel reads as far as the voxels go, and the sum stands behind them.
+    nibabel reads only up to the last voxel, and the checksum comes after it.
     """
     if path.suffix != ".gz":
         return
@@ -237,14 +237,14 @@ def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
 
 
 def _stored(image: nib.spatialimages.SpatialImage) -> tuple[np.dtype, float, float]:
-    """Data type, slope and intercept of the values in the file."""
+    """Return data type, slope and intercept of the values in the file."""
     slope = float(getattr(image.dataobj, "slope", 1.0))
     intercept = float(getattr(image.dataobj, "inter", 0.0))
     return image.get_data_dtype(), slope, intercept
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
-    """The first three counts of voxels; ImageError if there are too few for a volume."""
+    """Return the first three voxel counts; ImageError if they are too few for a volume."""
     if len(shape) < 3 or 1 in shape[:3]:
         raise ImageError(f"{name} is a single slice, not a volume")
     if 0 in shape:
@@ -256,7 +256,7 @@ def _check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
 
 
 def _finite(data: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
-    """Values that are not numbers become 0 or less, infinite ones the nearest finite value."""
+    """Return values with NaN as 0 or less, and infinity as the nearest finite value."""
     bad = ~np.isfinite(data)
     count = int(bad.sum())
     if count == data.size:
@@ -300,7 +300,7 @@ def stated_zooms(header: nib.Nifti1Header) -> tuple[float, float, float]:
 
 
 def _zooms_in_unit(header: nib.Nifti1Header) -> np.ndarray:
-    """Voxel size in the unit of the header."""
+    """Return the voxel size in the unit of the header."""
     zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
     sform = header.get_sform()
     if _spans(sform) and (header["sform_code"] > 0 or not _positive(zooms)):
@@ -309,7 +309,7 @@ def _zooms_in_unit(header: nib.Nifti1Header) -> np.ndarray:
 
 
 def _unit_scale(header: nib.Nifti1Header) -> float:
-    """Millimetres in the unit of length; 1 where only that gives a field of view of a head."""
+    """Return millimetres per unit of length; 1 if only that gives the field of view of a head."""
     scale = UNIT_SCALES.get(_unit(header), 1.0)
     counts = np.asarray(header.get_data_shape()[:3])
     field = float(max(counts * _zooms_in_unit(header)[: len(counts)], default=0.0))
@@ -323,13 +323,13 @@ def stated_affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     Raises
     ------
     ImageError
-        If the header has no voxel size in its header that can be.
+        If the voxel size in the header is impossible.
     """
     return _affine(image, image.shape[:3], "the image", [])[0]
 
 
 def file_zooms(path: Path) -> tuple[float, float, float]:
-    """Return the voxel size (mm) that a file states; infinite where it is no 3-D image."""
+    """Return the voxel size (mm) that a file states; infinite if it is not a 3-D image."""
     try:
         header: Any = open_image(path).header
         zooms = stated_zooms(header)
@@ -342,7 +342,7 @@ def file_zooms(path: Path) -> tuple[float, float, float]:
 
 
 def _unit(header: nib.Nifti1Header) -> str:
-    """Unit of length; millimetres where the code is none that NIfTI knows."""
+    """Return the unit of length; millimetres for a code that NIfTI does not define."""
     try:
         return str(header.get_xyzt_units()[0])
     except KeyError:
@@ -354,7 +354,7 @@ def _positive(zooms: np.ndarray) -> bool:
 
 
 def _spans(affine: np.ndarray | None) -> TypeGuard[np.ndarray]:
-    """Finite, and three axes with a length that span a volume."""
+    """Return True if the affine is finite and its three axes span a volume."""
     if affine is None or not np.isfinite(affine).all():
         return False
     sizes = nib.affines.voxel_sizes(affine)
@@ -362,7 +362,7 @@ def _spans(affine: np.ndarray | None) -> TypeGuard[np.ndarray]:
 
 
 def _straight(sform: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
-    """The sform with right angles: the nearest rotation for a slight shear."""
+    """Return the sform with right angles: the nearest rotation for a slight shear."""
     sizes = nib.affines.voxel_sizes(sform)
     directions = sform[:3, :3] / sizes
     sine = float(np.abs(directions.T @ directions - np.eye(3)).max())
@@ -383,7 +383,7 @@ def _straight(sform: np.ndarray, name: str, remarks: list[str]) -> np.ndarray:
 
 
 def _usable(affine: np.ndarray | None) -> TypeGuard[np.ndarray]:
-    """Finite, no axis of length 0, right angles."""
+    """Return True if the affine is finite, with right angles and no axis of length 0."""
     if affine is None or not np.isfinite(affine).all():
         return False
     sizes = nib.affines.voxel_sizes(affine)
@@ -399,7 +399,7 @@ def _affine(
     name: str,
     remarks: list[str],
 ) -> tuple[np.ndarray, int]:
-    """The affine that places the image (mm, near the scanner), and its NIfTI code."""
+    """Return the affine that places the image (mm, near the scanner), and its NIfTI code."""
     affine, code = _stated_affine(image, shape, name, remarks)
     if (away := float(np.abs(affine[:3, 3]).max())) > FARTHEST:
         remarks.append(
@@ -417,7 +417,7 @@ def _stated_affine(
     name: str,
     remarks: list[str],
 ) -> tuple[np.ndarray, int]:
-    """The affine that the header states (mm), and its NIfTI code."""
+    """Return the affine in the header (mm), and its NIfTI code."""
     if not isinstance(image, nib.Nifti1Pair):  # NIfTI-1 and NIfTI-2 alike, single file or pair
         if isinstance(image, nib.AnalyzeImage) and not _has_matrix(image):
             remarks.append(UNKNOWN_SIDES)
@@ -473,7 +473,7 @@ def _quiet_qform(header: nib.Nifti1Header) -> tuple[np.ndarray | None, int]:
 
 
 def _corner_shift(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance of the eight corners under two affines, in voxels."""
+    """Return the largest distance of the eight corners under two affines, in voxels."""
     corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape])).reshape(3, -1).T
     distance = nib.affines.apply_affine(first, corners) - nib.affines.apply_affine(second, corners)
     smallest = float(nib.affines.voxel_sizes(first).min())

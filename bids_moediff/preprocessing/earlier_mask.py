@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring a mask that another pipeline has made onto the grid of a scan."""
+"""Bring a mask of another pipeline onto the grid of a scan."""
 
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,22 @@ from bids_moediff.preprocessing.conform import conform
 
 
 def reuse_mask(path: str | Path, image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, dict[str, Any]]:
-    """A mask from ``path`` on the grid of ``image``, with the record of ``brain_mask``.
+    """Return a mask on the grid of an image, with a record as of ``brain_mask``.
 
-    Where the grids differ, world coordinates decide: the mask is interpolated linearly and cut at
-    one half.
+    If the grids differ, the mask is interpolated linearly in world coordinates and cut at one
+    half.
+
+    Parameters
+    ----------
+    path
+        NIfTI file of the mask.
+    image
+        3-D image.
 
     Raises
     ------
     ImageError
-        If the file cannot be read or lies beside the image.
+        If the file cannot be read or does not overlap the image.
     """
     mask, remarks = conform(path, scan=False)
     data = (np.asarray(mask.dataobj) > 0.5).astype(np.float32)

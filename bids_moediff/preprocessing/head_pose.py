@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a head lies as its header says: the mask network is surest of heads that stand upright.
+"""Check that a head is oriented as its header says: the mask network is surest of upright heads.
 
-It learned from heads in the standard orientation alone, and hesitates at the outline of turned
-ones. Heads are nearly their own mirror images: a header that confuses left and right is not
-noticed here.
+It learned from heads in the standard orientation alone, and is uncertain at the outline of turned
+ones. Heads are nearly their own mirror images, so a header that swaps left and right is not
+noticed.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,14 +30,14 @@ def turned_head(
     zoom: float,
     threshold: float = 0.0,
 ) -> str | None:
-    """Return one sentence if the head lies otherwise than the header says, else None.
+    """Return a sentence if the orientation of the head differs from its header, else None.
 
     Parameters
     ----------
     volume
         Intensities (right, front, up) by the header, on voxels of ``zoom`` mm.
     logits
-        What the network makes of it.
+        Output of the network for it.
     network
         From intensities to logits of brain.
     zoom
@@ -60,7 +60,7 @@ def turned_head(
 
 
 def hesitation(logits: np.ndarray, threshold: float) -> float:
-    """Entropy of the answer over the voxels of the mask; infinite without a mask."""
+    """Return the entropy of the output over the voxels of the mask; infinite without a mask."""
     size = int((logits > threshold).sum())
     if not size:
         return float("inf")
@@ -77,7 +77,7 @@ def turned(volume: np.ndarray, turn: Turn) -> np.ndarray:
 
 
 def _candidates(mask: np.ndarray, zoom: float, own: float) -> Iterator[Turn]:
-    """Turns that are worth a look: all of them if the brain is not longest from back to front."""
+    """Return the turns to test: all of them if the brain is not longest from back to front."""
     places = np.nonzero(largest_component(mask))
     lengths = [float(np.ptp(place) + 1) * zoom if place.size else 0.0 for place in places]
     upright = lengths[1] == max(lengths) and lengths[1] < LONGEST_BRAIN

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intensities that no scanner measured: wrapped integers, hot voxels, an offset, saturation.
+"""Correct intensities that no scanner measured: wrapped integers, hot voxels, an offset.
 
-Each is put right where it is certain what was meant, and a sentence says so. Ordinary images pass
-through with the same values.
+Each is corrected only if the intended value is certain, and a sentence says so. Ordinary images
+are unchanged.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ WRAPPED_DROP = 0.8  # of the total of all steps between neighbours that is left 
 def sound_intensities(
     data: np.ndarray, stored: np.dtype, slope: float, intercept: float, remarks: list[str]
 ) -> np.ndarray:
-    """Return the values with what cannot have been measured put right.
+    """Return the values with impossible ones corrected.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def sound_intensities(
     slope, intercept
         Scaling of the file: ``data = slope * stored + intercept``.
     remarks
-        One sentence is added for everything that was changed or noticed.
+        One sentence is added for each change or observation.
     """
     data = _unwrapped(data, stored, slope, intercept, remarks)
     low, middle, high = (float(value) for value in np.percentile(data, [0.1, 50, 99.9]))
@@ -49,7 +49,7 @@ def sound_intensities(
 def _unwrapped(
     data: np.ndarray, stored: np.dtype, slope: float, intercept: float, remarks: list[str]
 ) -> np.ndarray:
-    """Unsigned integers that were stored as signed ones: the brightest read as negative."""
+    """Return unsigned integers that were stored as signed ones: the brightest read as negative."""
     if stored.kind != "i" or stored.itemsize > 2:
         return data
     period = abs(slope) * 2.0 ** (8 * stored.itemsize)
@@ -72,7 +72,7 @@ def _steps(data: np.ndarray) -> float:
 
 
 def _without_extremes(data: np.ndarray, low: float, high: float, remarks: list[str]) -> np.ndarray:
-    """Single voxels far beyond all others are cut to the range of the others."""
+    """Clip single voxels far beyond all others to the range of the others."""
     reach = (HOT - 1) * (high - low)
     hot, cold = data > high + reach, data < low - reach
     count = int(hot.sum()) + int(cold.sum())
@@ -89,7 +89,7 @@ def _without_extremes(data: np.ndarray, low: float, high: float, remarks: list[s
 def _from_zero(
     data: np.ndarray, middle: float, high: float, extent: float, remarks: list[str]
 ) -> np.ndarray:
-    """Scans whose air lies far below zero are moved up: brightness has to begin at zero."""
+    """Move up scans whose air is far below zero: brightness must start at zero."""
     if middle >= -0.1 * extent and high > 0:
         return data
     lowest = float(data.min())
@@ -101,6 +101,6 @@ def _from_zero(
 
 
 def _few_values(data: np.ndarray) -> bool:
-    """Masks and label maps have many voxels of their largest value."""
+    """Return True for masks and label maps, which have many voxels of their largest value."""
     sample = data.ravel()[:: max(1, data.size // 20000)]
     return len(np.unique(sample)) < 10

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Back to the voxels that were measured: undo the interpolation of a scanner or of a tool.
+"""Return to the measured voxels: undo the interpolation of a scanner or of a tool.
 
-A header of 0.47 mm on a scan of 0.94 mm hides from a network what it is to do. Where the spectrum
-shows that an axis was interpolated (:mod:`bids_moediff.imaging.spectrum`), the part above the
-measured band holds nothing that was measured and is dropped: the voxels get the acquired size, the
-field of view stays. The command line can name the acquired voxels or forbid all this.
+A header of 0.47 mm on a scan of 0.94 mm hides the task from a network. If the spectrum shows that
+an axis was interpolated (:mod:`bids_moediff.imaging.spectrum`), nothing above the measured band
+was measured, and it is dropped: the voxels get the acquired size, the field of view stays. The
+command line can name the acquired voxels or switch this off.
 """
 
 import math
@@ -30,8 +30,8 @@ INTERPOLATED_KINDS = ("zero-filled", "interpolated")
 class Measured:
     """A scan on the voxels that were measured.
 
-    ``image``, ``mask`` and ``bias_field`` share a grid; ``changed`` tells which axes are coarser
-    than stored; ``source`` is "spectrum", "option" or "header".
+    ``image``, ``mask`` and ``bias_field`` share a grid. ``changed`` marks axes that are coarser
+    than stored. ``source`` is "spectrum", "option" or "header".
     """
 
     image: nib.Nifti1Image
@@ -47,9 +47,9 @@ class Measured:
 
 
 def measured_zooms(axes: Sequence[AxisResolution], shape: Sequence[int]) -> Triple:
-    """Voxel sizes in mm that hold all that was measured, with whole voxels per field of view.
+    """Return voxel sizes in mm that keep all measured detail, with whole voxels per field of view.
 
-    Axes that are native, or whose kind is unknown, keep their voxels.
+    Axes that are native, or of unknown kind, keep their voxels.
     """
     zooms = []
     for axis, count in zip(axes, shape, strict=True):
@@ -64,7 +64,7 @@ def measured_zooms(axes: Sequence[AxisResolution], shape: Sequence[int]) -> Trip
 
 
 def whole_voxels(wanted: Sequence[float], old: Sequence[float], shape: Sequence[int]) -> Triple:
-    """Sizes near ``wanted`` (mm) with whole voxels per field of view; never below ``old``."""
+    """Return sizes near ``wanted`` (mm) with whole voxels per field of view, at least ``old``."""
     zooms = [
         count * zoom / max(2, round(count * zoom / size)) if size > zoom * 1.01 else zoom
         for size, zoom, count in zip(wanted, old, shape, strict=True)
@@ -73,10 +73,10 @@ def whole_voxels(wanted: Sequence[float], old: Sequence[float], shape: Sequence[
 
 
 def to_voxels(image: nib.Nifti1Image, new: Triple, profile: str = "kspace") -> nib.Nifti1Image:
-    """The image on coarser voxels of ``new`` mm; ``image`` itself where they are the same.
+    """Return the image on coarser voxels of ``new`` mm, or ``image`` itself if they are the same.
 
-    Outer corner of the first voxel and field of view stay. Profile "kspace" drops what lies above
-    the new Nyquist frequency, "box" averages (masks and fields).
+    The outer corner of the first voxel and the field of view stay. Profile "kspace" drops
+    everything above the new Nyquist frequency, "box" averages (masks and fields).
     """
     old = voxel_sizes(image.affine)
     if np.allclose(new, old, rtol=1e-3):
@@ -95,20 +95,20 @@ def to_voxels(image: nib.Nifti1Image, new: Triple, profile: str = "kspace") -> n
 
 
 def undo_interpolation(image: nib.Nifti1Image, axes: Sequence[AxisResolution]) -> nib.Nifti1Image:
-    """The image on the voxels that were measured.
+    """Return the image on the voxels that were measured.
 
     Parameters
     ----------
     image
         3-D scan.
     axes
-        What :func:`bids_moediff.imaging.spectrum.acquired_resolution` found for it.
+        Result of :func:`bids_moediff.imaging.spectrum.acquired_resolution`.
 
     Returns
     -------
     nib.Nifti1Image
         float32, the outer corner of the first voxel and the field of view unchanged; ``image``
-        itself where there is nothing to undo.
+        itself if there is nothing to undo.
     """
     return to_voxels(image, measured_zooms(axes, image.shape))
 
@@ -119,15 +119,15 @@ def find_measured(
     bias_field: nib.Nifti1Image | None = None,
     wanted: str | Sequence[float] = "auto",
 ) -> Measured:
-    """A scan, its mask and its bias field on the voxels that were measured.
+    """Return a scan, its mask and its bias field on the voxels that were measured.
 
     Parameters
     ----------
     image, mask, bias_field
-        On one grid. Without a mask the whole head is looked at.
+        On one grid. Without a mask, the whole head is used.
     wanted
-        "auto": as the spectrum says; "header": as stored; three numbers: acquired voxel sizes in
-        mm, on axes where they are larger than those stored.
+        "auto": by the spectrum; "header": as stored; three numbers: acquired voxel sizes in mm, on
+        axes where they are larger than those stored.
     """
     stored = voxel_sizes(image.affine)
     if wanted == "header":
@@ -156,10 +156,10 @@ def find_measured(
 
 @dataclass(frozen=True)
 class Declared:
-    """How a scan is taken to have been sampled, and from where that is known.
+    """Assumed sampling of a scan, and its source.
 
     ``source`` is "option" (the command line), "stated" (a slice thickness in the sidecar),
-    "estimated" (the image speaks against the rest) or "assumed" (nothing is stated).
+    "estimated" (the image contradicts the rest) or "assumed" (nothing is known).
     """
 
     acquisition: Acquisition
@@ -167,9 +167,9 @@ class Declared:
 
 
 def slice_axis_remark(metadata: Mapping[str, Any], zooms: Sequence[float]) -> str | None:
-    """One sentence if the sidecar's slices do not follow the axis taken for theirs.
+    """Return a sentence if the sidecar's slices are along another axis than the one assumed.
 
-    Slices are looked for along the axis with the largest voxels, ``zooms`` in mm.
+    The axis with the largest voxels is assumed, ``zooms`` in mm.
     """
     stated = str(metadata.get("SliceEncodingDirection", ""))[:1]
     if stated not in ("i", "j", "k"):
@@ -192,10 +192,9 @@ def declared_acquisition(
     slice_profile: str = "auto",
     slice_thickness: float | None = None,
 ) -> Declared:
-    """How the measured voxels were sampled: sidecar, then the options, which win.
+    """Return the sampling of the measured voxels, by the sidecar and the overriding options.
 
-    An axis whose spectrum was found to end early is Fourier-encoded unless the sidecar speaks of
-    2-D slices.
+    An axis whose spectrum ends early is Fourier-encoded unless the sidecar names 2-D slices.
     """
     zooms = measured.zooms
     if slice_profile != "auto" or slice_thickness is not None:
@@ -214,11 +213,11 @@ def declared_acquisition(
 def estimated_acquisition(
     declared: Declared, measured: Measured, metadata: Mapping[str, Any], sigma: float
 ) -> tuple[Declared, dict[str, float]]:
-    """What the scan itself says about its sampling, and how likely each acquisition is.
+    """Return the sampling by the scan itself, and the likelihood of each acquisition.
 
-    ``sigma`` is the standard deviation of its noise. What is declared stays unless the scan
-    clearly speaks for another one; so it does where interpolation was undone along the axes that
-    would be read, since a cut-off is known to some hundredths only.
+    ``sigma`` is the standard deviation of its noise. The declared sampling stays unless the scan
+    clearly contradicts it. It also stays if interpolation was undone along the axes in question,
+    since a cut-off is known to some hundredths only.
     """
     slices = int(np.argmax(measured.zooms))
     sliced = declared.acquisition.has_slices

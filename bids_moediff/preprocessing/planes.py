@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planes of an image: empty ones, and their distance by header and sidecar."""
+"""Check the planes of an image: empty ones, and their distance by header and sidecar."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ AXES = ("first", "second", "third")
 
 
 def empty_planes(data: np.ndarray) -> list[str]:
-    """Say which planes hold one value: between others, or as a block where the head is cut off.
+    """Return a sentence on planes of one value: between others, or as a block that cuts the head.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def empty_planes(data: np.ndarray) -> list[str]:
 
     Notes
     -----
-    A block at an end is told along the slowest axis alone, on which a copy that stopped leaves
+    A block at an end is reported along the slowest axis alone, where an interrupted copy leaves
     it. Empty planes at both ends are padding.
     """
     remarks = []
@@ -60,7 +60,7 @@ def _some(places: np.ndarray) -> str:
 
 
 def _abrupt(planes: np.ndarray, full: np.ndarray, at_front: bool) -> bool:
-    """Whether the last whole plane before the empty block is as bright as those in the middle."""
+    """Return True if the last whole plane before the empty block is as bright as the middle."""
     if len(full) < 4:
         return False
     brightness = np.abs(planes[full] - np.median(planes[full])).mean(axis=1)
@@ -69,7 +69,7 @@ def _abrupt(planes: np.ndarray, full: np.ndarray, at_front: bool) -> bool:
 
 
 def distance_remarks(image: nib.Nifti1Image, metadata: Mapping[str, Any]) -> list[str]:
-    """Say that header and sidecar contradict one another on the distance of the slices.
+    """Return sentences if header and sidecar disagree on the distance of the slices.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def distance_remarks(image: nib.Nifti1Image, metadata: Mapping[str, Any]) -> lis
 
     Notes
     -----
-    The slices are those across the axis that the sidecar names, or across the coarsest. Of a 3-D
-    acquisition, sidecars give the distance before interpolation.
+    Slices are those across the axis in the sidecar, or across the coarsest. For a 3-D acquisition,
+    sidecars give the distance before interpolation.
     """
     stated = metadata.get("SpacingBetweenSlices")
     if stated is None or metadata.get("MRAcquisitionType") == "3D":

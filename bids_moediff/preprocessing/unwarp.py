@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Undo the distortion of non-linear gradients, with the scanner's own coefficients.
+"""Correct the distortion of non-linear gradients, with the scanner's own coefficients.
 
-The spherical harmonics and the parser of the coefficient file are those of the package
-gradunwarp. Its command is not used: it writes a full warp into the current folder, evaluates the
-harmonics on a grid whose spacing is off by one part in sixty, and interpolates linearly.
+The spherical harmonics and the parser of the coefficient file are those of the package gradunwarp.
+Its command is not used: it writes a full warp into the current folder, evaluates the harmonics on
+a grid whose spacing is wrong by one part in sixty, and interpolates linearly.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ TURN = np.array([-1.0, 1.0, -1.0])  # RAS to the left-anterior-inferior axes of 
 
 
 def read_coefficients(path: str | Path) -> Any:
-    """Spherical-harmonic coefficients of a Siemens ``.grad`` file.
+    """Return the spherical-harmonic coefficients of a Siemens ``.grad`` file.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def read_coefficients(path: str | Path) -> Any:
 
 
 def displacement(points: np.ndarray, coefficients: Any) -> np.ndarray:
-    """Where the scanner put what lies at ``points``, minus ``points``.
+    """Return the displacement by the scanner: apparent minus true position.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ NOT_THE_ISOCENTRE = (
 def unwarp(
     image: nib.Nifti1Image, coefficients: Any, jacobian: bool = True
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
-    """The image on its own grid, without the distortion: one cubic interpolation.
+    """Return the image on its own grid, without the distortion: one cubic interpolation.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def unwarp(
     Raises
     ------
     ImageError
-        If the header says that the image lies in a standard space.
+        If the header says that the image is in a standard space.
     """
     code = int(image.header["sform_code"]) or int(image.header["qform_code"])
     if code > 2:

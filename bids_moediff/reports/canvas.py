@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planes of a volume as pixels: true scale, radiological orientation, nothing resampled.
+"""Draw planes of a volume as pixels: true scale, radiological orientation, nothing resampled.
 
-Plotting libraries resample to a world-aligned grid first, which would hide exactly what these
-pictures are to show: the voxels. So a pixel takes the value of the voxel it lies in, and volumes
-on different grids are drawn in the same frame of millimetres. Same input, same bytes.
+Plotting libraries resample to a world-aligned grid first, which would hide the voxels that these
+pictures show. Here a pixel takes the value of the voxel that it lies in, and volumes on different
+grids are drawn in the same frame of millimetres. The same input gives the same bytes.
 """
 
 import io
@@ -41,8 +41,9 @@ NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
 class Volume:
     """A volume in closest-to-RAS voxel order, with its place in a frame of millimetres.
 
-    The frame's axes are the volume's own voxel axes, so oblique scans stay uninterpolated and two
-    grids of the same orientation share it. ``start`` is the outer corner of the first voxel in mm.
+    The axes of the frame are the voxel axes of the volume. So oblique scans are not interpolated,
+    and two grids of the same orientation share a frame. ``start`` is the outer corner of the first
+    voxel in mm.
     """
 
     data: np.ndarray
@@ -52,7 +53,7 @@ class Volume:
 
     @classmethod
     def from_image(cls, image: nib.Nifti1Image, dtype: type = np.float32) -> "Volume":
-        """Volume of a 3-D image (or 4-D: the last axis is kept)."""
+        """Return the volume of a 3-D image (or 4-D: the last axis is kept)."""
         canonical = nib.as_closest_canonical(image)
         affine = canonical.affine
         zooms = nib.affines.voxel_sizes(affine)
@@ -67,18 +68,18 @@ class Volume:
         return self.start + self.zooms * self.data.shape[:3]
 
     def index(self, axis: int, position: np.ndarray | float) -> np.ndarray:
-        """Voxel index of positions in mm along an axis; outside the grid it runs past the ends."""
+        """Return the voxel index of positions in mm along an axis; outside the grid it runs on."""
         return np.floor((np.asarray(position) - self.start[axis]) / self.zooms[axis]).astype(int)
 
     def slice_at(self, plane: str, position: float) -> np.ndarray:
-        """The voxels (horizontal, vertical) of the slice that holds ``position``."""
+        """Return the voxels (horizontal, vertical) of the slice at ``position``."""
         axis = NORMAL[plane]
         index = int(np.clip(self.index(axis, position), 0, self.data.shape[axis] - 1))
         # Not np.take: it copies a whole volume whose first axis runs fastest, as NIfTI's does.
         return np.moveaxis(self.data, axis, 0)[index]
 
     def world(self, plane: str, position: float, centre: np.ndarray) -> float:
-        """Scanner coordinate (mm, RAS) of a slice at the ``centre`` of the view."""
+        """Return the scanner coordinate (mm, RAS) of a slice at the ``centre`` of the view."""
         axis = NORMAL[plane]
         point = np.array(centre, dtype=float)
         point[axis] = position
@@ -87,20 +88,20 @@ class Volume:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a plane shows: ``low`` and ``high`` corners in mm (all three axes), pixels per mm."""
+    """Visible part of a plane: ``low`` and ``high`` corners in mm (three axes), pixels per mm."""
 
     low: np.ndarray
     high: np.ndarray
     scale: float
 
     def size(self, plane: str) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """Return width and height in pixels."""
         across, up = PLANES[plane]
         extent = np.maximum(np.rint((self.high - self.low) * self.scale), 1).astype(int)
         return int(extent[across]), int(extent[up])
 
     def positions(self, plane: str) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in mm of pixel columns (left to right) and rows (top to bottom)."""
+        """Return positions in mm of pixel columns (left to right) and rows (top to bottom)."""
         across, up = PLANES[plane]
         width, height = self.size(plane)
         columns = self.low[across] + (np.arange(width) + 0.5) / self.scale
@@ -110,7 +111,7 @@ class Frame:
 
 
 def draw_plane(volume: Volume, frame: Frame, plane: str, position: float) -> np.ndarray:
-    """Pixels (height, width[, channels]) of a plane; 0 outside the volume."""
+    """Return pixels (height, width[, channels]) of a plane; 0 outside the volume."""
     across, up = PLANES[plane]
     columns, rows = frame.positions(plane)
     values = volume.slice_at(plane, position)
@@ -123,39 +124,39 @@ def draw_plane(volume: Volume, frame: Frame, plane: str, position: float) -> np.
 
 
 def grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Grey pixels (..., 3) in 8 bits of values in a display window."""
+    """Return grey pixels (..., 3) in 8 bits of values in a display window."""
     low, high = window
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     return np.repeat(np.rint(255 * share).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def coloured(values: np.ndarray, window: tuple[float, float], name: str) -> np.ndarray:
-    """Colour-mapped pixels (..., 3) in 8 bits of values in a window."""
+    """Return colour-mapped pixels (..., 3) in 8 bits of values in a window."""
     low, high = window
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     return np.rint(255 * colormaps[name](share)[..., :3]).astype(np.uint8)
 
 
 def erode(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """A mask of pixels without its outermost ``pixels``; beyond the picture it goes on."""
+    """Return a mask without its outermost ``pixels``; beyond the picture it continues."""
     if pixels < 1:
         return mask
     return ndimage.binary_erosion(mask, iterations=pixels, border_value=1)
 
 
 def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
-    """Inner border of a mask of pixels."""
+    """Return the inner border of a mask of pixels."""
     return mask & ~erode(mask, width)
 
 
 def slope(drawn: np.ndarray, width: float, axis: int) -> np.ndarray:
-    """Derivative of pixels along ``axis`` (0 vertical, 1 horizontal), smoothed over ``width``."""
+    """Return the derivative of pixels along ``axis`` (0 vertical, 1 horizontal), smoothed."""
     order = (1, 0) if axis == 0 else (0, 1)
     return ndimage.gaussian_filter(drawn.astype(np.float32), 0.6 * width, order=order)
 
 
 class Canvas:
-    """Pixels to put panels and words on, then to write as PNG."""
+    """An image to place panels and words on, then to write as PNG."""
 
     def __init__(self, width: int, height: int) -> None:
         self.pixels = np.zeros((height, width, 3), dtype=np.uint8)
@@ -169,7 +170,7 @@ class Canvas:
     def write(
         self, words: str, left: float, top: float, align: str = "left", **style: Any
     ) -> None:
-        """Words with the upper end at ``top``; ``align`` is left, center or right of ``left``."""
+        """Write words below ``top``; ``align`` is left, center or right of ``left``."""
         height, width = self.pixels.shape[:2]
         # A dark rim keeps letters legible on bright tissue.
         rim = [withStroke(linewidth=2.5, foreground="black")]
@@ -177,7 +178,7 @@ class Canvas:
         self._figure.text(left / width, 1 - top / height, words, ha=align, va="top", **style)
 
     def letters(self, plane: str, left: int, top: int, size: tuple[int, int]) -> None:
-        """Sides of the patient at the four sides of a panel."""
+        """Write the sides of the patient at the four sides of a panel."""
         width, height = size
         first, second, upper, lower = LETTERS[plane]
         style: dict[str, Any] = {"fontweight": "bold", "color": "#ffd75e"}
@@ -187,7 +188,7 @@ class Canvas:
         self.write(lower, left + width / 2, top + height - 22, "center", **style)
 
     def scale_bar(self, left: int, bottom: int, scale: float, length: int) -> None:
-        """A bar of ``length`` mm with its lower left corner near (left, bottom)."""
+        """Draw a bar of ``length`` mm with its lower left corner near (left, bottom)."""
         pixels = round(length * scale)
         self.pixels[bottom - 7 : bottom - 4, left + 8 : left + 8 + pixels] = 242
         self.write(f"{length} mm", left + 8, bottom - 26, fontsize=9)
@@ -195,7 +196,7 @@ class Canvas:
     def colour_bar(
         self, left: int, top: int, height: int, window: tuple[float, float], name: str, unit: str
     ) -> None:
-        """A vertical bar with its ends and middle labelled."""
+        """Draw a vertical bar with labels at its ends and middle."""
         ramp = np.linspace(window[1], window[0], height)[:, None].repeat(14, axis=1)
         self.put(coloured(ramp, window, name), left, top)
         for share in (0.0, 0.5, 1.0):

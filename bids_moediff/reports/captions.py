@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each picture and each number of a report means, in words for its reader."""
+"""Explain each picture and each number of a report, for its reader."""
 
 from bids_moediff.bids.products import PREPARATION, PRODUCTS, Product
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report shows of an image that was combined from several scans."""
+"""Describe an image that was combined from several scans, for the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A scan at the place that its header states, and registered; both on the combined grid."""
+    """A scan at the place in its header, and registered; both on the combined grid."""
 
     name: str
     before: Path
@@ -33,7 +33,7 @@ class Pair:
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """What was combined, in a sentence or two; empty for an image of one scan."""
+    """Return in a sentence or two what was combined; empty for an image of one scan."""
     scans = record.get("CombinedScans") or []
     used = [scan["Scan"] for scan in scans if scan["Used"]]
     if not used:
@@ -46,7 +46,7 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 def table(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of ``HEADS``: what became of each scan."""
+    """Return rows of ``HEADS``: the result for each scan."""
     rows: list[tuple[str, ...]] = []
     for scan in record.get("CombinedScans") or []:
         if not scan["Used"]:
@@ -66,7 +66,7 @@ def table(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def scan_paths(
     output_dir: Path, sources: Sequence[str], raw_dir: Path | None
 ) -> dict[str, dict[str, Path]]:
-    """Files of each scan of a group that are on disk, by its name: raw or preproc, and mask."""
+    """Return existing files of each scan of a group, by its name: raw or preproc, and mask."""
     found = {}
     for source in sources:
         name = PurePosixPath(source).name
@@ -97,11 +97,11 @@ def draw_pairs(
     output_dir
         Root of the derivatives.
     image
-        The combined image: names the pictures.
+        The combined image; its name is that of the pictures.
     scene
         Its result is the combined image.
     record
-        That of the combined image.
+        Record of the combined image.
     paths
         Files of each scan (:func:`scan_paths`).
     """
@@ -127,9 +127,10 @@ def draw_pairs(
 
 
 def _plane(scene: Scene, scan: nib.Nifti1Image, move: np.ndarray, plane: str) -> np.ndarray:
-    """Pixels of a scan in a plane of the scene, on the voxels of its result; 0 outside the scan.
+    """Return pixels of a scan in a plane of the scene, on the voxels of its result.
 
-    Interpolated linearly. `move` maps world coordinates of the scene to those of the scan.
+    Linear interpolation, 0 outside the scan. ``move`` maps world coordinates of the scene to those
+    of the scan.
     """
     result, (across, up) = scene.enhanced, PLANES[plane]
     columns, rows = (

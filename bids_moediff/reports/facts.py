@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of an image in words and numbers, for the tables of a report."""
+"""Turn the record of an image into words and numbers, for the tables of a report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from .methods import averaged
 
 
 def number(value: Any, unit: str = "") -> str:
-    """A value for a table: four significant digits, a dash for none."""
+    """Return a value for a table: four significant digits, or a dash for None."""
     if value is None:
         return "-"
     words = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
@@ -20,7 +20,7 @@ def _sizes(zooms: Sequence[Any] | None) -> str:
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """What was done, in a sentence or two."""
+    """Return in a sentence or two what was done."""
     if "InputVoxelSize" not in record or "OutputVoxelSize" not in record:
         return ""
     words = f"{_sizes(record['InputVoxelSize'])} became {_sizes(record['OutputVoxelSize'])}."
@@ -42,7 +42,7 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 def _profiles(axes: Sequence[Mapping[str, Any]] | None) -> str:
-    """Sampling of the three voxel axes in words."""
+    """Return the sampling of the three voxel axes in words."""
     words = [
         axis["profile"] if axis["profile"] == "kspace" else f"{axis['profile']} {axis['fwhm']:.2g}"
         for axis in axes or ()
@@ -51,7 +51,7 @@ def _profiles(axes: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def run_card(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The run card: what ran, on what, with which result."""
+    """Return the run card: model, input, settings and result."""
     name = f"{record.get('Model', '')} {record.get('ModelVersion', '')}".strip()
     memory, seconds = item.get("peak_memory_gb"), item.get("seconds")
     quality = item.get("quality") or {}
@@ -81,7 +81,7 @@ def run_card(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[s
 
 
 def resolution(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """Per voxel axis: name, stored voxel, usable detail, acquired voxel, verdict."""
+    """Return per voxel axis: name, stored voxel, usable detail, acquired voxel, verdict."""
     rows = []
     for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
         if f"usable_{axis}" in quality:
@@ -95,7 +95,7 @@ def resolution(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
 
 
 def added(change: float, noise: float | None) -> str:
-    """How much the result differs from interpolation, in units of the noise where it is known.
+    """Return the difference between result and interpolation, in units of the noise if known.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a report: each takes volumes and writes one file, the same bytes every time.
+"""Draw the pictures of a report: each function writes one file, with the same bytes every time.
 
 The input is shown at its own voxels, never smoothed, in the same window and at the same scale as
-the result: what looks sharper is sharper, not drawn differently.
+the result. So sharpness in a picture is sharpness of the image.
 """
 
 import io
@@ -42,7 +42,7 @@ DIFFERENCE_MAP = "berlin" if "berlin" in colormaps else "RdBu_r"
 
 @dataclass(frozen=True)
 class Overlay:
-    """A product to draw over a scene: its names of volumes or labels, and words in the picture."""
+    """A product to draw over a scene: names of its volumes or labels, and words in the picture."""
 
     volume: Volume
     names: Sequence[str] = ()
@@ -51,14 +51,14 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Expert:
-    """How an expert is shown: words and colour."""
+    """Words and colour of an expert."""
 
     words: str
     colour: tuple[int, int, int]
 
 
 def experts(overlay: Overlay, count: int) -> list[Expert]:
-    """Return how the first ``count`` experts of an overlay are shown; colours may repeat."""
+    """Return words and colours of the first ``count`` experts; colours may repeat."""
     shown = []
     for number in range(count):
         words = f"expert {number + 1}"
@@ -71,7 +71,7 @@ def experts(overlay: Overlay, count: int) -> list[Expert]:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything the pictures of one image share: volumes, frame, slices and grey window."""
+    """Shared content of the pictures of one image: volumes, frame, slices and grey window."""
 
     original: Volume
     enhanced: Volume
@@ -82,7 +82,7 @@ class Scene:
 
     @property
     def panels(self) -> dict[str, tuple[int, int]]:
-        """Left edge and width of each plane's panel in a row of the three planes."""
+        """Return left edge and width of each plane's panel in a row of the three planes."""
         left, result = 0, {}
         for plane in ORDER:
             width = self.frame.size(plane)[0]
@@ -92,7 +92,7 @@ class Scene:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of a row of the three planes."""
+        """Return width and height of a row of the three planes."""
         width = sum(self.frame.size(plane)[0] for plane in ORDER) + 2 * GAP
         return width, max(self.frame.size(plane)[1] for plane in ORDER)
 
@@ -100,14 +100,14 @@ class Scene:
 def make_scene(
     original: nib.Nifti1Image, enhanced: nib.Nifti1Image, mask: nib.Nifti1Image | None = None
 ) -> Scene:
-    """Frame around the brain, slices through its middle and a window from the input's tissue.
+    """Set the frame around the brain, slices through its middle, and a window from the tissue.
 
     Parameters
     ----------
     original, enhanced
         3-D images with the same orientation and field of view.
     mask
-        Brain mask on the grid of ``original``; without one the brightest half counts as brain.
+        Brain mask on the grid of ``original``; without it, the brightest half counts as brain.
     """
     source, result = Volume.from_image(original), Volume.from_image(enhanced)
     brain = None if mask is None else Volume.from_image(mask)
@@ -136,7 +136,7 @@ def make_scene(
 
 
 def _scale(low: np.ndarray, high: np.ndarray, result: Volume) -> float:
-    """Pixels per mm: whole pixels for a voxel of the result, as many as the width takes."""
+    """Return pixels per mm: whole pixels per voxel of the result, as many as fit."""
     extent = high - low
     total = sum(extent[PLANES[plane][0]] for plane in ORDER)
     finest = float(result.zooms.min())
@@ -149,7 +149,7 @@ def _zooms(volume: Volume) -> str:
 
 
 def _row(scene: Scene, paint: Mapping[str, np.ndarray], title: str, extra: int = 0) -> Canvas:
-    """A row of the three planes with letters, slice positions, scale bar and a title."""
+    """Return a row of the three planes with letters, slice positions, scale bar and a title."""
     width, height = scene.size
     board = Canvas(width + extra, height + 30)
     middle = (scene.frame.low + scene.frame.high) / 2
@@ -176,24 +176,24 @@ def _greys(scene: Scene, volume: Volume) -> dict[str, np.ndarray]:
 
 
 def write_row(scene: Scene, paint: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
-    """Pixels of the three planes (height, width, 3), with letters, positions and a title."""
+    """Write pixels of the three planes (height, width, 3), with letters, positions and a title."""
     return _row(scene, paint, title).save(path)
 
 
 def write_input(scene: Scene, path: Path) -> Path:
-    """The input at its own voxels in three planes."""
+    """Write the input at its own voxels in three planes."""
     title = f"Input, voxels of {_zooms(scene.original)}"
     return _row(scene, _greys(scene, scene.original), title).save(path)
 
 
 def write_result(scene: Scene, path: Path) -> Path:
-    """The super-resolved image: same planes, window and scale as :func:`write_input`."""
+    """Write the super-resolved image: same planes, window and scale as :func:`write_input`."""
     title = f"Super-resolved, voxels of {_zooms(scene.enhanced)}"
     return _row(scene, _greys(scene, scene.enhanced), title).save(path)
 
 
 def write_thumbnail(scene: Scene, path: Path) -> Path:
-    """The axial plane of the result, small, for lists of images."""
+    """Write the axial plane of the result, small, for lists of images."""
     drawn = canvas.draw_plane(scene.enhanced, scene.frame, "axial", scene.positions["axial"])
     picture = Image.fromarray(canvas.grey(drawn, scene.window)[..., 0])
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
@@ -204,20 +204,20 @@ def write_thumbnail(scene: Scene, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class CubicVolume(Volume):
-    """Cubic B-spline interpolation of the input on the grid of the result, where it is shown.
+    """Cubic B-spline interpolation of the input on the grid of the result, in visible slices only.
 
-    ``data`` is empty space of the right shape: the whole volume would cost a minute for nothing.
+    ``data`` has the right shape but no values: the whole volume would cost a minute for nothing.
     """
 
     slices: Mapping[str, np.ndarray]
 
     def slice_at(self, plane: str, position: float) -> np.ndarray:
-        """The voxels (horizontal, vertical) of the one slice of this plane that is shown."""
+        """Return the voxels (horizontal, vertical) of the visible slice of this plane."""
         return self.slices[plane]
 
 
 def cubic_on(scene: Scene) -> CubicVolume:
-    """Cubic B-spline interpolation of the input on the grid of the result, in a scene's slices."""
+    """Return cubic B-spline interpolation of the input on the grid of the result."""
     original, enhanced = scene.original, scene.enhanced
     ratio = enhanced.zooms / original.zooms
     corner = (enhanced.start + enhanced.zooms / 2 - original.start) / original.zooms - 0.5
@@ -236,9 +236,9 @@ def cubic_on(scene: Scene) -> CubicVolume:
 
 
 def _changes(scene: Scene, cubic: Volume) -> np.ndarray:
-    """Result minus cubic interpolation at the pixels shown.
+    """Return result minus cubic interpolation at the visible pixels.
 
-    Inside the brain where there is a mask: the rim of a stripped head would dwarf everything.
+    Only inside the brain if there is a mask: the rim of a stripped head would dominate.
     """
     parts = []
     for plane, place in scene.positions.items():
@@ -252,19 +252,19 @@ def _changes(scene: Scene, cubic: Volume) -> np.ndarray:
 
 
 def change(scene: Scene, cubic: Volume) -> float:
-    """Root mean square of result minus cubic interpolation, in input units."""
+    """Return the root mean square of result minus cubic interpolation, in input units."""
     changes = _changes(scene, cubic)
     return float(np.sqrt(np.mean(changes**2))) if changes.size else 0.0
 
 
 def difference_limit(scene: Scene, cubic: Volume) -> float:
-    """Half-width of the difference's colour scale in input units: its 99.5th percentile."""
+    """Return half the width of the difference's colour scale: its 99.5th percentile."""
     sizes = np.abs(_changes(scene, cubic))
     return (float(np.percentile(sizes, 99.5)) if sizes.size else 0.0) or 1.0
 
 
 def write_difference(scene: Scene, cubic: Volume, path: Path) -> Path:
-    """What the network adds to cubic interpolation: signed, centred, in input units."""
+    """Write the detail added to cubic interpolation: signed, centred, in input units."""
     limit = difference_limit(scene, cubic)
     paint = {
         plane: canvas.coloured(
@@ -282,7 +282,7 @@ def write_difference(scene: Scene, cubic: Volume, path: Path) -> Path:
 
 
 def write_mask(scene: Scene, overlay: Overlay, path: Path) -> Path:
-    """Outline of a mask on the input, in three planes."""
+    """Write the outline of a mask on the input, in three planes."""
     paint = _greys(scene, scene.original)
     for plane, place in scene.positions.items():
         drawn = canvas.draw_plane(overlay.volume, scene.frame, plane, place) > 0.5
@@ -291,7 +291,7 @@ def write_mask(scene: Scene, overlay: Overlay, path: Path) -> Path:
 
 
 def write_amount(scene: Scene, overlay: Overlay, path: Path) -> Path:
-    """A map in input units from zero upwards, such as the expected error."""
+    """Write a map in input units from zero upwards, such as the expected error."""
     volume = overlay.volume
     top = float(np.percentile(volume.data[::2, ::2, ::2], 99.8)) or 1.0
     paint = {
@@ -306,7 +306,7 @@ def write_amount(scene: Scene, overlay: Overlay, path: Path) -> Path:
 
 
 def write_gates(scene: Scene, overlay: Overlay, path: Path) -> Path:
-    """Weight of each expert (last axis of the volume), a row an expert, colour over the result."""
+    """Write the weight of each expert (last axis), a row per expert, over the result."""
     tissue = _greys(scene, scene.enhanced)
     weights = {
         plane: canvas.draw_plane(overlay.volume, scene.frame, plane, place)
@@ -329,7 +329,7 @@ def write_gates(scene: Scene, overlay: Overlay, path: Path) -> Path:
 
 
 def write_winner(scene: Scene, overlay: Overlay, path: Path) -> Path:
-    """The expert with the largest weight (labels from 1), in colours over the result."""
+    """Write the expert with the largest weight (labels from 1), in colours over the result."""
     shown = experts(overlay, max(len(overlay.names), int(overlay.volume.data.max()), 1))
     table = np.array([expert.colour for expert in shown], dtype=np.float32)
     paint = _greys(scene, scene.enhanced)
@@ -348,7 +348,7 @@ def write_winner(scene: Scene, overlay: Overlay, path: Path) -> Path:
 
 
 def write_kernels(scene: Scene, overlay: Overlay, path: Path) -> Path:
-    """Labels of a small region, each in a colour over the result, enlarged in three planes."""
+    """Write labels of a small region, each in a colour over the result, enlarged."""
     places = [np.flatnonzero(overlay.volume.data.any(tuple({0, 1, 2} - {a}))) for a in range(3)]
     if not all(len(found) for found in places):
         places = [np.arange(size) for size in overlay.volume.data.shape[:3]]
@@ -383,7 +383,7 @@ DRAW: Mapping[str, Callable[[Scene, Overlay, Path], Path]] = {
 
 
 def depth_in_brain(scene: Scene, plane: str) -> np.ndarray:
-    """Distance in mm (in the plane) of each pixel from the outline of the brain; 0 outside."""
+    """Return the distance in mm (in the plane) of each pixel to the brain's outline; 0 outside."""
     position = scene.positions[plane]
     if scene.mask is None:
         inside = canvas.draw_plane(scene.original, scene.frame, plane, position) > 0
@@ -393,7 +393,7 @@ def depth_in_brain(scene: Scene, plane: str) -> np.ndarray:
 
 
 def informative_places(scene: Scene) -> dict[str, Frame]:
-    """In each plane the square of 44 mm with the most cortex edges, judged on the input alone."""
+    """Return in each plane the square of 44 mm with most cortex edges, by the input alone."""
     places = {}
     for plane, position in scene.positions.items():
         drawn = canvas.draw_plane(scene.original, scene.frame, plane, position)
@@ -418,7 +418,7 @@ def informative_places(scene: Scene) -> dict[str, Frame]:
 
 
 def write_crops(scene: Scene, cubic: Volume, path: Path) -> Path:
-    """Zoomed squares: input, cubic interpolation, result, and result minus cubic."""
+    """Write enlarged squares: input, cubic interpolation, result, and result minus cubic."""
     places = informative_places(scene)
     limit = difference_limit(scene, cubic)
     side = next(iter(places.values())).size("axial")[0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The group level: a table per contrast, and a page that shows who stands out and who is missing.
+"""Write the group level: a table per contrast, and a page with outliers and missing participants.
 
-What is shown of an image comes from its sidecar in the output folder, so the tables can be made
-anew at any time and hold exactly what is on disk. Site and scanner come from the raw data set.
+All values of an image come from its sidecar in the output folder. So the tables can be made again
+at any time and match the files on disk. Site and scanner come from the raw data set.
 """
 
 import math
@@ -58,7 +58,7 @@ SHOWN = ("consistency_residual", "snr_brain", "cnr", "cjv", "efc", "fwhm_avg", "
 
 @dataclass(frozen=True)
 class Group:
-    """What several entries have in common, their number, and the first names and pages."""
+    """Sentence that several entries share, their number, and the first names and pages."""
 
     words: str
     count: int
@@ -67,7 +67,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Everything the page shows of the images with one suffix; `rows` are those it lists."""
+    """Content of the page for images with one suffix; ``rows`` are those it lists."""
 
     suffix: str
     table: str
@@ -134,7 +134,7 @@ def write_group_report(
 
 
 def _reasons(root: Path, states: Mapping[str, Mapping[str, str]], status: str) -> list[Group]:
-    """Participants in a state, grouped by what went wrong."""
+    """Return the participants in a state, grouped by reason."""
     entries = [
         (state["message"], f"sub-{label}", label)
         for label, state in sorted(states.items()) if state["status"] == status
@@ -145,8 +145,8 @@ def _reasons(root: Path, states: Mapping[str, Mapping[str, str]], status: str) -
 def grouped(entries: Iterable[tuple[str, str, T]], page: Callable[[T], str]) -> list[Group]:
     """Group sentences (words, name, owner) that differ in numbers and names of files alone.
 
-    The most frequent comes first; its first sentence stands for all. `page` gives the page of an
-    owner; it is asked for those that are named only.
+    The most frequent group comes first, with its first sentence. ``page`` returns the page of an
+    owner; it is called for named owners only.
     """
     found: dict[str, tuple[str, list[tuple[str, T]]]] = {}
     for words, name, owner in entries:
@@ -162,7 +162,7 @@ def grouped(entries: Iterable[tuple[str, str, T]], page: Callable[[T], str]) -> 
 def read_rows(
     root: Path, raw_dir: Path | None = None
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Rows of the tables by suffix, in the order of names, and files that could not be read."""
+    """Return rows of the tables by suffix, in the order of names, and unreadable files."""
     people = read_participants(raw_dir) if raw_dir is not None else {}
     groupings = sorted({name for known in people.values() for name in known})
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -212,14 +212,14 @@ def _row(entities: dict[str, str], suffix: str, sidecar: Mapping[str, Any]) -> d
 
 
 def _clean(value: Any) -> Any:
-    """Text that fits into a cell, finite numbers as they are; None for anything else."""
+    """Return text that fits into a cell, finite numbers unchanged, and None for anything else."""
     if isinstance(value, str):
         return " ".join(value.split())
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Columns of the table; session and scans only where there is more than one."""
+    """Return the columns of the table; session and scans only if there is more than one."""
     unused = set() if any(row["session"] for row in rows) else {"session"}
     unused |= set() if any(row["scans"] > 1 for row in rows) else {"scans"}
     return [name for name in rows[0] if name not in unused]
@@ -273,7 +273,7 @@ def _contrast(root: Path, suffix: str, rows: list[dict[str, Any]]) -> Contrast:
 
 
 def _groupings(rows: list[dict[str, Any]]) -> list[str]:
-    """Columns that a reader may filter and colour by: some values, but not one for each image."""
+    """Return columns to filter and colour by: several values, but not one for each image."""
     own = ["session", "scanner_of_image", "voxel_sizes", "network", "device"]
     asked = [name for name in rows[0] if any(word in name.lower() for word in GROUPING)]
     return [
@@ -290,7 +290,7 @@ def _size(sizes: list[float | None]) -> str:
 
 
 def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Networks (name and version) that made the images, most frequent first, and how many each."""
+    """Return networks (name and version) with their number of images, most frequent first."""
     names = (
         " ".join(map(str, filter(None, (row["model"], row["model_version"])))) for row in rows
     )
@@ -298,7 +298,7 @@ def networks(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _page(root: Path, label: str, row: Mapping[str, Any] | None = None) -> str:
-    """Page of an image, or else of its participant; empty if there is none."""
+    """Return the page of an image, or else of its participant; empty if there is none."""
     names = [f"sub-{label}.html"]
     if row is not None:
         names.insert(0, re.sub(r"_res-[^_]+", "", row["bids_name"]) + ".html")
@@ -306,7 +306,7 @@ def _page(root: Path, label: str, row: Mapping[str, Any] | None = None) -> str:
 
 
 def _thumbnail(root: Path, row: Mapping[str, Any]) -> str:
-    """Picture of an image for the table, relative to the page; empty if there is none."""
+    """Return the picture of an image, relative to the page; empty if there is none."""
     entities, suffix, _ = parse_name(row["bids_name"] + ".json")
     entities.pop("res", None)
     image = AnatomicalImage(Path(), row["bids_name"], entities, suffix, {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods text of a run, from the record of what ran, and its HTML."""
+"""Write the methods text of a run, from the record of what ran, and its HTML."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,7 @@ def methods_text(images: Sequence[Item]) -> str:
     Parameters
     ----------
     images
-        Entries of run.json. Nothing is said of an image that failed, nor of a step that ran on
-        none of the others.
+        Entries of run.json. Failed images, and steps that ran on none of the others, are left out.
     """
     done = [item for item in images if item["status"] == "done"]
     parts = [INTRODUCTION.strip()]
@@ -59,7 +58,7 @@ def methods_text(images: Sequence[Item]) -> str:
 
 
 def _some(part: Sequence[Item], whole: Sequence[Item]) -> str:
-    """Of which images a sentence speaks, unless of all."""
+    """Return the names of the images that a sentence is about, empty if it is about all."""
     return "" if len(part) == len(whole) else f" of {_names(part)}"
 
 
@@ -70,7 +69,7 @@ def _names(items: Sequence[Item]) -> str:
 
 
 def _either(words: Sequence[str], link: str = "or") -> str:
-    """Words as an enumeration."""
+    """Return words as an enumeration."""
     return f" {link} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
@@ -101,7 +100,7 @@ def _sizes(zooms: Sequence[float]) -> str:
 
 
 def _groups(images: Sequence[Item], *keys: str) -> list[list[Item]]:
-    """Images by what their records hold under some keys, in the order of appearance."""
+    """Return images grouped by values of their records, in the order of appearance."""
     found: dict[str, list[Item]] = {}
     for item in images:
         found.setdefault(repr([item["record"].get(key) for key in keys]), []).append(item)
@@ -152,7 +151,7 @@ def averaged(record: Mapping[str, Any]) -> bool:
 
 
 def _agreement(images: Sequence[Item]) -> list[str]:
-    """With what the results agree, and how closely."""
+    """Return a sentence on the agreement with the scan, and how close it is."""
     lines = []
     for down, noisy in product((False, True), repeat=2):
         part = [

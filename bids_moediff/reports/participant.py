@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a participant: HTML pages that need no other file and no network.
+"""Write the report of a participant: HTML pages that need no other file and no network.
 
-The page is an own Jinja template and not nireports' assembler, whose stock template loads its
-style sheets and scripts from the network: a report must look the same on a workstation without
-internet, today and in ten years. Style, script, pictures and volumes are inside the page. Same
-record and same derivatives, same bytes.
+The pages use an own Jinja template and not nireports' assembler, whose template loads style sheets
+and scripts from the network. A report must look the same on a workstation without internet, today
+and in ten years. Style, script, pictures and volumes are inside the page. The same record and
+derivatives give the same bytes.
 """
 
 import base64
@@ -38,7 +38,7 @@ PLOTS = ("profile", "histogram")
 
 @dataclass(frozen=True)
 class Section:
-    """What a page shows of one image; ``pictures`` are ``data:`` addresses by name.
+    """Content of a page for one image; ``pictures`` are ``data:`` addresses by name.
 
     ``scans``: rows of ``combined.HEADS`` for an image that was combined from several; ``pairs``:
     name and pictures of each, before and after registration.
@@ -63,7 +63,7 @@ class Section:
 
     @property
     def badge(self) -> str:
-        """Status in words; an image that needed nothing says so."""
+        """Status in words, also for an image that needed nothing."""
         return "not restored" if NOT_RESTORED in self.warnings else self.status
 
     @property
@@ -75,7 +75,7 @@ class Section:
 def write_participant_report(
     output_dir: Path, label: str, run: Mapping[str, Any], raw_dir: Path | None = None
 ) -> Path:
-    """Write ``sub-<label>.html``; for several images that is an index, and each gets a page.
+    """Write ``sub-<label>.html``. For several images it is an index, and each image has a page.
 
     Parameters
     ----------
@@ -84,10 +84,10 @@ def write_participant_report(
     label
         Participant without ``sub-``.
     run
-        Record of the run; its keys are listed in docs/architecture.md ("Reports").
+        Record of the run; docs/architecture.md ("Reports") lists its keys.
     raw_dir
-        Root of the raw data set, where results kept the shading of the scan: they are then shown
-        beside the raw scan and not beside the prepared one.
+        Root of the raw data set. Results that kept the shading of the scan are shown beside the
+        raw scan instead of the prepared one.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def write_participant_report(
 
 @cache
 def environment() -> jinja2.Environment:
-    """Templates of this package; what is inserted is escaped."""
+    """Return the templates of this package; inserted text is escaped."""
     folder = files("bids_moediff.reports").joinpath("templates")
     templates = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     return jinja2.Environment(
@@ -176,7 +176,7 @@ def _section(output_dir: Path, item: Mapping[str, Any], raw_dir: Path | None) ->
 def _illustrated(
     section: Section, output_dir: Path, item: Mapping[str, Any], raw_dir: Path | None
 ) -> Section:
-    """The section with its pictures and volumes, drawn where the products are there."""
+    """Return the section with pictures and volumes of existing products."""
     if not section.source:
         return section
     entities, suffix, _ = parse_name(PurePosixPath(section.source).name)
@@ -209,12 +209,12 @@ def _illustrated(
 
 
 def _address(path: Path) -> str:
-    """A picture as a ``data:`` address."""
+    """Return a picture as a ``data:`` address."""
     return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _extents(description: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Width and height of each plane in mm."""
+    """Return width and height of each plane in mm."""
     from bids_moediff.reports.canvas import PLANES
 
     size = [b - a for a, b in zip(description["low"], description["high"], strict=True)]
@@ -233,10 +233,9 @@ def draw_pictures(
     output_dir
         Root of the derivatives.
     image
-        The source: names the pictures.
+        The source; its name is that of the pictures.
     products
-        Paths of ``raw`` or ``preproc`` (what the result is compared with), of ``sr`` and of what
-        else there is.
+        Paths of ``raw`` or ``preproc`` (for comparison), of ``sr`` and of further products.
 
     Returns
     -------
@@ -279,7 +278,7 @@ def draw_pictures(
 
 
 def label_names(path: Path) -> list[str]:
-    """Return what the volumes or the labels of a map stand for, from its sidecar."""
+    """Return the names of the volumes or labels of a map, from its sidecar."""
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     if not sidecar.exists():
         return []

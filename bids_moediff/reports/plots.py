@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line plots of a report, as SVG with the same bytes every time."""
+"""Draw line plots of a report, as SVG with the same bytes every time."""
 
 import io
 from pathlib import Path
@@ -40,10 +40,10 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def profile_place(scene: Scene) -> tuple[str, int, float, float]:
-    """Plane, voxel axis, position across it and centre along it (mm) of the profile.
+    """Return plane, voxel axis, position across it and centre along it (mm) of the profile.
 
-    The axis that gained most; the line that crosses most edges of the input near the outline of
-    the brain, in a slice that the other pictures show.
+    It is the axis that gained most, and the line that crosses most edges of the input near the
+    outline of the brain, in a slice of the other pictures.
     """
     gain = scene.original.zooms / scene.enhanced.zooms
     gain = gain + np.array([0.002, 0.001, 0])  # of equal gains the first axis
@@ -70,7 +70,7 @@ def profile_place(scene: Scene) -> tuple[str, int, float, float]:
 def profile(
     volume: Volume, plane: str, axis: int, slice_place: float, across: float, centre: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (mm) and values of the voxels along a line; nothing is interpolated."""
+    """Return positions (mm) and values of the voxels along a line, without interpolation."""
     values = volume.slice_at(plane, slice_place)
     first, second = PLANES[plane]
     other = second if axis == first else first
@@ -83,7 +83,7 @@ def profile(
 
 
 def write_profile(scene: Scene, cubic: Volume, path: Path) -> Path:
-    """Intensity along a line across cortex: input as steps, cubic and result as lines."""
+    """Write intensity along a line across cortex: input as steps, cubic and result as lines."""
     plane, axis, across, centre = profile_place(scene)
     place = scene.positions[plane]
     with rc_context(_STYLE):
@@ -109,7 +109,7 @@ def write_profile(scene: Scene, cubic: Volume, path: Path) -> Path:
 
 
 def _locate(axes: Axes, scene: Scene, plane: str, axis: int, across: float, centre: float) -> None:
-    """A small picture of the plane with the line in it."""
+    """Draw a small picture of the plane with the line in it."""
     drawn = canvas.draw_plane(scene.original, scene.frame, plane, scene.positions[plane])
     columns, rows = scene.frame.positions(plane)
     step = max(1, len(columns) // 220)
@@ -127,7 +127,7 @@ def _locate(axes: Axes, scene: Scene, plane: str, axis: int, across: float, cent
 
 
 def intensity_step(values: np.ndarray) -> float:
-    """Step between the intensities of an image stored as whole numbers; 0 if there is none."""
+    """Return the step between intensities stored as whole numbers; 0 if there is none."""
     found = np.unique(values[:: max(1, values.shape[0] // 40)])
     if len(found) < 2 or len(found) > 65536:
         return 0.0
@@ -138,9 +138,9 @@ def intensity_step(values: np.ndarray) -> float:
 
 
 def bin_edges(low: float, high: float, step: float, count: int = 160) -> np.ndarray:
-    """Edges of about ``count`` bins; each holds the same number of intensity steps.
+    """Return edges of about ``count`` bins; each holds the same number of intensity steps.
 
-    Bins of other widths would hold now two, now three of the scan's intensities: a comb.
+    Bins of other widths would hold now two, now three of the intensities of the scan: a comb.
     """
     if step <= 0:
         return np.linspace(low, high, count + 1)
@@ -150,7 +150,7 @@ def bin_edges(low: float, high: float, step: float, count: int = 160) -> np.ndar
 
 
 def write_histogram(scene: Scene, path: Path) -> Path:
-    """Intensities inside the brain mask, input and result: the contrast must not move."""
+    """Write intensities inside the brain mask, input and result: the contrast must not move."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.5, 2.8), layout="constrained")
         axes = figure.subplots()
@@ -167,7 +167,7 @@ def write_histogram(scene: Scene, path: Path) -> Path:
 
 
 def _inside(scene: Scene, volume: Volume) -> np.ndarray:
-    """Values of a volume at voxels whose centre lies in the brain mask."""
+    """Return values of a volume at voxels whose centre is in the brain mask."""
     if scene.mask is None:
         return volume.data[volume.data > 0]
     picks = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture that shows how a reference lies on the image that it guides."""
+"""Draw how a reference is aligned to the image that it guides."""
 
 import io
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one figure is spread over a group: median, outliers, and the dots that a page draws."""
+"""Describe the distribution of one figure over a group: median, outliers, and dots of the page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,11 +34,11 @@ class Spread:
 
     @property
     def varies(self) -> bool:
-        """Whether the values differ: a strip of equal ones shows nothing."""
+        """Whether the values differ; a strip of equal ones is useless."""
         return bool(np.ptp(self.values) > 0)
 
     def furthest(self) -> list[int]:
-        """Return the positions in `values` of the outliers, furthest from the median first."""
+        """Return the positions in ``values`` of the outliers, furthest from the median first."""
         order = np.argsort(-np.abs(self.values - np.median(self.values)))
         return [int(position) for position in order if self.far[position]]
 
@@ -47,8 +47,8 @@ class Spread:
 class Strip:
     """Distribution of one figure: dots along the strip, outliers with their names.
 
-    A dot is (row of the page's table, share of the way from the lowest to the highest value,
-    height). Only images that the page lists have one; all else is of all images.
+    A dot is (row of the page's table, fraction of the way from the lowest to the highest value,
+    height). Only images that the page lists have one; everything else is of all images.
     """
 
     label: str
@@ -69,7 +69,7 @@ class Strip:
 
 
 def spread(name: str, label: str, rows: Sequence[Mapping[str, Any]]) -> Spread | None:
-    """Return how a figure is spread over the rows of a table; None for fewer than five values."""
+    """Return the distribution of a figure over the rows of a table; None for fewer than five."""
     places = [index for index, row in enumerate(rows) if isinstance(row[name], (int, float))]
     if len(places) < FEWEST:
         return None
@@ -78,9 +78,9 @@ def spread(name: str, label: str, rows: Sequence[Mapping[str, Any]]) -> Spread |
 
 
 def outliers(values: np.ndarray) -> np.ndarray:
-    """Which values lie further than 3.5 robust standard deviations from the median.
+    """Return which values are further than 3.5 robust standard deviations from the median.
 
-    None with fewer than five values, or where most values are the same.
+    None are if there are fewer than five values, or if most values are the same.
     """
     distance = np.abs(values - np.median(values))
     deviation = 1.4826 * np.median(distance)
@@ -90,10 +90,10 @@ def outliers(values: np.ndarray) -> np.ndarray:
 
 
 def choose(count: int, spreads: Sequence[Spread], most: int = MOST_LISTED) -> list[int]:
-    """Return the rows that a page lists: all, or of too many those that tell most.
+    """Return the rows that a page lists: all, or of too many the most informative ones.
 
-    Half of the room is for the images that lie furthest from the median of each figure, the rest
-    for every n-th image, so that the dots still show how the group is spread.
+    Half of the room is for the images furthest from the median of each figure, the rest for every
+    n-th image, so that the dots still show the distribution.
     """
     if count <= most:
         return list(range(count))
@@ -104,7 +104,7 @@ def choose(count: int, spreads: Sequence[Spread], most: int = MOST_LISTED) -> li
 
 
 def strip(found: Spread, rows: Sequence[Mapping[str, Any]], listed: Mapping[int, int]) -> Strip:
-    """Return what the page draws of a figure.
+    """Return the strip of a figure.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the raw data set says about its images: site, scanner, group."""
+"""Read site, scanner and group of images from the raw data set."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,10 @@ MISSING = ("", "n/a", "N/A", "NaN")
 
 
 def read_participants(raw_dir: Path) -> dict[str, dict[str, str]]:
-    """Grouping columns of ``participants.tsv`` by label without ``sub-``; empty without a file."""
+    """Return grouping columns of ``participants.tsv`` by label without ``sub-``.
+
+    Empty if there is no such file.
+    """
     try:
         lines = read_text(raw_dir / "participants.tsv").splitlines()
         rows = list(csv.DictReader(lines, delimiter="\t"))
@@ -42,7 +45,7 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
 
 
 def scanner(raw_dir: Path, sources: Sequence[Any] | None) -> str | None:
-    """Maker, model and field strength of the scanner in the sidecars of a source.
+    """Return maker, model and field strength of the scanner, from the sidecars of a source.
 
     Parameters
     ----------

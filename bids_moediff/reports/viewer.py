@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The volumes inside a report: 8 bits, cropped to the head, packed for a viewer in the browser.
+"""Pack volumes into a report: 8 bits, cropped to the head, for a viewer in the browser.
 
-The viewer is an own script and not NiiVue: NiiVue adds 2.9 MB to each page, needs WebGL 2, which
+The viewer is an own script and not NiiVue. NiiVue adds 2.9 MB to each page, needs WebGL 2, which
 remote desktops on clusters often lack, resamples overlays to the grid of the first volume, and
 has neither cubic interpolation nor a swipe between volumes in a plane. The own one draws
 planes of voxels on a 2-D canvas, each volume on its own grid.
 
 A volume is packed as PNG does it, in three dimensions: a voxel is predicted from its seven
-neighbours on the near side, and what is left is deflated. That is lossless, and half the size of
+neighbours on the near side, and the remainder is deflated. That is lossless, and half the size of
 deflated grey levels.
 """
 
@@ -29,7 +29,7 @@ HEAT = "inferno"
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is given up to fit into a page: mm at each side, grey levels, halvings of voxels."""
+    """Reduction that fits a volume into a page: mm at each side, grey levels, halvings."""
 
     margin: float = 0.0
     levels: int = 256
@@ -52,8 +52,7 @@ REDUCTIONS = (
 class Packed:
     """A volume of 8-bit numbers with its place, as text for a page.
 
-    ``low`` and ``high`` are the values that 0 and 255 stand for, once the numbers are
-    multiplied by ``gain``.
+    ``low`` and ``high`` are the values of 0 and 255, once the numbers are multiplied by ``gain``.
     """
 
     name: str
@@ -66,16 +65,17 @@ class Packed:
     text: str
 
     def describe(self) -> dict[str, Any]:
-        """All but the text, for the page's script."""
+        """Return everything but the text, for the script of the page."""
         numbers = {key: [round(x, 5) for x in getattr(self, key)] for key in ("zooms", "start")}
         scale = {key: getattr(self, key) for key in ("low", "high", "gain")}
         return {"shape": list(self.shape), **scale, **numbers}
 
 
 def predict(voxels: np.ndarray) -> np.ndarray:
-    """Forecast of each voxel from the seven that precede it along the three axes.
+    """Predict each voxel from the seven that precede it along the three axes.
 
-    The mean of the three planar forecasts (Lorenzo's predictor in 2-D); zeros precede the first.
+    It is the mean of the three planar predictions (Lorenzo's predictor in 2-D); zeros precede the
+    first voxel.
     """
 
     def before(values: np.ndarray, axis: int) -> np.ndarray:
@@ -94,14 +94,14 @@ def predict(voxels: np.ndarray) -> np.ndarray:
 
 
 def pack(voxels: np.ndarray) -> str:
-    """Text of a volume (x, y, z) of 8-bit numbers; ``unpack`` in viewer.js is its inverse."""
+    """Return a volume (x, y, z) of 8-bit numbers as text; viewer.js unpacks it."""
     left = ((voxels.astype(np.int16) - predict(voxels)) & 255).astype(np.uint8)
     squeeze = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
     return base64.b64encode(squeeze.compress(left.tobytes("F")) + squeeze.flush()).decode()
 
 
 def crop(volume: Volume, low: np.ndarray, high: np.ndarray) -> Volume:
-    """The part of a volume between two corners in mm, whole voxels."""
+    """Return the part of a volume between two corners in mm, whole voxels."""
     first = np.maximum(np.floor((low - volume.start) / volume.zooms + 1e-6), 0).astype(int)
     last = np.ceil((high - volume.start) / volume.zooms - 1e-6).astype(int)
     last = np.minimum(np.maximum(last, first + 1), volume.data.shape[:3])
@@ -110,7 +110,7 @@ def crop(volume: Volume, low: np.ndarray, high: np.ndarray) -> Volume:
 
 
 def halve(volume: Volume) -> Volume:
-    """Mean over blocks of two voxels along each axis that has them; an odd last one is cut."""
+    """Return means of two voxels along each axis that has them; an odd last one is cut."""
     data = volume.data
     for axis in range(3):
         if data.shape[axis] < 2:
@@ -123,7 +123,7 @@ def halve(volume: Volume) -> Volume:
 
 
 def quantize(name: str, volume: Volume, low: float, high: float, levels: int = 256) -> Packed:
-    """Pack the values between ``low`` and ``high`` in even steps; those beyond are clipped."""
+    """Pack the values between ``low`` and ``high`` in even steps; others are clipped."""
     top = levels - 1
     share = (volume.data - np.float32(low)) * np.float32(top / max(high - low, 1e-12))
     voxels = np.clip(np.rint(share, out=share), 0, top).astype(np.uint8)
@@ -135,7 +135,7 @@ def quantize(name: str, volume: Volume, low: float, high: float, levels: int = 2
 def make_view(
     scene: Scene, deviation: Overlay | None = None, gates: Overlay | None = None
 ) -> dict[str, Any]:
-    """Return all that the viewer needs: packed volumes and a description for its script.
+    """Return everything that the viewer needs: packed volumes and a description.
 
     Parameters
     ----------

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: processors, memory, devices, atomic writes. Nothing of BIDS."""
+"""Describe the machine: processors, memory, devices, atomic writes; no BIDS."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors by which libraries say that there is no memory left: each has words of its own."""
+"""Recognise errors that mean memory is exhausted: each library has its own."""
 
 import errno
 
@@ -21,7 +21,7 @@ WORDS = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return True if an error, or what caused it, says that memory could not be had."""
+    """Return True if an error, or its cause, means that memory is exhausted."""
     while error is not None:
         text = str(error).lower()
         if isinstance(error, MemoryError) or any(word in text for word in WORDS):

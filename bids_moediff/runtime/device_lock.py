@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One network on a device at a time, and no device idle while a network waits.
+"""Run one network on a device at a time, with no device idle while a network waits.
 
-Workflow engines count GPU slots but hand out no device, so two networks may land on one card.
-Here every network takes an advisory lock (``flock``) on a small file named after the device
-before it touches it. The kernel drops the lock when the process ends, however it ends: there is
-no stale state to clean. The lock is taken by the process that runs the network, and
-``CUDA_VISIBLE_DEVICES`` is only ever read: it says which physical card ``cuda:0`` is, so two
-jobs with different visible cards do not wait for each other.
+Workflow engines count GPU slots but assign no device, so two networks may use one GPU. Here every
+network takes an advisory lock (``flock``) on a small file named after the device before it uses
+it. The kernel drops the lock when the process ends, however it ends, so no stale state remains.
+The process that runs the network takes the lock. ``CUDA_VISIBLE_DEVICES`` is only ever read: it
+says which physical GPU ``cuda:0`` is, so two jobs with different visible GPUs do not wait for each
+other.
 """
 
 import fcntl
@@ -22,17 +22,17 @@ POLL_SECONDS = 0.1
 
 
 def default_lock_directory() -> Path:
-    """Folder of the lock files: private to the user, on this machine like the devices."""
+    """Return the folder of the lock files: private to the user, local to the machine."""
     return Path(tempfile.gettempdir()) / f"bids_moediff-devices-{os.getuid()}"
 
 
 def physical_name(device: str, visible: str | None) -> str:
-    """File-name-safe name of the card behind ``device``.
+    """Return a file-name-safe name of the GPU behind ``device``.
 
     Parameters
     ----------
     device
-        What torch calls it: ``"cuda"``, ``"cuda:1"`` or any other token (taken as it is).
+        Name in torch: ``"cuda"``, ``"cuda:1"`` or any other token (used unchanged).
     visible
         Value of ``CUDA_VISIBLE_DEVICES`` (indices, UUIDs or MIG UUIDs with commas) or None.
     """
@@ -51,7 +51,7 @@ def hold_device(
 ) -> Iterator[str]:
     """Wait for a free device out of ``devices``, hold it, and yield its name.
 
-    The processor is not a device that has to be shared out: ``"cpu"`` is yielded at once.
+    The processor is not locked: ``"cpu"`` is yielded at once.
     """
     if not devices:
         raise ValueError("no device to choose from")

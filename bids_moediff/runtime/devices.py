@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the GPU there that was asked for, and if not, what is missing.
+"""Check that the requested GPU is there, and say what is missing if not.
 
-Torch is asked in a process of its own: initialising CUDA here would break every worker that is
-forked afterwards, and importing torch takes seconds. ``CUDA_VISIBLE_DEVICES`` is never written.
+Torch is asked in its own process: initialising CUDA here would break every worker that is forked
+afterwards, and importing torch takes seconds. ``CUDA_VISIBLE_DEVICES`` is never written.
 """
 
 import json
@@ -45,7 +45,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What torch says of itself and of the GPUs it sees."""
+    """Version of torch and the GPUs that it sees."""
 
     torch: str
     cuda: str | None
@@ -54,12 +54,12 @@ class Acceleration:
 
 
 def ask_torch(environment: Mapping[str, str] | None = None) -> Acceleration:
-    """Version of torch, CUDA version it was built with, and the GPUs it can use.
+    """Return the version of torch, the CUDA version of its build, and the GPUs it can use.
 
     Raises
     ------
     DeviceError
-        if torch cannot be imported or dies when asked.
+        If torch cannot be imported or its process dies.
     """
     answer = subprocess.run(
         [sys.executable, "-c", _QUESTION],
@@ -86,12 +86,12 @@ def ask_torch(environment: Mapping[str, str] | None = None) -> Acceleration:
 
 
 def driver_is_visible() -> bool:
-    """Whether the NVIDIA driver shows itself in this file system."""
+    """Return True if the NVIDIA driver is visible in this file system."""
     return any(Path(name).exists() for name in DRIVER_FILES)
 
 
 def container_kind(environment: Mapping[str, str]) -> str | None:
-    """``apptainer``, ``docker`` (or podman) or None for a plain machine."""
+    """Return ``apptainer``, ``docker`` (or podman), or None for a plain machine."""
     if environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER"):
         return "apptainer"
     if environment.get("BIDS_MOEDIFF_DOCKER_TAG"):  # set in the image, whatever runs it
@@ -102,7 +102,7 @@ def container_kind(environment: Mapping[str, str]) -> str | None:
 
 
 def missing_flag(container: str | None, environment: Mapping[str, str]) -> str:
-    """What to add to the call so that a GPU is seen, by where this runs."""
+    """Return the flag that makes a GPU visible in this kind of container."""
     if container == "apptainer":
         return "add --nv to the apptainer call"
     if container == "docker":
@@ -122,7 +122,7 @@ def reason_of_absence(
     container: str | None,
     environment: Mapping[str, str],
 ) -> str:
-    """Why no GPU can be used and what to do, as a part of a sentence; empty if one can be.
+    """Return why no GPU can be used and what to do, as part of a sentence; empty if one can.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def explain_absence(
     container: str | None,
     environment: Mapping[str, str],
 ) -> str:
-    """Sentence that says why the ``device`` of the command line is not there and what to do.
+    """Return a sentence on why the requested ``device`` is not there, and what to do.
 
     The other parameters are those of :func:`reason_of_absence`.
     """
@@ -171,12 +171,12 @@ def explain_absence(
 
 
 def require_devices(device: str, environment: Mapping[str, str] | None = None) -> list[str]:
-    """Torch devices to hand out; for ``auto`` the CPU where there is no GPU.
+    """Return the torch devices to use; for ``auto`` the CPU if there is no GPU.
 
     Raises
     ------
     DeviceError
-        if a GPU was asked for by name and is not there.
+        If a GPU was requested by name and is not there.
     """
     environment = os.environ if environment is None else environment
     if device == "cpu":
@@ -193,7 +193,7 @@ def require_devices(device: str, environment: Mapping[str, str] | None = None) -
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver by nvidia-smi, or None."""
+    """Return the version of the NVIDIA driver by nvidia-smi, or None."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text files that somebody else wrote: regular, of a size that can be, UTF-8 with or without BOM.
+"""Read text files of other people: regular, of a plausible size, UTF-8 with or without BOM.
 
-Opening a pipe waits for ever, a device has no end, and JSON that is nested a million times deep
-raises what nobody expects: here each is an OSError or a ValueError with the reason.
+Opening a pipe waits forever, a device has no end, and deeply nested JSON raises unexpected errors.
+Here each becomes an OSError or a ValueError with the reason.
 """
 
 import errno
@@ -19,9 +19,9 @@ def read_text(path: Path) -> str:
     Raises
     ------
     OSError
-        if it cannot be read, or is no regular file.
+        If it cannot be read, or is not a regular file.
     ValueError
-        if it is larger than 64 MiB or not UTF-8.
+        If it is larger than 64 MiB or not UTF-8.
     """
     size = path.stat().st_size
     if path.is_dir():
@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
     Raises
     ------
     OSError, ValueError
-        as :func:`read_text`, and for what is not JSON or nested too deep.
+        As for :func:`read_text`, and for invalid or deeply nested JSON.
     """
     try:
         return json.loads(read_text(path))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locks between processes that share a folder; the kernel drops them when a process ends.
 
-Where a file system knows no locks, nothing is locked.
+On a file system without locks, nothing is locked.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait for a folder, and hold it during the block; it is made if it is not there."""
+    """Wait for a folder, and hold it during the block; a missing one is created."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -30,7 +30,7 @@ class FileLock:
     Parameters
     ----------
     path
-        The file; it is made when the lock is taken, and goes with it.
+        The file; it is created with the lock and removed with it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class FileLock:
             os.close(descriptor)  # its last holder removed it a moment ago
 
     def drop(self) -> None:
-        """Give the lock back, if it was taken, and remove its file."""
+        """Release the lock, if it was taken, and remove its file."""
         if self._descriptor is not None:
             self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
@@ -64,7 +64,7 @@ class FileLock:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
+    """Return True if an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

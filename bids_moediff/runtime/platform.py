@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only Linux has, each with what other systems get instead.
+"""Features of Linux only, each with a replacement for other systems.
 
-Affinity, control groups, ``/proc``, the allocator of the GNU C library and the signal at the
-death of a parent. Elsewhere (macOS) all processors and the whole memory count, bfloat16 counts as
-absent, the allocator stays as it is, and children of a killed run go on until they report.
-No other module calls what is not there on every POSIX system.
+These are affinity, control groups, ``/proc``, the allocator of the GNU C library and the signal at
+the death of a parent. Elsewhere (macOS) all processors and the whole memory count, bfloat16 counts
+as absent, the allocator is unchanged, and children of a killed run continue until they report. No
+other module calls functions that some POSIX systems lack.
 """
 
 import ctypes
@@ -32,17 +32,17 @@ PARENT_VARIABLE = "MOEDIFF_PARENT_PROCESS"
 
 
 def die_with_parent(parent: int | None = None) -> bool:
-    """Let the kernel kill this process as soon as the one that started it is gone.
+    """Let the kernel kill this process as soon as its parent has ended.
 
     Parameters
     ----------
     parent
-        Its number, where known: it may have ended a moment ago.
+        Process number of the parent, if known: it may have ended a moment ago.
 
     Returns
     -------
     bool
-        False where the system has no such signal.
+        False if the system has no such signal.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -57,26 +57,26 @@ def die_with_parent(parent: int | None = None) -> bool:
 
 
 def allowed_processors() -> int:
-    """Processors that this process may run on; all of them where there is no affinity."""
+    """Return the processors that this process may use; all of them without affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def physical_memory() -> float:
-    """Memory of the machine in bytes."""
+    """Return the memory of the machine in bytes."""
     return float(psutil.virtual_memory().total)
 
 
 def peak_memory_gb() -> float:
-    """Largest memory of this process so far, in GiB."""
+    """Return the peak memory of this process so far, in GiB."""
     # Linux counts KiB, macOS bytes (getrusage(2)).
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**3, 3)
 
 
 def processor_information(path: Path = CPU_INFORMATION) -> list[str]:
-    """Lines in which the kernel describes the processor; none where it does not."""
+    """Return the lines in which the kernel describes the processor, or none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -84,7 +84,7 @@ def processor_information(path: Path = CPU_INFORMATION) -> list[str]:
 
 
 def processor_name() -> str:
-    """The processor's model, or its kind where the system names no model."""
+    """Return the model of the processor, or its kind if the system does not name the model."""
     names = [
         line.split(":", 1)[1] for line in processor_information() if line[:10] == "model name"
     ]
@@ -102,7 +102,7 @@ def _first_number(path: Path) -> float | None:
 def cgroup_folders(
     controller: str, root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")
 ) -> list[Path]:
-    """Folders of the control groups this process is in, innermost first, ending at the root.
+    """Return the folders of this process's control groups, innermost first, ending at the root.
 
     Reads version 2 (``0::/path``) and version 1 (``N:controllers:/path``). A limit may be set at
     any level, so callers take the smallest.
@@ -132,7 +132,7 @@ def cgroup_folders(
 
 
 def processor_quota(folder: Path) -> float | None:
-    """Processors that one control group may use, or None where it sets no limit."""
+    """Return the number of processors that a control group may use, or None without a limit."""
     try:
         words = (folder / "cpu.max").read_text(encoding="ascii").split()
         if words and words[0] != "max":
@@ -145,7 +145,7 @@ def processor_quota(folder: Path) -> float | None:
 
 
 def memory_limit(folder: Path) -> float | None:
-    """Bytes that one control group may use, or None where it sets no limit."""
+    """Return the bytes that a control group may use, or None without a limit."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         limit = _first_number(folder / name)
         if limit is not None and limit > 0:  # version 1 writes about 2^63 for "no limit"
@@ -157,8 +157,8 @@ def keep_freed_memory() -> bool:
     """Keep freed memory for the next tensor, for the rest of this process.
 
     The C library returns every large block at once, and the system fills the next one with zeros
-    page by page: a fifth of the seconds of a whole head (docs/speed.md). False where the C library
-    has no such setting.
+    page by page: a fifth of the time of a whole head (docs/speed.md). Returns False if the C
+    library has no such setting.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -9,16 +9,16 @@ Item = TypeVar("Item")
 
 
 class ProgressBar:
-    """How many of `total` are done; a context, or closed by :meth:`close`.
+    """Show how many of ``total`` are done; a context, or closed by :meth:`close`.
 
     Parameters
     ----------
     description
-        What is counted.
+        Words beside the bar.
     total
-        How many there will be, None where nobody knows yet.
+        Number of items, None if it is not known yet.
     done
-        How many there are to begin with.
+        Number of items done before the start.
     shown
         Whether to show it at all. A bar within another one is never shown: a terminal has room
         for one.
@@ -54,15 +54,15 @@ class ProgressBar:
         self._bar.start()
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` stands beside the bar."""
+        """Count ``count`` more as done; ``note`` is shown beside the bar."""
         self._bar.update(self._task, advance=count, note=note)
 
     def expect(self, total: int) -> None:
-        """Say how many there will be."""
+        """Set the total."""
         self._bar.update(self._task, total=total)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
         if self._shown:
             self._shown = ProgressBar._open = False

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process may use: processors, memory and compute devices.
+"""Find the resources that this process may use: processors, memory and compute devices.
 
-A batch job rarely owns the whole machine. The number of processors is the smallest of the
-affinity mask, the control-group quota and SLURM's allocation; the memory is the smallest of the
-physical memory, the control-group limit and SLURM's allocation. All functions are pure: what they
-read (folders, environment) can be handed to them.
+A batch job rarely owns the whole machine. The number of processors is the smallest of the affinity
+mask, the control-group quota and SLURM's allocation. The memory is the smallest of the physical
+memory, the control-group limit and SLURM's allocation. All functions are pure: folders and
+environment can be passed in.
 """
 
 import functools
@@ -37,7 +37,7 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may use at once.
+    """Resources that a run may use at once.
 
     Parameters
     ----------
@@ -55,12 +55,12 @@ class Limits:
 
 
 def parse_memory(text: str | float) -> float:
-    """Memory in GB from ``8``, ``"8GB"``, ``"8000MB"`` or ``"8GiB"`` (a bare number is GB).
+    """Return memory in GB from ``8``, ``"8GB"``, ``"8000MB"`` or ``"8GiB"`` (no unit is GB).
 
     Raises
     ------
     ValueError
-        if it is not a positive amount in a known unit.
+        If it is not a positive amount in a known unit.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = match.group(2).upper() if match else None
@@ -74,7 +74,7 @@ def available_cpus(
     folders: list[Path] | None = None,
     affinity: int | None = None,
 ) -> int:
-    """Processors that may be used: affinity, control-group quota and SLURM, the smallest."""
+    """Return the usable processors: the smallest of affinity, control-group quota and SLURM."""
     environment = os.environ if environment is None else environment
     counts = [float(affinity if affinity is not None else allowed_processors())]
     folders = cgroup_folders("cpu") if folders is None else folders
@@ -93,7 +93,7 @@ def available_memory_gb(
     folders: list[Path] | None = None,
     physical_bytes: float | None = None,
 ) -> float:
-    """Memory that may be used, in GB: physical, control group and SLURM, the smallest."""
+    """Return the usable memory in GB: the smallest of physical, control group and SLURM."""
     environment = os.environ if environment is None else environment
     if physical_bytes is None:
         physical_bytes = physical_memory()
@@ -105,7 +105,7 @@ def available_memory_gb(
 
 
 def _slurm_memory(environment: Mapping[str, str]) -> list[float]:
-    """SLURM's allocation in bytes; SLURM counts in MiB and writes 0 for "all of the node"."""
+    """Return SLURM's allocation in bytes; SLURM counts in MiB and writes 0 for the whole node."""
     mebibyte = 1024.0**2
     per_node = environment.get("SLURM_MEM_PER_NODE", "")
     if per_node.isdigit() and int(per_node) > 0:
@@ -124,7 +124,7 @@ def _slurm_memory(environment: Mapping[str, str]) -> list[float]:
 def plan(
     nprocs: int | None = None, omp_nthreads: int | None = None, memory_gb: float | None = None
 ) -> Limits:
-    """Fill in what was not asked for from what is there."""
+    """Fill in unset limits from the available resources."""
     processors = nprocs or available_cpus()
     threads = omp_nthreads or min(processors, 8)  # more than 8 threads rarely pay for one image
     return Limits(processors, min(threads, processors), memory_gb or available_memory_gb())
@@ -132,7 +132,7 @@ def plan(
 
 @functools.cache
 def has_bfloat16(information: Path = CPU_INFORMATION) -> bool:
-    """Whether the processor multiplies bfloat16; no where the system does not tell (macOS)."""
+    """Return True if the processor multiplies bfloat16; False if unknown (macOS)."""
     return any(
         _BFLOAT16_FLAGS.intersection(line.split())
         for line in processor_information(information)
@@ -143,10 +143,10 @@ def has_bfloat16(information: Path = CPU_INFORMATION) -> bool:
 def visible_devices(
     device: str, environment: Mapping[str, str] | None = None, count: int | None = None
 ) -> list[str]:
-    """Torch device names to hand out, one network each; ``["cpu"]`` where no GPU is used.
+    """Return names of torch devices, one network each; ``["cpu"]`` if no GPU is used.
 
-    ``CUDA_VISIBLE_DEVICES`` is read, never written: torch numbers what it lists (indices, GPU or
-    MIG UUIDs) from 0. CUDA stops at the first entry it cannot use (``-1``), and so does this.
+    ``CUDA_VISIBLE_DEVICES`` is read, never written: torch numbers its entries (indices, GPU or MIG
+    UUIDs) from 0. CUDA stops at the first entry it cannot use (``-1``), and so does this function.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def visible_devices(
     environment
         Environment variables; those of the process by default.
     count
-        Number of GPUs that torch sees, where the caller has asked torch; caps the list.
+        Number of GPUs that torch sees, if the caller has asked torch; caps the list.
     """
     environment = os.environ if environment is None else environment
     if device == "cpu":
@@ -178,16 +178,16 @@ def visible_devices(
 
 
 def memory_warning(needed_gb: float, name: str, available_gb: float) -> str:
-    """Say that the memory is too small for an image; empty if it is not.
+    """Return a sentence if the memory is too small for an image, else an empty text.
 
     Parameters
     ----------
     needed_gb
-        What the largest image needs, GB.
+        Need of the largest image, GB.
     name
         That image.
     available_gb
-        What the run may use, GB.
+        Memory that the run may use, GB.
     """
     if needed_gb <= available_gb:
         return ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes that are whole or not at all, with the same bytes for the same content.
+"""Write files completely or not at all, with the same bytes for the same content.
 
 A file is written under a hidden temporary name in its own folder, flushed to disk and renamed. So
 a reader never sees half a file, many jobs may share an output folder, and nothing is moved across
-file systems. Gzip streams carry neither a time nor a name.
+file systems. Gzip streams have neither a time nor a name.
 """
 
 import io
@@ -28,7 +28,7 @@ PIECE = 1 << 24  # bytes that are packed at a time
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Binary stream whose content becomes ``path`` if, and only if, the block ends well."""
+    """Yield a binary stream that becomes ``path`` only if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not longer than the name it becomes, which may be as long as the file system allows.
     temporary = path.parent / f".{uuid.uuid4().hex}.part"
@@ -52,24 +52,24 @@ def write_bytes(content: bytes, path: Path) -> Path:
 
 
 def write_text(text: str, path: Path) -> Path:
-    """Write text as UTF-8 with the line ends it has; names that are not UTF-8 as escapes."""
+    """Write text as UTF-8 with its own line ends; names that are not UTF-8 become escapes."""
     return write_bytes(text.encode("utf-8", "backslashreplace"), path)
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy scalars and arrays into plain numbers; refuse anything else."""
+    """Turn numpy scalars and arrays into plain numbers; TypeError for anything else."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def write_json(obj: Any, path: Path) -> Path:
-    """Write JSON with the keys in the order given.
+    """Write JSON with the keys in the given order.
 
     Raises
     ------
     ValueError
-        for NaN and infinity, which JSON does not know.
+        For NaN and infinity, which JSON does not have.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     return write_text(text + "\n", path)
@@ -83,8 +83,8 @@ def write_nifti(
 ) -> Path:
     """Write a NIfTI image, compressed if the name ends in ``.gz``.
 
-    Header extensions and the free text of the header are left out: they may hold names of
-    persons and host paths. So are the display limits of the input, which are not the output's.
+    Header extensions and the free text of the header are left out: they may hold names of persons
+    and host paths. So are the display limits of the input, which do not fit the output.
 
     Parameters
     ----------
@@ -93,9 +93,9 @@ def write_nifti(
     path
         File to write.
     write_sidecar
-        Called when the image is on disk, just before it gets its name. The standard wants neither
-        an image without a sidecar nor a sidecar without an image, and packing takes seconds: so
-        both names appear at once, and a job that is killed meanwhile leaves neither.
+        Called when the image is on disk, just before it gets its name. The standard allows neither
+        an image without a sidecar nor a sidecar without an image, and compression takes seconds.
+        So both names appear at once, and a job that is killed meanwhile leaves neither.
     step
         Store 16-bit integers, multiples of this (the header's ``scl_slope``).
     """
@@ -125,11 +125,11 @@ def write_nifti(
 
 
 def _packed(content: bytes) -> Iterator[bytes]:
-    """Gzip stream without time or name, in pieces.
+    """Return a gzip stream without time or name, in pieces.
 
-    Scans are noise in most of their bits: a search for repeated strings takes three quarters of
-    the time and finds none. Runs of one value (air, masks) and the frequency of each byte give
-    files as small (0.2 % smaller for a whole head, 4 % larger for its mask).
+    Most bits of scans are noise: a search for repeated strings takes three quarters of the time
+    and finds none. Runs of one value (air, masks) and the frequency of each byte give files as
+    small (0.2 % smaller for a whole head, 4 % larger for its mask).
     """
     gzip_format = 16 + zlib.MAX_WBITS
     packer = zlib.compressobj(wbits=gzip_format, strategy=zlib.Z_RLE)
@@ -139,7 +139,7 @@ def _packed(content: bytes) -> Iterator[bytes]:
 
 
 def table_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Tab-separated table; missing values are ``n/a`` as BIDS wants, cells one visible line."""
+    """Return a tab-separated table; missing values are ``n/a``, cells one visible line."""
     out = io.StringIO()
     out.write("\t".join(columns) + "\n")
     for row in rows:
@@ -149,5 +149,5 @@ def table_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value without tabs, line ends and control characters."""
+    """Return a value without tabs, line ends and control characters."""
     return visible(re.sub(r"[\t\r\n]+", " ", str(value)))

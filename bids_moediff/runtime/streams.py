@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard streams that cost nothing but text: closed, cut off, full, or in another encoding."""
+"""Protect standard streams: a closed, cut off or full one loses only text."""
 
 import io
 import os
@@ -14,13 +14,13 @@ DRAWN = re.compile(r"\x1b\[\??[0-9;]*[mKAJGhl]|\r")
 
 
 class TolerantStream(io.TextIOWrapper):
-    """Text stream that goes on where its reader is gone, and shows control characters.
+    """A text stream that survives the loss of its reader and shows control characters.
 
-    On a terminal the sequences that rich draws with pass.
+    On a terminal, control sequences of rich pass.
     """
 
     def write(self, text: str) -> int:
-        """Write text; what cannot be written is lost."""
+        """Write text; text that cannot be written is lost."""
         if text.isprintable():
             shown = text
         elif self.isatty():
@@ -36,14 +36,14 @@ class TolerantStream(io.TextIOWrapper):
         return len(text)
 
     def flush(self) -> None:
-        """Hand over what was written; what cannot be is lost."""
+        """Flush; text that cannot be written is lost."""
         try:
             super().flush()
         except OSError:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Nobody reads: whatever follows, and what is still buffered, goes nowhere."""
+        """Discard all further and buffered text, since nobody reads it."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
@@ -51,10 +51,10 @@ class TolerantStream(io.TextIOWrapper):
 
 
 def tolerate_streams() -> None:
-    """Make standard output and standard error tolerant; open what is closed.
+    """Make standard output and standard error tolerant, and open closed ones.
 
-    A file opened later would get the number of a closed stream, and whatever a child process
-    prints there.
+    Otherwise a file opened later would get the number of a closed stream, with all output of child
+    processes.
     """
     for number in range(3):
         try:

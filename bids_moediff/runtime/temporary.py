@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that must be writable, asked for before anything is written."""
+"""Check that folders are writable before anything is written."""
 
 import os
 import tempfile
@@ -9,12 +9,12 @@ from bids_moediff.errors import UsageError
 
 
 def require_temporary_folder() -> None:
-    """Make sure that there is a folder for temporary files.
+    """Check that there is a folder for temporary files.
 
     Raises
     ------
     UsageError
-        if there is none, as in a read-only container without a ``/tmp``.
+        If there is none, as in a read-only container without a ``/tmp``.
     """
     try:
         tempfile.gettempdir()
@@ -27,19 +27,19 @@ def require_temporary_folder() -> None:
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Make sure that a folder can be read and written, or made; leave no trace.
+    """Check that a folder can be written, or created if missing; leave no trace.
 
     Parameters
     ----------
     folder
         Folder that need not exist yet.
     what
-        What it is for, as the subject of a sentence.
+        Its purpose, as the subject of a sentence.
 
     Raises
     ------
     UsageError
-        if it cannot be read and written, or made in the nearest folder above it.
+        If it or the nearest folder above it cannot be written.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():

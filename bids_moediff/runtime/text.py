@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that others wrote (names, sidecars, messages of libraries), made fit to be shown."""
+"""Make text of others (names, sidecars, messages of libraries) fit to be shown."""
 
 import re
 

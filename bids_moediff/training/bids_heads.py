@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training heads from BIDS data sets, folders with a manifest, and label maps.
+"""Find training images in BIDS data sets, folders with a manifest, and label maps.
 
-A coarse and a fine scan of the same participant and contrast, told apart by session or acquisition
-and lying on aligned grids, make a pair; every other fine scan is degraded while training. Whatever
-is wrong with a file is said before the first step.
+A coarse and a fine scan of the same participant and contrast, of different sessions or
+acquisitions and on aligned grids, make a pair. Every other fine scan is degraded in training.
+Problems of a file are reported before the first step.
 """
 
 import csv
@@ -36,11 +36,11 @@ PAIR_RATIO = 1.2
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images of BIDS data sets are taken.
+    """Selection of images of BIDS data sets.
 
-    `pairs` is "auto", "none", or the label of the coarse and the fine scans, such as
-    "ses-low:ses-high" or "acq-thick:acq-iso"; `max_voxel` (mm) is the coarsest voxel size that
-    counts as fine; `validation` are labels of participants that are kept out of training.
+    ``pairs`` is "auto", "none", or the labels of the coarse and the fine scans, such as
+    "ses-low:ses-high" or "acq-thick:acq-iso". ``max_voxel`` (mm) is the coarsest voxel size that
+    counts as fine. ``validation`` are labels of participants that are kept out of training.
     """
 
     pairs: str = "auto"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of MODEL_CARD.md: what a model is, what it was trained on, how, and how well it did."""
+"""Write MODEL_CARD.md: what a model is, its training data, its training, and its quality."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +66,7 @@ def _stage(run: "Run") -> list[str]:
 
 
 def _people(images: Iterable[str]) -> list[str]:
-    """Whose images a model has seen, as far as their sources say; nothing of unknown ones."""
+    """Return the number of subjects that a model was trained on, as far as sources say."""
     known = json.loads(PEOPLE.read_text(encoding="utf-8"))
     seen = {
         tuple(row[key] for key in ("people", "scanner", "contrast"))

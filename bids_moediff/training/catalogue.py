@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be trained: the socket that families and the lab plug their stages into."""
+"""Registry of trainable stages, which families and the lab fill."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ class StageEntry:
     recipe
         Class of its settings; its ``stage`` is the name.
     make
-        Makes the stage of a recipe, a device and what to begin with (``--init``).
+        Makes the stage of a recipe, a device and the starting networks (``--init``).
     family, section
         Family of the model it is part of, and the section of config.json that it fills.
     begins_others
-        Whether a run of it is something later stages begin with.
+        Whether later stages start from a run of it.
     completes
         Whether it changes a part of a model whose other parts come from ``--init``.
     on_top
-        Whether it goes on with another stage's network, whose history is kept.
+        Whether it continues another stage's network, whose history is kept.
     held_by
-        Section whose network holds this one's, where a model has both.
+        Section whose network holds this one's, if a model has both.
     """
 
     recipe: type[Recipe]
@@ -56,9 +56,9 @@ class Catalogue:
     recipe_folders
         Folders with recipes.
     build
-        Network with fresh weights from a whole config.json.
+        Builds a network with fresh weights from a whole config.json.
     card_text
-        What a family is, for MODEL_CARD.md.
+        Returns the description of a family for MODEL_CARD.md.
     """
 
     stages: Mapping[str, StageEntry]

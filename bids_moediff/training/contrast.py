@@ -15,7 +15,7 @@ CURVE_END = 1.3
 
 
 def contrast_curve(rng: np.random.Generator, count: int = 261) -> np.ndarray:
-    """Smooth random intensity curve on [0, 1.3] that keeps air dark and may fall."""
+    """Return a smooth random intensity curve on [0, 1.3] that keeps air dark and may fall."""
     values = rng.uniform(0.1, 1.0, 7)
     if rng.random() < 0.4:
         values = np.sort(values)[::-1]
@@ -30,7 +30,7 @@ def random_contrast(
 ) -> torch.Tensor:
     """Map intensities (about [0, 1], zero is air) to a new contrast; texture is kept.
 
-    These shares of the volumes get a gamma and a random curve; the others stay as they are.
+    These shares of the volumes get a gamma and a random curve; the others are unchanged.
     """
     choice = rng.random()
     if choice >= gamma_share + curve_share:

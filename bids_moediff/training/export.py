@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From training runs to a model folder: averaged weights, card, curve as picture and JSON.
+"""Turn training runs into a model folder: averaged weights, card, curve as picture and JSON.
 
-Runs of different stages are put together: the regression mean and the experts make one moediff
-model; a student stands alone.
+Runs of different stages are combined: the regression network and the experts make one moediff
+model; a student is a model by itself.
 """
 
 import hashlib
@@ -91,20 +91,21 @@ def export(
     Parameters
     ----------
     folders
-        Run folders, one for each stage; of a model folder the stages that are not trained anew.
+        Run folders, one for each stage; a model folder gives the stages that are not trained
+        again.
     model_dir
         Gets config.json, model.safetensors, MODEL_CARD.md, curve.json and curve.png.
     catalogue
-        The stages that there are.
+        The available stages.
     pack
         Training pack, for runs that did not record its hash.
     machine
-        What the training ran on, for runs that did not record it.
+        Machine of the training, for runs that did not record it.
 
     Raises
     ------
     UsageError
-        for a folder without a run, and for stages that do not go together.
+        For a folder without a run, and for stages that cannot be combined.
     """
     order = list(catalogue.stages)
     models = [folder for folder in folders if (folder / CONFIG_NAME).is_file()]

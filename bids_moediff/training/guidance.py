@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradient nonlinearity and bias field as guidance of the gate (decision J of docs/science.md).
 
-The paper hands both corrections to the network while it trains. Here they are simulated, so that
-they are known: every shading that is multiplied onto a volume, and a distortion of label maps by
-odd polynomials, as gradient coils make it. Real heads are not distorted, which would blur them:
-there the map is absent. At inference both are absent.
+The paper gives both corrections to the network in training. Here they are simulated, so that they
+are known: every shading that is multiplied onto a volume, and a distortion of label maps by odd
+polynomials, as gradient coils make it. Real heads are not distorted, which would blur them; their
+map is absent. At inference both are absent.
 """
 
 import numpy as np

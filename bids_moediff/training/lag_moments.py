@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second moments of the features before a 3x3x3 convolution, kept by lag.
+"""Compute second moments of the features before a 3x3x3 convolution, by lag.
 
-What features at two taps of the kernel have in common depends on the lag between the taps alone,
-if the sum over a patch fades out at its border (the autocorrelation method of linear prediction).
-So 63 small matrices stand for one of 27 x 27 blocks: the moments of a hundred acquisitions fit
-where the full ones of a single acquisition did, and all places of a patch count.
+The moments of features at two taps of the kernel depend only on the lag between the taps, if the
+sum over a patch fades out at its border (the autocorrelation method of linear prediction). So 63
+small matrices replace one of 27 x 27 blocks: the moments of a hundred acquisitions fit where the
+full ones of a single acquisition did, and all places of a patch count.
 """
 
 import itertools

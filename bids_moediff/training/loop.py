@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop around every stage: steps, devices, validation, states that can be gone on from.
+"""Run the loop of every stage: steps, devices, validation, states that can be continued.
 
-Every draw depends on the seed, the rank of the process and the number of the step, so that a run
-that was interrupted ends in the very weights of one that was not.
+Every draw depends on the seed, the rank of the process and the number of the step. So an
+interrupted and continued run ends in exactly the weights of an uninterrupted one.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class InterruptedRun(MoediffError):
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to `final_share` of the peak."""
+    """Return the learning rate: linear warm-up, then a cosine to ``final_share`` of the peak."""
     if step < recipe.warm_up:
         return recipe.learning_rate * (step + 1) / recipe.warm_up
     progress = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
@@ -126,13 +126,13 @@ class Job:
     recipe, catalogue
         What to train.
     pack, folder
-        Training data, and where the run lives.
+        Training data, and the folder of the run.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     init
-        What to begin with (:func:`bids_moediff.families.load.init_parts`).
+        Networks to start from (:func:`bids_moediff.families.load.init_parts`).
     minutes
-        As many steps as fit into this time replace those of the recipe.
+        If given, the number of steps is what fits into this time.
     """
 
     recipe: Recipe
@@ -209,7 +209,12 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end and return the record.
 
-        InterruptedRun after a request to stop; MoediffError if the disk is full.
+        Raises
+        ------
+        InterruptedRun
+            After a request to stop.
+        MoediffError
+            If the disk is full.
         """
         record, before = self.record, time.monotonic()
         self._prepare_folder()
@@ -424,9 +429,14 @@ def supported(recipe: Recipe, device: str) -> Recipe:
 
 
 def make_accelerator(recipe: Recipe, device: str) -> Any:
-    """Accelerator for this process; torchrun and accelerate tell it of the others.
+    """Return the accelerator of this process; torchrun and accelerate name the others.
 
-    UsageError without the package accelerate; DeviceError for a device that is not there.
+    Raises
+    ------
+    UsageError
+        Without the package accelerate.
+    DeviceError
+        For a missing device.
     """
     try:
         from accelerate import Accelerator
@@ -476,5 +486,5 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train in the job's folder, or go on with what is there; returns the record."""
+    """Train in the job's folder, or continue there, and return the record."""
     return Trainer(job).run()

@@ -30,16 +30,24 @@ class TrainingHead:
 
     Parameters
     ----------
-    name : unique name
-    volume : (X, Y, Z) uint8; 200 is the 99.5th percentile of the head (labels: label values)
-    zooms : voxel size in mm
-    kind : "image", "labels" or "pair"
-    subject, source : whose head it is, and of which data set or site ("" if not known)
-    validation : kept out of training, to steer it
-    start : of a pair, the coarse scan on this grid as the networks get it, in the same units
-    condition : of a pair, the six numbers that describe its acquisition
-    reference : another contrast of the same head on this grid, in the same units
-
+    name
+        Unique name.
+    volume
+        (X, Y, Z) uint8; 200 is the 99.5th percentile of the head (labels: label values).
+    zooms
+        Voxel size in mm.
+    kind
+        "image", "labels" or "pair".
+    subject, source
+        Subject, and data set or site ("" if not known).
+    validation
+        Whether it is kept out of training, to steer it.
+    start
+        Of a pair, the coarse scan on this grid as the networks get it, in the same units.
+    condition
+        Of a pair, the six numbers that describe its acquisition.
+    reference
+        Another contrast of the same head on this grid, in the same units.
     """
 
     name: str
@@ -160,7 +168,7 @@ def sha256(path: Path) -> str:
 
 
 def load_pack(path: Path) -> list[TrainingHead]:
-    """Inverse of :func:`save_pack`; UsageError for any other file and for a damaged one."""
+    """Read a pack; UsageError for any other file and for a damaged one."""
     try:
         with np.load(path) as archive:
             meta = json.loads(bytes(archive["meta"]))

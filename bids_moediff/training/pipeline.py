@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the options of ``bids_moediff-train`` to a model folder: pack, stages in turn, export."""
+"""Run ``bids_moediff-train``: from its options to a model folder, by pack, stages and export."""
 
 import os
 from argparse import Namespace
@@ -79,12 +79,12 @@ def _training_pack(options: Namespace, recipes: Sequence[Recipe]) -> Path:
 
 
 def run_recipes(recipes: Sequence[Recipe], options: Namespace, catalogue: Catalogue) -> Path:
-    """Train every stage in turn, or go on with it, and write RUN_DIR/model; returns that folder.
+    """Train every stage in turn, or continue it, write RUN_DIR/model and return that folder.
 
     Raises
     ------
     MoediffError
-        one of its kinds, with the sentence to print.
+        One of its subclasses, with the sentence to print.
     """
     from .loop import Job, check_device, train
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference contrasts for training: right, misregistered, soft, cut off, and wrong ones.
+"""Draw reference contrasts for training: right, misregistered, soft, cut off, and wrong ones.
 
-A label map is rendered in a second contrast; of an image, an aligned second contrast of the same
-head is taken if there is one, and a random intensity curve of the image with noise of its own
-otherwise. Lesions are put into the target or into the reference, never into both: what the two
-share is anatomy. A part of the references is of no use, and the target stays as it is.
+A label map is rendered in a second contrast. Of an image, an aligned second contrast of the same
+head is taken if there is one; otherwise a random intensity curve of the image with its own noise.
+Lesions are put into the target or into the reference, never into both: what the two share is
+anatomy. Some references are useless, and the target stays as it is.
 """
 
 from collections.abc import Sequence

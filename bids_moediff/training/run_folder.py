@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training leaves in its folder: record, curve and averaged weights."""
+"""Read the folder of a training: record, curve and averaged weights."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Run:
     """One finished or stopped training.
 
     Its stage, the family and the section of config.json that it fills, whether later stages may
-    begin with it, network settings, averaged weights, record and curve.
+    start from it, network settings, averaged weights, record and curve.
     """
 
     stage: str

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training grids that hold truth: interpolated axes are undone, and heads are coarsened at random.
+"""Choose training grids that hold truth: undo interpolated axes, and coarsen heads at random.
 
-A head whose slices were interpolated teaches a network that nothing is to be found between
-slices. Such an axis is brought back to what was measured, or spared from degradation. A head made
-coarser, in contrast, is sharp down to its voxels and has little noise.
+A head with interpolated slices teaches a network that there is no detail between slices. Such an
+axis is brought back to the measured voxels, or spared from degradation. A head made coarser, in
+contrast, is sharp down to its voxels and has little noise.
 """
 
 import fnmatch

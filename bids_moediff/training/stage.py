@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage of a training is: its network, its batches, its loss, and how well it does.
+"""Base class of a training stage: its network, its batches, its loss, and its validation.
 
-The loop around it is in :mod:`.loop`; stages stand with their families.
+The loop is in :mod:`.loop`; the stages are with their families.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ Gains = dict[str, dict[str, float]]
 
 
 class Stage:
-    """One thing to train. ``network`` is what is trained and exported."""
+    """One training stage. ``network`` is trained and exported."""
 
     network: nn.Module
     recipe: Any
@@ -40,10 +40,10 @@ class Stage:
         return settings
 
     def begin(self, batches: Iterator[Batch]) -> None:
-        """Do what has to be done with batches of data before the first step."""
+        """Do what is needed before the first step, with batches of data."""
 
     def finish(self, volume: Volume, degraded: Degraded | None) -> Volume:
-        """Add what the stage learns from; called in the threads that make volumes."""
+        """Add the targets of the stage; called in the threads that make volumes."""
         return volume
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
@@ -59,7 +59,7 @@ class Stage:
         raise NotImplementedError
 
     def memory(self) -> dict[str, Any]:
-        """Return what the loss remembers between steps, in plain types."""
+        """Return the state of the loss between steps, in plain types."""
         return {}
 
     def remember(self, memory: Mapping[str, Any]) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans as they come: filtered, with gaps, noisy, and of an acquisition that is known in part.
+"""Simulate real scans: filtered, with gaps, noisy, and of an acquisition that is known in part.
 
-For the last layers, which learn what of a network's correction to believe. Each draw is measured
-twice: as the scanner gave it and the engine would be told, for the features; and without noise or
-filter and rightly told, for the teacher. Since the second measurement holds all that the first
-does, the mean of the teacher's output given the first is the mean of the truth given the first.
+They train last layers, which learn how far to follow a network's correction. Each draw is measured
+twice. The first measurement, with the acquisition that the engine would assume, gives the
+features. The second, without noise or filter and with the true acquisition, is for the teacher.
+Since it holds everything that the first does, the mean of the teacher's output given the first is
+the mean of the truth given the first.
 """
 
 from dataclasses import dataclass, replace

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation heads: kept out of training, degraded by fixed protocols, to steer it."""
+"""Degrade validation heads, which are kept out of training, by fixed protocols, to steer it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

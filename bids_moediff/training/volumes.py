@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Degraded volumes: made in threads where the training runs, the same ones at every repetition.
+"""Make degraded volumes in threads during training, the same ones at every repetition.
 
 Volume number k depends on the seed and on k alone, and step t sees the volumes from number
-t / steps_per_volume on. So a training that was interrupted goes on with the very same data.
+t / steps_per_volume on. So an interrupted training continues with exactly the same data.
 """
 
 from collections.abc import Callable, Sequence

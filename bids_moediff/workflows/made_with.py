@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides the result of an image, in digests that a later run compares."""
+"""Record everything that decides the result of an image, as digests that a later run compares."""
 
 import hashlib
 import json
@@ -37,8 +37,7 @@ VERSION, OTHERS = "version", ("inputs", "options", "weights")
 def made_with(image: AnatomicalImage, settings: Settings, model: str) -> dict[str, str]:
     """Return what decides the result of an image: the version and three digests.
 
-    Files count by size and modification time, weights by the check sum that is verified when
-    they are loaded.
+    Files count by size and modification time, weights by the checksum that is verified on loading.
     """
     if image.members:
         parts = [made_with(member, settings, model) for member in image.members]
@@ -72,6 +71,6 @@ def _digest(content: Any) -> str:
 
 @cache
 def weights_digest(model: str) -> str:
-    """Return a digest of the files of a model: its JSON files hold the sums of all weights."""
+    """Return a digest of a model: its JSON files hold the checksums of all weights."""
     paths = [*sorted(resolve(model).glob("*.json")), resolve("brainmask") / CONFIG_NAME]
     return _digest([path.read_text(encoding="utf-8") for path in paths])

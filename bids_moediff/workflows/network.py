@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All images of a participant through one network, in one child process."""
+"""Super-resolve all images of a participant by one network, in one child process."""
 
 from collections.abc import Sequence
 from dataclasses import replace

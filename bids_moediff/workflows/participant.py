@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graph of a run: participants side by side, their images side by side, one network each."""
+"""Build the graph of a run: participants and their images in parallel, one network each."""
 
 import hashlib
 import re
@@ -193,14 +193,14 @@ def _init_report(participant: Participant, settings: Settings) -> pe.Node:
 
 
 def _told_of(participant: Participant, settings: Settings) -> Sequence[AnatomicalImage]:
-    """What the record of a run tells of: groups only where they are combined."""
+    """Return images for the record of a run: groups only if they are combined."""
     return participant.images if settings.stage == "preproc" else participant.results
 
 
 def _connect_processing(
     workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
 ) -> Workflow | None:
-    """Preparation of each image; network and products where the stage asks for them."""
+    """Add the preparation of each image, and network and products if the stage has them."""
     superres_wf = _add_network(workflow, participant, settings, plan)
     only_combined = _only_combined(participant, settings)
     for number, image in enumerate(participant.images, 1):
@@ -242,7 +242,7 @@ def _connect_processing(
 
 
 def _only_combined(participant: Participant, settings: Settings) -> set[str]:
-    """Keys of the scans that get no results of their own."""
+    """Return keys of the scans without results of their own."""
     if not settings.combine_only:
         return set()
     return {scan.key for group in participant.groups for scan in group.members}
@@ -251,7 +251,7 @@ def _only_combined(participant: Participant, settings: Settings) -> set[str]:
 def _connect_groups(
     workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
 ) -> None:
-    """What is combined, after the network."""
+    """Add the combined images, after the network."""
     for number, group in enumerate(participant.groups, len(participant.images) + 1):
         zooms = output_voxels(group, settings)
         products_wf = init_group_products_wf(
@@ -281,7 +281,7 @@ def _connect_groups(
 def _reference(
     image: AnatomicalImage, participant: Participant, settings: Settings, plan: RunPlan
 ) -> ReferenceChoice | None:
-    """What guides the restoration of an image, where the model takes a reference."""
+    """Return the reference of an image, if the model takes one."""
     if not takes_reference(plan.model):
         return None
     wanted = settings.reference or "auto"
@@ -295,7 +295,7 @@ def _add_products(
     prepare_wf: Workflow,
     superres_wf: Workflow,
 ) -> Workflow:
-    """What is made of an image after the network."""
+    """Add the products of an image after the network."""
     products_wf = init_image_products_wf(
         settings=replace(settings, output_resolution=output_voxels(image, settings)),
         source=image,
@@ -312,7 +312,7 @@ def _add_products(
 
 
 def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[Path]) -> pe.Node:
-    """The step that takes maps of other apps to the grid of the result."""
+    """Return the step that carries maps of other apps to the grid of the result."""
     carry = CarryMaps(
         source=image.to_json(),
         maps=[str(path) for path in maps],
@@ -326,7 +326,7 @@ def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[
 def _add_network(
     workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
 ) -> Workflow | None:
-    """The network of the participant; None where the stage has none."""
+    """Return the network of the participant, or None if the stage has none."""
     if settings.stage not in ("all", "sr"):
         return None
     images = participant.images
@@ -372,13 +372,13 @@ def _init_status(image: AnatomicalImage, settings: Settings, plan: RunPlan) -> p
 
 
 def run_file(settings: Settings, plan: RunPlan, participant: Participant) -> Path:
-    """Where the record of this run of this participant goes."""
+    """Return the path of the record of this run of this participant."""
     folder = settings.output_dir / "logs" / f"sub-{participant.label}" / plan.run_id
     return folder / "run.json"
 
 
 def node_name(image: AnatomicalImage) -> str:
-    """Name of an image as Nipype takes it: letters, digits and underscores.
+    """Return the name of an image for Nipype: letters, digits and underscores.
 
     Labels may have a ``+`` and differ in it alone; no label has an underscore.
     """

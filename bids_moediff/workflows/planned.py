@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would do, in the words of its record: for methods of a run that is not run."""
+"""Describe a planned run in the words of its record: for the methods text without a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from .sizes import output_voxels, shape_and_zooms
 def planned_items(
     participants: Sequence[Participant], settings: Settings, plan: RunPlan
 ) -> list[dict[str, Any]]:
-    """Return what a run's record will say of each image, as far as that is known before."""
+    """Return the records of images of a planned run, as far as they are known before."""
     config = read_config(plan.model) if settings.stage in ("all", "sr") else {}
     return [
         {

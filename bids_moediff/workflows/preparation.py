@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image from the data set, ready for the network, and what was prepared on disk."""
+"""Prepare one image of the data set for the network, and write the prepared files."""
 
 import json
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def init_image_preparation_wf(
 def _connect_reference(
     workflow: Workflow, conform: pe.Node, describe: pe.Node, align: pe.Node
 ) -> None:
-    """Align the reference with the conformed image, and let the network be told of it."""
+    """Align the reference with the conformed image, and pass it to the network."""
     Chain(workflow, conform).step(align, image=(conform, "image"))
     workflow.connect([
         (align, describe, [("reference", "reference"), ("record", "reference_record")]),
@@ -103,7 +103,7 @@ def _init_steps(
     gigabytes: float,
     earlier_mask: EarlierMask | None,
 ) -> tuple[pe.Node, pe.Node, pe.Node]:
-    """Conform, brain mask, bias field."""
+    """Return the steps conform, brain mask and bias field."""
     memory = 0.4 + COPIES_IN_MEMORY * gigabytes
     conform = pe.Node(Conform(source=source.to_json()), name="conform", mem_gb=memory)
     # Mask and field use one thread, so that their bytes do not depend on the number of them.
@@ -122,7 +122,7 @@ def _init_steps(
 def _init_align(
     settings: Settings, source: AnatomicalImage, reference: ReferenceChoice
 ) -> pe.Node:
-    """The step that registers the reference."""
+    """Return the step that registers the reference."""
     interface = AlignReference(
         source=source.to_json(),
         reference="" if reference.image is None else reference.image.to_json(),
@@ -135,7 +135,7 @@ def _init_align(
 def _init_describe(
     chain: Chain, settings: Settings, source: AnatomicalImage, steps: tuple[pe.Node, ...]
 ) -> pe.Node:
-    """The step that says what is ready for the network."""
+    """Return the step that describes what is ready for the network."""
     conform, brain_mask, bias_field = steps
     interface = DescribePrepared(source=source.to_json())
     describe = pe.Node(interface, name="describe", run_without_submitting=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out of the network, judged and written, one image at a time."""
+"""Check and write the results of the network, one image at a time."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -190,7 +190,7 @@ def write_products(
 
 
 def _init_maker(product: Product, settings: Settings, image: AnatomicalImage) -> pe.Node:
-    """The step that makes a product, with its inputs that are known beforehand."""
+    """Return the step that makes a product, with its known inputs."""
     step = MAKERS[product.made_by]
     maker = pe.Node(step(), name=_node_name("make", product), mem_gb=step.mem_gb)
     known = {name: getattr(settings, name) for name in settings.names()}
@@ -202,5 +202,5 @@ def _init_maker(product: Product, settings: Settings, image: AnatomicalImage) ->
 
 
 def _node_name(start: str, product: Product) -> str:
-    """Name of a step; Nipype takes letters, digits and underscores."""
+    """Return the name of a step; Nipype allows letters, digits and underscores."""
     return re.sub(r"\W", "_", f"{start}_{product.key}")

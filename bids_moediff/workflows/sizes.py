@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What headers tell before anything is computed: voxel sizes, memory, and the grid of a group."""
+"""Read sizes from headers before anything is computed: voxels, memory, the grid of a group."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 
 def shape_and_zooms(image: AnatomicalImage) -> tuple[Shape, tuple[float, ...]]:
-    """Of the header; of a 1 mm head where the header cannot be read (the image fails later)."""
+    """Return shape and voxel sizes of a header; those of a 1 mm head if it cannot be read."""
     if image.shape is not None and image.zooms is not None:
         return image.shape, image.zooms
     try:
@@ -37,13 +37,13 @@ def shape_and_zooms(image: AnatomicalImage) -> tuple[Shape, tuple[float, ...]]:
 
 
 def float32_gigabytes(image: AnatomicalImage) -> float:
-    """Size of the image as float32."""
+    """Return the size of the image as float32, in GB."""
     shape, _ = shape_and_zooms(image)
     return 4e-9 * shape[0] * shape[1] * shape[2]
 
 
 def output_voxels(image: AnatomicalImage, settings: Settings) -> Triple:
-    """Voxel size (mm) of the result of an image or a group, along the axes of its first scan."""
+    """Return the voxel size (mm) of the result, along the axes of the image or the first scan."""
     if not image.members:
         return settings.output_zooms(shape_and_zooms(image)[1])
     if isinstance(settings.output_resolution, tuple):
@@ -54,7 +54,7 @@ def output_voxels(image: AnatomicalImage, settings: Settings) -> Triple:
 
 
 def planned_group(group: AnatomicalImage, settings: Settings) -> PlannedGroup:
-    """Return what the network is to be told of a group."""
+    """Return the description of a group for the network."""
     return PlannedGroup(
         key=group.key,
         members=[scan.key for scan in group.members],
@@ -65,7 +65,7 @@ def planned_group(group: AnatomicalImage, settings: Settings) -> PlannedGroup:
 
 
 def result_cost(image: AnatomicalImage, settings: Settings, model: str, device: str) -> Estimate:
-    """Estimated memory and time of the network for an image, of combining for a group."""
+    """Return estimated memory and time: of the network for an image, of combining for a group."""
     if not image.members:
         shape, zooms = shape_and_zooms(image)
         return estimate(shape, zooms, settings, model=model, device=device)
@@ -81,7 +81,7 @@ def result_cost(image: AnatomicalImage, settings: Settings, model: str, device: 
 
 
 def _grids(group: AnatomicalImage) -> dict[str, Grid]:
-    """Grid of each scan whose header can be read, by its key; one of 1 mm where none can."""
+    """Return the grid of each readable scan, by its key; a grid of 1 mm if none is readable."""
     found = {}
     for scan in group.members:
         try:
