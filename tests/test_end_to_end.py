@@ -243,6 +243,7 @@ def test_stages_in_turn_give_the_same_bytes(study: Study, linear: Run) -> None:
     shutil.rmtree(work / "bids_moediff_wf" / "sub_01_wf" / "superres_wf")
     report = run_app(study, output, *options, "--stage", "report", "--device", "cpu")
     assert report.code == 0
+    assert "writing the reports" in report.stderr and "preparing" not in report.stderr
     assert not work.exists(), "the last stage cleans what the plain run cleans"
     records = [json.loads(path.read_text()) for path in output.glob("logs/sub-01/*/run.json")]
     devices = {record["stage"]: record["settings"]["device"] for record in records}

@@ -5,7 +5,15 @@ import io
 
 import pytest
 
-from bids_moediff.execution.progress import BarDisplay, Clock, PlainDisplay, overall
+from bids_moediff.execution.progress import (
+    PREPARING,
+    REPORTING,
+    BarDisplay,
+    Clock,
+    PlainDisplay,
+    ProgressWatcher,
+    overall,
+)
 
 MOEDIFF = [("interpolate", 0.0), ("interpolate", 1.0), ("mean", 0.5), ("mean", 1.0)]
 MOEDIFF += [("experts", 0.0), ("experts", 1.0), ("done", 1.0)]
@@ -39,7 +47,7 @@ def test_images_have_clocks_of_their_own():
 def test_plain_lines_tell_of_the_preparation_and_of_every_tenth():
     stream = io.StringIO()
     display = PlainDisplay(stream)
-    display.prepare()
+    display.begin(PREPARING)
     for step in range(101):
         display.show({"key": "sub-01", "stage": "student", "fraction": step / 100})
     display.show({"key": "sub-01", "stage": "done", "fraction": 1.0})
@@ -51,12 +59,19 @@ def test_plain_lines_tell_of_the_preparation_and_of_every_tenth():
 def test_bars_end_whatever_was_shown():
     stream = io.StringIO()
     display = BarDisplay(stream)
-    display.prepare()
+    display.begin(PREPARING)
     display.close()
     display = BarDisplay(stream)
-    display.prepare()
+    display.begin(PREPARING)
     display.show({"key": "sub-01", "stage": "mean", "fraction": 0.5})
     display.show({"key": "sub-01", "stage": "done", "fraction": 1.0})
     display.close()
     assert "sub-01" in stream.getvalue()
     assert "100%" in stream.getvalue()
+
+
+def test_a_run_that_makes_reports_only_does_not_say_that_it_prepares(tmp_path):
+    stream = io.StringIO()
+    with ProgressWatcher(tmp_path, stream, REPORTING):
+        pass
+    assert stream.getvalue().splitlines() == [REPORTING]

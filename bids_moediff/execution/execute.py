@@ -27,7 +27,7 @@ from bids_moediff.workflows.participant import RunPlan, run_file
 
 from .outcome import crash_sentences
 from .plugin_choice import choose_plugin
-from .progress import ProgressWatcher
+from .progress import PREPARING, REPORTING, ProgressWatcher
 from .work_folder import participant_folder
 
 SECONDS_TO_END = 5
@@ -155,7 +155,8 @@ def execute(settings: Settings, workflow: Workflow, plan: RunPlan, limits: Limit
         _write_graph(settings, workflow)
     devices = [device for device in plan.devices if device != "cpu"]
     try:
-        with Stop() as stop, ProgressWatcher(settings.work_folder):
+        words = REPORTING if settings.stage == "report" else PREPARING
+        with Stop() as stop, ProgressWatcher(settings.work_folder, words=words):
             workflow.run(**choose_plugin(settings, limits, len(devices), stop.check))
     except Exception as error:
         if not crash_sentences(crash_folder):

@@ -19,6 +19,7 @@ from bids_moediff.workflows.folder_names import WORKFLOW_NAME
 PATTERN = f"{WORKFLOW_NAME}/*/superres_wf/superres/stdout.nipype"
 SECONDS_BETWEEN_LOOKS = 0.5
 PREPARING = "preparing: brain mask, bias field, quality figures"
+REPORTING = "writing the reports"
 # Part of an image's time at which each stage begins and ends (docs/speed.md; rounded).
 STAGES = {
     "interpolate": (0.0, 0.03),
@@ -100,9 +101,9 @@ class PlainDisplay:
         self._tenths: dict[str, int] = {}
         self._clock = Clock()
 
-    def prepare(self) -> None:
-        """Print a line for the steps before the networks."""
-        print(PREPARING, file=self._stream, flush=True)
+    def begin(self, words: str) -> None:
+        """Print a line for the steps that have no progress of their own."""
+        print(words, file=self._stream, flush=True)
 
     def show(self, item: dict[str, Any]) -> None:
         """Print a line if the image is ten per cent further."""
@@ -133,19 +134,19 @@ class BarDisplay:
         )
         self._progress = Progress(*columns, console=Console(file=stream), transient=False)
         self._bars: dict[str, Any] = {}
-        self._preparing: Any = None
+        self._first: Any = None
         self._clock = Clock()
         self._progress.start()
 
-    def prepare(self) -> None:
-        """Show a bar for the steps before the networks."""
-        self._preparing = self._progress.add_task(PREPARING, total=None, left="")
+    def begin(self, words: str) -> None:
+        """Show a bar without an end for the steps that have no progress of their own."""
+        self._first = self._progress.add_task(words, total=None, left="")
 
     def show(self, item: dict[str, Any]) -> None:
         """Move the bar of the image."""
-        if self._preparing is not None:
-            self._progress.remove_task(self._preparing)
-            self._preparing = None
+        if self._first is not None:
+            self._progress.remove_task(self._first)
+            self._first = None
         key, done = item["key"], overall(item["stage"], item["fraction"])
         if key not in self._bars:
             self._bars[key] = self._progress.add_task(key, total=1.0, left="")
@@ -154,8 +155,8 @@ class BarDisplay:
 
     def close(self) -> None:
         """Close all bars."""
-        if self._preparing is not None:
-            self._progress.remove_task(self._preparing)
+        if self._first is not None:
+            self._progress.remove_task(self._first)
         self._progress.stop()
 
 
@@ -167,15 +168,18 @@ def open_display(stream: IO[str]) -> "BarDisplay | PlainDisplay":
 class ProgressWatcher:
     """Context manager: a thread that shows the progress of all networks of a run."""
 
-    def __init__(self, work_folder: Path, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, work_folder: Path, stream: IO[str] | None = None, words: str = PREPARING
+    ) -> None:
         self._lines = ProgressReader(work_folder)
+        self._words = words
         self._stream = stream or sys.stderr
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "ProgressWatcher":
         self._display = open_display(self._stream)
-        self._display.prepare()
+        self._display.begin(self._words)
         self._thread.start()
         return self
 
