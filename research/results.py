@@ -6,14 +6,15 @@
 
 The first takes the folder of ``bids_moediff-evaluate benchmark``, the second any numbers: a JSON
 object ``{"values": {name: number}, "rows": [{…}], "views": {name: {"columns": [[heading, format],
-…]}}}``. Then put marks into the pages and call ``python tools/figures.py --write``.
+…]}}}``. ``lesions``, ``calibration``, ``coverage`` and ``sampling`` take the folder of that
+evaluation. The model ``app`` stands for measurements that depend on no weights. Then put marks
+into the pages and call ``python tools/figures.py --write``.
 """
 
 import argparse
 import datetime
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from bids_moediff.networks.model_folder import MODELS_FOLDER
 from bids_moediff.runtime.platform import processor_information, processor_name
 from bids_moediff.runtime.sink import write_json
 
+from .evaluation_tables import KINDS, person
+
+APP = Path(__file__).parents[1] / "docs/app"  # measurements that depend on no weights
 INTERVAL = "95 % bootstrap intervals over images"
 INTERESTING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
@@ -38,30 +42,25 @@ def processor() -> str:
     return f"{processor_name()}: {' '.join(flags) or 'none of the usual flags'}"
 
 
-def person(image: str) -> str:
-    """Whose image it is: its name without the contrast, so that T1w and T2w count once."""
-    return re.sub(r"_[A-Za-z0-9]+$", "", image)
-
-
 def write_result(model: str, name: str, content: Mapping[str, Any]) -> Path:
     """Write ``results/NAME.json`` of a model.
 
     Parameters
     ----------
     model, name
-        Folder below ``bids_moediff/data/models``, and the table's name.
+        Folder below ``bids_moediff/data/models`` (or "app"), and the table's name.
     content
         At least ``command``, ``images``, ``people`` and ``values``; optionally ``rows`` and
         ``views`` for whole tables, ``weights`` (a file of the folder other than
         model.safetensors), ``precision``, ``interval``, ``note``, and ``sha256``, ``date`` and
         ``processor`` where they are not those of now.
     """
-    folder = MODELS_FOLDER / model
-    weights = str(content.get("weights", "model.safetensors"))
+    folder = APP if model == APP.name else MODELS_FOLDER / model
+    weights = str(content.get("weights", "" if folder == APP else "model.safetensors"))
     table = {
         "command": content["command"],
         "weights": weights,
-        "sha256": hashlib.sha256((folder / weights).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256((folder / weights).read_bytes()).hexdigest() if weights else "",
         "precision": "",
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
@@ -73,7 +72,7 @@ def write_result(model: str, name: str, content: Mapping[str, Any]) -> Path:
         "rows": [],
         "views": {},
     }
-    (folder / "results").mkdir(exist_ok=True)
+    (folder / "results").mkdir(parents=True, exist_ok=True)
     return write_json(table | dict(content), folder / "results" / f"{name}.json")
 
 
@@ -167,27 +166,27 @@ VIEWS: dict[str, Any] = {
 def main() -> None:
     """Write one table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kind", choices=["benchmark", "values"])
-    parser.add_argument("source", type=Path, help="folder of a benchmark, or a JSON file")
-    parser.add_argument("model", help="folder below bids_moediff/data/models")
+    parser.add_argument("kind", choices=["benchmark", "values", *KINDS])
+    parser.add_argument("source", type=Path, help="folder of an evaluation, or a JSON file")
+    parser.add_argument("model", help="folder below bids_moediff/data/models, or app")
     parser.add_argument("name", help="name of the table")
     parser.add_argument("--command", required=True, help="what made the numbers")
-    parser.add_argument(
-        "--weights", default="model.safetensors", help="file of the model's folder"
-    )
+    parser.add_argument("--weights", help="file of the model's folder (model.safetensors)")
     parser.add_argument("--images", type=int)
     parser.add_argument("--people", type=int)
-    parser.add_argument("--precision", default="")
-    parser.add_argument("--interval", default="")
+    for name in ("precision", "interval", "date", "sha256"):
+        parser.add_argument(f"--{name}")
     asked = parser.parse_args()
-    told = {"command": asked.command, "weights": asked.weights}
+    names = ("images", "people", "precision", "interval", "weights", "date", "sha256")
+    told = {name: getattr(asked, name) for name in names if getattr(asked, name)}
+    told["command"] = asked.command
     if asked.kind == "benchmark":
         content = of_benchmark(read_rows(asked.source / "rows.tsv"), asked.model)
+    elif asked.kind == "values":
+        content = json.loads(asked.source.read_text(encoding="utf-8"))
     else:
-        names = ("images", "people", "precision", "interval")
-        content = {name: getattr(asked, name) for name in names}
-        content |= json.loads(asked.source.read_text(encoding="utf-8"))
-    print(write_result(asked.model, asked.name, told | content))
+        content = KINDS[asked.kind](asked.source, asked.model)
+    print(write_result(asked.model, asked.name, content | told))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def load_tool() -> ModuleType:
 
 figures = load_tool()
 TABLES = sorted(ROOT.glob("bids_moediff/data/models/*/results/*.json"))
+APP_TABLES = sorted(ROOT.glob("docs/app/results/*.json"))
 
 
 def test_the_pages_agree_with_their_tables() -> None:
@@ -40,8 +41,16 @@ def test_a_table_says_how_it_was_made(path: Path) -> None:
         assert table[key], key
     assert re.fullmatch(r"[0-9a-f]{8,64}", table["sha256"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", table["date"])
-    assert 0 < table["people"] <= table["images"]
+    assert 0 < table["people"] <= table["images"] or table["note"]  # artificial heads
     assert {type(value) for value in table["values"].values()} <= {int, float}
+
+
+@pytest.mark.parametrize("path", APP_TABLES, ids=lambda path: path.stem)
+def test_a_table_without_weights_says_how_it_was_made(path: Path) -> None:
+    table = json.loads(path.read_text(encoding="utf-8"))
+    assert all(table[key] for key in ("command", "date", "processor"))
+    assert (table["weights"], table["sha256"]) == ("", "")
+    assert 0 < table["people"] <= table["images"] or table["note"]
 
 
 @pytest.mark.parametrize("model", ["moediff", "student"])
@@ -68,15 +77,25 @@ def small(tmp_path: Path) -> Path:
     }  # fmt: skip
     (folder / "t.json").write_text(json.dumps(table))
     (tmp_path / "docs").mkdir()
+    (folder.parent / "bounds.json").write_text('{"factors": {"map": 2.29}, "heads": [1, 24]}')
+    look = {"step": 2, "gains": {"x2": {"over_cubic": 1.696}, "x4": {"over_base": -0.2}}}
+    (folder.parent / "curve.json").write_text(json.dumps({"tail": [look, {"step": 3}]}))
+    (tmp_path / "tools").mkdir()
+    allowed = "page\twords\twhy\n*\t95 %\tlevel\nREADME.md\t35 ml\trule\nREADME.md\t| b |\trule\n"
+    (tmp_path / figures.ALLOWED).write_text(allowed)
     return tmp_path
 
 
 def page(root: Path, text: str) -> Path:
+    """Write a page that holds, beside `text`, what the list allows."""
     (root / "README.md").write_text(text)
     return root
 
 
-FILLED = "# A\n\nGains <!-- figure: student/t gain .1f -->2.3<!-- /figure --> dB.\n"
+FILLED = (
+    "# A\n\nGains <!-- figure: student/t gain .1f -->2.3<!-- /figure --> dB, 95 % of 35 ml.\n"
+    "\n| b | 9.1 |\n\nThe option is `--share 5 %`.\n"
+)
 
 
 def test_a_right_page_has_no_problem(small: Path) -> None:
@@ -91,6 +110,13 @@ def test_a_right_page_has_no_problem(small: Path) -> None:
         (FILLED.replace("student/t", "student/u"), "no result table"),
         (FILLED + "It gains 3.1 dB.\n", "typed by hand"),
         (FILLED + "| a | 0.91 |\n", "typed by hand"),
+        (FILLED + "| a | **0.46 to 0.68** |\n", "typed by hand"),
+        (FILLED + "It takes 57 s.\n", "typed by hand"),
+        (FILLED + "It needs 2.8 GB.\n", "typed by hand"),
+        (FILLED + "94 % of the voxels.\n", "typed by hand"),
+        (FILLED + "A Dice of 0.95.\n", "typed by hand"),
+        (FILLED + "Slices of 35 ml, once allowed. And 35 ml again.\n", "typed by hand: '35 ml'"),
+        (FILLED.replace("| b | 9.1 |", ""), "is not there any more"),
         (FILLED + "Measured with 67f6b9c4.\n", "not the weights that ship"),
         ("# A\n<!-- figure: student/t gain -->2.35\n", "not closed"),
         ("# A\n<!-- table: student/t all --><!-- /table -->\n", "differs"),
@@ -110,6 +136,7 @@ def test_code_that_shows_a_mark_is_left_alone(small: Path) -> None:
 
 
 def test_a_table_is_filled_and_says_whose_it_is(small: Path) -> None:
+    (small / figures.ALLOWED).unlink()
     text = figures.render("# A\n<!-- table: student/t all --><!-- /table -->\n", small)
     assert "| name | gain |\n|---|---|\n| a | +2.3 |\n| b | n/a |\n" in text
     assert "without a mark" in figures.check(page(small, text))[0]
@@ -118,6 +145,34 @@ def test_a_table_is_filled_and_says_whose_it_is(small: Path) -> None:
     assert figures.check(page(small, whole)) == []
     # The same words in the section of another heading do not count.
     assert figures.check(page(small, whole.replace("<!-- source", "## B\n<!-- source")))
+
+
+def test_numbers_beside_the_weights_and_curves_are_shown(small: Path) -> None:
+    (small / figures.ALLOWED).unlink()
+    marks = (
+        "# A\n<!-- figure: student/bounds.json factors.map .1f --><!-- /figure --> and "
+        "<!-- figure: student/bounds.json heads.1 d --><!-- /figure -->\n"
+        "<!-- curve: student/tail --><!-- /curve -->\n"
+    )
+    text = figures.render(marks, small)
+    assert "-->2.3<" in text and "-->24<" in text
+    assert "| x2 | +1.70 | n/a |\n| x4 | n/a | -0.20 |\n" in text
+    assert figures.check(page(small, text)) == []
+    assert "differs" in figures.check(page(small, text.replace("+1.70", "+1.80")))[0]
+    assert "no curve" in figures.check(page(small, text.replace("student/tail", "student/no")))[0]
+    assert "no number" in figures.check(page(small, text.replace("factors.map", "factors")))[0]
+
+
+def test_a_table_of_no_weights_never_becomes_an_earlier_one(small: Path) -> None:
+    (small / figures.ALLOWED).unlink()
+    results = small / "docs/app/results"
+    results.mkdir(parents=True)
+    table = json.loads((small / "bids_moediff/data/models/student/results/t.json").read_text())
+    (results / "a.json").write_text(json.dumps(table | {"weights": "", "sha256": ""}))
+    text = figures.render("# A\n<!-- source: app/a --><!-- /source -->\n", small)
+    assert "(no weights; bf16; 7 images of 6 people" in text
+    text = figures.render("# A\n<!-- figure: app/a gain --><!-- /figure -->\n", small)
+    assert ">2.35<" in text and figures.check(page(small, text)) == []
 
 
 def test_new_weights_make_old_numbers_earlier_ones(small: Path) -> None:
@@ -131,7 +186,7 @@ def test_new_weights_make_old_numbers_earlier_ones(small: Path) -> None:
 
 
 def test_the_command_finds_a_number_changed_by_hand(tmp_path: Path) -> None:
-    for name in ("README.md", "docs", "tools/figures.py"):
+    for name in ("README.md", "docs", "tools/figures.py", figures.ALLOWED):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)

@@ -13,8 +13,11 @@ processor, images, people, interval, values, rows, views). Pages take from it by
     <!-- table: student/benchmark gains -->   (a whole table, one of the views)
     <!-- weights: student/benchmark -->       ("shipped weights 3e15c374", or "earlier weights …")
     <!-- source: student/benchmark -->        (command, weights, precision, date, people)
+    <!-- curve: student/student-tail -->      (gains of the last look of a training, curve.json)
 
-each closed by its name with a slash. A section that shows a whole table, or numbers of weights
+each closed by its name with a slash. ``student/bounds.json factors.map`` is a number of another
+file of the model's folder; tables of measurements that depend on no weights lie in
+``docs/app/results`` (``app/NAME``). A section that shows a whole table, or numbers of weights
 that are not the shipped ones, has to say so by a mark of the last two kinds.
 """
 
@@ -23,19 +26,31 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = re.compile(r"(<!-- (figure|table|weights|source): ([^>]+?) -->)(.*?)(<!-- /\2 -->)", re.S)
-# On these pages a number of dB, or a table with decimals, stands in a mark.
-GUARDED = ("README.md", "docs/benchmark.md", "docs/limits.md")
-TYPED = re.compile(r"[-+]?\d+(?:\.\d+)? dB|^\|.*\d\.\d.*\|$", re.M)
+KINDS = "figure|table|weights|source|curve"
+MARK = re.compile(rf"(<!-- ({KINDS}): ([^>]+?) -->)(.*?)(<!-- /\2 -->)", re.S)
+# What only a mark may show: a number with a unit of measurements, a Dice, a cell of a table that
+# is a decimal number. Code is left out.
+TYPED = re.compile(
+    r"(?<![\w.])\d[\d,.]*[ -]?(?:dB|%|ml|s|seconds|minutes|h|hours|[kMGT]i?B|bytes)(?![\w/])"
+    r"|\b[Dd]ice\b[^.|]{0,40}\b0\.\d+"
+    r"|^.*\|[ *]*[-+]?\d+\.\d(?:[^|a-zA-Z\n]|to)*\|.*$",
+    re.M,
+)
+CODE = re.compile(r"`[^`\n]*`")
+RECIPE = re.compile(r"^\| \w[^|]* \|[^|]*\|$", re.M)  # settings of a training, in a card
+ALLOWED = "tools/typed_figures.tsv"  # page, typed words, why they may be typed
 DIGITS = 8
 # First digits of a checksum of weights, as pages name them.
 CHECKSUM = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8}(?=[0-9a-f]{0,4}\b)")
-HISTORY = "docs/changelog.md"  # may name any weights
+HISTORY = "docs/changelog.md"  # may name any weights and numbers
+# Made from the code, sizes of public images, or history.
+UNGUARDED = (HISTORY, "docs/options.md", "docs/data.md", "docs/biobank.md", "docs/combining.md")
 NO_CHECKSUMS = {"e0184661"}  # an article's number
 
 
@@ -60,14 +75,20 @@ class Table:
 
     def __init__(self, address: str, root: Path = ROOT) -> None:
         model, _, name = address.partition("/")
-        folder = root / "bids_moediff/data/models" / model
+        folder = root / ("docs/app" if model == "app" else f"bids_moediff/data/models/{model}")
+        beside = name.endswith(".json")
         try:
-            self.content = json.loads((folder / "results" / f"{name}.json").read_text("utf-8"))
+            path = folder / name if beside else folder / "results" / f"{name}.json"
+            self.content = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise FigureError(f"there is no result table {address}") from error
         self.address = address
+        if beside:
+            values = dict(_numbers(self.content))
+            self.content = {"values": values, "weights": "", "images": 0, "people": 0}
+        self.weightless = self.content.get("weights") == ""
         shipped = checksum(folder / self.content.get("weights", "model.safetensors"))
-        self.current = self.content["sha256"] == shipped
+        self.current = self.weightless or self.content["sha256"] == shipped
 
     def figure(self, key: str, form: str = ".2f") -> str:
         """Return one number as text."""
@@ -96,6 +117,8 @@ class Table:
 
     def weights(self) -> str:
         """Return whose weights were measured."""
+        if self.weightless:
+            return "no weights"
         kind = "shipped" if self.current else "earlier"
         return f"{kind} weights {self.content['sha256'][:DIGITS]}"
 
@@ -104,7 +127,8 @@ class Table:
         content = self.content
         whom = f"{content['images']} images of {content['people']} people"
         parts = [
-            f"{self.weights()}", content["precision"], whom, content["interval"],
+            self.weights(), content["precision"], whom if content["images"] else content["note"],
+            content["interval"],
             content["processor"], content["date"],
         ]  # fmt: skip
         return f"Measured by `{content['command']}` ({'; '.join(part for part in parts if part)})."
@@ -116,6 +140,36 @@ def _cell(form: str, row: dict[str, Any]) -> str:
         return form.format(**row)
     except (KeyError, TypeError, ValueError):
         return "n/a"
+
+
+def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a JSON file by their dotted names; items of lists by their places."""
+    if isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in pairs:
+            yield from _numbers(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, int | float):
+        yield name, content
+
+
+def curve(address: str, root: Path = ROOT) -> str:
+    """Return the gains of a stage's last look as a table, like ``training/card.py`` writes it."""
+    model, _, stage = address.partition("/")
+    path = root / "bids_moediff/data/models" / model / "curve.json"
+    try:
+        looks = json.loads(path.read_text("utf-8"))[stage]
+        gains = [look for look in looks if look.get("gains")][-1]["gains"]
+    except (OSError, KeyError, IndexError) as error:
+        raise FigureError(f"there is no curve {address}") from error
+    columns = list(dict.fromkeys(key for values in gains.values() for key in values))
+    lines = [
+        ["protocol", *(name.replace("_", " ") for name in columns)],
+        ["---"] * (len(columns) + 1),
+    ]
+    for protocol, values in gains.items():
+        cells = [f"{values[key]:+.2f}" if key in values else "n/a" for key in columns]
+        lines.append([protocol, *cells])
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _in_code(text: str) -> list[range]:
@@ -141,6 +195,8 @@ def marks_of(text: str) -> list[re.Match[str]]:
 def rendered(kind: str, words: str, root: Path = ROOT) -> str:
     """Return what stands between the two halves of a mark."""
     address, *rest = words.split()
+    if kind == "curve":
+        return curve(address, root)
     table = Table(address, root)
     if kind in ("weights", "source"):
         return table.weights() if kind == "weights" else table.source()
@@ -155,8 +211,8 @@ def render(text: str, root: Path = ROOT) -> str:
     return text
 
 
-def problems(text: str, guarded: bool, root: Path = ROOT) -> list[str]:
-    """Return what is wrong with a page, one sentence each."""
+def problems(text: str, root: Path = ROOT) -> list[str]:
+    """Return what is wrong with the marks of a page, one sentence each."""
     found = []
     marks = marks_of(text)
     for mark in marks:
@@ -165,18 +221,44 @@ def problems(text: str, guarded: bool, root: Path = ROOT) -> list[str]:
         except FigureError as error:
             found.append(f"{error}.")
             continue
-        if mark[4] != wanted and mark[2] != "table":
+        if mark[4] != wanted and mark[2] not in ("table", "curve"):
             found.append(f"{mark[3]}: the page says {mark[4]!r}, the table {wanted!r}.")
         elif mark[4] != wanted:
             found.append(f"{mark[3]}: the page differs from the table.")
     without = _without_code(text)
-    if len(re.findall(r"<!-- (?:figure|table|weights|source): ", without)) != len(marks):
+    if len(re.findall(rf"<!-- (?:{KINDS}): ", without)) != len(marks):
         found.append("a mark is not closed.")
     if not found:
         found += _without_source(text, root)
-    if guarded:
-        typed = TYPED.findall(MARK.sub("", without))
-        found += [f"typed by hand: {words[:60]!r}." for words in typed]
+    return found
+
+
+def typed(text: str, allowed: Sequence[str], always: Sequence[str] = ()) -> list[str]:
+    """Return numbers that look measured and stand in no mark, and allowed words that are gone.
+
+    Each of `allowed` may be typed once for each time it stands in the list; what begins with "|"
+    is the beginning of a row of a table. Each of `always` may stand anywhere.
+    """
+    text = MARK.sub("", _without_code(text))
+    for words in always:
+        text = text.replace(words, "")
+    found = []
+    for words in allowed:
+        pattern = re.escape(words) + ("[^\n]*" if words.startswith("|") else "")
+        text, count = re.subn(pattern, "", text, count=1)
+        if not count:
+            found.append(f"{ALLOWED} allows {words!r}, which is not there any more.")
+    text = CODE.sub("", text)
+    return found + [f"typed by hand: {words[:60]!r}." for words in TYPED.findall(text)]
+
+
+def _allowed(root: Path) -> dict[str, list[str]]:
+    """Words that may be typed, by page; "*" for all pages, wherever they stand."""
+    found: dict[str, list[str]] = {}
+    if (root / ALLOWED).is_file():
+        for line in (root / ALLOWED).read_text(encoding="utf-8").splitlines()[1:]:
+            page, words, _ = line.split("\t")
+            found.setdefault(page, []).append(words)
     return found
 
 
@@ -197,7 +279,7 @@ def _without_source(text: str, root: Path) -> list[str]:
     """Sections with a table, or with numbers of earlier weights, that do not say of which."""
     found = []
     for section in re.split(r"^(?=#+ )", text, flags=re.M):
-        marks = [(mark[2], mark[3].split()[0]) for mark in marks_of(section)]
+        marks = [(m[2], m[3].split()[0]) for m in marks_of(section) if m[2] != "curve"]
         told = {address for kind, address in marks if kind in ("weights", "source")}
         for kind, address in dict.fromkeys(marks):
             shown = kind == "table" or (kind == "figure" and not Table(address, root).current)
@@ -210,12 +292,17 @@ def _without_source(text: str, root: Path) -> list[str]:
 def check(root: Path = ROOT) -> list[str]:
     """Return all that is wrong on all pages."""
     found = []
+    allowed = _allowed(root)
     for path in pages(root):
         name = path.relative_to(root).as_posix()
         text = path.read_text(encoding="utf-8")
-        wrong = problems(text, name in GUARDED, root)
+        wrong = problems(text, root)
         if name != HISTORY:
             wrong += _other_weights(text, root)
+        if path.name == "MODEL_CARD.md":
+            text = RECIPE.sub("", text)
+        if name not in UNGUARDED:
+            wrong += typed(text, allowed.get(name, []), allowed.get("*", []))
         found += [f"{name}: {words}" for words in wrong]
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from research import results
+from research import evaluation_tables, results
 from research.remeasure import measurements, shown
 
 
@@ -67,3 +67,78 @@ def test_people_are_not_images() -> None:
 def test_commands_show_no_place_of_the_machine() -> None:
     for wanted in measurements(Path("/secret/data")):
         assert "secret" not in shown(wanted.words) and "--data DATA" in shown(wanted.words)
+
+
+def tsv(path: Path, *rows: dict[str, Any]) -> Path:
+    names = list(rows[0])
+    lines = ["\t".join(names), *("\t".join(str(row[name]) for name in names) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path.parent
+
+
+def test_lesions_become_rows_by_size_and_sums_over_heads(tmp_path: Path) -> None:
+    size = {"protocol": "x2iso-kspace", "diameter_mm": 4, "lesions": 9, "worst": 0.5}
+    size |= {f"over_back_projection{end}": 0.1 for end in ("", "_low", "_high")}
+    methods = {"cubic": 0.7, "back-projection": 0.8, "net": 0.9}
+    tsv(
+        tmp_path / "sizes.tsv", *(size | {"method": m, "recovered": r} for m, r in methods.items())
+    )
+    head = {"protocol": "x2iso-kspace", "invented": 1, "outside_rms": 0.1, "outside_max": 1.5}
+    head |= {"null_correlation": 0.5, "mirror_difference": 0.4, "version": "abc int8"}
+    rows = [
+        head | {"head": name, "method": method, "false_positives": found}
+        for method in methods
+        for name, found in (("a_T1w", 2), ("a_T2w", 5))
+    ]
+    found = evaluation_tables.lesions(tsv(tmp_path / "heads.tsv", *rows), "net")
+    assert (found["images"], found["people"], found["precision"]) == (2, 1, "int8")
+    assert found["interval"].endswith("over 9 lesions of each size")
+    assert [found["values"][f"x2.4mm.{name}"] for name in ("cubic", "back", "own")] == [
+        0.7,
+        0.8,
+        0.9,
+    ]
+    assert found["values"]["x2.net.false_positives"] == 7
+    away = next(row for row in found["rows"] if row.get("key") == "x2.net")
+    assert (away["false_positives_text"], away["largest"]) == ("2, 5", "1.5")
+
+
+def test_spans_are_of_one_model_and_of_one_contrast(tmp_path: Path) -> None:
+    names = ("factor", "within_two", "risk_half", "ideal_half", "gain")
+    rows = [
+        {"head": head, "model": model, **dict.fromkeys(names, value)}
+        for head, model, value in (
+            ("a_T1w", "net", 0.5), ("b_T1w", "net", 0.75), ("b_T2w", "net", 0.9),
+            ("a_T1w", "other", 9.0),
+        )
+    ]  # fmt: skip
+    found = evaluation_tables.calibration(tsv(tmp_path / "calibration.tsv", *rows), "net")
+    assert (found["images"], found["people"]) == (3, 2)
+    assert [row["factor"] for row in found["rows"]] == ["0.50 to 0.75", "0.90"]
+    assert found["rows"][0]["within_two"] == "50 % to 75 %"
+    assert found["values"]["T1w.factor_high"] == 0.75
+
+
+def test_an_image_holds_if_its_worst_measurement_does(tmp_path: Path) -> None:
+    rows = [
+        {"head": head, "model": "net", "map": "map", "within": share}
+        for head, share in (("ds002748_1_T1w", 0.97), ("ds002748_1_T1w", 0.94), ("c_T1w", 0.96),
+                            ("c_T2w", 0.9))
+    ]  # fmt: skip
+    found = evaluation_tables.coverage(tsv(tmp_path / "coverage.tsv", *rows), "net")
+    assert [(row["hold"], row["of"]) for row in found["rows"]] == [(0, 1), (1, 1), (0, 1)]
+    assert found["rows"][0]["within"] == "94.0 % to 97.0 %"
+
+
+def test_samples_are_compared_with_the_image_and_the_baseline(tmp_path: Path) -> None:
+    base = {"head": "a_T1w", "protocol": "x2iso-kspace", "model": "net", "correlation": 0.6}
+    base |= {"energy_percent": -1.25, "crps_percent": 1, "psnr_image": 30, "psnr_mean": 29}
+    rows = [
+        base | {"sampler": name, "v": v, "psnr_sample": psnr}
+        for name, v, psnr in (("by hand", 0.5, 28), ("learned", 0.9, 27), ("own: x", 1.1, 26))
+    ]
+    found = evaluation_tables.sampling(tsv(tmp_path / "sampling.tsv", *rows), "net")
+    assert [row["v_hand"] for row in found["rows"]] == ["0.50"] * 3
+    assert [row["one"] for row in found["rows"]] == ["-2.0 dB", "-3.0 dB", "-4.0 dB"]
+    assert found["values"]["T1w.x2iso-kspace.own.one_low"] == -4
+    assert found["views"]["spans"]["where"] == {"sampler": ["Gaussian noise", "experts"]}
