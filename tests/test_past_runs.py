@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import last_items, last_record, write_note, write_plan
 from bids_moediff.execution.group import participant_state
+from bids_moediff.interfaces.run_record import ImageStatus
 
 
 def ended(folder: Path, status: str, stage: str = "sr") -> None:
@@ -100,3 +103,24 @@ def test_a_preparation_is_no_result(tmp_path: Path) -> None:
     ended(tmp_path / "logs" / "sub-1" / "1", "done", stage="preproc")
     state = participant_state(tmp_path, "1")
     assert state["status"] == "missing" and "prepared" in state["message"]
+
+
+def test_reports_made_anew_show_the_voxel_size_that_was_made(tmp_path: Path) -> None:
+    """Otherwise ``--reports-only`` without the same ``--output-resolution`` finds no image."""
+    names = {"sub": "1"}
+    image = AnatomicalImage(tmp_path / "sub-1_T1w.nii.gz", "sub-1_T1w.nii.gz", names, "T1w", {})
+    made = derivative_path(image, "sr", (1.0, 1.0, 1.0))
+    (tmp_path / made).parent.mkdir(parents=True)
+    (tmp_path / made).touch()
+    run = tmp_path / "logs" / "sub-1" / "1"
+    ended(run, "done")
+    record = json.loads((run / "run.json").read_text())
+    record["images"][0]["products"] = {"sr": str(made), "srstd": "sub-1/anat/gone.nii.gz"}
+    (run / "run.json").write_text(json.dumps(record))
+    step = ImageStatus(
+        source=image.to_json(), stage="report", output_dir=str(tmp_path), zooms=(0.7, 0.7, 0.7),
+        run_id="2",
+    )  # fmt: skip
+    (tmp_path / "work").mkdir()
+    status = Path(step.run(cwd=str(tmp_path / "work")).outputs.status)
+    assert json.loads(status.read_text())["products"] == {"sr": str(made)}

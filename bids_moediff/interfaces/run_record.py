@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the record of a run and the report from it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class ImageStatus(SimpleInterface):
             reports = self.inputs.stage == "report"
             zooms = self.inputs.zooms
             item = previous_item(output_dir, source, zooms) if reports else self._item(source)
-            item["products"] = existing_products(output_dir, source, zooms)
+            known = recorded_products(output_dir, item) if reports else {}
+            item["products"] = known or existing_products(output_dir, source, zooms)
         except Exception as error:  # it would cost the other images of the participant
             item = empty_item(source) | {"message": unexpected(type(self).__name__, error)}
         path = write_json(item, Path(runtime.cwd) / "status.json")
@@ -140,6 +141,18 @@ def existing_products(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -
         if (output_dir / path).exists():
             products[name] = str(path)
     return products
+
+
+def recorded_products(output_dir: Path, item: Mapping[str, Any]) -> dict[str, str]:
+    """Return the products on disk that the record of an image names, at its own voxel size."""
+    recorded = item.get("products")
+    if not isinstance(recorded, dict):
+        return {}
+    return {
+        name: path
+        for name, path in recorded.items()
+        if name in PRODUCTS and isinstance(path, str) and (output_dir / path).is_file()
+    }
 
 
 def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> dict[str, Any]:
