@@ -139,9 +139,13 @@ def test_names_that_a_shell_would_read(tmp_path: Path) -> None:
         (("--config-file=absent.toml",), {}, 2, "cannot be read"),
         ((), {"APP": "apptainer run 'my app.sif"}, 2, "my app.sif"),
         (("participant",), {}, 2, "leave out participant"),
+        (("--modalities", "T1w", "--dry-run"), {}, 2, "leave out --dry-run"),
+        (("--stage=sr",), {}, 2, "leave out --stage"),
+        (("-w", "elsewhere"), {}, 2, "leave out -w"),
         (("--config-file", "quoted.toml"), {}, 2, "chooses participants"),
         ((), {"PER_GPU": "0"}, 2, "PER_GPU"),
         ((), {"LIMITS": "MaxArraySize = 0"}, 69, "MaxArraySize is 0"),
+        ((), {"LIMITS": "'; exit 1; '"}, 69, "SLURM does not answer"),
     ],
 )
 def test_a_wrong_call_submits_nothing(

@@ -69,12 +69,40 @@ def test_more_participants_than_an_array_may_have_tasks(
     expected = [f"sub-{number:04d}" for number in range(1001)]
     for name in expected:
         (tmp_path / "data" / name).mkdir(parents=True)
-    jobs, logs = submit(slurm, tmp_path, LIGHT, APP=PRINT)
+    # A variable of sbatch, as the shell of a job may have it, makes no array of the group's job.
+    jobs, logs = submit(slurm, tmp_path, LIGHT, APP=PRINT, SBATCH_ARRAY_INX="1-3")
     local_slurm.wait_for_jobs(slurm)
     for stage in ("preproc", "superres", "report"):
         tasks = labels(logs, stage)
         assert len(tasks) <= 99
         assert sorted(name for task in tasks for name in task) == expected
+    assert [local_slurm.exit_codes(slurm, job) for job in jobs] == [{"0:0"}] * 4
+    assert len(list(logs.glob("moediff-group-*"))) == 1
+
+
+def test_a_requeued_task_starts_anew_and_keeps_its_log(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """As after the reboot of a node: the jobs behind it wait."""
+    (tmp_path / "data" / "sub-1").mkdir(parents=True)
+    app = tmp_path / "app"
+    waits = '[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || case $* in *preproc*) sleep 600 ;; esac'
+    app.write_text(f'#!/bin/sh\necho "start: $*"\n{waits}\n')
+    app.chmod(0o755)
+    jobs, logs = submit(slurm, tmp_path, LIGHT, APP=str(app))
+    log, end = logs / f"moediff-preproc-{jobs[0]}_1.log", time.monotonic() + 60
+    while not (log.is_file() and log.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    task = f"{jobs[0]}_1"
+    subprocess.run(["scontrol", "requeue", task], env=slurm, check=True)
+    at_once = ["scontrol", "update", f"JobId={task}", "StartTime=now"]  # not in two minutes
+    while log.read_text().count("start: ") < 2:
+        subprocess.run(at_once, env=slurm, check=False, capture_output=True)
+        assert time.monotonic() < end
+        time.sleep(1)
+    local_slurm.wait_for_jobs(slurm, 120)
+    assert log.read_text().count("start: ") == 2
     assert [local_slurm.exit_codes(slurm, job) for job in jobs] == [{"0:0"}] * 4
 
 

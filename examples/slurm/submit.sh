@@ -18,8 +18,8 @@
 # participant stops nobody else. Lists and logs of a submission are in OUTPUT_DIR/logs/slurm.
 set -eu
 # With CDPATH cd goes elsewhere, and prints where. The memory of a job that calls this script is
-# not that of the jobs it submits.
-unset CDPATH SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
+# not that of the jobs it submits. With SBATCH_ARRAY_INX the group would be an array too.
+unset CDPATH SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SBATCH_ARRAY_INX SBATCH_WAIT
 here=$(cd "$(dirname "$0")" && pwd)
 stop() { echo "submit.sh: $2" >&2; exit "$1"; }
 sort() { LC_ALL=C command sort "$@"; }
@@ -52,6 +52,11 @@ unset BIDS_MOEDIFF_PARTICIPANT_LABEL BIDS_MOEDIFF_EXCLUDE_PARTICIPANT_LABEL
 options='' reading='' previous='' config='' chosen='' left_out=''
 for word in "$@"; do
     case $word in
+    -h | --help | --version | --print-config | --check | --dry-run)
+        stop 2 "leave out $word: call the app itself for that"
+        ;;
+    --stage | --stage=*) stop 2 'leave out --stage: the jobs run all stages' ;;
+    -w | --work[-_]dir | --work[-_]dir=*) stop 2 "leave out $word: WORK_DIR is the third word" ;;
     --participant[-_]label) reading=asked asked='' chosen=yes ;;
     --exclude-participant[-_]label) reading=excluded excluded='' left_out=yes ;;
     --participant[-_]label=*) reading='' asked=${word#*=} chosen=yes ;;
@@ -82,7 +87,8 @@ if [ -n "$config" ]; then
 fi
 
 # Three arrays wait at once; SLURM has a limit for one array and one for all jobs together.
-slurm_limit() { scontrol show config | sed -n "s/^$1 *= *\([0-9][0-9]*\).*/\1/p"; }
+slurm=$(scontrol show config) || stop 69 'SLURM does not answer'
+slurm_limit() { printf '%s\n' "$slurm" | sed -n "s/^$1 *= *\([0-9][0-9]*\).*/\1/p"; }
 array=$(slurm_limit MaxArraySize) jobs=$(slurm_limit MaxJobCount)
 most=$((${array:-1001} - 1)) jobs=$((${jobs:-10000} / 4))
 [ "$jobs" -ge "$most" ] || most=$jobs
@@ -165,9 +171,10 @@ submit() { # NAME LOG MEMORY OPTIONS [option of sbatch...]: a job that waits for
     set -- $memory "$@"
     eval "set -- \"\$@\" $more"
     [ -z "$submitted" ] || set -- "--dependency=afterany:${submitted##* }" "$@"
-    # In one step: a signal must not come between a job and its place in the list.
-    submitted="$submitted $(sbatch --parsable --output="$output" "$@" "$script" "$submission")" \
-        || exit
+    # A task that starts anew (requeued) must not write over its log. In one step: a signal must
+    # not come between a job and its place in the list.
+    submitted="$submitted $(sbatch --parsable --open-mode=append --output="$output" "$@" \
+        "$script" "$submission")" || exit
     submitted=${submitted%%;*}
 }
 cpu=${CPU_OPTIONS:-} tasks=$(((count + per_task - 1) / per_task))
