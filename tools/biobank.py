@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Simulate discovery and planning for a biobank, and write its figures into docs/biobank.md.
+"""Simulate discovery and planning for a biobank, for the figures of docs/biobank.md.
 
-    python tools/biobank.py --participants 100000 --outputs DERIVATIVES --write docs/biobank.md
+    python tools/biobank.py --participants 100000 --outputs DERIVATIVES
 
 A data set of empty files is made in a temporary folder: names and sidecars only, a T1w and a FLAIR
 image each. Listing, discovery of a sample and planning run in a process of their own, whose peak
