@@ -2,7 +2,7 @@
 """What methods text and record say ran is what ran, told by hooks on the networks."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,14 @@ import torch
 
 from bids_moediff.bids.dataset import bibliography, with_references
 from bids_moediff.families import whole_volume
+from bids_moediff.families.crfm import restorer as crfm_restorer
+from bids_moediff.families.crfm.network import CRFMConfig, CRFMNetwork
 from bids_moediff.families.moediff import restorer as moediff_restorer
 from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
+from bids_moediff.families.nsmoe import restorer as nsmoe_restorer
+from bids_moediff.families.nsmoe.network import NSMoEConfig, NSMoENetwork
 from bids_moediff.families.protocol import Restored
 from bids_moediff.families.student import restorer as student_restorer
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
@@ -35,8 +39,22 @@ WORDS = {
     "mean": "regression network",
     "experts": "diffusion experts",
     "student": "regression network",
+    "kernels": "steered kernels",
+    "reference": "second network corrects",
 }
 CITED = {"mean": "moediffsr", "experts": "swin", "student": "moediffsr"}
+FAMILIES = ("moediff", "mean only", "experts only", "student", "nsmoe", "crfm")
+
+
+def student() -> StudentNetwork:
+    return StudentNetwork(StudentConfig(8, 2, (6, 5, 6, 5)))
+
+
+@pytest.fixture(autouse=True)
+def small_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crfm corrects, in place of the shipped student."""
+    base = LoadedModel(student().eval(), {"family": "student"}, "1" * 64, "base")
+    monkeypatch.setattr(crfm_restorer, "load_model", lambda *_: base)
 
 
 def small(name: str) -> SuperResolver:
@@ -47,9 +65,11 @@ def small(name: str) -> SuperResolver:
         "moediff": lambda: MoEDiffModel(mean, mixture),
         "mean only": lambda: MoEDiffModel(mean, None),
         "experts only": lambda: MoEDiffModel(None, mixture),
-        "student": lambda: StudentNetwork(StudentConfig(8, 2, (6, 5, 6, 5))),
+        "student": student,
+        "nsmoe": lambda: NSMoENetwork(NSMoEConfig(8, 1, (4, 4, 4, 4), hidden=8)),
+        "crfm": lambda: CRFMNetwork(CRFMConfig(channels=6, blocks=1)),
     }
-    family = "student" if name == "student" else "moediff"
+    family = name if name in ("student", "nsmoe", "crfm") else "moediff"
     loaded = LoadedModel(networks[name]().eval(), {"family": family}, "0" * 64, f"small {name}")
     return SuperResolver(loaded, torch.device("cpu"), "fp32")
 
@@ -68,7 +88,19 @@ def witnessed(resolver: SuperResolver) -> Iterator[set[str]]:
         seen.add("student" if isinstance(network, StudentNetwork) else "mean")
         return whole_volume.restore_volume(network, *arguments)
 
+    def noted(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen.add(part)
+            return function(*arguments, **options)
+
+        return call
+
     with pytest.MonkeyPatch.context() as patch:
+        for module, part, name in (
+            (nsmoe_restorer, "kernels", "apply_to_volume"),
+            (crfm_restorer, "reference", "correct_volume"),
+        ):
+            patch.setattr(module, name, noted(part, getattr(module, name)))
         for module in (moediff_restorer, student_restorer):
             patch.setattr(module, "restore_volume", restore_volume)
         yield seen
@@ -82,11 +114,29 @@ def thin() -> nib.Nifti1Image:
     )
 
 
-def run(resolver: SuperResolver, **options: Any) -> tuple[dict[str, Any], set[str]]:
+def run(
+    resolver: SuperResolver, reference: nib.Nifti1Image | None = None, **options: Any
+) -> tuple[dict[str, Any], set[str]]:
     with witnessed(resolver) as seen:
         request = ImageRequest(key="", image="", out_dir="", metadata={})
-        found = enhance_image(resolver, Scan(thin()), request, Options(noise="none", **options))
+        scan = Scan(thin(), reference=reference)
+        found = enhance_image(resolver, scan, request, Options(noise="none", **options))
     return found.record, seen
+
+
+def check_words(record: dict[str, Any], seen: set[str], text: str) -> None:
+    """The text names the parts that ran, cites them, and names and cites no other."""
+    assert set(record["NetworksRun"]) == seen
+    said = {words for words in WORDS.values() if words in text}
+    assert said == {WORDS[part] for part in seen}
+    cited = set(re.findall(r"@(\w+)", text))
+    expected = {CITED[part] for part in seen if part in CITED}
+    assert expected <= cited
+    # Experts are described after the same article as the mean.
+    assert {"moediffsr", "swin"} & cited <= expected | (
+        {"moediffsr"} if "experts" in seen else set()
+    )
+    assert ("pytorch" in cited) is bool(seen)
 
 
 def item(key: str, record: dict[str, Any], **preparation: Any) -> dict[str, Any]:
@@ -96,24 +146,46 @@ def item(key: str, record: dict[str, Any], **preparation: Any) -> dict[str, Any]
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["moediff", "mean only", "experts only", "student"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_parts_of_the_network_are_those_that_ran(name: str) -> None:
     resolver = small(name)
     for target, finer in ((1.8, True), (4.2, False)):
         record, seen = run(resolver, output_resolution=(target,) * 3)
-        assert set(record["NetworksRun"]) == seen
         assert bool(seen) is finer
         text = methods_text([item("a", record)])
-        said = {part for part, words in WORDS.items() if words in text}
-        assert {WORDS[part] for part in said} == {WORDS[part] for part in seen}
+        check_words(record, seen, text)
         assert (f"`small {name}`" in text) is finer
         assert ("made to agree" in text) is finer
         assert ("not restored" in text) is not finer
         assert ("NumberOfSteps" in record) is finer
-        cited = set(re.findall(r"@(\w+)", text))
-        assert {CITED[part] for part in seen} <= cited
-        assert {"moediffsr", "swin"} & cited <= {"moediffsr", *(CITED[part] for part in seen)}
-        assert ("pytorch" in cited) is finer
+
+
+@pytest.mark.parametrize(("target", "finer"), [(1.8, True), (4.2, False)])
+def test_a_reference_is_told_where_it_corrected(target: float, finer: bool) -> None:
+    fine = nib.Nifti1Image(np.random.default_rng(1).random((32, 36, 32)), np.diag([1.8] * 3 + [1]))
+    record, seen = run(small("crfm"), fine, output_resolution=(target,) * 3)
+    assert seen == ({"student", "reference"} if finer else set())
+    text = methods_text([item("a", record)])
+    check_words(record, seen, text)
+    assert "no reference" not in text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("mask", ["derivatives", "nonzero"])
+def test_every_family_agrees_with_what_was_averaged_and_names_the_mask(
+    name: str, mask: str
+) -> None:
+    record, seen = run(
+        small(name), output_resolution=(3.6,) * 3, acquired_resolution=(3.6, 7.2, 4.2)
+    )
+    assert seen
+    text = methods_text([item("a", record, BrainMask=mask)])
+    check_words(record, seen, text)
+    assert "agree with the image averaged down to 3.6 x 7.2 x 4.2 mm" in text
+    assert "agree with the measured image" not in text
+    assert ("another pipeline" in text) is (mask == "derivatives")
+    assert ("skull" in text) is (mask == "nonzero")
+    assert "convolutional network that had" not in text  # of the app's own mask
 
 
 def test_experts_that_the_gate_skipped_are_not_named() -> None:

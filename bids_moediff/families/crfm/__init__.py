@@ -45,12 +45,16 @@ def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
 
 def _network_words(record: Mapping[str, Any]) -> str:
     # By its progress ("reference") where it ran, by its costs ("crfm") where it is planned.
-    if {"reference", "crfm"} & set(record.get("NetworksRun", ("crfm",))):
+    ran = set(record.get("NetworksRun", ("crfm",)))
+    base = "a convolutional network"
+    if "student" in ran:
+        base = "a three-dimensional regression network after MoEDiff-SR [@moediffsr]"
+    if {"reference", "crfm"} & ran:
         return (
-            "a convolutional network whose output a second network corrects with the detail of a\n"
-            "reference contrast of the same subject, where both contrasts agree"
+            f"{base} whose output\na second network corrects with the detail of a "
+            "reference contrast of the same subject,\nwhere both contrasts agree"
         )
-    return "a convolutional network (there was no reference contrast for a second one)"
+    return f"{base}\n(there was no reference contrast for a second one)"
 
 
 def _stages() -> "Sequence[StageEntry]":
