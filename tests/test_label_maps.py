@@ -10,6 +10,7 @@ from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
 from bids_moediff.imaging.label_maps import carry_fractions, carry_labels
 from bids_moediff.imaging.map_images import carry_image, carry_images, read_map
+from bids_moediff.imaging.nearest_fractions import to_simplex
 from bids_moediff.imaging.separable import along_axes
 
 FINE = (1.0, 1.0, 1.0)
@@ -60,14 +61,30 @@ def test_fractions_keep_the_averages_and_sharpen(tissue, shape, zooms):
         assert dice(fraction > 0.5, tissue == code) > 0.95
 
 
-@pytest.mark.parametrize(("zoom", "limit"), [(0.5, 0.01), (0.7, 0.02)])
-@pytest.mark.parametrize("diameter", [3, 6])
-def test_volumes_of_fractions_where_voxels_divide_evenly_or_not(zoom, limit, diameter):
+@pytest.mark.parametrize(
+    ("zoom", "diameter", "limit"),
+    [(0.5, 3, 1e-3), (0.5, 6, 1e-3), (0.7, 3, 0.026), (0.7, 6, 0.04)],
+)
+def test_volumes_and_averages_where_voxels_divide_evenly_or_not(zoom, diameter, limit):
+    """At 0.7 mm no fractions have these averages: the least errors are 0.013 and 0.036."""
     lesion = ball(60, 2.0 * diameter, 30.3).astype(np.float32)  # in voxels of 0.25 mm
     given = lesion.reshape(15, 4, 15, 4, 15, 4).mean((1, 3, 5))
     count = int(np.ceil(15 / zoom))
-    carried = carry_fractions(given[None], (1, 1, 1), (count,) * 3, (zoom,) * 3)
-    assert carried.sum() * zoom**3 == pytest.approx(given.sum(), rel=limit)
+    carried = carry_fractions(given[None], (1, 1, 1), (count,) * 3, (zoom,) * 3)[0]
+    assert carried.sum() * zoom**3 == pytest.approx(given.sum(), rel=0.01)
+    matrix = axis_matrix(count, zoom, 15, 1.0, Axis("box"))
+    error = np.abs(along_axes(carried, [matrix] * 3) - given)
+    assert error[(given > 1e-3) & (given < 1 - 1e-3)].mean() < limit
+
+
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_the_nearest_fractions(labels):
+    """Against the definition: one shift for all that stay above zero, none gains below it."""
+    values = np.random.default_rng(labels).normal(0, 1, (labels, 40)).astype(np.float32)
+    nearest = to_simplex(values)
+    np.testing.assert_allclose(nearest.sum(0), 1, atol=1e-5)
+    shift = (values - nearest).max(0)
+    np.testing.assert_allclose(nearest, np.maximum(values - shift, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "zooms"), [((12, 12, 12), (2, 2, 2)), ((24, 24, 6), (1, 1, 4))])

@@ -7,6 +7,7 @@ A label is a fraction of tissue per voxel. Two kinds of maps are carried to the 
   short borders. This is threshold dynamics (Merriman, Bence and Osher, 1992) with one volume to
   keep per label and acquired voxel: smooth, sharpen, and restore the averages by generalised
   iterative scaling (Darroch and Ratcliff, 1972), which keeps fractions positive with sum one.
+  Where no fractions have these averages, the nearest are taken (:mod:`.nearest_fractions`).
 * *labels* (``dseg``, ``mask``): who drew the map gave a whole voxel to its main tissue, so its
   averages must not be kept (the nearest neighbour alone would keep them). The border is the zero
   of interpolated signed distances, drawn to the edges of an image on the fine grid where there is
@@ -27,6 +28,7 @@ from .acquisition import Axis, axis_matrix
 from .grid import Shape, Triple
 from .interpolation import _spline_matrix
 from .label_edges import edge_support
+from .nearest_fractions import _each, nearest_fractions
 from .separable import along_axes, gaussian
 
 TILE = 56  # fine voxels along each axis
@@ -180,12 +182,13 @@ def _sharpen(given: np.ndarray, average: Matrices, linear: Matrices) -> np.ndarr
         for m in average
     ]
     fine = _scale(fine, given, average, spread, SCALINGS)
-    for step in range(STEPS):
+    for _ in range(STEPS):
         smooth = np.stack([gaussian(label, [SMOOTHING] * 3) for label in fine])
         fine = _normalise(np.maximum(smooth, 1e-7) ** SHARPENING)
-        count = SCALINGS if step < STEPS - 1 else LAST_SCALINGS
-        fine = _scale(fine, given, average, spread, count)
-    return fine
+        fine = _scale(fine, given, average, spread, SCALINGS)
+    if _shared(average):
+        return nearest_fractions(fine, given, average)
+    return _scale(fine, given, average, spread, LAST_SCALINGS - SCALINGS)
 
 
 def _scale(
@@ -203,10 +206,6 @@ def _scale(
 def _shared(average: Matrices) -> bool:
     """Whether fine voxels lie in two acquired ones, as at 0.7 mm in 1 mm."""
     return any(matrix is not None and ((matrix > 1e-6).sum(0) > 1).any() for matrix in average)
-
-
-def _each(matrices: Matrices, labels: np.ndarray) -> np.ndarray:
-    return np.stack([along_axes(label, matrices) for label in labels])
 
 
 def _normalise(fractions: np.ndarray) -> np.ndarray:
