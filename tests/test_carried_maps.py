@@ -8,7 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.bids.carried_maps import carried_path, check_carried, find_maps, partitions
+from bids_moediff.bids.carried_maps import (
+    carried_path,
+    check_carried,
+    find_maps,
+    maps_elsewhere,
+    partitions,
+)
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import UsageError
@@ -71,6 +77,27 @@ def test_entities_may_be_left_out_where_one_image_fits(tmp_path):
     assert names(find_maps(first, maps)) == ["sub-01_run-1_desc-lesion_mask.nii.gz"]
 
 
+def test_maps_in_another_space_are_named_once(tmp_path):
+    maps = touch(
+        tmp_path / "maps",
+        "sub-01_space-MNI152NLin6Asym_label-GM_probseg.nii.gz",
+        "sub-01_space-FLAIR_desc-lesion_mask.nii.gz",
+        "sub-01_res-2_desc-lesion_mask.nii.gz",
+        "sub-01_desc-lesion_mask.nii.gz",
+        "sub-01_run-2_space-MNI152NLin6Asym_dseg.nii.gz",
+    )
+    first = image(tmp_path / "raw")
+    flair = image(tmp_path / "raw", "sub-01_FLAIR.nii.gz")
+    words = maps_elsewhere(first, maps)
+    assert "sub-01_space-MNI152NLin6Asym_label-GM_probseg.nii.gz" in words
+    assert "sub-01_res-2_desc-lesion_mask.nii.gz" in words
+    assert words.count(".nii.gz") == 2
+    assert maps_elsewhere(flair, maps) == ""
+    alone = image(tmp_path / "other", "sub-01_T2w.nii.gz")
+    assert maps_elsewhere(alone, maps).count("sub-01_") == 2  # MNI, and FLAIR, which is not there
+    assert maps_elsewhere(first, touch(tmp_path / "plain", "sub-01_dseg.nii.gz")) == ""
+
+
 def test_names_get_the_resolution():
     path = Path("sub-01_ses-b_label-GM_desc-x_probseg.nii")
     assert carried_path(path, (0.7, 0.7, 1.0)).as_posix() == (
@@ -107,26 +134,41 @@ def derivatives(tmp_path) -> Path:
     return folder
 
 
-def test_maps_are_written_with_their_words(derivatives, tmp_path):
+@pytest.fixture
+def carry(derivatives, tmp_path):
+    """A function that carries the maps of the source to its result."""
     source = image(tmp_path / "raw")
     scan = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
-    maps, remarks = maps_on_grid([str(path) for path in find_maps(source, derivatives)], scan)
-    assert len(maps) == 2
-    assert len(remarks) == 1
-    assert "sub-01_desc-lesion_mask.nii.gz is not on the grid" in remarks[0]
     shape, affine = output_grid(scan.shape, scan.affine, ZOOMS)
     nib.save(scan, tmp_path / "scan.nii")
     result = tmp_path / "out" / derivative_path(source, "sr", ZOOMS)
     result.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), affine), result)
-    step = CarryMaps(
-        source=source.to_json(), maps=[str(path) for path in find_maps(source, derivatives)],
-        folder=str(derivatives), image=str(tmp_path / "scan.nii"),
-        output_dir=str(tmp_path / "out"), output_resolution=ZOOMS,
-    )  # fmt: skip
-    written = step.run(cwd=str(tmp_path)).outputs
-    assert written.failure == ""
-    assert len(written.paths) == 2
+
+    def run() -> list[str]:
+        step = CarryMaps(
+            source=source.to_json(), maps=[str(path) for path in find_maps(source, derivatives)],
+            folder=str(derivatives), image=str(tmp_path / "scan.nii"),
+            output_dir=str(tmp_path / "out"), output_resolution=ZOOMS,
+        )  # fmt: skip
+        written = step.run(cwd=str(tmp_path)).outputs
+        assert written.failure == ""
+        return written.paths
+
+    return run
+
+
+def test_a_map_on_another_grid_is_named(derivatives, tmp_path):
+    scan = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    found = find_maps(image(tmp_path / "raw"), derivatives)
+    maps, remarks = maps_on_grid([str(path) for path in found], scan)
+    assert len(maps) == 2
+    assert len(remarks) == 1
+    assert "sub-01_desc-lesion_mask.nii.gz is not on the grid" in remarks[0]
+
+
+def test_maps_are_written_with_their_words(carry, tmp_path):
+    assert len(carry()) == 2
     stem = tmp_path / "out" / "sub-01" / "anat" / "sub-01_res-1mm_desc-aseg_dseg"
     carried = nib.Nifti1Image.from_filename(f"{stem}.nii.gz")
     assert np.count_nonzero(np.asarray(carried.dataobj) == 17) == 6**3 * 8
@@ -139,6 +181,29 @@ def test_maps_are_written_with_their_words(derivatives, tmp_path):
     assert np.asarray(nib.Nifti1Image.from_filename(probability).dataobj).sum() == pytest.approx(
         0.5 * 6**3 * 8, rel=0.01
     )
+
+
+def test_a_rerun_leaves_no_old_map(carry, derivatives, tmp_path):
+    carry()
+    anat, before = tmp_path / "out" / "sub-01" / "anat", derivatives / "sub-01" / "anat"
+    stem = "sub-01_res-1mm_desc-aseg_dseg"
+    kept = [*anat.glob("*_T1w.nii.gz"), *anat.glob("*_probseg.*")]
+    kept += [
+        anat / "sub-01_res-1mm_desc-mine_mask.nii.gz",
+        anat / f"{stem}.nii.gz".replace("1mm", "2mm"),
+    ]
+    for path in kept[-2:]:
+        path.write_bytes((anat / f"{stem}.nii.gz").read_bytes())
+    (kept[-1].with_name(f"{stem}.json".replace("1mm", "2mm"))).write_bytes(
+        (anat / f"{stem}.json").read_bytes()
+    )
+    (derivatives / "desc-aseg_dseg.tsv").unlink()
+    carry()
+    assert sorted(path.suffix for path in anat.glob(f"{stem}.*")) == [".gz", ".json"]
+    (before / "sub-01_desc-aseg_dseg.nii.gz").unlink()
+    carry()
+    assert not list(anat.glob(f"{stem}.*"))
+    assert all(path.is_file() for path in kept)
 
 
 def test_files_of_tissues_are_carried_together_and_others_are_not():

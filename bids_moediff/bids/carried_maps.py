@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find masks and label maps of other apps for an image, and name them on its new grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ MAP_SUFFIXES = ("mask", "dseg", "probseg")
 MAP_ENTITIES = frozenset({"space", "atlas", "seg", "scale", "label", "desc"})
 # Brain masks on the output grid are made anew, and maps of experts and kernels are this app's own.
 OWN = ({"desc": "brain"}, {"seg": "moegate"}, {"seg": "kernel"})
+NAMED = 5  # maps that a remark names
 # What a sidecar says of the labels themselves; the rest holds for the old grid.
 KEPT_KEYS = ("Description", "Type", "LabelMap", "Manual", "Atlas")
 
@@ -53,20 +54,89 @@ def find_maps(image: AnatomicalImage, folder: Path) -> tuple[Path, ...]:
     folder
         Root of the derivatives.
     """
+    return tuple(path for path, entities in _maps(image, folder) if _belongs(entities, image))
+
+
+def maps_elsewhere(image: AnatomicalImage, folder: Path) -> str:
+    """Return one sentence that names the maps of an image in another space; empty if none.
+
+    Maps with ``res`` are on another grid by their names. Maps in the space of another image of
+    the session are that image's.
+    """
+    shown = {suffix for _, suffix in _images_beside(image)}
+    found = []
+    for path, entities in _maps(image, folder):
+        here = {key: value for key, value in entities.items() if key not in ("space", "res")}
+        if entities.get("space", image.suffix) not in shown:
+            first = image.suffix == "T1w" or "T1w" not in shown  # one image of several names it
+        elif "res" in entities:
+            first = entities.get("space", "T1w") == image.suffix
+        else:
+            continue
+        if first and _belongs({**here, "space": image.suffix}, image):
+            found.append(path.name)
+    if not found:
+        return ""
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return (
+        f"In another space or on another grid by their names: {', '.join(found[:NAMED])}{more}. "
+        "Not carried to the output grid."
+    )
+
+
+def carried_before(
+    image: AnatomicalImage, output_dir: Path, zooms: tuple[float, float, float]
+) -> tuple[Path, ...]:
+    """Return the maps that earlier runs have carried to the grid of a result, by their sidecars.
+
+    Parameters
+    ----------
+    image
+        The source image.
+    output_dir
+        Root of the app's derivatives.
+    zooms
+        Output voxel size in mm.
+    """
+    found = []
+    for path, entities in _maps(image, output_dir):
+        try:
+            record = read_json(_beside(path, ".json"))
+        except (OSError, ValueError):
+            continue
+        if (
+            isinstance(record, dict)
+            and "CarriedFrom" in record
+            and record.get("Sources") == [source_uri(image)]
+            and entities.get("res") == resolution_label(zooms)
+        ):
+            found.append(path)
+    return tuple(found)
+
+
+def remove_map(path: Path) -> None:
+    """Remove a carried map with its table and its sidecar, which comes last."""
+    for one in (path, _beside(path, ".tsv"), _beside(path, ".json")):
+        one.unlink(missing_ok=True)
+
+
+def _maps(image: AnatomicalImage, folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Masks and label maps of the subject and session of an image, with their entities."""
     anat = folder / f"sub-{image.entities['sub']}"
     if "ses" in image.entities:
         anat /= f"ses-{image.entities['ses']}"
-    found = []
     for path in sorted(anat.glob("anat/*.nii*")):
         parsed = _parse(path)
         if parsed is None or parsed[1] not in MAP_SUFFIXES:
             continue
-        entities = parsed[0]
-        if any(own.items() <= entities.items() for own in OWN):
-            continue
-        if _belongs(entities, image):
-            found.append(path)
-    return tuple(found)
+        if not any(own.items() <= parsed[0].items() for own in OWN):
+            yield path, parsed[0]
+
+
+def _images_beside(image: AnatomicalImage) -> list[tuple[dict[str, str], str]]:
+    """Entities and suffix of the images in the folder of an image."""
+    parsed = (_parse(path) for path in image.path.parent.glob("*.nii*"))
+    return [item for item in parsed if item is not None]
 
 
 def _belongs(entities: Mapping[str, str], image: AnatomicalImage) -> bool:
@@ -78,8 +148,8 @@ def _belongs(entities: Mapping[str, str], image: AnatomicalImage) -> bool:
         return True
     if not of_image.items() <= own.items():
         return False
-    beside = (_parse(path) for path in image.path.parent.glob(f"*_{image.suffix}.nii*"))
-    return sum(of_image.items() <= other[0].items() for other in beside if other) == 1
+    beside = [entities for entities, suffix in _images_beside(image) if suffix == image.suffix]
+    return sum(of_image.items() <= entities.items() for entities in beside) == 1
 
 
 def _parse(path: Path) -> tuple[dict[str, str], str] | None:

@@ -9,10 +9,12 @@ import nibabel as nib
 from nipype.interfaces.base import File, traits
 
 from bids_moediff.bids.carried_maps import (
+    carried_before,
     carried_path,
     carried_sidecar,
     label_table,
     partitions,
+    remove_map,
 )
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
@@ -57,7 +59,11 @@ class _CarryOutputSpec(ImageStepOutputSpec):
 
 
 class CarryMaps(ImageStep):
-    """Write maps of other apps on the output grid, each with its sidecar and table of labels."""
+    """Write maps of other apps on the output grid, each with its sidecar and table of labels.
+
+    Maps that earlier runs have carried to the grid of this result are removed if they are not
+    written again: they may be old, and nothing but their dates would say so.
+    """
 
     input_spec = _CarryInputSpec
     output_spec = _CarryOutputSpec
@@ -75,6 +81,9 @@ class CarryMaps(ImageStep):
                 place = carried_path(path, zooms)
                 self._write(result, root / place, carried_sidecar(source, path, zooms, how), path)
                 paths.append(place.as_posix())
+        for path in carried_before(source, root, zooms):
+            if path.relative_to(root).as_posix() not in paths:
+                remove_map(path)  # of an earlier image, or of a map that is no longer there
         return {"paths": paths}
 
     def _write(
@@ -83,8 +92,11 @@ class CarryMaps(ImageStep):
         stem = place.name.removesuffix(".nii.gz")
 
         def write_beside() -> None:
+            own = place.with_name(f"{stem}.tsv")
             if table := label_table(path, Path(self.inputs.folder)):
-                write_bytes(table.read_bytes(), place.with_name(f"{stem}.tsv"))
+                write_bytes(table.read_bytes(), own)
+            else:
+                own.unlink(missing_ok=True)  # of an earlier run
             write_json(sidecar, place.with_name(f"{stem}.json"))
 
         write_nifti(carried, place, write_beside)

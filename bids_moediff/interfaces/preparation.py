@@ -28,6 +28,7 @@ class _ConformInputSpec(ImageStepInputSpec):
     maps = traits.List(
         File(exists=True), [], usedefault=True, desc="maps of other apps that bear its name"
     )
+    remark = traits.Str("", usedefault=True, desc="one sentence on maps that cannot be carried")
 
 
 class _ConformOutputSpec(ImageStepOutputSpec):
@@ -54,6 +55,8 @@ class Conform(ImageStep):
             notes = [*notes, *record["warnings"]]
             notes.append(f"Gradient distortion was undone: up to {largest:.1f} mm.")
         notes = [*notes, *maps_on_grid(self.inputs.maps, image)[1]]
+        if self.inputs.remark:
+            notes.append(self.inputs.remark)
         return {
             "image": save_image(image, folder / "conformed.nii"),
             "notes": str(write_json(list(notes), folder / "notes.json")),

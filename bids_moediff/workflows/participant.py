@@ -13,7 +13,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from bids_moediff.bids.carried_maps import find_maps
+from bids_moediff.bids.carried_maps import carried_before, find_maps
 from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.past_runs import WITH_NETWORK
@@ -234,7 +234,8 @@ def _connect_processing(
             products_wf = _add_products(chain, image, settings, prepare_wf, superres_wf)
             figures = [(f"outputnode.{field}", field) for field in ("quality", "doubts")]
             workflow.connect([(products_wf, status, figures)])
-            if maps:
+            zooms = output_voxels(image, settings)
+            if maps or carried_before(image, settings.output_dir, zooms):
                 carry = _init_carry_maps(image, settings, maps)
                 chain.step(carry, image=(prepare_wf, "image"))
         chain.step(status)
@@ -312,11 +313,11 @@ def _add_products(
 
 
 def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[Path]) -> pe.Node:
-    """Return the step that carries maps of other apps to the grid of the result."""
+    """Return the step that carries maps of other apps to the result's grid, and removes old ones."""
     carry = CarryMaps(
         source=image.to_json(),
         maps=[str(path) for path in maps],
-        folder=str(settings.carry),
+        folder=str(settings.carry or ""),
         output_dir=str(settings.output_dir),
         output_resolution=output_voxels(image, settings),
     )

@@ -9,6 +9,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.bids.carried_maps import maps_elsewhere
 from bids_moediff.bids.earlier_masks import EarlierMask
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.products import PREPARATION, wanted_products
@@ -66,6 +67,8 @@ def init_image_preparation_wf(
     workflow = Workflow(name=name)
     conform, brain_mask, bias_field = _init_steps(settings, source, gigabytes, earlier_mask)
     conform.inputs.maps = [str(path) for path in maps]
+    if settings.carry:
+        conform.inputs.remark = maps_elsewhere(source, settings.carry)
     outputnode = pe.Node(niu.IdentityInterface(fields=OUTPUT_FIELDS), name="outputnode")
     image, mask, record = (conform, "image"), (brain_mask, "mask"), (brain_mask, "record")
     chain = Chain(workflow, conform).step(brain_mask, image=image)
