@@ -313,7 +313,7 @@ def _add_products(
 
 
 def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[Path]) -> pe.Node:
-    """Return the step that carries maps of other apps to the result's grid, and removes old ones."""
+    """Return the step that carries maps of other apps to the result's grid; old ones go."""
     carry = CarryMaps(
         source=image.to_json(),
         maps=[str(path) for path in maps],
