@@ -6,7 +6,8 @@
 #
 # Writes FOLDER/slurm.conf (export SLURM_CONF=FOLDER/slurm.conf) and prints "ready" when the node is
 # idle. PROCESSORS is what the node says it has (default 22), more than there need be, so that many
-# jobs run at once. A job above its memory is killed, as control groups do on a cluster.
+# jobs run at once. A job above its memory is killed, as control groups do on a cluster. What became
+# of a job can be asked for ten hours: on a busy machine the jobs behind it may take long.
 set -eu
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
@@ -31,6 +32,7 @@ SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
+MinJobAge=36000
 MpiDefault=none
 SlurmctldPort=$port
 SlurmdPort=$((port + 1))
