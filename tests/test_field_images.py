@@ -143,6 +143,13 @@ def test_what_rests_on_a_mask_larger_than_any_brain_is_not_said(real):
     assert doubts_about(scan) == []
 
 
+def test_half_a_head_is_not_called_turned(real):
+    data = values(real).copy()
+    data[..., -(data.shape[2] * 2 // 5) :] = 0
+    words = brain_mask(nib.Nifti1Image(data, real.affine))[1]["warnings"]
+    assert not any("does not lie as the header says" in sentence for sentence in words)
+
+
 TURNS = [((0, 1, 2), (-1, -1, 1)), ((0, 1, 2), (1, -1, -1)), ((0, 2, 1), (1, -1, 1))]
 
 

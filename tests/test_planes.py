@@ -35,6 +35,17 @@ def test_padding_and_whole_heads_are_no_loss():
     assert empty_planes(np.zeros((8, 8, 8))) == []
 
 
+def test_maps_are_bright_at_the_crown_and_have_a_ragged_rim():
+    maps = np.where(HEAD > 40, 3000 - 4 * HEAD, 0)
+    maps[..., -9:] = 0
+    assert empty_planes(maps[..., :-4]) == []
+    rim = np.pad(maps, ((0, 0), (3, 0), (0, 0)))
+    rim[5:7, 0, 5] = 2900  # two voxels of noise outside the mask, and two empty planes
+    assert empty_planes(rim) == []
+    rim[:, 30] = 0
+    assert "1 of 55 slices along the second axis" in empty_planes(rim)[0]
+
+
 @pytest.mark.parametrize(
     ("stated", "axis", "kind", "said"),
     [

@@ -21,6 +21,7 @@ from bids_moediff.imaging.masks import head_mask_array, largest_component, outsi
 from bids_moediff.imaging.separable import along_axes, tent_matrix
 
 from .head_pose import turned_head
+from .planes import empty_planes
 
 MODEL = "brainmask"
 SMALLEST, LARGEST = 50.0, 3000.0  # ml; beyond it is no brain
@@ -141,7 +142,9 @@ def _network_logits(
         mirrored = _answer(network, _coarse(ras, zooms, zoom, zoom / 2)[::-1])[::-1]
         fine += _to_grid(mirrored, ras.shape, zooms, zoom, zoom / 2)
         answer = partial(_answer, network)
-        if words := turned_head(coarse, logits, answer, zoom, origin["threshold"]):
+        # Half a head looks like one that is turned.
+        words = turned_head(coarse, logits, answer, zoom, origin["threshold"])
+        if words and not empty_planes(data):
             remarks.append(words)
     finally:
         torch.set_num_threads(threads)

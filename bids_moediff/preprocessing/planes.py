@@ -9,9 +9,10 @@ import numpy as np
 
 TOLERANCE = 0.05  # of a distance
 LEAST_SHARE = 0.05  # of the planes, for an empty block at one end
-ABRUPT = (
-    0.2  # plane before an empty block over a middle one: a head tapers, a broken copy does not
-)
+# Plane before an empty block over a middle one: a head tapers, a broken copy does not.
+ABRUPT = 0.2
+ABRUPT_MASKED = 0.5  # where the air is one value: maps are as bright at the crown as within
+FAINT = 0.1  # of the usual share of voxels: planes beside a mask's end hold a few
 AXES = ("first", "second", "third")
 
 
@@ -36,7 +37,7 @@ def empty_planes(data: np.ndarray) -> list[str]:
         if not len(full):
             continue
         first, last = int(full[0]), int(full[-1])
-        inner = np.nonzero(empty[first:last])[0] + first
+        inner = _between_full_ones(planes, np.nonzero(empty[first:last])[0] + first, full)
         if len(inner):
             remarks.append(
                 f"{len(inner)} of {len(empty)} slices along the {name} axis are empty between "
@@ -54,6 +55,15 @@ def empty_planes(data: np.ndarray) -> list[str]:
     return remarks
 
 
+def _between_full_ones(planes: np.ndarray, inner: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Those of the empty planes that have planes of the head on both sides, not a mask's rim."""
+    filled = (planes != np.median(planes[full])).mean(axis=1)
+    usual = FAINT * float(np.median(filled[full]))
+    places = np.searchsorted(full, inner)
+    beside = np.minimum(filled[full[places - 1]], filled[full[places]])
+    return inner[beside >= usual]
+
+
 def _some(places: np.ndarray) -> str:
     words = ", ".join(str(place + 1) for place in places[:3])
     return words + (", ..." if len(places) > 3 else "")
@@ -63,9 +73,11 @@ def _abrupt(planes: np.ndarray, full: np.ndarray, at_front: bool) -> bool:
     """Return True if the last whole plane before the empty block is as bright as the middle."""
     if len(full) < 4:
         return False
-    brightness = np.abs(planes[full] - np.median(planes[full])).mean(axis=1)
+    air = np.median(planes[full])
+    brightness = np.abs(planes[full] - air).mean(axis=1)
     edge = brightness[1] if at_front else brightness[-2]
-    return bool(edge > ABRUPT * np.median(brightness))
+    masked = np.mean(planes[full] == air) > 0.5
+    return bool(edge > (ABRUPT_MASKED if masked else ABRUPT) * np.median(brightness))
 
 
 def distance_remarks(image: nib.Nifti1Image, metadata: Mapping[str, Any]) -> list[str]:
