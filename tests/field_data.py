@@ -65,6 +65,7 @@ def unsuitable(root: Path, good: nib.Nifti1Image) -> None:
     data, affine = np.asarray(good.dataobj), good.affine
     colours = np.zeros(data.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     odd = {"complex": data.astype(np.complex64), "rgb": colours, "tiny": data[:7, :5, :3]}
+    put(root, "sub-03_T1w.nii.gz", nib.Nifti1Image(data[:5], affine))  # nothing else of sub-03
     for label, values in odd.items():
         put(root, f"sub-01_acq-{label}_T1w.nii.gz", nib.Nifti1Image(values, affine))
     short = put(root, "sub-01_acq-short_T1w.nii.gz", good)
@@ -81,6 +82,7 @@ REFUSED = {
     "acq-complex": "complex values",
     "acq-rgb": "colour image",
     "acq-tiny": "too few voxels",
+    "sub-03": "too few voxels",
     "acq-short": "cut short",
     "acq-endless": "no voxel size",
     "acq-longer": "has 249 characters",

@@ -61,6 +61,15 @@ def test_an_image_without_a_graph_leaves_the_others(tmp_path, monkeypatch):
     assert "Traceback" in log.read_text()
 
 
+def test_a_participant_of_whom_every_image_is_refused_has_a_record_and_no_network(tmp_path):
+    lost = Checked(Participant("01", ()), (preflight.Refusal("01", image(), "It is odd."),))
+    settings = Settings(output_dir=tmp_path)
+    workflow, (found,) = batch._build(settings, [lost], PLAN)
+    assert found is lost
+    nodes = sorted(node.name for node in workflow._create_flat_graph().nodes())
+    assert nodes == ["collect", "report", "statuses"]
+
+
 def test_two_images_of_one_step_name(tmp_path):
     twice = Checked(Participant("01", (image(), image())))
     settings = Settings(output_dir=tmp_path, stage="preproc")

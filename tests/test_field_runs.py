@@ -87,8 +87,9 @@ def test_what_can_be_done_is_done(field_run):
     assert {"sub-02_ses-1_run-01_T1w", "sub-01_acq-gap_T1w", "sub-02_ses-2_run-1_T2w"} < done
     assert sum(len(key) > 150 for key in done) == len(LONG_NAMES) - 1
     assert len(done) == 11
-    for label in ("01", "02"):
+    for label in ("01", "02", "03"):
         assert (field_run.output / f"sub-{label}.html").is_file()
+    assert "Step " not in field_run.text  # nothing that nobody foresaw
 
 
 def test_run_and_dry_run_refuse_the_same_in_the_same_words(field_run, dry_run):

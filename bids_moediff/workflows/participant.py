@@ -327,10 +327,10 @@ def _init_carry_maps(image: AnatomicalImage, settings: Settings, maps: Sequence[
 def _add_network(
     workflow: Workflow, participant: Participant, settings: Settings, plan: RunPlan
 ) -> Workflow | None:
-    """Return the network of the participant, or None if the stage has none."""
-    if settings.stage not in ("all", "sr"):
-        return None
+    """Return the network of the participant; None without an image or where the stage has none."""
     images = participant.images
+    if settings.stage not in ("all", "sr") or not images:
+        return None
     superres_wf = init_superres_wf(
         settings=settings,
         choice=ModelChoice(plan.model, plan.model_reason),
