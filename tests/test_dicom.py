@@ -239,21 +239,48 @@ def test_two_studies_that_match_are_refused(case, capsys, tmp_path):
     words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom", str(tmp_path)]
     assert main(words) == 2
     assert "several studies" in capsys.readouterr().err
+    assert main([*words, "--series", "7"]) == 2, "both have this number"
+    assert "1.2.3.4.6.9" in capsys.readouterr().err
+    assert main([*words, "--series", "1.2.3.4.6.9"]) == 0
+    first = pydicom.dcmread(tmp_path / "out" / "IM0001.dcm")
+    assert first.StudyInstanceUID == "1.2.3.4.6"
 
 
-def test_another_contrast_with_the_field_of_view_is_named(case, capsys, tmp_path):
-    write_source(tmp_path / "study" / "t1")
-    write_source(tmp_path / "study" / "t2")
-    for path in (tmp_path / "study" / "t2").iterdir():
-        data = pydicom.dcmread(path)
-        data.SeriesInstanceUID, data.SOPInstanceUID = f"{STUDY}.3", f"{data.SOPInstanceUID}.3"
-        data.SeriesNumber, data.SeriesDescription = 9, "t2_space"
-        data.save_as(path)
-    words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom"]
-    assert main([*words, str(tmp_path / "study")]) == 0
-    assert "9 t2_space" in capsys.readouterr().err
-    assert main([*words, str(tmp_path / "study" / "t1")]) == 0
-    assert capsys.readouterr().err == ""
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """Two contrasts with one field of view, and a series elsewhere."""
+    folder = tmp_path_factory.mktemp("study")
+    write_source(folder / "t1")
+    for name, number, shift in (("t2_space", 9, 0.0), ("localiser", 2, -40.0)):
+        write_source(folder / name, shift=shift)
+        for path in (folder / name).iterdir():
+            data = pydicom.dcmread(path)
+            data.SeriesInstanceUID = f"{STUDY}.{number}.1"
+            data.SOPInstanceUID = f"{data.SOPInstanceUID}.{number}"
+            data.SeriesNumber, data.SeriesDescription = number, name
+            data.save_as(path)
+    return folder
+
+
+def test_of_several_series_one_is_chosen(case, capsys, tmp_path, study):
+    words = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom", str(study)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "7 t1_mprage" in said
+    assert f"9 t2_space ({STUDY}.9.1)" in said
+    assert "localiser" not in said
+    assert not (tmp_path / "out").exists()
+    for chosen in ("9", f"{STUDY}.9.1"):
+        assert main([*words, "--series", chosen]) == 0
+        first = pydicom.dcmread(tmp_path / "out" / "IM0001.dcm")
+        assert first.SeriesDescription.startswith("t2_space")
+
+
+@pytest.mark.parametrize(("chosen", "words"), [("2", "field of view"), ("3", "7 t1_mprage")])
+def test_a_series_that_does_not_fit_or_is_not_there(case, capsys, tmp_path, study, chosen, words):
+    call = [str(case / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom", str(study)]
+    assert main([*call, "--series", chosen]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_folder_with_other_files_is_left_alone(case, capsys):

@@ -85,6 +85,16 @@ def test_what_is_refused(folder, capsys, words, sentence):
     assert not (folder / "refused.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    "order", ["--carry lesion in out", "in --carry lesion out", "--carry lesion --carry in out"]
+)
+def test_maps_before_the_images_are_refused(folder, capsys, order):
+    places = {"in": "in.nii.gz", "out": "swallowed.nii.gz", "lesion": "lesion.nii.gz"}
+    words = [str(folder / places[word]) if word in places else word for word in order.split()]
+    assert main(words) == 2
+    assert "IN and OUT come first" in capsys.readouterr().err
+
+
 def test_no_option_is_needed_and_people_see_progress(folder, capsys):
     (folder / "in.json").write_text('{"SliceThickness": 1.9, "MRAcquisitionType": "2D"}')
     assert main([str(folder / "in.nii.gz"), str(folder / "plain.nii.gz")]) == 0

@@ -32,6 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="series that the image was made from; found by its field of view among others",
     )  # fmt: skip
     parser.add_argument(
+        "--series", metavar="NUMBER|UID",
+        help="which one, where several have the image's field of view (SeriesNumber or "
+        "SeriesInstanceUID)",
+    )  # fmt: skip
+    parser.add_argument(
         "--plane", choices=("source", "axial", "coronal", "sagittal"), default="source",
         help="slices to cut the image into (default: those of the source)",
     )  # fmt: skip
@@ -55,14 +60,7 @@ def _convert(words: list[str]) -> int:
         ) from error
     image = _image(options.image)
     found = read_series(options.source_dicom)
-    series, *others = match_series(found, image.shape, image.affine)
-    if others:
-        print(
-            f"{PROGRAM}: several series have the image's field of view. {series.name} is used, "
-            f"not {'; '.join(item.name for item in others)}. If that is wrong, name the folder of "
-            "one series.",
-            file=sys.stderr,
-        )
+    series = match_series(found, image.shape, image.affine, options.series)
     slices = list(datasets(image, series, _sidecar(options.image), options.plane))
     written = _write(slices, options.output)
     print(f"{written} slices in {options.output}, beside series {series.name}. Not for diagnosis.")

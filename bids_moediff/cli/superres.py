@@ -70,9 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--carry",
         type=Path,
         nargs="+",
+        action="extend",
         default=[],
         metavar="MAP",
-        help="masks, label maps or fractions on the grid of IN, written beside OUT on its grid",
+        help="masks, label maps or fractions on the grid of IN, written beside OUT on its grid; "
+        "takes every name that follows, so IN and OUT come first",
     )
     one.add_argument(
         "--json-progress",
@@ -107,6 +109,11 @@ def _run(argv: list[str]) -> int:
 
     parser = build_parser()
     namespace, unknown = parser.parse_known_args(argv)
+    if namespace.carry and len(namespace.paths) < 2 and not namespace.request:
+        raise UsageError(
+            "--carry takes every name that follows it, so IN and OUT come first: "
+            f"{CALL} --carry MAP ..."
+        )
     if unknown:
         raise UsageError(f"{unknown_option(unknown[0], parser)} The call is {CALL}.")
     *namespace.inputs, namespace.output = namespace.paths or [None]

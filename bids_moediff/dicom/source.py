@@ -58,9 +58,24 @@ class Series:
             return 0
 
     @property
+    def number_word(self) -> str:
+        """Series number as people type it; empty where there is none."""
+        return str(self.first.get("SeriesNumber") or "").strip()
+
+    @property
+    def uid(self) -> str:
+        """Unique identifier of the series."""
+        return str(self.first.get("SeriesInstanceUID"))
+
+    @property
+    def study(self) -> str:
+        """Unique identifier of the study."""
+        return str(self.first.get("StudyInstanceUID"))
+
+    @property
     def name(self) -> str:
         """Number and description, for messages."""
-        return f"{self.first.get('SeriesNumber', '?')} {self.first.get('SeriesDescription', '')}"
+        return f"{self.number_word or '?'} {self.first.get('SeriesDescription') or ''}".strip()
 
 
 def read_series(folder: Path) -> list[Series]:
@@ -92,30 +107,51 @@ def read_series(folder: Path) -> list[Series]:
 
 
 def match_series(
-    series: Sequence[Series], shape: Sequence[int], affine: np.ndarray
-) -> list[Series]:
-    """The series whose field of view is that of an image (``affine`` to RAS mm), by number.
+    series: Sequence[Series], shape: Sequence[int], affine: np.ndarray, wanted: str | None = None
+) -> Series:
+    """Return the series whose field of view is that of an image (``affine`` to RAS mm).
 
     Converters turn and flip axes, and a super-resolved image may reach out by less than one of
-    its voxels; its field of view is otherwise that of the scan.
+    its voxels; its field of view is otherwise that of the source.
+
+    Parameters
+    ----------
+    series
+        What there is.
+    shape, affine
+        Grid of the image.
+    wanted
+        Number or unique identifier of the series to take.
 
     Raises
     ------
     UsageError
-        if no series matches, or if series of several studies do.
+        if no series matches, or several do.
     """
-    matching = [item for item in series if _same_field(item, shape, affine)]
+    named = [item for item in series if wanted in (None, item.uid, item.number_word)]
+    if not named:
+        raise UsageError(f"--series {wanted}: not there. Series there: {_list(series)}.")
+    matching = [item for item in named if _same_field(item, shape, affine)]
     if not matching:
-        names = "; ".join(item.name for item in series[:5])
         raise UsageError(
-            "No series of --source-dicom has the image's field of view, so it is unclear whose"
-            f" image this is. Series there: {names}."
+            f"{'No series of --source-dicom' if wanted is None else f'--series {wanted}'} has the "
+            "image's field of view, so it is unclear whose image this is. Series there: "
+            f"{_list(named)}."
         )
-    if len({str(item.first.get("StudyInstanceUID")) for item in matching}) > 1:
+    if len(matching) > 1:
+        of = "" if len({item.study for item in matching}) == 1 else " of several studies"
         raise UsageError(
-            "Series of several studies match the image; give the folder of one study."
+            f"{len(matching)} series{of} have the image's field of view: {_list(matching)}. "
+            "Choose the one that it was made from with --series NUMBER or UID."
         )
-    return sorted(matching, key=lambda item: item.number)
+    return matching[0]
+
+
+def _list(series: Sequence[Series]) -> str:
+    """Return the series by number, with description and identifier; the first eight."""
+    ordered = sorted(series, key=lambda item: (item.number, item.uid))
+    words = [f"{item.name} ({item.uid})" for item in ordered[:8]]
+    return "; ".join(words) + (f"; {len(series) - 8} more" if len(series) > 8 else "")
 
 
 def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> bool:
