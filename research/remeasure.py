@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_moediff.evaluation.benchmark import read_rows
+from research.evaluation_tables import KINDS
 from research.results import of_benchmark, write_result
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,16 @@ EVALUATE = "bids_moediff-evaluate"
 MODELS = ("student", "moediff")
 GATES = ("x2iso-kspace", "x1.5iso-kspace", "x4slices-gaussian", "x2slices-gaussian")
 TWO_CORES = ("--omp-nthreads", "2")
+LESIONS = (
+    "t1w/ds002748_sub-60_T1w.nii.gz", "t1w/ds011_sub-09_T1w.nii.gz",
+    "bids_mini/sub-03/anat/sub-03_T1w.nii.gz",
+)  # fmt: skip
+# Words of the other evaluations, and about how long they take for the student and for moediff.
+OTHERS: dict[str, tuple[str, tuple[float, float]]] = {
+    "calibration": ("--block 64 --protocols x2iso-kspace x4slices-gaussian x3iso-kspace", (1, 2)),
+    "coverage": ("--block 96", (2, 3)),
+    "sampling": ("--block 72 --num-samples 4", (2, 4)),
+}
 
 
 @dataclass(frozen=True)
@@ -47,27 +58,40 @@ def measurements(data: Path | None) -> list[Measurement]:
     if data is None:
         words = ["benchmark", "OUT", "--heads", BLOCK, "--protocols", *GATES, *TWO_CORES]
         return [Measurement(model, "block", [*words, "--model", model], 3) for model in MODELS]
-    whole = ["benchmark", "OUT", "--data", str(data), "--split", "val", *TWO_CORES]
-    return [
-        Measurement(model, "benchmark", [*whole, "--model", model, "--protocols", *GATES], minutes)
-        for model, minutes in zip(MODELS, (30.0, 55.0), strict=True)
-    ]
+    split = ["OUT", "--data", str(data), "--split", "val", *TWO_CORES]
+    heads = [str(data / head) for head in LESIONS]
+    found = []
+    for place, model in enumerate(MODELS):
+        last = [*TWO_CORES, "--model", model]
+        words = ["benchmark", *split, "--model", model, "--protocols", *GATES]
+        found.append(Measurement(model, "benchmark", words, (15.0, 45.0)[place]))
+        words = ["hallucination", "OUT", "--heads", *heads, "--block", "96", "--repeats", "1"]
+        words += ["--protocols", "x2iso-kspace", "x4slices-gaussian", *last]
+        found.append(Measurement(model, "lesions", words, (2.0, 5.0)[place]))
+        for kind, (more, minutes) in OTHERS.items():
+            words = [kind, *split, "--model", model, *more.split()]
+            found.append(Measurement(model, kind, words, minutes[place]))
+    return found
 
 
 def shown(words: Sequence[str]) -> str:
     """A command as the pages show it: no place of this machine."""
     names = {"--data": "DATA"}
     told = [names.get(before, word) for before, word in zip(["", *words], words, strict=False)]
-    return shlex.join([EVALUATE, *told])
+    return shlex.join([EVALUATE, *(Path(w).name if Path(w).is_absolute() else w for w in told)])
 
 
 def measure(wanted: Measurement, folder: Path) -> Path:
     """Run one command and write its table."""
     words = [str(folder) if word == "OUT" else word for word in wanted.words]
     subprocess.run([sys.executable, "-m", "bids_moediff.cli.evaluate", *words], check=True)
+    command = {"command": shown(wanted.words)}
+    if wanted.table in KINDS:
+        content = {"precision": "auto"} | KINDS[wanted.table](folder, wanted.model)
+        return write_result(wanted.model, wanted.table, content | command)
     rows = [row for row in read_rows(folder / "rows.tsv") if row["protocol"] in wanted.words]
     content = of_benchmark(rows, wanted.model)
-    return write_result(wanted.model, wanted.table, content | {"command": shown(wanted.words)})
+    return write_result(wanted.model, wanted.table, content | command)
 
 
 def main() -> None:
@@ -82,7 +106,8 @@ def main() -> None:
             continue
         print(f"{shown(wanted.words)} (about {wanted.minutes:g} minutes)", flush=True)
         start = time.monotonic()
-        path = measure(wanted, asked.out / wanted.model)
+        folder = asked.out / wanted.model
+        path = measure(wanted, folder / wanted.table if wanted.table in KINDS else folder)
         minutes = (time.monotonic() - start) / 60
         print(f"{path.relative_to(ROOT)} after {minutes:.1f} minutes", flush=True)
     subprocess.run([sys.executable, str(ROOT / "tools/figures.py"), "--write"], check=False)

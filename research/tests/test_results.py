@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bids_moediff.cli import calibration, coverage, evaluate, sampling
 from research import evaluation_tables, results
 from research.remeasure import measurements, shown
 
@@ -66,7 +67,26 @@ def test_people_are_not_images() -> None:
 
 def test_commands_show_no_place_of_the_machine() -> None:
     for wanted in measurements(Path("/secret/data")):
-        assert "secret" not in shown(wanted.words) and "--data DATA" in shown(wanted.words)
+        command = shown(wanted.words)
+        assert "secret" not in command
+        assert "--data DATA" in command or "--heads ds002748_sub-60_T1w.nii.gz" in command
+
+
+@pytest.mark.parametrize("data", [None, Path("/data")])
+def test_what_is_measured_again_is_what_the_commands_take(data: Path | None) -> None:
+    parsers = {
+        "benchmark": evaluate.benchmark_parser, "hallucination": evaluate.hallucination_parser,
+        "calibration": calibration.calibration_parser, "coverage": coverage.coverage_parser,
+        "sampling": sampling.sampling_parser,
+    }  # fmt: skip
+    for wanted in measurements(data):
+        parsers[wanted.words[0]]().parse_args(list(wanted.words[1:]))
+    assert sum(wanted.minutes for wanted in measurements(data)) <= (90 if data else 10)
+
+
+def test_every_table_that_can_be_made_is_measured_again() -> None:
+    made = {wanted.table for wanted in measurements(Path("/data"))}
+    assert made == {"benchmark", *evaluation_tables.KINDS}
 
 
 def tsv(path: Path, *rows: dict[str, Any]) -> Path:
