@@ -196,7 +196,7 @@ def test_site_and_scanner_come_from_the_raw_data(tmp_path):
 def test_warnings_that_differ_in_numbers_are_one(tmp_path):
     output, raw = multi_site(tmp_path)
     text = write_group_report(output, raw_dir=raw).read_text()
-    assert text.count('class="badge warned"') == 1
+    assert text.count('<summary><span class="badge warned">') == 1
     assert "7 warned" in text
     groups = grouped([("A 1.", "x", ""), ("B.", "y", ""), ("A 2.", "z", "z.html")], str)
     assert [group.names for group in groups] == [[("x", ""), ("z", "z.html")], [("y", "")]]

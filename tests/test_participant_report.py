@@ -69,13 +69,18 @@ def test_all_pictures_are_there(report, page):
 def test_added_detail_is_in_units_of_the_noise(tmp_path):
     run = make_run(tmp_path)
     run["images"] = run["images"][:1]
-    run["images"][0]["quality"]["noise_sigma"] = 2.0
-    first = write_participant_report(tmp_path, "01", run).read_text()
-    run["images"][0]["quality"]["noise_sigma"] = 1.0
-    second = write_participant_report(tmp_path, "01", run).read_text()
-    times = [float(re.findall(r"interpolation: ([\d.]+) times", t)[0]) for t in (first, second)]
+    item = run["images"][0]
+    pages = []
+    for item["quality"]["noise_sigma"], item["record"]["EstimatedNoise"] in (
+        (2.0, 0.0), (1.0, 0.0), (1.0, 2.0),
+    ):  # fmt: skip
+        pages.append(write_participant_report(tmp_path, "01", run).read_text())
+    times = [float(re.findall(r"interpolation: ([\d.]+) times", page)[0]) for page in pages]
     assert times[1] == pytest.approx(2 * times[0], abs=0.2)
     assert times[0] > 0
+    assert times[2] == times[0], "the estimate that the result used, where there is one"
+    rows = [re.findall(r"<dt>Noise of the input</dt>\s*<dd>([^<]+)", page) for page in pages]
+    assert rows == [["2 input units"], ["1 input units"], ["2 input units"]]
 
 
 def test_citations_are_numbered_and_linked(tmp_path):

@@ -71,7 +71,7 @@ MAIN_FIGURES = (
     ("fber", "Foreground-to-background energy ratio", ""),
     ("qi_1", "Artefacts in the air", ""),
     ("fwhm_avg", "Smoothness (mean width)", "mm"),
-    ("noise_sigma", "Noise standard deviation", "input units"),
+    ("noise_sigma", "Variation in flat tissue (noise and fine anatomy)", "input units"),
     ("distance_from_training", "Distance from the training images", ""),
     ("brain_volume", "Volume of the brain mask", "ml"),
 )

@@ -34,11 +34,19 @@ def summary(record: Mapping[str, Any]) -> str:
         share = f"{100 * residual:.2g} %" if residual > 1e-5 else "less than 0.001 %"
         words += (
             f" Measured again with the scanner's voxels, the result differs from the {scan} by "
-            f"{share} (root of squares)."
+            f"{share} (root mean square)."
         )
         if noise := record.get("ConsistencyNoise"):
-            words += f" It was made to agree within a noise of {noise:.3g} input units."
+            words += f" It agrees within {noise:.3g} input units, the certain part of the noise."
     return words
+
+
+def noise_of(item: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
+    """Return the noise of the input, in input units: the estimate that the result used.
+
+    The figure of flat tissue also contains fine anatomy; it serves where there is no estimate.
+    """
+    return record.get("EstimatedNoise") or (item.get("quality") or {}).get("noise_sigma")
 
 
 def _profiles(axes: Sequence[Mapping[str, Any]] | None) -> str:
@@ -54,8 +62,7 @@ def run_card(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[s
     """Return the run card: model, input, settings and result."""
     name = f"{record.get('Model', '')} {record.get('ModelVersion', '')}".strip()
     memory, seconds = item.get("peak_memory_gb"), item.get("seconds")
-    quality = item.get("quality") or {}
-    residual, noise = record.get("ConsistencyResidual"), quality.get("noise_sigma")
+    residual, noise = record.get("ConsistencyResidual"), noise_of(item, record)
     acquired = record.get("AcquiredVoxelSize")
     rows = [
         ("Model", name),

@@ -196,8 +196,7 @@ def _illustrated(
         scene, view, change = draw_pictures(output_dir, image, products)
         if members:
             pairs = combined.draw_pairs(output_dir, image, scene, record, members)
-        noise = (item.get("quality") or {}).get("noise_sigma")
-        added = facts.added(change, noise)
+        added = facts.added(change, facts.noise_of(item, record))
         view["widths"], view["heights"] = _extents(view["description"])
     paths = {
         name: output_dir / figure_path(image, name, ".svg" if name in PLOTS else ".png")
