@@ -236,6 +236,20 @@ def test_what_the_calling_shell_has_does_not_reach_the_jobs(tmp_path: Path) -> N
     assert words.count("sub-2") == 3
 
 
+def test_tasks_find_the_app_without_the_path_of_the_shell(tmp_path: Path) -> None:
+    """Where SLURM hands on no environment (SBATCH_EXPORT=NONE)."""
+    (tmp_path / "data" / "sub-1").mkdir(parents=True)
+    programs = _programs(tmp_path / "my bin")
+    (programs / "bids_moediff").write_text('#!/bin/sh\necho "$3"\n')
+    (programs / "bids_moediff").chmod(0o755)
+    bare = SBATCH.replace("SLURM_ARRAY_TASK_ID=", "PATH=/usr/bin:/bin SLURM_ARRAY_TASK_ID=")
+    (programs / "sbatch").write_text(bare)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls.txt")}
+    command = ["sh", str(SLURM / "submit.sh"), "data", "out", "work"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "calls.txt").read_text().split() == ["participant"] * 3 + ["group"]
+
+
 def test_a_container_hears_of_the_limits_of_its_job(tmp_path: Path) -> None:
     given = {"CUDA_VISIBLE_DEVICES": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "99"}
     show = tmp_path / "show"

@@ -102,7 +102,7 @@ def test_the_latest_run_says_why_nothing_was_done(tmp_path: Path) -> None:
 def test_a_preparation_is_no_result(tmp_path: Path) -> None:
     ended(tmp_path / "logs" / "sub-1" / "1", "done", stage="preproc")
     state = participant_state(tmp_path, "1")
-    assert state["status"] == "missing" and "prepared" in state["message"]
+    assert state["status"] == "missing" and "not super-resolved yet" in state["message"]
 
 
 def test_reports_made_anew_show_the_voxel_size_that_was_made(tmp_path: Path) -> None:

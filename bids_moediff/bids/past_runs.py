@@ -24,7 +24,10 @@ STOPPED = (
     "The run was stopped before it ended (cancelled, out of time or killed), or it still runs; "
     "run it again if it does not."
 )
-PREPARED = "The image was prepared, but not super-resolved yet."
+PREPARED = (
+    "The image was not super-resolved yet: its job did not run, or it ended before the app began; "
+    "the log of the job says more."
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bids_moediff import __version__
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import (
+    PREPARED,
     STOPPED,
     last_items,
     last_record,
@@ -165,7 +166,7 @@ def previous_item(output_dir: Path, source: AnatomicalImage, zooms: Zooms) -> di
     if {"sr", "srcombined"} & set(existing_products(output_dir, source, zooms)):
         return {**item, "status": "done"}
     known = past.note if past.note != STOPPED else ""  # this run has no record either
-    return {**item, "message": known or "The image was not super-resolved yet."}
+    return {**item, "message": known or PREPARED}
 
 
 class _CollectInputSpec(BaseInterfaceInputSpec):

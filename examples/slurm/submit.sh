@@ -131,17 +131,19 @@ at_once() { # participants of a task, given how many are wanted
 }
 per_task=$(at_once "${PER_TASK:-1}") per_gpu=$(at_once "${PER_GPU:-20}")
 
-# What every task reads: sbatch may hand on nothing of this shell's environment (--export=NONE).
+# What every task reads: sbatch may hand on nothing of this shell's environment (--export=NONE), its
+# PATH included.
+app=${APP:-$(quoted "$(command -v bids_moediff || echo bids_moediff)")}
 {
     printf 'list=%s per_task=%s per_gpu=%s\n' "$(quoted "$list")" "$per_task" "$per_gpu"
     printf "excluded='%s'\n" "$(tr '\n' ' ' < "$submission/excluded.txt")"
-    printf 'app() { %s %s %s "$@" -w %s; }\n' "${APP:-bids_moediff}" \
-        "$(quoted "$bids_dir")" "$(quoted "$output_dir")" "$(quoted "$work_dir")"
+    printf 'app() { %s %s %s "$@" -w %s; }\n' "$app" "$(quoted "$bids_dir")" \
+        "$(quoted "$output_dir")" "$(quoted "$work_dir")"
     printf 'level_participant() { app participant%s "$@"; }\n' "$options"
     cat "$here/task.sh"
 } > "$submission/task.sh"
 rm "$submission/all.txt" "$submission/asked.txt" "$submission/excluded.txt"
-sh -n "$submission/task.sh" || stop 2 "APP is not a line that a shell reads: ${APP:-bids_moediff}"
+sh -n "$submission/task.sh" || stop 2 "APP is not a line that a shell reads: $app"
 # A wrong option would fail in every task: the app looks at one participant first, and writes
 # nothing. An image that cannot be used (1) or none (66) is for the task to tell.
 code=0
