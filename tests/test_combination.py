@@ -141,13 +141,16 @@ def test_the_estimate_solves_its_equations() -> None:
             )
         )  # fmt: skip
     start, spread = torch.zeros(grid.shape), torch.full(grid.shape, 0.5)
-    found = joint_estimate(start, spread, scans, steps=40).volume
+    found = joint_estimate(start, spread, scans, steps=40, discrepancy=0).volume
     gradient = found / spread**2
     size = 0.0
     for scan in scans:
         part = scan.adjoint(scan.precision * scan.residual(found))
         gradient, size = gradient - part, size + float(part.norm())
     assert float(gradient.norm()) < 0.05 * size
+    # An early end leaves the residuals of all scans together as large as was asked for.
+    early = joint_estimate(start, spread, scans, steps=40, discrepancy=2.8)
+    assert np.sqrt(np.mean(np.square(early.misfits))) == pytest.approx(2.8, rel=1e-3)
 
 
 def test_shading_is_a_mean_ratio() -> None:
@@ -169,7 +172,8 @@ def test_noise_passes_for_no_shading() -> None:
     truth[12:, 10:22] = 0.6
 
     def read(sigma: float) -> np.ndarray:
-        return np.hypot(*(random.normal(0, sigma, (2, *truth.shape)) + [truth, 0 * truth]))
+        real, imaginary = random.normal(0, sigma, (2, *truth.shape))
+        return np.hypot(truth + real, imaginary)
 
     found = shading_map(
         fit_shading(read(0.06), read(0.04), np.ones(truth.shape), 0.06), truth.shape

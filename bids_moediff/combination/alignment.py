@@ -19,6 +19,7 @@ BLOCKS = ((1, 16, 16), (16, 1, 16), (16, 16, 1))
 # skull-stripped heads of one study 0.877 (docs/combining.md).
 SAME_HEAD = 0.92
 FEWEST_VOXELS = 0.5  # of a block, inside both fields of view and the head
+LEAST_OVERLAP = 1000  # voxels of 3 mm: a cube of 30 mm
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,24 @@ def _centre(image: nib.Nifti1Image) -> np.ndarray:
     return np.asarray(image.affine[:3, :3] @ middle + image.affine[:3, 3])
 
 
-def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> np.ndarray:
-    """Median correlation of each pair of images over blocks of the first one's head.
+@dataclass(frozen=True)
+class _Compared:
+    """Images on a coarse grid of the first: smoothed ``views``, ``inside`` each, and the head."""
 
-    Of blocks that are thin along one axis or another, the largest median: along the slices of a
-    stack, most thin blocks hold no bad slice.
-    """
+    views: list[np.ndarray]
+    inside: list[np.ndarray]
+    head: np.ndarray
+
+    def agreement(self, one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> float:
+        """Median correlation of two views over blocks of the head.
+
+        Of blocks that are thin along one axis or another, the largest median: along the slices of
+        a stack, most thin blocks hold no bad slice.
+        """
+        return max(_median_correlation(one, other, inside & self.head, block) for block in BLOCKS)
+
+
+def _compared(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> _Compared:
     first = images[0]
     shape, affine = output_grid(first.shape, first.affine, (COMPARED_AT,) * 3)
     views, inside = [], []
@@ -118,19 +131,51 @@ def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray])
         views.append(view)
         inside.append(np.isfinite(view))
     head = head_mask_array(np.nan_to_num(views[0]), (COMPARED_AT,) * 3)
+    return _Compared(views, inside, head)
+
+
+def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> np.ndarray:
+    """Agreement of each pair of images in the first one's head."""
+    compared = _compared(images, moves)
+    views, inside = compared.views, compared.inside
     found = np.eye(len(images))
     for i, one in enumerate(views):
         for j in range(i):
-            common = inside[i] & inside[j] & head
-            agreement = [_median_correlation(one, views[j], common, block) for block in BLOCKS]
-            found[i, j] = found[j, i] = max(agreement)
+            found[i, j] = found[j, i] = compared.agreement(one, views[j], inside[i] & inside[j])
+    return found
+
+
+def disturbing(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> list[float]:
+    """How much nearer the others come to one another without each image: 1 is no difference.
+
+    Mean distance (1 less the correlation) of each other image from the mean of the rest, with the
+    image in that mean over that without it. An image that fits makes it smaller.
+    """
+    compared = _compared(images, moves)
+    inside = np.logical_and.reduce(compared.inside)
+    scaled = [view / max(float(view[inside].std()), 1e-9) for view in compared.views]
+
+    def distance(one: int, others: Sequence[int]) -> float:
+        mean = sum(scaled[k] for k in others)
+        return 1 - compared.agreement(scaled[one], np.asarray(mean), inside)
+
+    found = []
+    for index in range(len(images)):
+        rest = [k for k in range(len(images)) if k != index]
+        pairs = [(k, [other for other in rest if other != k]) for k in rest]
+        alone = sum(distance(k, others) for k, others in pairs)
+        together = sum(distance(k, [*others, index]) for k, others in pairs)
+        found.append(together / max(alone, 1e-9))
     return found
 
 
 def _median_correlation(
     one: np.ndarray, other: np.ndarray, inside: np.ndarray, block: Sequence[int]
 ) -> float:
-    """Median over blocks: a few torn slices, or a shading, change it little."""
+    """Median over blocks: a few torn slices, or a shading, change it little.
+
+    Of the whole where the field of view holds no block.
+    """
     values = []
     for corner in np.ndindex(*[n // size for n, size in zip(one.shape, block, strict=True)]):
         part = tuple(
@@ -138,10 +183,15 @@ def _median_correlation(
         )
         used = inside[part]
         if used.mean() > FEWEST_VOXELS:
-            with np.errstate(invalid="ignore", divide="ignore"):  # of a block of one value
-                pair = np.corrcoef(one[part][used], other[part][used])
-            values.append(float(np.nan_to_num(pair[0, 1])))
+            values.append(_correlation(one[part][used], other[part][used]))
+    if not values and inside.sum() > LEAST_OVERLAP:
+        return _correlation(one[inside], other[inside])
     return float(np.median(values)) if values else 0.0
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a block of one value
+        return float(np.nan_to_num(np.corrcoef(one, other)[0, 1]))
 
 
 def _largest_set(agrees: np.ndarray) -> list[int]:
