@@ -152,6 +152,7 @@ def test_importing_the_package_stays_cheap():
         ("in.nii.gz", "in.nii.gz", "another output"),
         (".", "x.nii.gz", "bids_moediff"),
         ("in.nii.gz", "none/x.nii.gz", "does not exist"),
+        ("in.nii.gz", ".nii.gz", "no name before its ending"),
     ],
 )
 def test_places_that_cannot_be_meant(folder, capsys, source, output, sentence):
@@ -246,6 +247,26 @@ def test_a_mask_on_another_grid_is_refused(folder, capsys):
     assert main([*words, "--mask", str(folder / "elsewhere.nii.gz")]) == 2
     assert "elsewhere.nii.gz (15 x 16 x 16) is not on the grid" in capsys.readouterr().err
     assert not (folder / "m.nii.gz").exists()
+
+
+def test_a_mask_of_the_same_matrix_elsewhere_is_refused(folder, capsys):
+    image = nib.load(folder / "in.nii.gz")
+    moved = image.affine.copy()
+    moved[0, 3] += 3
+    data = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image((data > data.mean()).astype(np.uint8), moved), folder / "away.nii.gz")
+    words = [str(folder / "in.nii.gz"), str(folder / "m.nii.gz"), "--device", "cpu"]
+    assert main([*words, "--mask", str(folder / "away.nii.gz")]) == 2
+    assert "by its header it lies elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--output-resolution 1", "--acquired-resolution 2 2 2"])
+def test_options_before_the_files(folder, capsys, option):
+    files = [str(folder / name) for name in ("in.nii.gz", "m.nii.gz")]
+    assert main([*option.split(), *files]) == 2
+    assert f"write the files first: bids_moediff-superres {' '.join(files)} {option}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_sidecar_of_the_scan_is_not_replaced(folder, capsys):

@@ -24,6 +24,8 @@ def require_image_name(output: Path) -> None:
     """Raise UsageError unless a file has the name of an image."""
     if not output.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"The output {output.name or 'OUT'} does not end in .nii or .nii.gz.")
+    if not stem(output):
+        raise UsageError(f"The output {output} has no name before its ending.")
 
 
 def require_places(reads: Mapping[Path, str], writes: Sequence[Path]) -> None:

@@ -125,6 +125,7 @@ def _run(argv: list[str]) -> int:
     keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, stop)
+    _check_swallowed(namespace)
     typed = _typed(namespace)
     if namespace.check_model:
         return check_model(typed)
@@ -133,6 +134,19 @@ def _run(argv: list[str]) -> int:
     if len(namespace.inputs) > 1:
         return run_several(namespace, typed)
     return run_single(namespace, typed)
+
+
+def _check_swallowed(namespace: argparse.Namespace) -> None:
+    """UsageError if an option that takes several words has taken the files too."""
+    for name, value in vars(namespace).items():
+        words = [str(word) for word in value] if isinstance(value, list) else []
+        both = [word for word in words[-2:] if word.endswith((".nii", ".nii.gz"))]
+        if not namespace.paths and len(words) > 2 and len(both) == 2 and name != "paths":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} takes every word that follows, the files too; write the files first: "
+                f"{PROGRAM} {' '.join(both)} {option} {' '.join(words[:-2])}."
+            )
 
 
 def _typed(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -334,6 +348,11 @@ def _mask(path: Path, image: Any) -> Any:
     mask = conform(path, scan=False)[0]
     if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=0.01):
         sizes = [" x ".join(map(str, grid.shape)) for grid in (mask, image)]
+        if mask.shape == image.shape:
+            raise UsageError(
+                f"The mask {path.name} has the matrix of the image, but by its header it lies "
+                "elsewhere (another affine): resample it to the grid of the image."
+            )
         raise UsageError(
             f"The mask {path.name} ({sizes[0]}) is not on the grid of the image ({sizes[1]})."
         )

@@ -118,7 +118,8 @@ def _check_file(path: Path) -> None:
             raise ImageError(hint)
         raise ImageError(f"{path.name} points to a missing file")
     if not path.is_file():
-        raise ImageError(f"{path.name} does not exist")
+        exists = "is not a regular file" if path.exists() else "does not exist"
+        raise ImageError(f"{path.name} {exists}")
     size = path.stat().st_size
     if size == 0:
         raise ImageError(f"{path.name} is an empty file")
