@@ -211,7 +211,8 @@ def to_device(value: Any) -> str:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
         gpu = str(value).lower().startswith(("gpu", "nvidia"))
-        near = closest("cuda" if gpu else str(value), ("auto", "cpu", "cuda"))
+        number = f"cuda:{value}" if str(value).isdigit() else ""
+        near = closest("cuda" if gpu else number or str(value), ("auto", "cpu", "cuda", number))
         raise ValueError(f"{value!r} is not a device: auto, cpu, cuda or cuda:N{near}")
     return str(value)
 
@@ -219,10 +220,11 @@ def to_device(value: Any) -> str:
 def to_resolution(value: Any) -> tuple[float, float, float]:
     """Return three voxel sizes in mm (0.2 to 20), of one or three numbers."""
     words = to_words(value)
-    sizes = [to_number(word) for word in words]
+    sizes = [to_number(str(word).removeprefix("-")) for word in words]
     if len(sizes) == 1:
         sizes *= 3
-    if len(sizes) != 3 or not all(0.2 <= size <= 20 for size in sizes):
+    negative = any(str(word).startswith("-") for word in words)
+    if negative or len(sizes) != 3 or not all(0.2 <= size <= 20 for size in sizes):
         text = " ".join(map(str, words))
         raise ValueError(f"{text!r} is not one or three voxel sizes between 0.2 and 20 mm")
     return (sizes[0], sizes[1], sizes[2])

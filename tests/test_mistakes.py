@@ -47,6 +47,12 @@ IMAGE = "DATA/sub-01/anat/sub-01_T1w.nii.gz"
         ("DICOM OUT participant", "dcm2niix"),
         ("DATA OUT participant --gradient-coefficients /nope.grad", "/nope.grad"),
         ("DATA OUT participant -w DATA/work", "working directory"),
+        ("DATA OUT participant --output-resolution -1", "between 0.2 and 20 mm"),
+        ("DATA OUT participant --device 0", "cuda:0"),
+        ("DATA OUT participant --dryrun", "--dry-run"),
+        ("DATA OUT participant --fs-license-file x", "leave it out"),
+        ("DATA OUT participant --notrack", "leave it out"),
+        (f"{IMAGE} OUT.nii.gz", "bids_moediff-superres DATA/sub-01/anat/sub-01_T1w.nii.gz OUT"),
     ],
 )
 def test_a_mistake_gets_its_remedy(arguments, remedy, tmp_path, capsys) -> None:
@@ -103,6 +109,21 @@ def test_a_mistake_with_one_file_gets_its_remedy(
     assert remedy in said
     assert len(said.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--participant-label", "--output-resolution", "-w"])
+def test_an_option_without_its_value(option, tmp_path, capsys) -> None:
+    assert main([str(DEMO), str(tmp_path / "out"), "participant", option]) == 2
+    said = capsys.readouterr().err
+    assert "needs a value" in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_model_that_is_not_there_is_noticed_without_torch(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("torch was started"))
+    call = [str(DEMO), str(tmp_path / "out"), "participant", "--device", "cpu"]
+    assert main([*call, "--weights", str(tmp_path / "absent")]) == 78
+    assert "There is no model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_are_looked_at_where_they_are_there(tmp_path, capsys) -> None:

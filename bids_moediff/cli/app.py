@@ -43,6 +43,7 @@ def _run(argv: list[str]) -> int:
     config_file = given.pop("config_file", None)
     _check_order(given)
     _check_swallowed(given)
+    _check_files(given)
     settings = load_settings(
         given, Path(config_file) if config_file else None, complete=not printing
     )
@@ -79,6 +80,13 @@ def _check_swallowed(given: Mapping[str, Any]) -> None:
                 f"{option} takes every word that follows, the folders too; write the folders "
                 f"first: bids_moediff {call} {option} {' '.join(words[:-3])}."
             )
+
+
+def _check_files(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for the call of the plain tool: two images and no level."""
+    paths = [str(given.get(name, "")) for name in ("bids_dir", "output_dir")]
+    if "analysis_level" not in given and all(path.endswith((".nii", ".nii.gz")) for path in paths):
+        raise UsageError(f"For single files there is bids_moediff-superres {' '.join(paths)}.")
 
 
 def _dispatch(settings: Settings) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 
 from bids_moediff.errors import DeviceError, MoediffError, UsageError, WeightsError
 from bids_moediff.families.choice import choose
+from bids_moediff.networks.model_folder import resolve
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.platform import die_with_parent
 from bids_moediff.runtime.resources import plan
@@ -36,6 +37,7 @@ def require_weights(settings: Settings, device: str) -> str:
         For a missing folder or file, a wrong checksum, an unknown family or wrong shapes.
     """
     choice = choose(settings, device)
+    resolve(choice.model)  # a folder that is not there needs no torch to be noticed
     command = [sys.executable, "-m", "bids_moediff.cli.superres", "--check-model"]
     flag = "--model" if settings.weights is None else "--weights"
     answer = subprocess.run(

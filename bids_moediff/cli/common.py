@@ -4,9 +4,11 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from bids_moediff.errors import GraphError, MoediffError, UsageError, closest
 from bids_moediff.runtime import progress_bar
@@ -52,6 +54,22 @@ def _fail(name: str, sentence: str, code: int) -> int:
     return code
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, as those of the app, instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with what is missing and how to write it."""
+        if lacking := re.fullmatch(
+            r"argument (\S+): expected (?:one|at least one) argument", message
+        ):
+            flag = lacking[1].split("/")[-1]
+            (action,) = (action for action in self._actions if flag in action.option_strings)
+            value = action.metavar or (action.dest or "value").upper()
+            raise UsageError(f"{flag} needs a value: {flag} {value}.")
+        sentence = message.removeprefix("argument ")
+        raise UsageError(f"{sentence[:1].upper()}{sentence[1:]}; see {self.prog} --help.")
+
+
 # Options under names that people try first.
 _MEANT = {
     "device": ("gpu", "cuda"),
@@ -60,6 +78,17 @@ _MEANT = {
     "omp-nthreads": ("threads", "num-threads"),
     "nprocs": ("n-cpus", "cpus", "ncpus", "jobs"),
     "mem": ("memory", "mem-gb", "mem-mb"),
+    "dry-run": ("dryrun",),
+}
+# Options of other BIDS Apps that have no counterpart, and why.
+_NOT_NEEDED = {
+    "fs-license-file": "no licence is needed",
+    "fs-license": "no licence is needed",
+    "fs-no-reconall": "FreeSurfer is never run",
+    "anat-only": "only anatomical images are processed",
+    "notrack": "nothing is ever sent anywhere",
+    "no-sub": "nothing is ever sent anywhere",
+    "skull-strip-template": "the brain mask needs no template",
 }
 
 
@@ -68,6 +97,8 @@ def unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
     known = [flag for action in parser._actions for flag in action.option_strings]
     what = "option" if word.startswith("-") else "argument"
     name = word.lstrip("-").lower().replace("_", "-")
+    if reason := _NOT_NEEDED.get(name):
+        return UsageError(f"Unknown {what} {word}; leave it out: {reason}.")
     meant = next((new for new, names in _MEANT.items() if name in names), "")
     hint = closest(f"--{meant}" if f"--{meant}" in known else word, known) if name[1:] else ""
     return UsageError(f"Unknown {what} {word}{hint}.")

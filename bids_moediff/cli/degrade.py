@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
 from bids_moediff.bids.statements import read_statements
-from bids_moediff.cli.common import ProgressBar, run_command, set_threads
+from bids_moediff.cli.common import Parser, ProgressBar, run_command, set_threads
 from bids_moediff.cli.parser import add_old_spelling, add_threads
 from bids_moediff.cli.places import require_image_name, require_places, sidecar_of
 from bids_moediff.errors import ImageError, MoediffError, UsageError
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command; imports nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Make scans coarse the way a scanner would: a BIDS data set or one image.",
         epilog=EPILOG,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import run_command
+from bids_moediff.cli.common import Parser, run_command
 from bids_moediff.errors import UsageError
 from bids_moediff.runtime.given_files import read_json
 
@@ -20,7 +20,7 @@ PROGRAM = "bids_moediff-dicom"
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command; imports nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Write a super-resolved image as a derived MR series into the study of its "
         "scan. Not for diagnosis.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import ProgressBar, run_command
+from bids_moediff.cli.common import Parser, ProgressBar, run_command
 from bids_moediff.cli.evaluation import (
     PROGRAM,
     add_block,
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command; each evaluation parses the remaining arguments."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} EVALUATION …",
         description="How good is a result, a model, and does it invent anything?",
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def derivatives_parser() -> argparse.ArgumentParser:
     """Return the parser of ``derivatives``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROGRAM} derivatives",
         description="Compare super-resolved images with true images of the same participants.",
         allow_abbrev=False,
@@ -194,7 +194,7 @@ def _write_derivatives(
 
 def benchmark_parser() -> argparse.ArgumentParser:
     """Return the parser of ``benchmark``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROGRAM} benchmark",
         description="Make heads coarse, restore them, and compare with cubic interpolation and "
         "with cubic + back-projection. Finished rows in OUT are kept: run the same command again "
@@ -269,7 +269,7 @@ def _write_summary(rows: list[dict[str, Any]], notes: dict[str, str], folder: Pa
 
 def hallucination_parser() -> argparse.ArgumentParser:
     """Return the parser of ``hallucination``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROGRAM} hallucination",
         description="Put small lesions into heads, make them coarse and restore them: are the "
         "lesions kept, and does anything show elsewhere?",

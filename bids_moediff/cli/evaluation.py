@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import ProgressBar, set_threads
+from bids_moediff.cli.common import Parser, ProgressBar, set_threads
 from bids_moediff.cli.parser import add_old_spelling, add_options, add_threads, given
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.options import PRECISIONS, Options
@@ -68,7 +68,7 @@ def restoring_parser(
     program: str, description: str, model: str, protocols: Sequence[str], num_samples: int
 ) -> argparse.ArgumentParser:
     """Return the parser of a command that makes heads coarse and restores them, with defaults."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = Parser(prog=program, description=description)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for tables and pictures")
     add_heads(parser)
     add_model(parser)

@@ -13,6 +13,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from bids_moediff import __version__
+from bids_moediff.cli.common import Parser
 from bids_moediff.converters import from_noise_strength, to_flag
 from bids_moediff.options import OUTPUTS, RESOURCES, RESTORATION, Options
 from bids_moediff.settings import OPERATIONS, SELECTION, Settings
@@ -60,7 +61,7 @@ class _Old(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the app; its namespace holds given options only."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bids_moediff",
         usage="bids_moediff BIDS_DIR OUTPUT_DIR {participant,group} [options]",
         description="Super-resolve the anatomical brain MRI of a BIDS data set.",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import run_command, unknown_option
+from bids_moediff.cli.common import Parser, run_command, unknown_option
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
 from bids_moediff.cli.places import (
     require_image_name,
@@ -41,7 +41,7 @@ MODEL = ("model", "weights", "precision", "batch_size")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command; imports nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Super-resolve one image, or a batch of images described by a request file.",
         allow_abbrev=False,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_moediff import __version__
-from bids_moediff.cli.common import unknown_option
+from bids_moediff.cli.common import Parser, unknown_option
 from bids_moediff.cli.parser import add_old_spelling
 from bids_moediff.errors import MoediffError, UsageError
 
@@ -28,7 +28,7 @@ device; 78 weights missing or damaged; 130 stopped, with the state saved.
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of ``bids_moediff-train``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bids_moediff-train",
         description="Train MoEDiff-SR or its student on your own data, or on a training pack.",
         epilog=EPILOG,
@@ -104,7 +104,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 def export_parser() -> argparse.ArgumentParser:
     """Return the parser of ``bids_moediff-train export``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bids_moediff-train export",
         description="Write a model folder (weights, card, curve) from training runs.",
         allow_abbrev=False,

@@ -100,9 +100,10 @@ def resolve(name_or_dir: str | Path) -> Path:
     if (folder / CONFIG_NAME).is_file():
         return folder
     names = ", ".join(available()) or "none"
+    found = "has no" if folder.is_dir() else "is not a folder with"
     raise WeightsError(
-        f"no model {str(name_or_dir)!r}: it is neither a folder with {CONFIG_NAME} nor one of the "
-        f"models that come with the package ({names})"
+        f"There is no model {str(name_or_dir)!r}: it {found} {CONFIG_NAME}. Models that come with "
+        f"the package: {names}."
     )
 
 
