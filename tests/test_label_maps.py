@@ -231,6 +231,21 @@ def test_labels_may_be_stored_in_any_type(tmp_path, kind):
     assert np.count_nonzero(carried) == pytest.approx(8 * ball(12, 4.0, 5.0).sum(), rel=0.01)
 
 
+def test_nifti_2_and_broken_headers(tmp_path):
+    data = ball(12, 4.0, 5.0).astype(np.uint8)
+    expected = there_and_back(tmp_path / "a.nii", data)
+    nib.save(nib.Nifti2Image(data, GRID), tmp_path / "b.nii")
+    carried = carry_image(
+        read_map(tmp_path / "b.nii", SHAPE, GRID), blank(*output_grid(SHAPE, GRID, FINE))
+    )
+    np.testing.assert_array_equal(np.asarray(carried.dataobj), expected)
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[70:72] = (7777).to_bytes(2, "little")  # no such type of data
+    (tmp_path / "c.nii").write_bytes(content)
+    with pytest.raises(ImageError, match="not a readable"):
+        read_map(tmp_path / "c.nii", SHAPE, GRID)
+
+
 def test_small_fractions_are_no_labels(tmp_path):
     data = ball(12, 4.0, 5.0) * np.float32(2e-4)
     carried = there_and_back(tmp_path / "a.nii", data)
@@ -264,6 +279,7 @@ def test_axes_of_one_voxel_do_not_count(tmp_path, axes):
     [
         ("a.nii", np.linspace(0, 80, 1728, dtype="f4").reshape(SHAPE), "between 0 and 1"),
         ("a.nii", np.random.default_rng(0).integers(0, 900, SHAPE).astype("i2"), "intensities"),
+        ("a_dseg.nii", ball(12, 4.0, 5.0) * np.float32(0.3), "not labels"),
         ("a_probseg.nii", ball(12, 4.0, 5.0) * np.uint8(100), "from 0 to 100"),
         ("a.nii", np.where(ball(12, 4.0, 5.0), np.inf, 0).astype("f4"), "infinite"),
         ("a.nii", np.full(SHAPE, 2**40, np.int64), "labels above"),

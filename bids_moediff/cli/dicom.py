@@ -72,11 +72,15 @@ def _image(path: Path) -> Any:
     import nibabel as nib
     import numpy as np
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
-        image = nib.Nifti1Image.from_filename(path)
-        data = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+        affine = np.asarray(image.affine)  # type: ignore[attr-defined]
+    except (
+        OSError, EOFError, ValueError, AttributeError, zlib.error, ImageFileError, HeaderDataError,
+    ) as error:  # fmt: skip
         raise UsageError(f"{path}: not a readable NIfTI image.") from error
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
@@ -84,7 +88,7 @@ def _image(path: Path) -> Any:
         raise UsageError(f"{path.name} is not a 3-D image of brightness.")
     if not np.isfinite(data).all():
         raise UsageError(f"{path.name} has voxels that are not finite (NaN); DICOM has no such.")
-    return nib.Nifti1Image(data.astype(np.float32), image.affine)
+    return nib.Nifti1Image(data.astype(np.float32), affine)
 
 
 def _sidecar(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
 
 from bids_moediff.errors import ImageError
 
@@ -42,10 +43,12 @@ def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise ImageError(f"{path.name} is not a regular file")
     try:
-        image = nib.Nifti1Image.from_filename(path)
-        data = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise ImageError(f"{path.name} is not a readable NIfTI image") from error
+    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is one of its kinds
+        raise ImageError(f"{path.name} is not a readable NIfTI image")
     if data.ndim < 3:
         raise ImageError(f"{path.name} is not on the grid of the image ({data.ndim} axes)")
     if data.dtype.kind not in "iuf":
@@ -98,6 +101,8 @@ def _values(data: np.ndarray, name: str) -> np.ndarray:
     whole = float(np.abs(data - rounded).max()) < ROUNDING and rounded.any() == data.any()
     within = low > -OVERSHOOT and high < 1 + OVERSHOOT
     if within and data.ndim in (3, 4) and not (whole and data.ndim == 3):
+        if name.split(".")[0].endswith("_dseg") and not whole:
+            raise ImageError(f"{name} has values between whole numbers, not labels")
         return np.clip(data, 0, 1).astype(np.float32)
     if name.split(".")[0].endswith("_probseg") and not within:
         raise ImageError(f"{name} has values from {low:.4g} to {high:.4g}, not fractions (0 to 1)")
