@@ -23,13 +23,22 @@ STUDY = "1.2.3.4.5"
 SHAPE, SPACING = (28, 32, 10), (1.1, 1.0, 3.0)  # columns, rows, slices
 
 
-def write_source(folder: Path, study: str = STUDY, shift: float = 0.0) -> None:
+OBLIQUE = Rotation.from_euler("xyz", (8, -5, 12), degrees=True).as_matrix()
+# Columns: along a row, along a column, across the slices, in LPS.
+PLANES = {
+    "sagittal": np.array([[0, 0, -1], [1, 0, 0], [0, -1, 0]]),
+    "coronal": np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]),
+}
+
+
+def write_source(
+    folder: Path, study: str = STUDY, shift: float = 0.0, turn: np.ndarray = OBLIQUE
+) -> None:
     """An oblique MR series of thick slices with private tags and a name in Latin-1."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
     folder.mkdir(parents=True)
-    turn = Rotation.from_euler("xyz", (8, -5, 12), degrees=True).as_matrix()
     random = np.random.default_rng(1)
     for index in range(SHAPE[2]):
         data = Dataset()
@@ -63,13 +72,13 @@ def write_source(folder: Path, study: str = STUDY, shift: float = 0.0) -> None:
         pydicom.dcmwrite(folder / f"{index}.dcm", data, enforce_file_format=True)
 
 
-def write_enhanced(folder: Path) -> None:
-    """The slices of :func:`write_source` as one enhanced object, each of two echoes."""
+def write_enhanced(folder: Path, count: int = SHAPE[2]) -> None:
+    """The first slices of :func:`write_source` as one enhanced object, each of two echoes."""
     from pydicom.dataset import Dataset
     from pydicom.uid import ExplicitVRLittleEndian
 
     write_source(folder / "single")
-    slices = [pydicom.dcmread(path) for path in (folder / "single").iterdir()]
+    slices = [pydicom.dcmread(folder / "single" / f"{index}.dcm") for index in range(count)]
     data = slices[0]
     data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
     orientation, measures = Dataset(), Dataset()
@@ -182,6 +191,30 @@ def test_there_and_back(case, plane, tmp_path):
             nib.affines.apply_affine(image.affine, corner), atol=0.01,
         )  # fmt: skip
     np.testing.assert_allclose(back.get_fdata(), image.get_fdata(), atol=0.5 + 1e-3)
+
+
+@pytest.mark.parametrize("tilt", [False, True])
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_source_in_another_plane(plane, tilt, tmp_path):
+    """The slices lie in the source's plane, and go back to the same place."""
+    turn = OBLIQUE @ PLANES[plane] if tilt else PLANES[plane]
+    write_source(tmp_path / "source", turn=turn)
+    scan = to_nifti(tmp_path / "source", tmp_path / "scan")
+    shape, affine = output_grid(scan.shape, scan.affine, (0.8, 0.7, 0.9))
+    data = np.random.default_rng(0).uniform(0, 2000, shape).astype(np.float32)
+    image = nib.Nifti1Image(data, affine)
+    nib.save(image, tmp_path / "sr.nii.gz")
+    source = str(tmp_path / "source")
+    words = [str(tmp_path / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom", source]
+    assert main(words) == 0
+    first = pydicom.dcmread(tmp_path / "out" / "IM0001.dcm")
+    expected = [*turn[:, 0], *turn[:, 1]]
+    np.testing.assert_allclose(first.ImageOrientationPatient, expected, atol=1e-4)
+    back = nib.as_closest_canonical(to_nifti(tmp_path / "out", tmp_path / "back"))
+    image = nib.as_closest_canonical(image)
+    np.testing.assert_allclose(back.affine, image.affine, atol=1e-3)
+    np.testing.assert_allclose(back.get_fdata(), image.get_fdata(), atol=0.5 + 1e-3)
+    valid(tmp_path / "out", tmp_path / "source")
 
 
 def test_a_narrow_range_is_scaled(case, tmp_path):
@@ -353,6 +386,20 @@ def test_an_enhanced_series(case, tmp_path):
     first = pydicom.dcmread(tmp_path / "out" / "IM0001.dcm")
     assert first.StudyInstanceUID == STUDY
     assert len(first.SourceImageSequence) == 1
+    valid(tmp_path / "out", tmp_path / "source")
+
+
+def test_an_enhanced_series_of_two_slices(case, tmp_path):
+    write_enhanced(tmp_path / "source", 2)
+    scan = nib.Nifti1Image.from_filename(case / "sr.nii.gz")
+    first = nib.as_closest_canonical(to_nifti(case / "source", tmp_path / "scan")).slicer[:, :, :2]
+    shape, affine = output_grid(first.shape, first.affine, (0.8, 0.7, 1.0))
+    data = np.resize(np.asarray(scan.dataobj), shape)
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "sr.nii.gz")
+    words = [str(tmp_path / "sr.nii.gz"), str(tmp_path / "out"), "--source-dicom"]
+    assert main([*words, str(tmp_path / "source")]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert main([str(case / "sr.nii.gz"), *words[1:], str(tmp_path / "source")]) == 2
     valid(tmp_path / "out", tmp_path / "source")
 
 
