@@ -167,6 +167,15 @@ def test_one_session_after_the_other_and_again(sessions):
     assert call().code == 0
     assert "sub-01_ses-a_T1w" in (output / "sub-01.html").read_text()
     assert products(output) == before
+    # A result that was cut off since, and one of which a file is missing.
+    cut, lost = sorted(before)
+    content = cut.read_bytes()
+    cut.write_bytes(content[:-2000])
+    lost.unlink()
+    mended = call()
+    assert "2 images are done again: an output of the earlier run is missing or" in mended.text
+    assert cut.read_bytes() == content
+    before = products(output)
     # Another image in the place of one of them.
     image = small_head(seed=5)
     data = np.asarray(image.dataobj)[:, ::-1]

@@ -9,6 +9,8 @@ from typing import Any
 
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.past_runs import WITH_NETWORK, last_items, last_record_time, log_folder
+from bids_moediff.preprocessing.as_written import open_image
+from bids_moediff.preprocessing.conform import check_length
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.made_with import OTHERS, VERSION, made_with
 
@@ -58,6 +60,8 @@ def find_finished(participant: Participant, settings: Settings, model: str) -> F
             again[image.key] = reason
         elif image.key in only_combined or _whole(settings.output_dir, item):
             done[image.key] = item
+        else:
+            again[image.key] = "an output of the earlier run is missing or cut off"
     # What is combined is made from the results of the same run: all of it, or nothing.
     for group in participant.groups:
         keys = {group.key, *_members([group])}
@@ -85,11 +89,24 @@ def _why_again(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _whole(output_dir: Path, item: Mapping[str, Any]) -> bool:
-    """Return True if every product that the record names exists."""
+    """Return True if every product that the record names exists in its full length."""
     products = item.get("products") or {}
     return bool({"sr", "srcombined"} & set(products)) and all(
-        (output_dir / path).is_file() for path in products.values()
+        _complete(output_dir / path) for path in products.values()
     )
+
+
+def _complete(path: Path) -> bool:
+    """Return True if a product was not cut off since (a copy that stopped, a full quota)."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    if not path.name.endswith(".nii.gz"):
+        return True
+    try:
+        check_length(path, open_image(path))
+    except Exception:  # whatever is wrong with it: it is made anew
+        return False
+    return True
 
 
 def words_on_finished(found: Counter[str], skipped: int) -> list[str]:

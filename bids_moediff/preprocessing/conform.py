@@ -147,12 +147,25 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
         volumes = int(np.prod(image.shape[3:]))
         raise ImageError(f"{path.name} has {volumes} volumes; give one 3-D image")
     _check_shape(image.shape, path.name)
-    _check_length(path, image)
+    check_length(path, image)
     return image
 
 
-def _check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
-    """Raise ImageError if the file is shorter than its header says."""
+def check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+    """Make sure that a file is as long as its header says.
+
+    Parameters
+    ----------
+    path
+        NIfTI file.
+    image
+        The same, opened.
+
+    Raises
+    ------
+    ImageError
+        For a shorter one, and for voxels that begin within the header.
+    """
     offset = int(getattr(image.dataobj, "offset", 0))
     wanted = offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     if offset < 0:
