@@ -124,3 +124,14 @@ def test_reports_made_anew_show_the_voxel_size_that_was_made(tmp_path: Path) -> 
     (tmp_path / "work").mkdir()
     status = Path(step.run(cwd=str(tmp_path / "work")).outputs.status)
     assert json.loads(status.read_text())["products"] == {"sr": str(made)}
+
+
+def test_a_page_that_is_made_later_ends_the_failure_of_the_page(tmp_path: Path) -> None:
+    """The first run did the image and could not write the page, the second one wrote the page."""
+    logs = tmp_path / "logs" / "sub-1"
+    ended(logs / "1", "done", "all")
+    write_note(tmp_path, "1", "1", "Step report failed: no room.", 1)
+    (tmp_path / "sub-1.html").write_text("page")
+    assert participant_state(tmp_path, "1")["message"] == "Step report failed: no room."
+    ended(logs / "2", "done", "report")
+    assert participant_state(tmp_path, "1") == {"status": "done", "message": ""}

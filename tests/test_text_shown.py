@@ -17,7 +17,7 @@ from bids_moediff.execution.outcome import failed, print_summary
 from bids_moediff.execution.work_folder import make_caches
 from bids_moediff.interfaces.step import unexpected
 from bids_moediff.runtime.sink import table_text
-from bids_moediff.runtime.text import one_line, visible
+from bids_moediff.runtime.text import one_line, visible, without_folders
 from bids_moediff.settings import Settings
 
 HOSTILE = "[red]x[/nope] [enforce fail at a.cpp:1] \x1b]0;title\x07 \x9b31m \u202e <img src=x>"
@@ -203,3 +203,29 @@ def test_the_network_ends_when_its_step_is_killed(tmp_path, number):
     step.wait()
     step.stdout.close()
     assert found and gone(found[0].pid)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[Errno 2] No such file: '/home/user/out/sub-01'", "[Errno 2] No such file: 'sub-01'"),
+        ("'/a/.x.part' -> '/a/b/page.html'", "'.x.part' -> 'page.html'"),
+        ('cannot open "/data/a b/c.nii"', 'cannot open "c.nii"'),
+        ("1/2 of 'sub-01/anat' and and/or", "1/2 of 'sub-01/anat' and and/or"),
+    ],
+)
+def test_messages_of_libraries_keep_the_folders_of_the_host_to_themselves(text, shown):
+    assert without_folders(text) == shown
+
+
+def test_what_is_in_the_way_in_the_output_folder_is_named(tmp_path):
+    (tmp_path / "sub-06").write_text("a file")
+    (tmp_path / "sub-09_T1w.nii.gz").mkdir()
+    with pytest.raises(NotADirectoryError) as caught:
+        (tmp_path / "sub-06" / "anat").mkdir(parents=True)
+    words = unexpected("WriteProduct", caught.value)
+    assert words == "WriteProduct failed: sub-06 is in the way in the output folder; remove it."
+    (tmp_path / "x.part").write_text("")
+    with pytest.raises(IsADirectoryError) as caught:
+        (tmp_path / "x.part").replace(tmp_path / "sub-09_T1w.nii.gz")
+    assert "sub-09_T1w.nii.gz is in the way" in unexpected("WriteProduct", caught.value)

@@ -116,6 +116,8 @@ def _with_run(past: Past, run: Path) -> Past:
         past = Past(items | {item["key"]: item for item in record_items(run)})
     if isinstance(message, str) and isinstance(code, int):
         return Past(past.items, message, code, recorded)
+    if recorded and past.partly and _read(run / RECORD).get("stage") == "report":
+        return Past(past.items)  # what was missing was the page
     if recorded:
         return past if past.items else _before_network(past, record_items(run))
     stopped = _stopped_items(run, items)

@@ -11,7 +11,7 @@ from bids_moediff.bids.groups import is_group
 from bids_moediff.bids.image import Participant
 from bids_moediff.bids.past_runs import record_items
 from bids_moediff.errors import ImageError, MoediffError
-from bids_moediff.runtime.text import one_line
+from bids_moediff.runtime.text import one_line, without_folders
 from bids_moediff.workflows.folder_names import participant_workflow_name
 
 from .preflight import Remarks
@@ -121,7 +121,7 @@ def _crash_sentence(step: str, text: str) -> str:
     kind, reason = causes[-1] if causes else ("", "no reason given")
     if kind.startswith(MoediffError.__module__):
         return reason
-    words = f"{kind.rsplit('.', 1)[-1]}: {reason}" if kind else reason
+    words = without_folders(f"{kind.rsplit('.', 1)[-1]}: {reason}" if kind else reason)
     return f"Step {step} failed: {words.rstrip('.')}."
 
 

@@ -22,6 +22,7 @@ from bids_moediff.options import Options
 from bids_moediff.runtime.allocation import is_out_of_memory
 from bids_moediff.runtime.platform import peak_memory_gb
 from bids_moediff.runtime.sink import write_json, write_nifti
+from bids_moediff.runtime.text import without_folders
 
 from .request import (
     GroupRequest,
@@ -97,7 +98,7 @@ def _attempt(work: Callable[[], ImageResult], needed: Callable[[], str]) -> Imag
         if is_out_of_memory(error):
             return ImageResult(status="failed", message=needed())
         traceback.print_exc()
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(without_folders(str(error)).split())[:300]
         message = f"Super-resolution failed unexpectedly ({type(error).__name__}: {reason})."
         return ImageResult(status="failed", message=message)
 

@@ -20,9 +20,10 @@ from nipype.interfaces.base import (
 
 from bids_moediff.errors import ImageError, MoediffError
 from bids_moediff.runtime.allocation import is_out_of_memory
-from bids_moediff.runtime.text import one_line
+from bids_moediff.runtime.text import one_line, without_folders
 
 LOGGER = logging.getLogger("nipype.interface")
+IN_THE_WAY = (NotADirectoryError, IsADirectoryError, FileExistsError)
 TRACEBACK_FILE = "traceback.txt"
 # Marks a folder whose result must not be reused by a later run.
 FAILED_FILE = "failed.txt"
@@ -86,9 +87,18 @@ class ImageStep(SimpleInterface):
         return runtime
 
 
+def _in_the_way(error: OSError) -> str:
+    """Return the name of the file or folder that is where another kind should be; or ""."""
+    names = [Path(name) for name in (error.filename2, error.filename) if name]
+    found = (path for name in names for path in (name, *name.parents) if path.exists())
+    return next(found, Path()).name
+
+
 def unexpected(step: str, error: BaseException, gigabytes: float = 0.0) -> str:
     """Return a sentence for an unexpected failure; ``gigabytes`` is the need, if known."""
-    reason = one_line(error) or "no reason given"
+    if isinstance(error, IN_THE_WAY) and (name := _in_the_way(error)):
+        return f"{step} failed: {name} is in the way in the output folder; remove it."
+    reason = one_line(without_folders(str(error))) or "no reason given"
     if is_out_of_memory(error):
         needs = f": it needs about {gigabytes:.1f} GB" if gigabytes else ""
         return (

@@ -7,6 +7,7 @@ import re
 CONTROL = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]"
 )
+PATH = re.compile(r"(['\"])/(?:[^'\"/]*/)*([^'\"/]*)\1")  # quoted, as in messages of the system
 LONGEST = 400
 
 
@@ -18,6 +19,14 @@ def visible(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: ``1 image``, ``2 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def without_folders(text: str) -> str:
+    """Return a message of a library with quoted absolute paths cut to their names.
+
+    Messages reach pages and records, which say nothing of the machine.
+    """
+    return PATH.sub(lambda match: f"{match[1]}{match[2]}{match[1]}", text)
 
 
 def one_line(text: object, most: int = LONGEST) -> str:
