@@ -2,6 +2,8 @@
 """Mistakes that people make: code 2, the name of the remedy, nothing written."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,22 @@ def test_weights_are_looked_at_where_they_are_there(tmp_path, capsys) -> None:
 def test_nothing_is_suggested_for_a_folder_unlike_all_others(tmp_path, capsys) -> None:
     assert main(["/nope", str(tmp_path), "participant"]) == 2
     assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ("", 2, "Two files are needed"),
+        ("absent.nii.gz out.nii.gz", 1, "absent.nii.gz does not exist."),
+        ("DATA out.nii.gz", 2, "is a folder"),
+    ],
+)
+def test_mistakes_in_names_are_noticed_without_torch(words, code, sentence, tmp_path) -> None:
+    script = (
+        "import sys; from bids_moediff.cli.superres import main; code = main(sys.argv[1:]); "
+        "sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    call = [sys.executable, "-c", script, *words.replace("DATA", str(DEMO)).split()]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr

@@ -120,12 +120,14 @@ def _run(argv: list[str]) -> int:
     if namespace.request or namespace.check_model:
         waiting = int(os.environ.get(PARENT_VARIABLE, "0"))
         die_with_parent(waiting or None)  # before torch is loaded, which takes seconds
+    else:  # mistakes in names need no torch to be noticed
+        _check_swallowed(namespace)
+        _check_places(namespace)
     from bids_moediff.inference.worker import STOP, stop
 
     keep_freed_memory()
     STOP.clear()
     signal.signal(signal.SIGTERM, stop)
-    _check_swallowed(namespace)
     typed = _typed(namespace)
     if namespace.check_model:
         return check_model(typed)
@@ -318,6 +320,8 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
             )
         if not os.path.lexists(source) and output.exists():
             raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")
+        if not os.path.lexists(source):
+            raise ImageError(f"{source} does not exist.")
     several = len(sources) > 1
     reads = dict.fromkeys(sources, "the input")
     reads |= dict.fromkeys(map(sidecar_of, sources), "the sidecar of the input")
