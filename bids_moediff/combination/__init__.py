@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several scans of one subject become one volume that explains the voxels of each."""
+"""Combine several scans of one subject into one volume that explains the voxels of each."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which scans show the same head, and how it moved between them."""
+"""Find the scans that show the same head, and register them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Alignment:
     kept: list[int]
 
     def moved(self, moves: Sequence[np.ndarray]) -> "Alignment":
-        """The same with other moves of the scans that are kept."""
+        """Return the alignment with other transforms of the scans that are kept."""
         changed = list(self.moves)
         for index, move in zip(self.kept, moves, strict=True):
             changed[index] = move
@@ -43,10 +43,15 @@ class Alignment:
 
 
 def align(images: Sequence[nib.Nifti1Image]) -> Alignment:
-    """Register super-resolved images of one contrast to the first and leave out strangers.
+    """Register super-resolved images of one contrast to the first, and leave out other heads.
 
     The largest set of images that agree with one another is kept. If the first is not among them,
     the first that is kept takes its place.
+
+    Parameters
+    ----------
+    images
+        Super-resolved images (3-D), in the order of the scans.
     """
     moves = [np.eye(4)] + [register(images[0], image) for image in images[1:]]
     similarity = correlations(images, moves)
@@ -92,7 +97,7 @@ def _from_centres(
 
 
 def _centre(image: nib.Nifti1Image) -> np.ndarray:
-    """Middle of the bright voxels in world coordinates (mm)."""
+    """Return the middle of the bright voxels in world coordinates (mm)."""
     data = np.asarray(image.dataobj, dtype=np.float32)[::4, ::4, ::4]
     places = np.argwhere(data > 0.1 * np.percentile(data, 99.5)) * 4.0
     middle = places.mean(axis=0) if len(places) else np.array(image.shape) / 2

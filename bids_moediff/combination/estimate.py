@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The volume that explains all scans at once and stays near the mean of what was restored.
+"""Estimate the volume that explains all scans at once and stays near the mean of restored scans.
 
 Minimises sum_i |A_i x - y_i|^2 / sigma_i^2 + |x - m|^2 / s^2 by conjugate gradients (Hestenes and
-Stiefel, 1952) in the variable (x - m) / s. So scaled, no eigenvalue lies below one, and a few
+Stiefel, 1952) in the variable (x - m) / s. In this scaling no eigenvalue is below one, and a few
 steps suffice in single precision. They end where the residuals are a share of the noise (Morozov's
 discrepancy principle).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid of the result: axes of the first scan, field of view of all."""
+"""Choose the grid of the result: axes of the first scan, field of view of all."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -25,13 +25,13 @@ def nearest_axes(linear: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def scan_zooms(affine: np.ndarray, frame: np.ndarray, zooms: Sequence[float]) -> Triple:
-    """Voxel sizes `zooms` (mm) of the frame's axes in the order of a scan's own axes."""
+    """Return voxel sizes ``zooms`` (mm) of the frame in the order of a scan's own axes."""
     axes, _ = nearest_axes(np.linalg.inv(affine)[:3, :3] @ frame[:3, :3])
     return tuple(float(zooms[axes.index(axis)]) for axis in range(3))  # type: ignore[return-value]
 
 
 def frame_zooms(affines: Sequence[np.ndarray], zooms: Sequence[float]) -> Triple:
-    """Voxel sizes in the axis order of the first scan: as asked for, finer where a scan is."""
+    """Return voxel sizes (mm) in the axis order of the first scan: as requested, or finer."""
     finest = list(zooms)
     for affine in affines:
         axes, _ = nearest_axes(np.linalg.inv(affine)[:3, :3] @ affines[0][:3, :3])
@@ -41,7 +41,7 @@ def frame_zooms(affines: Sequence[np.ndarray], zooms: Sequence[float]) -> Triple
 
 
 def union_grid(grids: Sequence[Grid], moves: Sequence[np.ndarray], zooms: Triple) -> Grid:
-    """Smallest grid that holds every scan, in voxels counted from the first scan's outer corner.
+    """Return the smallest grid that holds every scan, counted from the first scan's outer corner.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def union_grid(grids: Sequence[Grid], moves: Sequence[np.ndarray], zooms: Triple
 
 
 def coverage(frame: Grid, grid: Grid, move: np.ndarray) -> np.ndarray:
-    """Which voxels of the frame lie inside a scan's field of view, boolean (X, Y, Z)."""
+    """Return the voxels of the frame inside a scan's field of view, boolean (X, Y, Z)."""
     to_scan = np.linalg.inv(grid.affine) @ move @ frame.affine
     index = np.ogrid[tuple(slice(0, n) for n in frame.shape)]
     inside = np.ones(frame.shape, dtype=bool)

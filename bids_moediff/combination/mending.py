@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A restored scan without its bad slices: their trace in the slices around them is taken out.
+"""Remove the effect of bad slices from a restored scan.
 
-A network, and interpolation, draw on the neighbours of a slice. So a dark or moved slice spoils
-what was restored around it, and the registration. Its difference from the good slices beside it is
+A network and interpolation use the neighbours of a slice. So a dark or moved slice spoils the
+result around it, and the registration. Its difference from the good slices beside it is
 interpolated consistently with the acquisition, which is linear, and subtracted.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one scan says of the volume that all scans share: its own linear map and noise."""
+"""Describe one scan of the common volume: its own linear map and noise."""
 
 from dataclasses import dataclass
 
@@ -22,13 +22,18 @@ class Observation:
 
     Parameters
     ----------
-    measured : (x, y, z) voxels of the scan, on the common scale
-    resampler : from the common grid to the scan's fine grid
-    operator : from the scan's fine grid to its voxels
-    sigma : standard deviation of the noise on the common scale
-    shading : smooth factor at the scan's voxels, next to the first scan
-    weights : confidence (0 to 1) in each voxel, of a shape that broadcasts to the scan's
-
+    measured
+        (x, y, z) voxels of the scan, on the common scale.
+    resampler
+        From the common grid to the scan's fine grid.
+    operator
+        From the scan's fine grid to its voxels.
+    sigma
+        Standard deviation of the noise on the common scale.
+    shading
+        Smooth factor at the scan's voxels, relative to the first scan.
+    weights
+        Confidence (0 to 1) in each voxel, of a shape that broadcasts to the scan's.
     """
 
     measured: torch.Tensor
@@ -39,7 +44,7 @@ class Observation:
     weights: torch.Tensor
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        """The scan that `volume` would have given."""
+        """Return the scan (x, y, z) that ``volume`` (X, Y, Z) would give."""
         return self.shading * self.operator.forward(self.resampler.forward(volume))
 
     def adjoint(self, coarse: torch.Tensor) -> torch.Tensor:
@@ -52,11 +57,11 @@ class Observation:
         return self.weights / self.sigma**2
 
     def residual(self, volume: torch.Tensor) -> torch.Tensor:
-        """Measured minus expected of `volume`."""
+        """Return measured minus expected of ``volume``."""
         return self.measured - self.forward(volume)
 
     def misfit(self, residual: torch.Tensor) -> float:
-        """Root mean square of a residual over the noise, by the weights of its voxels."""
+        """Return the root mean square of a residual over the noise, weighted by voxel."""
         weights = self.weights.expand_as(residual)
         squares = total(weights * residual * residual)
         return (squares / max(total(weights), 1.0)) ** 0.5 / self.sigma

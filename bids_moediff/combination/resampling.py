@@ -117,14 +117,17 @@ class Resampler:
 
     Parameters
     ----------
-    source, target : grids whose voxel sizes agree once axes are permuted
-    move : 4x4 matrix from world coordinates of the target to those of the source (rigid)
-    device : where the tables of phases live
+    source, target
+        Grids whose voxel sizes agree once axes are permuted.
+    move
+        4x4 matrix from world coordinates of the target to those of the source (rigid, mm).
+    device
+        Where the tables of phases are kept.
 
     Raises
     ------
-    ImageError : the voxel sizes differ, or an affine is not a rotation
-
+    ImageError
+        If the voxel sizes differ, or an affine is not a rotation.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class Resampler:
         self._shears = self._chain(matrix, offset - whole, device)
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        """Volume (X, Y, Z) of the source grid on the target grid."""
+        """Return a volume (X, Y, Z) of the source grid on the target grid."""
         moved = volume.permute(self._axes)
         if self._flips:
             moved = moved.flip(self._flips)

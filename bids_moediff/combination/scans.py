@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans of one subject and contrast in, one volume out.
+"""Combine scans of one subject and contrast into one volume.
 
-The walk: register the images that were restored one by one, bring them to a common grid, take
+The steps: register the images that were restored one by one, bring them to a common grid, take
 their weighted mean, and estimate around it the volume that explains the voxels of every scan.
 """
 
@@ -91,17 +91,17 @@ class Combined:
 
 
 def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None = None) -> Combined:
-    """One volume on the axes of the first scan, with voxels of `zooms` mm, from several scans.
+    """Combine several scans into one volume on the axes of the first.
 
     Parameters
     ----------
     scans
-        At least two, of one subject and contrast, none with voxels finer than `zooms` along the
+        At least two, of one subject and contrast, none with voxels finer than ``zooms`` along the
         nearest axis.
     zooms
         Voxel size (mm) in the axis order of the first scan.
     progress
-        Called with a stage and the share of it that is done.
+        Called with a stage and the fraction of it that is done.
 
     Raises
     ------
@@ -255,7 +255,7 @@ def _figures(
     estimate: Estimate,
     scale: float,
 ) -> list[ScanFigures]:
-    """What became of each scan, those left out included."""
+    """Return the figures of every scan, those left out included."""
     by_name = dict(zip(alignment.kept, zip(views, estimate.misfits, strict=True), strict=True))
     powers = [float(view.observation.precision.mean()) for view in views]
     figures = []
@@ -298,7 +298,7 @@ def _displacement(first: Scan, move: np.ndarray) -> float:
 
 
 def _warnings(figures: Sequence[ScanFigures]) -> list[str]:
-    """One sentence for each scan that was left out or counts for little."""
+    """Return one sentence for each scan that was left out or counts for little."""
     used = [item for item in figures if item.kept]
     found = [f"{item.name} was left out: it {item.reason}." for item in figures if not item.kept]
     found += [

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scale and smooth shading of one scan next to another: a polynomial of second degree.
+"""Fit scale and smooth shading of one scan relative to another: a polynomial of second degree.
 
-The mean ratio of what was measured to what was expected, region by region. Not a regression: noise
-in the expected values would draw its slope towards zero.
+It is the mean ratio of measured to expected values, region by region. A regression would be
+biased: noise in the expected values would draw its slope towards zero.
 """
 
 from collections.abc import Sequence

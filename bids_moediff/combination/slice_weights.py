@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Confidence in each slice of a stack: single slices can be dark, or moved while being read."""
+"""Weigh each slice of a stack: single slices can be dark, or moved during the scan."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ SMOOTHING = 2.0
 
 
 def slice_axis(acquisition: Acquisition) -> int | None:
-    """The axis along which a scan was cut into slices; None for a 3-D scan."""
+    """Return the axis across slices, or None for a 3-D scan."""
     for axis, sampling in enumerate(acquisition.axes):
         if sampling.profile in ("gaussian", "box"):
             return axis
@@ -30,14 +30,14 @@ def slice_axis(acquisition: Acquisition) -> int | None:
 def slice_weights(
     residual: np.ndarray, expected: np.ndarray, inside: np.ndarray, axis: int, sigma: float
 ) -> np.ndarray:
-    """Weight (0 to 1) of each slice along `axis`.
+    """Return the weight (0 to 1) of each slice along an axis.
 
     Parameters
     ----------
     residual
-        (x, y, z) measured minus what the other scans let expect.
+        (x, y, z) measured minus the value expected from the other scans.
     expected
-        The latter.
+        Expected values (x, y, z).
     inside
         Boolean, voxels of the head that the other scans saw.
     axis

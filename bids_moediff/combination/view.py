@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scan next to the others: on the common grid, on the common scale, with its confidence."""
+"""Prepare one scan for the combination: on the common grid and scale, with its confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,13 +32,18 @@ class Scan:
 
     Parameters
     ----------
-    name : how figures and warnings call it
-    image : 3-D, the voxels that were measured
-    acquisition : how they were sampled
-    single : the restored image: outer corner and axes of `image`, the common voxel size
-    error : expected error of `single` on its grid, or None
-    noise : standard deviation of the noise in units of `image`; estimated if None
-
+    name
+        Name in figures and warnings.
+    image
+        3-D, the voxels that were measured.
+    acquisition
+        How they were sampled.
+    single
+        The restored image: outer corner and axes of ``image``, the common voxel size.
+    error
+        Expected error of ``single`` on its grid, or None.
+    noise
+        Standard deviation of the noise in units of ``image``; estimated if None.
     """
 
     name: str
@@ -103,9 +108,9 @@ def range_of(scan: Scan) -> float:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all scans of a group share: the grid of the result and the scale of the first scan.
+    """Shared settings of the scans of a group: the grid of the result and the first scan's scale.
 
-    Each scan is divided by a scale of its own, so that its units do not matter.
+    Each scan is divided by its own scale, so that its units do not matter.
     """
 
     frame: Grid
@@ -201,7 +206,7 @@ def mean_of(views: Sequence[View]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weigh_slices(view: View, others: Sequence[View]) -> np.ndarray:
-    """Confidence in each slice of a scan, by what the other scans let expect there."""
+    """Return the confidence in each slice of a scan, compared with the other scans."""
     if view.scan.axis is None:
         return view.slices
     expected = view.observation.forward(mean_of(others)[0])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as DICOM series, for the archive that the scan came from."""
+"""Write results as DICOM series, for the archive of the original scan."""

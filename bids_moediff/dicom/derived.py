@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as a derived MR series: identity from the source, geometry and values from the image.
+"""Turn an image into a derived MR series: identity of the source, geometry and values its own.
 
 Attributes are copied by name (:data:`IDENTITY`, :data:`PROTOCOL`), so no private tag of the source
-travels. Nothing depends on the time of the call, and unique identifiers come from the content: the
-same image, source and options give the same files.
+is copied. Nothing depends on the time of the call, and unique identifiers come from the content:
+the same image, source and options give the same files.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class Stored:
     pixels
         (slices, rows, columns) int16 or uint16.
     slope, intercept
-        Stored value to the image's unit.
+        From the stored value to the unit of the image.
     affine
         Index (column, row, slice) to LPS mm.
     """
@@ -77,10 +77,10 @@ class Stored:
 
 
 def stored(image: nib.Nifti1Image, plane: str, source: Series) -> Stored:
-    """Whole numbers in the slices of ``plane``: a turn of axes, no interpolation.
+    """Return whole numbers in the slices of ``plane``: axes are permuted, nothing is interpolated.
 
-    Values between integers are rounded where the range has at least 1000 steps; other images get
-    one slope and one intercept.
+    Values between integers are rounded if the range has at least 1000 steps; other images get one
+    slope and one intercept.
     """
     data = np.asarray(image.dataobj, dtype=np.float32)
     affine = LPS_TO_RAS @ np.asarray(image.affine, dtype=float)
@@ -132,7 +132,7 @@ def _axes(affine: np.ndarray, plane: str, source: Series) -> tuple[list[int], li
 def datasets(
     image: nib.Nifti1Image, source: Series, record: Mapping[str, Any], plane: str = "source"
 ) -> Iterator[Dataset]:
-    """One MR Image Storage object a slice.
+    """Return one MR Image Storage object per slice.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def datasets(
 
 
 def _description(sizes: np.ndarray, record: Mapping[str, Any]) -> str:
-    """What was done, in at most 1024 characters."""
+    """Return what was done, in at most 1024 characters."""
     voxels = " x ".join(f"{size:.4g}" for size in sizes)
     names = [str(record[key])[:64] for key in ("Model", "ModelVersion") if key in record]
     model = f", model {' '.join(names)}" if "Model" in record else ""

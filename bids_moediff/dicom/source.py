@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DICOM series an image was converted from: read, and matched by geometry."""
+"""Read the DICOM series an image was converted from, and match it by geometry."""
 
 import struct
 from collections.abc import Sequence
@@ -46,12 +46,12 @@ class Series:
 
     @property
     def first(self) -> Dataset:
-        """The header that stands for the series."""
+        """The header that represents the series."""
         return self.headers[0]
 
     @property
     def number(self) -> int:
-        """Series number; 0 where there is none."""
+        """Series number, 0 if there is none."""
         try:
             return int(self.first.get("SeriesNumber") or 0)
         except (ValueError, TypeError):
@@ -59,7 +59,7 @@ class Series:
 
     @property
     def number_word(self) -> str:
-        """Series number as people type it; empty where there is none."""
+        """Series number as text; empty if there is none."""
         return str(self.first.get("SeriesNumber") or "").strip()
 
     @property
@@ -79,12 +79,12 @@ class Series:
 
 
 def read_series(folder: Path) -> list[Series]:
-    """MR series in ``folder`` and the folders below; those without a regular grid are left out.
+    """Read the MR series in a folder and its subfolders, if they have a regular grid.
 
     Raises
     ------
     UsageError
-        if the folder is missing or has no MR series.
+        If the folder is missing or has no MR series.
     """
     if not folder.is_dir():
         raise UsageError(f"--source-dicom {folder}: not a folder.")
@@ -111,13 +111,13 @@ def match_series(
 ) -> Series:
     """Return the series whose field of view is that of an image (``affine`` to RAS mm).
 
-    Converters turn and flip axes, and a super-resolved image may reach out by less than one of
-    its voxels; its field of view is otherwise that of the source.
+    Converters permute and flip axes, and a super-resolved image may extend by less than one of its
+    voxels; otherwise its field of view is that of the source.
 
     Parameters
     ----------
     series
-        What there is.
+        The available series.
     shape, affine
         Grid of the image.
     wanted
@@ -126,7 +126,7 @@ def match_series(
     Raises
     ------
     UsageError
-        if no series matches, or several do.
+        If no series matches, or several do.
     """
     named = [item for item in series if wanted in (None, item.uid, item.number_word)]
     if not named:
@@ -155,7 +155,7 @@ def _list(series: Sequence[Series]) -> str:
 
 
 def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> bool:
-    """Whether the corners of the image lie at those of the series, or less than a voxel beyond."""
+    """Return True if the corners of the image are those of the series, up to a voxel beyond."""
     to_index = np.linalg.inv(series.affine)
     corners = np.array(list(product(*[(-0.5, count - 0.5) for count in shape])))
     places = corners @ affine[:3, :3].T + affine[:3, 3]
@@ -172,9 +172,9 @@ def _same_field(series: Series, shape: Sequence[int], affine: np.ndarray) -> boo
 
 
 def _series(headers: list[Dataset]) -> Series | None:
-    """A series from the headers of its files, or None where its slices form no regular grid.
+    """Return a series from the headers of its files, or None without a regular grid.
 
-    Slices may be there several times (echoes, repetitions), and some within the stack may lack.
+    Slices may occur several times (echoes, repetitions), and some may be missing.
     """
     frames = [frame for header in headers for frame in _frames(header)]
     sizes = {(header.Columns, header.Rows) for header in headers}
@@ -207,7 +207,7 @@ Frame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _frames(header: Dataset) -> list[Frame]:
-    """Position, orientation and pixel spacing (LPS mm) of every slice of a file."""
+    """Return position, orientation and pixel spacing (LPS mm) of every slice of a file."""
     if "Rows" not in header or "Columns" not in header:
         return []
     try:
@@ -235,5 +235,5 @@ def _geometry(position: Dataset, orientation: Dataset, measures: Dataset) -> Fra
 
 
 def _group(name: str, frame: Dataset, shared: Dataset) -> Dataset:
-    """A functional group of a frame, or the one that all frames share."""
+    """Return a functional group of a frame, or the one that all frames share."""
     return (frame if name in frame else shared)[name].value[0]

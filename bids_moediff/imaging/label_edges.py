@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of two labels a voxel looks like: borders of label maps drawn to the edges of an image.
+"""Decide between labels at a voxel by brightness: borders drawn to the edges of an image.
 
 Brightness near a voxel has a mean for each label and one variance, as in localised region-based
 contours (Lankton and Tannenbaum, IEEE Transactions on Image Processing 17:2029-2039, 2008). Where

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of masks, label maps and tissue fractions: read, checked, put on the output grid."""
+"""Read masks, label maps and tissue fractions, check them, and put them on the output grid."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ MANY_VALUES, FEW_ALIKE = 100, 0.2
 
 
 def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image:
-    """Return the map in ``path``, turned to the axes of an image, on whose grid it must be.
+    """Return a map, turned to the axes of an image whose grid it must share.
 
     Parameters
     ----------
@@ -37,8 +37,7 @@ def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1
     Raises
     ------
     ImageError
-        if the file cannot be read, its grid is another one, or it has neither labels nor
-        fractions.
+        If the file cannot be read, has another grid, or has neither labels nor fractions.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise ImageError(f"{path.name} is not a regular file")
