@@ -28,6 +28,7 @@ start_slurm() {
     PROCESSORS=$((many + 2)) sh tools/local_slurm.sh "$work/slurm" > "$work/slurm.log" &
     slurm=$!
     trap 'touch "$work/stop"; kill $slurm 2> /dev/null' EXIT
+    trap exit HUP INT TERM  # a shell that a signal ends need not do what it has to do at its exit
     export SLURM_CONF="$work/slurm/slurm.conf"
     for _ in $(seq 60); do
         ! grep -q ready "$work/slurm.log" || return 0
