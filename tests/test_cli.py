@@ -16,6 +16,7 @@ import pytest
 from bids_moediff import __version__
 from bids_moediff.cli import check
 from bids_moediff.cli.check import supported
+from bids_moediff.cli.common import run_command
 from bids_moediff.cli.parser import build_parser
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.devices import Acceleration, Card, explain_absence
@@ -396,3 +397,11 @@ def test_bare_environment(dataset, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=bare, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 images" in done.stdout
+
+
+def test_a_command_that_is_interrupted_ends_as_shells_expect(capsys):
+    def work(words):
+        raise KeyboardInterrupt
+
+    assert run_command("bids_moediff-x", work, []) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1

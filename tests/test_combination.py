@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,10 +18,10 @@ from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
 from bids_moediff.combination.observation import Observation, total
 from bids_moediff.combination.resampling import Resampler, decompose
-from bids_moediff.combination.scans import Combined, combine
+from bids_moediff.combination.scans import QUIETEST, Combined, _not_too_quiet, combine
 from bids_moediff.combination.shading import fit_shading, shading_map
-from bids_moediff.combination.slice_weights import slice_weights
-from bids_moediff.combination.view import Scan
+from bids_moediff.combination.slice_weights import BAD, GOOD, SMOOTHING, slice_weights
+from bids_moediff.combination.view import Scan, Setting, grid_of, mean_of, range_of
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Acquisition, Operator
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
@@ -384,3 +385,44 @@ def test_sums_do_not_depend_on_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert len(found) == 1
+
+
+def test_a_field_of_view_ends_at_the_faces_of_its_voxels() -> None:
+    grid = Grid((4, 5, 6), np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert coverage(grid, grid, np.eye(4)).all()
+    finer = np.diag([1.0, 1.0, 1.0, 1.0])
+    finer[:3, 3] = -1.5  # one voxel of the frame outside, then the first of the scan
+    inside = coverage(Grid((10, 12, 14), finer), grid, np.eye(4))
+    assert inside.sum() == 8 * 10 * 12 and inside[1:-1, 1:-1, 1:-1].all()
+
+
+def test_a_scan_that_reads_as_very_quiet_is_not_trusted_that_much(stacks: list[Scan]) -> None:
+    noisy = [replace(scan, noise=0.03 * range_of(scan)) for scan in stacks]
+    noisy[2] = replace(noisy[2], noise=0.001 * range_of(stacks[2]))
+    shares = [scan.noise / range_of(scan) for scan in _not_too_quiet(noisy) if scan.noise]
+    assert shares == pytest.approx([0.03, 0.03, QUIETEST * 0.03])
+
+
+def test_a_slice_is_weighed_by_the_noise_that_smoothing_leaves() -> None:
+    noise = np.random.default_rng(1).normal(0, 0.05, (400, 400))
+    left = ndimage.gaussian_filter(noise, SMOOTHING, mode="wrap").std()
+    residual, expected = np.zeros((2, 32, 32, 12))
+    residual[:, :, 3] = (GOOD + BAD) / 2 * left
+    weights = slice_weights(residual, expected, np.ones(expected.shape, bool), 2, 0.05)
+    assert weights[3] == pytest.approx(0.5, abs=0.3)
+    assert np.delete(weights, 3).min() == 1
+
+
+def test_the_mean_is_weighted_by_the_inverse_of_the_variance(stacks: list[Scan]) -> None:
+    view = Setting(grid_of(stacks[0].single), 1.0).view(stacks[0], np.eye(4), None)
+    views = [
+        replace(
+            view, restored=torch.full((2, 2, 2), value), variance=torch.full((2, 2, 2), variance),
+            trust=torch.ones(2, 2, 2),
+        )
+        for value, variance in ((1.0, 0.01), (2.0, 0.04))
+    ]  # fmt: skip
+    mean, variance = mean_of(views)
+    assert torch.allclose(mean, torch.tensor(1.2)) and torch.allclose(
+        variance, torch.tensor(0.008)
+    )

@@ -359,3 +359,15 @@ def test_every_shared_scan_conforms(shared_data: Path) -> None:
         image, remarks = conform(path)
         assert np.allclose(image.affine, nib.load(path).affine, atol=1e-4), path.name
         assert remarks == [], path.name
+
+
+def test_voxel_sizes_below_zero_leave_the_orientation_of_the_qform(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    path = write(tmp_path / "a.nii", values.astype("i2"), None, oblique())
+    raw = bytearray(path.read_bytes())
+    raw[80:92] = (-np.frombuffer(raw[80:92], "<f4")).tobytes()
+    path.write_bytes(raw)
+    image, remarks = conform(path)
+    assert np.allclose(image.affine, oblique(), atol=1e-4)
+    assert remarks == []

@@ -3,15 +3,20 @@
 
 import errno
 import json
+import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_moediff.bids.dataset import prepare_output
+from bids_moediff.bids.groups import ScanGroup
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.execution import batch, preflight
-from bids_moediff.execution.finished import words_on_finished
+from bids_moediff.execution.finished import find_finished, words_on_finished
 from bids_moediff.execution.outcome import RunResult
 from bids_moediff.execution.preflight import Checked, check_participants, closing_remarks
 from bids_moediff.execution.work_folder import own_work, participant_folder
@@ -20,6 +25,7 @@ from bids_moediff.reports import participant as pages
 from bids_moediff.reports.group import read_rows
 from bids_moediff.settings import Settings, load_settings
 from bids_moediff.workflows import participant as graphs
+from bids_moediff.workflows.made_with import made_with
 from bids_moediff.workflows.participant import RunPlan
 from generated import dataset
 from report_data import make_image
@@ -213,3 +219,63 @@ def test_what_is_said_at_the_end(tmp_path):
     assert "not applied" in closing_remarks(settings_for(root), found)[-1]
     assert "--rerun" in words_on_finished(Counter(), 3)[0]
     assert RunResult().num_remarks == 0
+
+
+def test_a_group_goes_with_a_scan_that_has_no_graph(tmp_path, monkeypatch):
+    one, two, odd = (image(f"sub-01_acq-{name}_T2w") for name in ("ax", "cor", "odd"))
+    prepare = graphs.init_image_preparation_wf
+
+    def fail(**given):
+        if given["source"] is odd:
+            raise KeyError("nobody foresaw this")
+        return prepare(**given)
+
+    monkeypatch.setattr(graphs, "init_image_preparation_wf", fail)
+    groups = tuple(ScanGroup(members).image for members in ((one, two), (one, odd)))
+    checked = Checked(Participant("01", (one, two, odd), groups=groups))
+    found = batch._buildable(Settings(output_dir=tmp_path, stage="preproc"), checked, PLAN)
+    assert found.participant.images == (one, two)
+    assert [group.members for group in found.participant.groups] == [(one, two)]
+
+
+@pytest.mark.parametrize(("age", "missing"), [(None, True), (10.0, True), (-10.0, False)])
+def test_a_page_older_than_the_last_record_is_made_again(tmp_path, age, missing):
+    """``age``: seconds by which the page is older than the record; None: there is no page."""
+    settings = settings_for(tmp_path / "bids")
+    made = settings.output_dir / "sub-01" / "anat" / "sub-01_res-1mm_desc-sr_T1w.nii.gz"
+    made.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.arange(60.0).reshape(3, 4, 5), np.eye(4)), made)
+    item = {
+        "key": image().key, "status": "done", "source": image().relative_path,
+        "products": {"sr": str(made.relative_to(settings.output_dir))},
+        "made_with": made_with(image(), settings, "student"),
+    }  # fmt: skip
+    record = graphs.run_file(settings, PLAN, Participant("01", ()))
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"stage": "all", "images": [item]}))
+    os.utime(record, (1e9, 1e9))
+    if age is not None:
+        page = settings.output_dir / "sub-01.html"
+        page.touch()
+        os.utime(page, (1e9 - age, 1e9 - age))
+    found = find_finished(Participant("01", (image(),)), settings, "student")
+    assert list(found.done) == [image().key] and found.participant.images == ()
+    assert found.report_missing is missing
+    seeded = settings_for(tmp_path / "bids", random_seed=5)
+    again = find_finished(Participant("01", (image(),)), seeded, "student")
+    assert again.participant.images == (image(),) and not again.report_missing
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "same"),
+    [
+        ("random_seed", 1, False), ("num_steps", 3, False), ("noise", 5.0, False),
+        ("output_resolution", (0.8,) * 3, False), ("skip_bias_correction", True, False),
+        ("batch_size", 2, True), ("nprocs", 3, True), ("work_dir", Path("/elsewhere"), True),
+    ],
+)  # fmt: skip
+def test_what_makes_an_earlier_result_another_one(option, value, same):
+    settings = Settings(output_dir=Path("/out"))
+    changed = replace(settings, **{option: value})
+    before, now = (made_with(image(), given, "student") for given in (settings, changed))
+    assert (before == now) is same

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.preprocessing.conform import conform
@@ -156,3 +157,14 @@ def test_real_heads_that_trained_nothing_are_usual(shared_data: Path, name: str)
 def test_a_t2w_head_named_t1w_is_unusual(shared_data: Path) -> None:
     image = conform(shared_data / "bids_mini/sub-03/anat/sub-03_T2w.nii.gz")[0]
     assert judged(image, brain_mask(image)[0], "T1w").distance > FAR
+
+
+def test_a_stripped_head_keeps_what_its_mask_left(demo):
+    """A mask wider than the one that the network would draw."""
+    image, mask = demo
+    data = np.asarray(image.dataobj)
+    wide = ndimage.binary_dilation(np.asarray(mask.dataobj) > 0, iterations=2)
+    found, record = brain_mask(nib.Nifti1Image(np.where(wide, data, 0), image.affine))
+    left, kept = np.asarray(found.dataobj) > 0, wide & (data > 0)
+    assert record["method"] == "nonzero"
+    assert (left & kept).sum() > 0.98 * (left | kept).sum()

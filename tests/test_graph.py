@@ -5,6 +5,7 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
+from nipype.interfaces.base import isdefined
 from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from bids_moediff.bids.image import AnatomicalImage, Participant
@@ -39,3 +40,14 @@ def test_an_image_without_figures_fails_with_their_sentence(tmp_path: Path) -> N
     step = SidecarRecord(failure_beside="The figures cannot be computed.")
     found = step.run(cwd=str(tmp_path)).outputs
     assert found.failure == "The figures cannot be computed."
+
+
+@pytest.mark.parametrize(("intensities", "raw"), [("input", "/raw"), ("corrected", None)])
+def test_the_page_shows_the_image_whose_intensities_were_kept(intensities, raw) -> None:
+    name = "sub-01/anat/sub-01_T1w.nii.gz"
+    image = AnatomicalImage(Path("/nowhere") / name, name, {"sub": "01"}, "T1w", {})
+    settings = Settings(bids_dir=Path("/raw"), output_dir=Path("/out"), intensities=intensities)
+    plan = RunPlan("student", "", ("cpu",), 1, "run")
+    workflow = init_single_subject_wf(Participant("01", (image,)), settings, plan)
+    given = workflow.get_node("report").inputs.raw_dir
+    assert (given if isdefined(given) and given else None) == raw

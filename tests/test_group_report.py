@@ -291,3 +291,12 @@ def test_no_serious_fault_of_accessibility(tmp_path, browser, dark):
     browser.window(1280, 900, dark=dark)
     browser.open(write_group_report(output, states, raw))
     assert violations(browser) == []
+
+
+def test_scans_that_were_combined_are_counted(tmp_path):
+    scans = [{"Scan": name, "Used": name != "c"} for name in "abc"]
+    sidecar(tmp_path, "01", 20.0, CombinedScans=scans)
+    sidecar(tmp_path, "02", 20.0)
+    write_group_report(tmp_path)
+    rows = read_table(tmp_path / "group_T1w.tsv")
+    assert [(row["participant"], row["scans"]) for row in rows] == [("01", "2"), ("02", "1")]

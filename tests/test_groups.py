@@ -10,6 +10,7 @@ import pytest
 from bids_moediff.bids.groups import find_groups, group_scans, read_groups
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import UsageError
+from bids_moediff.interfaces.groups import GroupRecord
 
 
 def image(name: str, problem: str | None = None, **metadata: float) -> AnatomicalImage:
@@ -103,3 +104,29 @@ def test_a_file_that_names_no_scans_of_the_data_set(content, tmp_path):
     (tmp_path / "groups.json").write_text(content)
     with pytest.raises(UsageError, match="groups"):
         read_groups(tmp_path / "groups.json")
+
+
+def test_times_are_compared_by_their_size():
+    """A millisecond is much of an echo time and little of an inversion time."""
+    assert (
+        names(
+            [image("sub-01_run-1_T2w", EchoTime=0.080), image("sub-01_run-2_T2w", EchoTime=0.085)]
+        )
+        == []
+    )
+    one, other = (image(f"sub-01_run-{n}_T2w", InversionTime=t) for n, t in ((1, 2.0), (2, 2.015)))
+    assert names([one, other]) == [[one.key, other.key]]
+
+
+@pytest.mark.parametrize(
+    ("methods", "stripped"),
+    [(("nonzero", "nonzero"), True), (("nonzero", "network"), False), (("network",), False)],
+)
+def test_a_combined_image_is_stripped_if_all_of_its_scans_are(tmp_path, methods, stripped):
+    paths = [tmp_path / f"{number}.json" for number in range(len(methods))]
+    for path, method in zip(paths, methods, strict=True):
+        path.write_text(json.dumps({"method": method}))
+    (tmp_path / "result.json").write_text('{"record": {"Model": "student"}}')
+    step = GroupRecord(result=str(tmp_path / "result.json"), mask_records=[str(p) for p in paths])
+    record = json.loads(Path(step.run(cwd=str(tmp_path)).outputs.record).read_text())
+    assert record == {"Model": "student", "SkullStripped": stripped}

@@ -354,3 +354,9 @@ def test_widths_that_cannot_be(width: float) -> None:
 
 def test_covering_counts() -> None:
     assert covering_shape((10, 10, 1), (1.0, 1.0, 1.0), (3.0, 2.0, 4.0)) == (4, 5, 1)
+
+
+def test_axes_that_are_a_little_coarser_are_told_as_coarser() -> None:
+    acquisition = Acquisition.uniform("box", 0.9)
+    found = acquisition.condition((1.0, 1.0, 1.0), (1.0, 1.2, 1.1))
+    assert found[3:] == pytest.approx((0.0, 0.9, 0.9))

@@ -239,3 +239,22 @@ def test_contrast_agent_in_real_heads(shared_data: Path, name: str, contrast_age
     assert (input_checks.contrast_agent(scan) is not None) == contrast_agent
     assert input_checks.wrong_contrast(scan) is None
     assert input_checks.phantom(scan) is None
+
+
+def test_a_cut_is_measured_on_the_face_that_it_lies_in():
+    """6.4 cm2 of thick slices at the front of the image, and 3.2 cm2 on a face of thin ones."""
+    brain = np.zeros((40, 48, 20), np.uint8)
+    brain[10:30, 10:40, 5:15] = 1
+    affine = np.diag([2.0, 2.0, 8.0, 1.0])
+
+    def said(**faces: tuple[slice, ...]) -> str | None:
+        cut = brain.copy()
+        for place in faces.values():
+            cut[place] = 1
+        images = [nib.Nifti1Image(part, affine) for part in (cut.astype(np.float32), cut)]
+        return input_checks.cropped(input_checks.prepare(*images, "T1w"))
+
+    assert said() is None
+    front = said(front=(slice(15, 23), slice(40, 48), slice(7, 12)))
+    assert front is not None and "front edge" in front
+    assert said(top=(slice(15, 23), slice(20, 30), slice(15, 20))) is None

@@ -292,3 +292,14 @@ def test_axes_of_one_voxel_do_not_count(tmp_path, axes):
 def test_what_is_no_map_is_named(tmp_path, name, data, words):
     with pytest.raises(ImageError, match=words):
         there_and_back(tmp_path / name, data)
+
+
+@pytest.mark.parametrize(("shift", "taken"), [(0.06, True), (0.3, False)])
+def test_a_map_may_lie_off_by_what_a_header_rounds(tmp_path, shift, taken):
+    moved, data = GRID.copy(), ball(12, 4.0, 5.0).astype(np.uint8)
+    moved[1, 3] += shift  # mm; voxels have 2
+    if taken:
+        assert there_and_back(tmp_path / "a.nii", data, moved).any()
+        return
+    with pytest.raises(ImageError, match="mm away"):
+        there_and_back(tmp_path / "a.nii", data, moved)

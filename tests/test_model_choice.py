@@ -45,6 +45,8 @@ def student_folder(folder: Path, config: StudentConfig | None = None) -> Path:
         ("cpu", {"outputs": ("gates",)}, BOTH, "moediff", "expert maps"),
         ("cpu", {"outputs": ("uncertainty",), "bfloat16": True}, BOTH, "student", "half"),
         ("cpu", {"num_steps": 2}, BOTH, "moediff", "sampling steps"),
+        ("cpu", {"planes": 3, "bfloat16": True}, BOTH, "moediff", "orientations"),
+        ("cpu", {"sampler": "experts", "bfloat16": True}, BOTH, "moediff", "experts"),
     ],
 )
 def test_auto_chooses_by_what_is_asked_for_and_by_device(device, options, there, model, words):

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bids_moediff.execution.outcome import Outcome, exit_code, failed, print_summary
+from bids_moediff.inference.request import ImageResult, write_results
+from bids_moediff.interfaces.network import _settle
 from generated import dataset
 
 COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
@@ -92,3 +95,14 @@ def test_the_summary_says_what_to_look_at_and_what_comes_next(tmp_path, capsys):
     assert "The file is truncated." in said
     assert str(tmp_path / "sub-01.html") in said
     assert said.endswith("Next: bids_moediff /data /out group")
+
+
+@pytest.mark.parametrize(("code", "left"), [(69, []), (-9, ["c"])])
+def test_what_concerns_the_whole_call_is_not_tried_again(tmp_path, code, left):
+    """A device that is gone fails every image left; one that is killed fails its own alone."""
+    results = tmp_path / "results.json"
+    write_results({"a": ImageResult(status="done"), "b": ImageResult(status="running")}, results)
+    runtime = SimpleNamespace(returncode=code, stderr="bids_moediff-superres: No GPU is left.")
+    found = _settle(results, ["a", "b", "c"], runtime, 2.0)
+    assert found["a"].done and found["b"].status == "failed"
+    assert [key for key in "abc" if key not in found] == left

@@ -135,3 +135,14 @@ def test_a_page_that_is_made_later_ends_the_failure_of_the_page(tmp_path: Path) 
     assert participant_state(tmp_path, "1")["message"] == "Step report failed: no room."
     ended(logs / "2", "done", "report")
     assert participant_state(tmp_path, "1") == {"status": "done", "message": ""}
+
+
+def test_a_run_that_was_stopped_says_nothing_of_other_images(tmp_path: Path) -> None:
+    ended(tmp_path / "1", "done")
+    (tmp_path / "2").mkdir()
+    write_plan(tmp_path / "2", 1.0, {"sub-1_T2w": 1.5})
+    found = last_items(tmp_path)
+    assert {key: item["status"] for key, item in found.items()} == {
+        "sub-1_T1w": "done",
+        "sub-1_T2w": "failed",
+    }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bids_moediff import super_resolve
+from bids_moediff.cli.places import require_record
 from bids_moediff.cli.superres import main
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.imaging.grid import voxel_sizes
@@ -291,3 +292,14 @@ def test_a_sidecar_that_cannot_be_used_is_told_and_costs_nothing(folder, capsys,
     (words,) = (line for line in said.splitlines() if line.startswith("Warning: in.json"))
     record = json.loads((folder / "odd.json").read_text())
     assert words.removeprefix("Warning: ") in record["Warnings"]
+
+
+def test_an_image_may_be_replaced_and_a_sidecar_alone_may_not(tmp_path):
+    """A sidecar without its image belongs to another file of that name."""
+    (tmp_path / "a.json").write_text('{"EchoTime": 0.003}')
+    with pytest.raises(UsageError, match="belongs to another image"):
+        require_record(tmp_path / "a.nii.gz", "Model")
+    (tmp_path / "a.nii.gz").touch()
+    require_record(tmp_path / "a.nii.gz", "Model")
+    (tmp_path / "b.json").write_text('{"Model": "student"}')
+    require_record(tmp_path / "b.nii.gz", "Model")

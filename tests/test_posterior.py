@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bids_moediff.evaluation.sampling import crps
 from bids_moediff.families.posterior import local_scale, white
 from bids_moediff.families.protocol import Problem
 from bids_moediff.imaging.acquisition import Acquisition, Axis
@@ -21,6 +22,7 @@ from bids_moediff.networks.scale import (
     scale_numbers,
     unfold,
 )
+from bids_moediff.networks.scale_file import ScaleHead
 
 SLICES = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian")))
 CASES = [
@@ -181,3 +183,23 @@ def test_white_noise_depends_on_seed_and_stream_alone():
     assert torch.equal(white(like, 3), white(like, 3))
     assert not torch.equal(white(like, 3), white(like, 3 + 2**40))
     assert not torch.equal(white(like, (3, 1)), white(like, 3))
+
+
+def test_the_continuous_ranked_probability_score_is_without_bias():
+    """E|X - y| - E|X - X'| / 2 over all pairs of different samples."""
+    generator = torch.Generator().manual_seed(0)
+    samples, truth = torch.randn(5, 40, generator=generator), torch.randn(40, generator=generator)
+    far = (samples - truth).abs().mean()
+    pairs = [(samples[i] - samples[j]).abs().mean() for i in range(5) for j in range(i)]
+    assert crps(samples, truth) == pytest.approx(
+        float(far - torch.stack(pairs).mean() / 2), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "factor"), [((1, 1, 4), 2.0), ((2, 2, 2), 0.5), ((1, 2, 4), 1.0), ((1, 1, 1), 2.0)]
+)
+def test_thick_slices_have_a_factor_of_their_own(ratios, factor):
+    config = {"sha256": "0" * 64, "factors": {"slices": 2.0, "isotropic": 0.5}}
+    head = ScaleHead(ScaleNetwork(ScaleConfig(8, 1)), config)
+    assert head.factor(ratios) == pytest.approx(factor)

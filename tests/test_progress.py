@@ -75,3 +75,10 @@ def test_a_run_that_makes_reports_only_does_not_say_that_it_prepares(tmp_path):
     with ProgressWatcher(tmp_path, stream, REPORTING):
         pass
     assert stream.getvalue().splitlines() == [REPORTING]
+
+
+def test_time_left_counts_from_where_the_display_came_in():
+    seconds = iter([0.0, 10.0])
+    clock = Clock(lambda: next(seconds))
+    assert clock.left("a", 0.5) == ""
+    assert clock.left("a", 0.75) == "about 0:10 left"

@@ -167,3 +167,18 @@ def test_a_figure_that_cannot_be_computed_is_none(phantom, monkeypatch):
     figures = quality.quality_figures(rician(signal, 2.0), np.eye(4), brain, "T1w")
     assert (figures["efc"], figures["qi_1"]) == (None, None)
     assert figures["fber"] is not None
+
+
+def test_contrast_is_over_the_noise_of_the_air() -> None:
+    """Also where the tissue is much noisier than the air (textured)."""
+    shape = (64, 64, 64)
+    brain = ball(shape, 23)
+    signal = np.where(brain, 60.0, 0.0) + 40.0 * ball(shape, 18) - 40.0 * ball(shape, 7)
+    texture = np.random.default_rng(3).normal(0, 4, signal.shape)
+    data = rician(np.where(brain, signal + texture, 0.0), 1.0)
+    figures = quality.quality_figures(data, np.eye(4), brain, "T1w")
+    classes = quality.tissue_classes(data[brain], "T1w")
+    assert classes is not None and figures["noise_sigma"] > 2 * figures["noise_air"]
+    grey, white = classes["gm"], classes["wm"]
+    spread = np.sqrt(figures["noise_air"] ** 2 + grey.deviation**2 + white.deviation**2)
+    assert figures["cnr"] == pytest.approx(abs(white.mean - grey.mean) / spread, rel=0.005)

@@ -145,3 +145,9 @@ def test_paths_are_absolute_and_the_work_folder_is_hidden_in_the_output(tmp_path
     assert settings.bids_dir == tmp_path / "in"
     assert settings.work_folder == tmp_path / "out" / ".work"
     assert load({"work_dir": "/scratch/w"}).work_folder == Path("/scratch/w")
+
+
+def test_an_empty_variable_sets_nothing(config):
+    path = config("num_steps = 2\n")
+    environment = {"BIDS_MOEDIFF_NUM_STEPS": "", "BIDS_MOEDIFF_WORK_DIR": ""}
+    assert load(config=path, environment=environment) == load(config=path)

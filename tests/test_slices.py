@@ -12,7 +12,7 @@ from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.slices import Walk, gate_slices, restore_planes, restore_slices
 from bids_moediff.imaging.acquisition import Acquisition, Operator
-from bids_moediff.imaging.axes import orientations, slice_axes
+from bids_moediff.imaging.axes import orientations, plane_condition, slice_axes
 from bids_moediff.options import Options
 
 TINY = MoEDiffConfig(width=4, embed_dim=8, heads=2, context_slices=3, kappa=0.5)
@@ -172,3 +172,11 @@ def test_start_from_noise_is_the_same_every_time_and_shared_by_slices() -> None:
     )
     assert torch.equal(first, second)
     torch.testing.assert_close(first[..., 1:], first[..., :1].expand(-1, -1, SIZE[2] - 1))
+
+
+def test_a_plane_sees_its_rows_its_columns_and_what_lies_across() -> None:
+    condition = torch.tensor([0.1, 0.2, 0.3, 1.1, 1.2, 1.3])
+    found = plane_condition(condition, (2, 0, 1))  # across, rows, columns
+    assert torch.equal(found, torch.tensor([0.1, 0.2, 0.3, 1.1, 1.2, 1.3]))
+    found = plane_condition(condition, (0, 2, 1))
+    assert torch.equal(found, torch.tensor([0.3, 0.2, 0.1, 1.3, 1.2, 1.1]))

@@ -62,3 +62,23 @@ def test_non_negative_keeps_agreement_where_there_is_signal(consistent):
     if consistent:
         assert relative < 0.3 * float(naive.norm() / posed.measured[inside].norm())
         assert relative < 2e-3
+
+
+def test_shading_is_taken_out_of_what_the_networks_see():
+    """The start of a shaded scan is that of the scan without shading."""
+    plain = head(shape=(24, 28, 20), zooms=(7.0, 7.0, 8.0))
+    ramp = np.linspace(0.6, 1.4, 24, dtype=np.float32)[:, None, None] * np.ones(plain.shape, "f4")
+    data = np.asarray(plain.dataobj, dtype=np.float32)
+    shaded = nib.Nifti1Image(data * ramp, plain.affine)
+    field = nib.Nifti1Image(ramp, plain.affine)
+    zooms, cpu = (3.5, 3.5, 4.0), torch.device("cpu")
+    one = pose(plain, zooms, Inputs(), cpu)
+    other = pose(shaded, zooms, Inputs(bias_field=field), cpu)
+    starts = [part.start().numpy() * part.scale for part in (one, other)]
+    np.testing.assert_allclose(starts[1], starts[0], atol=1e-3 * data.max())
+
+
+def test_averaging_down_takes_noise_away():
+    image = head(shape=(24, 28, 20), zooms=(3.5, 7.0, 8.0))
+    posed = pose(image, (7.0, 3.5, 4.0), Inputs(noise=6.0), torch.device("cpu"))
+    assert posed.noise * posed.scale == pytest.approx(6.0 * 0.5**0.5, rel=1e-3)

@@ -18,6 +18,7 @@ from bids_moediff.families.student.training.last_layer import (
     refit_tail,
     with_conditioned_tail,
 )
+from bids_moediff.networks.last_layer import within_training
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import save_model
 from bids_moediff.training.stage import Batch
@@ -205,3 +206,9 @@ def test_student_and_teacher_are_needed(given: tuple[str, ...], tmp_path: Path) 
 def test_other_recipes_still_need_a_step() -> None:
     with pytest.raises(UsageError, match="steps must be at least 1"):
         tiny("student", steps=0)
+
+
+def test_a_condition_is_kept_within_the_training_and_fine_axes_stay_fine() -> None:
+    condition = torch.tensor([[0.0, 1.0, 9.0, 0.0, 0.3, 2.0]])
+    found = within_training(condition)[0].tolist()
+    assert found == pytest.approx([0.0, 1.0, np.log2(6), 0.0, 0.7, 1.2067])

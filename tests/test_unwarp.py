@@ -141,3 +141,13 @@ def test_a_wrong_coefficient_file_is_named(
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=says):
         read_coefficients(tmp_path / name)
+
+
+def test_the_order_of_the_axes_does_not_matter() -> None:
+    turned = head().as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    straight, record = unwarp(head(), strong_coefficients())
+    found, again = unwarp(turned, strong_coefficients())
+    back = nib.as_closest_canonical(found)
+    np.testing.assert_allclose(back.affine, straight.affine, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(back.dataobj), np.asarray(straight.dataobj), atol=0.5)
+    assert again["largest_displacement_mm"] == pytest.approx(record["largest_displacement_mm"])
