@@ -147,6 +147,7 @@ def test_nothing_is_suggested_for_a_folder_unlike_all_others(tmp_path, capsys) -
         ("", 2, "Two files are needed"),
         ("absent.nii.gz out.nii.gz", 1, "absent.nii.gz does not exist."),
         ("DATA out.nii.gz", 2, "is a folder"),
+        (f"{IMAGE} out.nii.gz --mask absent.nii", 1, "absent.nii does not exist."),
     ],
 )
 def test_mistakes_in_names_are_noticed_without_torch(words, code, sentence, tmp_path) -> None:

@@ -320,8 +320,9 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
             )
         if not os.path.lexists(source) and output.exists():
             raise UsageError(f"{source} does not exist, but {output} does. The input comes first.")
-        if not os.path.lexists(source):
-            raise ImageError(f"{source} does not exist.")
+    for path in filter(None, [*sources, namespace.mask, namespace.reference_file]):
+        if not os.path.lexists(path):
+            raise ImageError(f"{path} does not exist.")
     several = len(sources) > 1
     reads = dict.fromkeys(sources, "the input")
     reads |= dict.fromkeys(map(sidecar_of, sources), "the sidecar of the input")
