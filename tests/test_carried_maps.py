@@ -94,7 +94,7 @@ def test_maps_in_another_space_are_named_once(tmp_path):
     assert words.count(".nii.gz") == 2
     assert maps_elsewhere(flair, maps) == ""
     alone = image(tmp_path / "other", "sub-01_T2w.nii.gz")
-    assert maps_elsewhere(alone, maps).count("sub-01_") == 2  # MNI, and FLAIR, which is not there
+    assert maps_elsewhere(alone, maps).count("sub-01_") == 4  # MNI, and of T1w and FLAIR
     assert maps_elsewhere(first, touch(tmp_path / "plain", "sub-01_dseg.nii.gz")) == ""
 
 
@@ -167,6 +167,22 @@ def test_a_map_on_another_grid_is_named(derivatives, tmp_path):
     assert "sub-01_desc-lesion_mask.nii.gz is not on the grid" in remarks[0]
 
 
+def test_a_map_that_is_not_here_is_named(derivatives, tmp_path, carry):
+    """As DataLad leaves it before its content is fetched; and a folder with the name of a map."""
+    anat = derivatives / "sub-01" / "anat"
+    (anat / "sub-01_desc-lesion_mask.nii.gz").unlink()
+    (anat / "sub-01_desc-lesion_mask.nii.gz").symlink_to("missing")
+    (anat / "sub-01_desc-folder_mask.nii.gz").mkdir()
+    (anat / "sub-01_desc-old_mask.nii.gz.bak").touch()
+    scan = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    found = find_maps(image(tmp_path / "raw"), derivatives)
+    remarks = maps_on_grid([str(path) for path in found], scan)[1]
+    assert [remark.split(" is not ")[0] for remark in remarks] == [
+        "sub-01_desc-folder_mask.nii.gz", "sub-01_desc-lesion_mask.nii.gz",
+    ]  # fmt: skip
+    assert len(carry()) == 2
+
+
 def test_maps_are_written_with_their_words(carry, tmp_path):
     assert len(carry()) == 2
     stem = tmp_path / "out" / "sub-01" / "anat" / "sub-01_res-1mm_desc-aseg_dseg"
@@ -181,6 +197,16 @@ def test_maps_are_written_with_their_words(carry, tmp_path):
     assert np.asarray(nib.Nifti1Image.from_filename(probability).dataobj).sum() == pytest.approx(
         0.5 * 6**3 * 8, rel=0.01
     )
+
+
+def test_maps_may_lie_in_the_output_folder(derivatives, tmp_path, carry):
+    carry()
+    out = tmp_path / "out"
+    lesion = "sub-01_desc-lesion_mask.nii.gz"
+    (out / "sub-01" / "anat" / lesion).touch()
+    source = image(tmp_path / "raw")
+    assert names(find_maps(source, out)) == [lesion]
+    assert maps_elsewhere(source, out) == ""
 
 
 def test_a_rerun_leaves_no_old_map(carry, derivatives, tmp_path):

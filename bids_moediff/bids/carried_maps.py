@@ -12,6 +12,7 @@ from bids_moediff.bids.sidecar import resolution_text, source_uri
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.runtime.given_files import read_json
 
+EXTENSIONS = (".nii", ".nii.gz")
 MAP_SUFFIXES = ("mask", "dseg", "probseg")
 # What a map may have beside the entities of its image.
 MAP_ENTITIES = frozenset({"space", "atlas", "seg", "scale", "label", "desc"})
@@ -64,23 +65,24 @@ def maps_elsewhere(image: AnatomicalImage, folder: Path) -> str:
     the session are that image's.
     """
     shown = {suffix for _, suffix in _images_beside(image)}
+    # Maps in no image's space concern the T1w image, or all images where there is none.
+    main = image.suffix == "T1w" or "T1w" not in shown
     found = []
     for path, entities in _maps(image, folder):
-        here = {key: value for key, value in entities.items() if key not in ("space", "res")}
-        if entities.get("space", image.suffix) not in shown:
-            first = image.suffix == "T1w" or "T1w" not in shown  # one image of several names it
-        elif "res" in entities:
-            first = entities.get("space", "T1w") == image.suffix
-        else:
+        space = entities.get("space", "T1w")
+        strange = space not in shown
+        if not (main if strange else "res" in entities and space == image.suffix):
             continue
-        if first and _belongs({**here, "space": image.suffix}, image):
+        here = {key: value for key, value in entities.items() if key != "res"}
+        # Carried maps are no remark where --carry names the output folder.
+        if _belongs({**here, "space": image.suffix}, image) and not _carried(path):
             found.append(path.name)
     if not found:
         return ""
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return (
         f"In another space or on another grid by their names: {', '.join(found[:NAMED])}{more}. "
-        "Not carried to the output grid."
+        "Not carried to the output grid. A map without space- is the T1w image's."
     )
 
 
@@ -100,16 +102,8 @@ def carried_before(
     """
     found = []
     for path, entities in _maps(image, output_dir):
-        try:
-            record = read_json(_beside(path, ".json"))
-        except (OSError, ValueError):
-            continue
-        if (
-            isinstance(record, dict)
-            and "CarriedFrom" in record
-            and record.get("Sources") == [source_uri(image)]
-            and entities.get("res") == resolution_label(zooms)
-        ):
+        own = _carried(path) and _record(path).get("Sources") == [source_uri(image)]
+        if own and entities.get("res") == resolution_label(zooms):
             found.append(path)
     return tuple(found)
 
@@ -127,7 +121,7 @@ def _maps(image: AnatomicalImage, folder: Path) -> Iterator[tuple[Path, dict[str
         anat /= f"ses-{image.entities['ses']}"
     for path in sorted(anat.glob("anat/*.nii*")):
         parsed = _parse(path)
-        if parsed is None or parsed[1] not in MAP_SUFFIXES:
+        if parsed is None or parsed[1] not in MAP_SUFFIXES or not path.name.endswith(EXTENSIONS):
             continue
         if not any(own.items() <= parsed[0].items() for own in OWN):
             yield path, parsed[0]
@@ -195,12 +189,7 @@ def carried_sidecar(
     how
         Property that was preserved.
     """
-    try:
-        earlier = read_json(_beside(path, ".json"))
-    except (OSError, ValueError):
-        earlier = None
-    if not isinstance(earlier, dict):
-        earlier = {}
+    earlier = _record(path)
     kept = {key: earlier[key] for key in KEPT_KEYS if key in earlier}
     content = {"Sources": [source_uri(image)], "Resolution": resolution_text(zooms)}
     if "space" in parse_name(path.name)[0]:
@@ -222,6 +211,20 @@ def label_table(path: Path, folder: Path) -> Path | None:
             if dict(words).items() <= entities.items():
                 return table
     return None
+
+
+def _carried(path: Path) -> bool:
+    """Return True if this app has written a map, by its sidecar."""
+    return "CarriedFrom" in _record(path)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return the sidecar of a map; empty where there is none that can be read."""
+    try:
+        record = read_json(_beside(path, ".json"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _beside(path: Path, extension: str) -> Path:

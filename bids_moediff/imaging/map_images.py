@@ -39,7 +39,9 @@ def read_map(path: Path, shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1
     ImageError
         If the file cannot be read, has another grid, or has neither labels nor fractions.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if not path.exists():
+        raise ImageError(f"{path.name} is not here (a link to a missing file; datalad get?)")
+    if not path.is_file():  # opening a pipe would wait for ever
         raise ImageError(f"{path.name} is not a regular file")
     try:
         image = nib.load(path)

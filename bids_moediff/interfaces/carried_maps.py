@@ -47,7 +47,7 @@ def maps_on_grid(maps: Sequence[str], image: nib.Nifti1Image) -> tuple[list[str]
 
 class _CarryInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
-    maps = traits.List(File(exists=True), mandatory=True, desc="maps that bear its name")
+    maps = traits.List(traits.Str, mandatory=True, desc="maps that bear its name")
     image = File(desc="source on its grid; maps on another one are left out")
     folder = traits.Str(mandatory=True, desc="root of the derivatives that hold the maps")
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives, with the result")

@@ -26,7 +26,7 @@ class _ConformInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     coefficients = File(exists=True, desc="gradient coefficients of the scanner")
     maps = traits.List(
-        File(exists=True), [], usedefault=True, desc="maps of other apps that bear its name"
+        traits.Str, [], usedefault=True, desc="maps of other apps that bear its name"
     )
     remark = traits.Str("", usedefault=True, desc="one sentence on maps that cannot be carried")
 
