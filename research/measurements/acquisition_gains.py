@@ -55,6 +55,7 @@ def table(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
     values, lines = {}, []
     for true, by_telling in gains(rows, method).items():
         line: dict[str, Any] = {"name": parse_protocol(true).name, "protocol": true}
+        line["kind"] = "iso" if parse_protocol(true).isotropic else "slices"
         least = []
         for telling in (*HOW, "best"):
             heads = by_telling.get(telling, {})
@@ -78,7 +79,16 @@ def table(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
         lines.append(line)
     names = sorted({row["head"] for row in rows})
     values["images"] = len(names)
-    values["least"] = min(value for name, value in values.items() if name.endswith(".worst"))
+    for kind in ("iso", "slices"):
+        worst = [v for key, v in values.items() if key.endswith(".worst") and kind in key]
+        if worst:
+            values[f"{kind}.worst"] = min(worst)
+        for telling in HOW:
+            end = f".{telling}.over_cubic"
+            found = [values[key] for key in values if key.endswith(end) and kind in key]
+            if found:
+                values |= {f"{kind}.{telling}.least": min(found)}
+                values |= {f"{kind}.{telling}.most": max(found)}
     columns = [
         ["what the scanner did", "{name}"],
         ["thickness in the sidecar", "{stated}"],
@@ -86,7 +96,12 @@ def table(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
         ["best of what it was told", "{best}"],
         ["worst image over the better of linear and cubic", "{worst}"],
     ]
-    return {"values": values, "rows": lines, "views": {"gains": {"columns": columns}}}
+    views = {
+        "slices": {"where": {"kind": ["slices"]}, "columns": columns},
+        # No sidecar states a filter of k-space.
+        "filters": {"where": {"kind": ["iso"]}, "columns": [columns[0], *columns[2:]]},
+    }
+    return {"values": values, "rows": lines, "views": views}
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def test_columns_worst_image_and_share_of_the_best() -> None:
     assert values["x4slices-box0.5+noise2.stated.worst"] == pytest.approx(0.5)
     assert values["x4slices-box0.5+noise2.best.over_cubic"] == pytest.approx(1.5)  # told 0.75
     assert values["x4slices-box0.5+noise2.share"] == pytest.approx(0.7 / 1.5)
-    assert values["least"] == pytest.approx(-0.1)
+    assert values["slices.worst"] == pytest.approx(-0.1)
     (line,) = made["rows"]
     assert line["worst"] == "-0.10 (b)"
     assert line["name"] == "x4 slices, box 0.5, 2 % noise"
