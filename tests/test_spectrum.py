@@ -4,6 +4,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_moediff.imaging import spectrum
 from bids_moediff.imaging.masks import head_mask_array
@@ -14,15 +15,20 @@ def zero_filled(data: np.ndarray, axis: int, factor: float) -> np.ndarray:
     return resize_spectrum(data, axis, round(data.shape[axis] * factor))
 
 
-@pytest.fixture(scope="module")
-def texture() -> np.ndarray:
-    """Texture with the power law of anatomy (amplitude 1/f**1.5) and 2 % noise."""
+def anatomy() -> np.ndarray:
+    """Texture with the power law of anatomy (amplitude 1/f**1.5)."""
     rng = np.random.default_rng(0)
     shape = (96, 90, 88)
     radius = np.sqrt(sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij")))
     white = np.fft.fftn(rng.normal(size=shape))
     smooth = np.fft.ifftn(white / np.maximum(radius, 0.01) ** 1.5).real
-    return 100 + 20 * smooth / smooth.std() + rng.normal(0, 2, shape)
+    return np.asarray(100 + 20 * smooth / smooth.std())
+
+
+@pytest.fixture(scope="module")
+def texture() -> np.ndarray:
+    """The same with 2 % noise."""
+    return anatomy() + np.random.default_rng(2).normal(0, 2, (96, 90, 88))
 
 
 def inside(shape: tuple[int, ...]) -> np.ndarray:
@@ -61,6 +67,21 @@ def test_interpolation_is_found_by_its_period(texture, order, factor):
     assert found.kind in ("interpolated", "zero-filled")
     period = spectrum.sharpness_period(data, inside(data.shape), 2)
     assert period == pytest.approx(min(1 / factor, 1 - 1 / factor), abs=0.01)
+
+
+def test_an_axis_on_which_noise_was_measured_was_not_interpolated():
+    """2 mm stored at 1 mm, and then white noise: nothing is gone that could be undone."""
+    rng = np.random.default_rng(1)
+    soft = ndimage.gaussian_filter(anatomy(), (0.7, 0.7, 0))[:, :, :44]
+    whole = inside((*soft.shape[:2], 88))
+    noisy = zero_filled(soft, 2, 2.0) + rng.normal(0, 0.8, whole.shape)
+    assert spectrum.axis_resolution(noisy, whole, 2, 1.0).kind == "zero-filled"  # by itself
+    found = spectrum.acquired_resolution(noisy, (1.0, 1.0, 1.0), whole)
+    assert [axis.acquired for axis in found] == [1.0, 1.0, 1.0]
+    # Noise that was there before goes through the interpolation like the anatomy.
+    scan = zero_filled(soft + rng.normal(0, 0.8, soft.shape), 2, 2.0)
+    found = spectrum.acquired_resolution(scan, (1.0, 1.0, 1.0), whole)
+    assert [axis.acquired for axis in found] == [1.0, 1.0, pytest.approx(2.0, abs=0.1)]
 
 
 def test_interleaved_slices_are_no_interpolation(texture):
