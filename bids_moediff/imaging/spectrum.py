@@ -37,8 +37,8 @@ LOST_DECIBEL = -2.5
 FEWEST_IMAGE_BINS = 6
 IMAGE_DECIBEL = 3.0  # zero filling leaves 3.5 or more, cubic interpolation 2.4 or less
 # Power beyond a cut-off is noise that was measured there if it is this level (least over largest,
-# in the upper half of what is beyond) and has this share of the lowest power of another axis. White
-# noise that was added had 0.93 and 0.25; interpolated scans had below 0.76 of one or 0.11 of both.
+# in the upper half of what is beyond) and has this share of the lowest power of another axis.
+# White noise that was added had 0.93 and 0.25; interpolated scans had 0.75, or 0.11, at the most.
 LEVEL_NOISE, NOISE_SHARE = 0.85, 0.15
 AXIS_NAMES = ("first", "second", "third")
 
