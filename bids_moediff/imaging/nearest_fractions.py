@@ -15,6 +15,9 @@ from scipy import ndimage
 from .separable import along_axes
 
 ROUNDS, ITERATIONS = 10, 6
+# Shift of a region's averages that its volume may cost: a region cut by the edge of a tile may not
+# be able to keep its part, and the shift would grow without end.
+MOST = 0.2
 GAIN = 10.0  # by which a multiplier follows the mean error of its region, to begin with
 _BORDER = 1e-3  # by which fractions of neighbours differ at a border
 _ENOUGH = 1e-5  # change of the threshold at which it is found
@@ -59,7 +62,7 @@ def nearest_fractions(
         # Half the gain where it went too far, twice where the error has hardly changed.
         change = np.where(np.abs(error) > np.abs(before) / 2, 2.0, 1.0)
         gain *= np.where(error * before < 0, 0.5, np.where(before == 0, 1.0, change))
-        multiplier += gain * error
+        multiplier = np.clip(multiplier + gain * error, -MOST, MOST)
         before = error
     return fractions
 
