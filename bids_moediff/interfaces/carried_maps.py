@@ -29,7 +29,10 @@ LABELS = (
     "Each connected region keeps its volume; borders follow interpolated signed distances, and "
     "the edges of the super-resolved image where no axis got coarser."
 )
-FRACTIONS = "The average over each acquired voxel is kept; borders are sharp."
+FRACTIONS = (
+    "The average over each acquired voxel is kept where voxels divide evenly; elsewhere volumes "
+    "are kept and averages come nearest. Borders are sharp."
+)
 
 
 def maps_on_grid(maps: Sequence[str], image: nib.Nifti1Image) -> tuple[list[str], list[str]]:
