@@ -69,6 +69,32 @@ def test_hot_voxels_change_neither_mask_nor_the_other_voxels(tmp_path, real, vol
     assert abs(brain_mask(image)[1]["volume_ml"] / volume - 1) < 0.02
 
 
+@pytest.mark.parametrize("value", [-2000, -32768, 4095, 32767])
+def test_padding_is_no_signal(tmp_path, real, volume, value):
+    """A block, salt, or all that lies outside a circle holds one value that nobody measured."""
+    data = values(real).round()
+    block = np.zeros(data.shape, bool)
+    block[10:22, 10:22, 10:13] = True
+    salt = np.random.default_rng(0).random(data.shape) < 0.01
+    x, y = (np.abs(np.linspace(-1, 1, n)) for n in data.shape[:2])
+    circle = np.broadcast_to((np.hypot(x[:, None], y) > 0.98)[..., None], data.shape)
+    for place in (block, salt, circle):
+        path = written(tmp_path / "a.nii.gz", np.where(place, value, data), real)
+        image, remarks = conform(path)
+        assert [words.split(" voxels hold ")[0] for words in remarks] == [str(place.sum())]
+        assert np.array_equal(values(image)[~place], data[~place])
+        assert values(image)[place].max() == data.min() == 0
+    assert abs(brain_mask(image)[1]["volume_ml"] / volume - 1) < 0.02
+
+
+def test_masked_maps_are_not_padded(tmp_path, real):
+    """Air of 0 beside a narrow range is a mask's."""
+    masked = np.where(values(real) > 100, 1000 + 0.2 * values(real), 0).round()
+    image, remarks = conform(written(tmp_path / "a.nii.gz", masked, real))
+    assert remarks == []
+    assert np.array_equal(values(image), masked)
+
+
 @pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, 20.0)])
 def test_wrapped_integers_are_read_as_what_they_were(tmp_path, real, slope, intercept):
     data = np.clip(values(real) / np.percentile(values(real), 99) * 45000, 0, 65000)

@@ -11,6 +11,8 @@ import numpy as np
 HOT = 5.0
 SATURATED = 0.002  # share of the voxels at the very top; 8-bit scans have up to 0.0013
 PILED_UP = 2.0  # times as many at the very top as in the 2 % of the range below
+# Share of the voxels that may hold one value far beyond all others; fewer are hot voxels.
+FEWEST_PADDED, MOST_PADDED = 0.0005, 0.6
 WRAPPED_DROP = 0.8  # of the total of all steps between neighbours that is left after unwrapping
 
 
@@ -31,6 +33,7 @@ def sound_intensities(
         One sentence is added for each change or observation.
     """
     data = _unwrapped(data, stored, slope, intercept, remarks)
+    data = _without_padding(data, remarks)
     low, middle, high = (float(value) for value in np.percentile(data, [0.1, 50, 99.9]))
     if high > low:
         data = _without_extremes(data, low, high, remarks)
@@ -69,6 +72,28 @@ def _unwrapped(
 
 def _steps(data: np.ndarray) -> float:
     return sum(float(np.abs(np.diff(data, axis=axis)).sum(dtype=np.float64)) for axis in range(3))
+
+
+def _without_padding(data: np.ndarray, remarks: list[str]) -> np.ndarray:
+    """One value far beyond all others, in many voxels, was not measured: padding, burnt-in text.
+
+    Such a value is farther from the others than these are from one another.
+    """
+    for value in (float(data.min()), float(data.max())):
+        same = data == value
+        count = int(same.sum())
+        if count < FEWEST_PADDED * data.size or count > MOST_PADDED * data.size:
+            continue
+        low, high = float(data[~same].min()), float(data[~same].max())
+        void = max(low - value, value - high)
+        if not 0 < high - low < void or (value >= 0 and value < low):
+            continue
+        remarks.append(
+            f"{count} voxels hold {value:.6g}, far beyond all others ({low:.6g} to {high:.6g}): "
+            f"padding, not signal; they were set to {low:.6g}"
+        )
+        data = np.where(same, np.float32(low), data)
+    return data
 
 
 def _without_extremes(data: np.ndarray, low: float, high: float, remarks: list[str]) -> np.ndarray:
