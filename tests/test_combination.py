@@ -13,6 +13,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from bids_moediff.combination import alignment
 from bids_moediff.combination.alignment import SAME_HEAD, align
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
@@ -337,6 +338,30 @@ def test_units_do_not_matter(stacks: list[Scan], combined: Combined) -> None:
     small = combine([changed(stacks[0], "small", lambda data: data / 1000), *stacks[1:]], ZOOMS)
     data = np.asarray(small.image.dataobj)
     assert error(nib.Nifti1Image(1000 * data, small.image.affine)) < 1.02 * error(combined.image)
+
+
+def test_an_added_constant_is_taken_away(stacks: list[Scan], combined: Combined) -> None:
+    result = combine([*stacks[:2], changed(stacks[2], "raised", lambda data: data + 5000)], ZOOMS)
+    assert result.scans[2].kept and "raised" in result.warnings[0]
+    assert error(result.image) < 1.02 * error(combined.image)
+
+
+def test_a_failed_registration_is_noticed(
+    stacks: list[Scan], without_third: Combined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = stacks[2].single
+
+    def wrong(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, **words: bool) -> np.ndarray:
+        found = register(fixed, moving, **words)
+        return turn([0, 0, 0], [1.2, -1.2, 1.2]) @ found if moving is third else found
+
+    monkeypatch.setattr(alignment, "register", wrong)
+    images = [scan.single for scan in stacks]
+    found = alignment.align(images)
+    assert found.disagreement > 1.5
+    monkeypatch.undo()
+    right = alignment.align(images)
+    assert right.kept == [0, 1, 2] and right.disagreement < 0.5
 
 
 def test_a_copy_tells_nothing_new(stacks: list[Scan], without_third: Combined) -> None:

@@ -156,6 +156,7 @@ def test_two_named_scans_without_results_of_their_own(study: Path, auto: Run) ->
         ("[", "JSON"),
         ('{"a": 1}', "list of groups"),
         ('[["sub-01/anat/sub-01_T1w.nii.gz"]]', "list of groups"),
+        ('[["sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T1w.nii.gz"]]', "different"),
         ('[["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"]]', "one subject"),
         ('[["sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz"]]', "one suffix"),
     ],

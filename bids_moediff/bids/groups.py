@@ -189,8 +189,8 @@ def read_groups(path: Path) -> list[list[str]]:
         subjects = {PurePosixPath(name).parts[0] for name in names}
         if len(names) < 2 or len(suffixes) > 1 or len(subjects) > 1:
             raise UsageError(
-                f"--combine {path}: a group has two scans or more of one subject and one suffix; "
-                f"this one has not: {', '.join(names)}."
+                f"--combine {path}: a group has two different scans or more, of one subject and "
+                f"one suffix; this one has not: {', '.join(names)}."
             )
         groups[tuple(names)] = names
     return list(groups.values())
@@ -211,7 +211,7 @@ def _is_group(group: object) -> bool:
     return (
         isinstance(group, list)
         and all(isinstance(name, str) and name for name in group)
-        and len(set(group)) == len(group) > 1
+        and len(group) > 1
     )
 
 

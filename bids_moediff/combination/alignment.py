@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
+from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.registration import register
@@ -19,6 +21,10 @@ BLOCKS = ((1, 16, 16), (16, 1, 16), (16, 16, 1))
 # skull-stripped heads of one study 0.877 (docs/combining.md).
 SAME_HEAD = 0.92
 FEWEST_VOXELS = 0.5  # of a block, inside both fields of view and the head
+NO_MOVE = np.eye(4)
+ELSEWHERE = nib.affines.from_matvec(  # 5 mm and 3 degrees away
+    Rotation.from_euler("xyz", [2, -2, 1], degrees=True).as_matrix(), [3, -3, 3]
+)
 LEAST_OVERLAP = 1000  # voxels of 3 mm: a cube of 30 mm
 
 
@@ -27,12 +33,15 @@ class Alignment:
     """Moves from the first scan to each, and how well each agrees with the one it fits best.
 
     ``moves``: 4x4 matrices from world coordinates of the first kept scan to those of each scan;
-    ``agreement``: largest correlation with another scan; ``kept``: indices, in order.
+    ``agreement``: largest correlation with another scan; ``kept``: indices, in order;
+    ``disagreement``: largest distance (mm, mean over the head) between two ways to register a
+    scan that is kept.
     """
 
     moves: list[np.ndarray]
     agreement: list[float]
     kept: list[int]
+    disagreement: float = 0.0
 
     def moved(self, moves: Sequence[np.ndarray]) -> "Alignment":
         """Return the alignment with other transforms of the scans that are kept."""
@@ -66,7 +75,40 @@ def align(images: Sequence[nib.Nifti1Image]) -> Alignment:
         for index, value in zip(kept, rest.agreement, strict=True):
             agreement[index] = value
         kept = [kept[k] for k in rest.kept]
-    return Alignment(moves, agreement, kept)
+        return Alignment(moves, agreement, kept, rest.disagreement)
+    ways = _disagreement([images[k] for k in kept], [moves[k] for k in kept])
+    return Alignment(moves, agreement, kept, ways)
+
+
+def _disagreement(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> float:
+    """Largest distance (mm) between the move of an image and that by way of the one before it.
+
+    The second way starts from elsewhere, so it also tells one optimum from another.
+    """
+    found = []
+    for k in range(1, len(images)):
+        before, image = (
+            nib.Nifti1Image(images[j].dataobj, np.linalg.inv(moves[j]) @ images[j].affine)
+            for j in (k - 1, k)
+        )
+        moved = nib.Nifti1Image(image.dataobj, ELSEWHERE @ image.affine)
+        try:
+            rest = np.linalg.inv(ELSEWHERE) @ register(before, moved, coarse=True)
+        except ImageError:  # of a field of view that hardly overlaps: the first way did better
+            continue
+        found.append(displacement(images[0], np.eye(4), rest))
+    return max(found, default=0.0)
+
+
+def displacement(image: nib.Nifti1Image, move: np.ndarray, other: np.ndarray = NO_MOVE) -> float:
+    """Mean distance (mm) in the head of an image between two moves."""
+    data = np.asarray(image.dataobj, dtype=np.float32)[::4, ::4, ::4]
+    points = np.argwhere(data > 0.1 * np.percentile(data, 99.5)) * 4
+    if not points.size:
+        return 0.0
+    world = image.affine[:3, :3] @ points.T + image.affine[:3, 3:]
+    change = move - other
+    return float(np.linalg.norm(change[:3, :3] @ world + change[:3, 3:], axis=0).mean())
 
 
 def _agreement(row: np.ndarray, k: int) -> float:
@@ -104,24 +146,12 @@ def _centre(image: nib.Nifti1Image) -> np.ndarray:
     return np.asarray(image.affine[:3, :3] @ middle + image.affine[:3, 3])
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """Images on a coarse grid of the first: smoothed ``views``, ``inside`` each, and the head."""
+def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> np.ndarray:
+    """Median correlation of each pair of images over blocks of the first one's head.
 
-    views: list[np.ndarray]
-    inside: list[np.ndarray]
-    head: np.ndarray
-
-    def agreement(self, one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> float:
-        """Median correlation of two views over blocks of the head.
-
-        Of blocks that are thin along one axis or another, the largest median: along the slices of
-        a stack, most thin blocks hold no bad slice.
-        """
-        return max(_median_correlation(one, other, inside & self.head, block) for block in BLOCKS)
-
-
-def _compared(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> _Compared:
+    Of blocks that are thin along one axis or another, the largest median: along the slices of a
+    stack, most thin blocks hold no bad slice.
+    """
     first = images[0]
     shape, affine = output_grid(first.shape, first.affine, (COMPARED_AT,) * 3)
     views, inside = [], []
@@ -136,41 +166,12 @@ def _compared(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) ->
         views.append(view)
         inside.append(np.isfinite(view))
     head = head_mask_array(np.nan_to_num(views[0]), (COMPARED_AT,) * 3)
-    return _Compared(views, inside, head)
-
-
-def correlations(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> np.ndarray:
-    """Agreement of each pair of images in the first one's head."""
-    compared = _compared(images, moves)
-    views, inside = compared.views, compared.inside
     found = np.eye(len(images))
     for i, one in enumerate(views):
         for j in range(i):
-            found[i, j] = found[j, i] = compared.agreement(one, views[j], inside[i] & inside[j])
-    return found
-
-
-def disturbing(images: Sequence[nib.Nifti1Image], moves: Sequence[np.ndarray]) -> list[float]:
-    """How much nearer the others come to one another without each image: 1 is no difference.
-
-    Mean distance (1 less the correlation) of each other image from the mean of the rest, with the
-    image in that mean over that without it. An image that fits makes it smaller.
-    """
-    compared = _compared(images, moves)
-    inside = np.logical_and.reduce(compared.inside)
-    scaled = [view / max(float(view[inside].std()), 1e-9) for view in compared.views]
-
-    def distance(one: int, others: Sequence[int]) -> float:
-        mean = sum(scaled[k] for k in others)
-        return 1 - compared.agreement(scaled[one], np.asarray(mean), inside)
-
-    found = []
-    for index in range(len(images)):
-        rest = [k for k in range(len(images)) if k != index]
-        pairs = [(k, [other for other in rest if other != k]) for k in rest]
-        alone = sum(distance(k, others) for k, others in pairs)
-        together = sum(distance(k, [*others, index]) for k, others in pairs)
-        found.append(together / max(alone, 1e-9))
+            common = inside[i] & inside[j] & head
+            agreement = [_median_correlation(one, views[j], common, block) for block in BLOCKS]
+            found[i, j] = found[j, i] = max(agreement)
     return found
 
 

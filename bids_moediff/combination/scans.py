@@ -15,7 +15,8 @@ import numpy as np
 from bids_moediff.imaging.grid import Triple
 from bids_moediff.imaging.registration import register
 
-from .alignment import SAME_HEAD, Alignment, align
+from .alignment import SAME_HEAD, Alignment, align, displacement
+from .constant import added_constant
 from .estimate import Estimate, joint_estimate
 from .frame import scan_zooms, union_grid
 from .mending import mended
@@ -26,6 +27,7 @@ WIDEST = 0.25  # of the range: no voxel may be further from the mean
 # Times the noise of the others, as it is read: where one scan has 15 % and the others 3 %, less
 # than 4 are read, and that scan cost 0.3 dB (research/notebook.md).
 LOUDEST = 3.0
+UNSURE = 1.0  # mm between two ways of registering; a right one is at 0.1 to 0.3
 QUIETEST = 0.5  # times the noise of the others: a scan that reads as quieter may be smoothed
 COPIED = 0.9999  # correlation of voxels: repeats with noise of 1 % of the range have 0.999
 COUNTED = 0.5  # a slice of less weight is not counted
@@ -111,10 +113,15 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
     if len(scans) < 2:
         raise ValueError("at least two scans are needed")
     report = progress or (lambda stage, fraction: None)
-    scans = [replace(scan, noise=noise_of(scan)) for scan in scans]
+    scans, remarks = _without_constants([replace(scan, noise=noise_of(scan)) for scan in scans])
     report("register", 0.0)
     alignment = align([scan.single for scan in scans])
     report("register", 1.0)
+    if alignment.disagreement > UNSURE:
+        remarks.append(
+            f"Two ways of registering the scans differ by {alignment.disagreement:.1f} mm: the "
+            "combined image may be blurred. Compare it with the single results."
+        )
     alignment, reasons = _leave_out(scans, alignment)
     used = _not_too_quiet([scans[index] for index in alignment.kept])
     moves = [alignment.moves[index] for index in alignment.kept]
@@ -133,8 +140,30 @@ def combine(scans: Sequence[Scan], zooms: Triple, *, progress: Progress | None =
         _image(count, setting.frame.affine, used[0].image),
         figures,
         estimate.steps,
-        _warnings(figures),
+        remarks + _warnings(figures),
     )
+
+
+def _without_constants(scans: Sequence[Scan]) -> tuple[list[Scan], list[str]]:
+    """The scans, air at about zero in each, and a sentence for each that was changed."""
+    found, remarks = [], []
+    for scan in scans:
+        constant = added_constant(np.asarray(scan.image.dataobj, dtype=np.float32))
+        if constant:
+            image, single = (
+                nib.Nifti1Image(
+                    np.asarray(item.dataobj, dtype=np.float32) - np.float32(constant),
+                    item.affine,
+                    item.header,
+                )
+                for item in (scan.image, scan.single)
+            )
+            scan = replace(scan, image=image, single=single)
+            remarks.append(
+                f"{scan.name}: a constant of {constant:.4g} was subtracted, so that air is dark."
+            )
+        found.append(scan)
+    return found, remarks
 
 
 def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, dict[int, str]]:
@@ -261,7 +290,7 @@ def _figures(
     figures = []
     for index, scan in enumerate(scans):
         move, agreement = alignment.moves[index], alignment.agreement[index]
-        moved = _displacement(scans[alignment.kept[0]], move)
+        moved = displacement(scans[alignment.kept[0]].single, move)
         if index not in by_name:
             figures.append(ScanFigures(scan.name, False, reasons[index], move, moved, agreement))
             continue
@@ -284,17 +313,6 @@ def _figures(
             )
         )
     return figures
-
-
-def _displacement(first: Scan, move: np.ndarray) -> float:
-    """Mean length (mm) by which `move` shifts the voxels of the first scan's head."""
-    data = np.asarray(first.single.dataobj, dtype=np.float32)[::4, ::4, ::4]
-    points = np.argwhere(data > 0.1 * np.percentile(data, 99.5)) * 4
-    if not points.size:
-        return 0.0
-    world = first.single.affine[:3, :3] @ points.T + first.single.affine[:3, 3:]
-    shift = move[:3, :3] @ world + move[:3, 3:] - world
-    return float(np.linalg.norm(shift, axis=0).mean())
 
 
 def _warnings(figures: Sequence[ScanFigures]) -> list[str]:

@@ -33,6 +33,7 @@ def register(
     start: np.ndarray | None = None,
     *,
     other_contrast: bool = False,
+    coarse: bool = False,
 ) -> np.ndarray:
     """Return the rigid transform from world coordinates of ``fixed`` to those of ``moving``.
 
@@ -44,6 +45,8 @@ def register(
         Approximate transform (4x4, mm); with it, only the finest level runs.
     other_contrast
         Whether the two differ in contrast; then mutual information is used.
+    coarse
+        Whether to leave out the finest level.
 
     Returns
     -------
@@ -60,7 +63,7 @@ def register(
     try:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # of images that do not overlap
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        return _register(fixed, moving, start, other_contrast)
+        return _register(fixed, moving, start, other_contrast, coarse)
     except RuntimeError as error:
         raise ImageError("the images could not be registered to one another.") from error
     finally:
@@ -73,6 +76,7 @@ def _register(
     moving: nib.Nifti1Image,
     start: np.ndarray | None,
     other_contrast: bool,
+    coarse: bool,
 ) -> np.ndarray:
     data = np.asarray(fixed.dataobj, dtype=np.float32)
     mask = head_mask_array(data, voxel_sizes(fixed.affine))
@@ -84,7 +88,8 @@ def _register(
     transform.SetCenter(centre[:3].tolist())
     if start is not None:
         _set_matrix(transform, start)
-    for level in range(len(LEVELS)) if start is None else (len(LEVELS) - 1,):
+    levels = range(len(LEVELS)) if start is None else range(len(LEVELS) - 1, len(LEVELS))
+    for level in levels[:-1] if coarse else levels:
         _refine(transform, (fixed, moving), inside, level, other_contrast)
     return _matrix(transform)
 
