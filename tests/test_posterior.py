@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bids_moediff.evaluation.sampling import crps
-from bids_moediff.families.posterior import local_scale, white
+from bids_moediff.families.posterior import LocalScale, local_scale, white
 from bids_moediff.families.protocol import Problem
 from bids_moediff.imaging.acquisition import Acquisition, Axis
 from bids_moediff.imaging.null_space import NullSpace
@@ -203,3 +203,14 @@ def test_thick_slices_have_a_factor_of_their_own(ratios, factor):
     config = {"sha256": "0" * 64, "factors": {"slices": 2.0, "isotropic": 0.5}}
     head = ScaleHead(ScaleNetwork(ScaleConfig(8, 1)), config)
     assert head.factor(ratios) == pytest.approx(factor)
+
+
+def test_the_two_noises_of_a_sample_have_nothing_in_common():
+    """At a step of the scale, where they would add up otherwise; in each plane."""
+    operator = _operator((2.0, 2.0, 2.0), Acquisition.uniform("kspace"))
+    scale = torch.ones(operator.fine_shape)
+    scale[:6] = 5.0
+    local = LocalScale(scale, scale, NullSpace(operator))
+    squares = torch.stack([local.draw(seed).square() for seed in range(200)]).mean(0)
+    ratio = squares.mean((1, 2)) / local.deviation.square().mean((1, 2))
+    assert float((ratio - 1).abs().max()) < 0.1
