@@ -244,7 +244,7 @@ OPTIONS = {
     "--nprocs 1e9": "is not a whole number",
     "--random-seed 1e30": "is not a whole number",
     "--modalities T2w": "1 T1w (left out by --modalities)",
-    "--weights /dev/zero": "neither a folder with config.json",
+    "--weights /dev/zero": "is not a folder with config.json",
 }
 
 

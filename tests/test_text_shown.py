@@ -229,3 +229,29 @@ def test_what_is_in_the_way_in_the_output_folder_is_named(tmp_path):
     with pytest.raises(IsADirectoryError) as caught:
         (tmp_path / "x.part").replace(tmp_path / "sub-09_T1w.nii.gz")
     assert "sub-09_T1w.nii.gz is in the way" in unexpected("WriteProduct", caught.value)
+
+
+ENDING = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from bids_moediff.cli.common import run_command
+
+def work(words):
+    ThreadPoolExecutor().submit(time.sleep, 30)
+    return 0
+
+code = run_command("test", work, None)
+print("done", flush=True)
+sys.exit(code)
+"""
+
+
+def test_an_interrupt_while_the_command_ends_leaves_no_traceback():
+    """A thread still runs: Python waits for it, and would answer with a traceback."""
+    started = [sys.executable, "-c", ENDING]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout.readline() == b"done\n"
+        time.sleep(0.5)
+        command.send_signal(signal.SIGINT)
+        assert command.stderr.read() == b""
+    assert command.returncode == -signal.SIGINT

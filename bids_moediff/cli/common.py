@@ -5,6 +5,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +27,14 @@ def run_command(name: str, work: Callable[[list[str]], int], argv: Sequence[str]
     int
         Exit code.
     """
+    try:
+        return _run_guarded(name, work, argv)
+    finally:
+        if argv is None:  # a command: Python answers an interrupt at its very end by a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run_guarded(name: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     tolerate_streams()
     # What nibabel puts right in odd headers, without the name of the file: conform says it.
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
