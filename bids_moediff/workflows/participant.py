@@ -91,8 +91,8 @@ def init_bids_moediff_wf(
         .. workflow::
 
             from bids_moediff.settings import Settings
-            from bids_moediff.workflows.participant import Plan, init_bids_moediff_wf
-            wf = init_bids_moediff_wf(Settings(), [], Plan("moediff", "", ("cpu",), 1, "run"))
+            from bids_moediff.workflows.participant import RunPlan, init_bids_moediff_wf
+            wf = init_bids_moediff_wf(Settings(), [], RunPlan("moediff", "", ("cpu",), 1, "run"))
 
     Parameters
     ----------
@@ -135,9 +135,9 @@ def init_single_subject_wf(
 
             from bids_moediff.bids.discover import Participant
             from bids_moediff.settings import Settings
-            from bids_moediff.workflows.participant import Plan, init_single_subject_wf
+            from bids_moediff.workflows.participant import RunPlan, init_single_subject_wf
             wf = init_single_subject_wf(
-                Participant("01", ()), Settings(), Plan("moediff", "", ("cpu",), 1, "run")
+                Participant("01", ()), Settings(), RunPlan("moediff", "", ("cpu",), 1, "run")
             )
 
     Parameters
