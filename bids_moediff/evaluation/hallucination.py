@@ -69,10 +69,8 @@ def place_lesions(
     ----------
     loaded
         The head.
-    diameters
-        In mm.
-    contrasts
-        Over the range of the head.
+    diameters, contrasts
+        In mm, and over the range of the head.
     repeats
         Number of lesions of each diameter and contrast.
     seed

@@ -156,9 +156,7 @@ def save_model(
 
 
 def read_model(
-    name_or_dir: str | Path,
-    builder: Builder,
-    device: str | torch.device = "cpu",
+    name_or_dir: str | Path, builder: Builder, device: str | torch.device = "cpu"
 ) -> LoadedModel:
     """Read a model in 32 bits, ready for evaluation.
 

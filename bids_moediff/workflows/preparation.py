@@ -57,10 +57,8 @@ def init_image_preparation_wf(
 
     Outputs
     -------
-    image, notes, mask, mask_record
-        Conformed image, remarks on the source, brain mask, how it was made.
-    entry
-        What the network is to be told.
+    image, notes, mask, mask_record, entry
+        Conformed image, remarks on the source, brain mask, how it was made, what the network gets.
     failure, failure_beside
         One sentence if the image cannot be used, and if its brain mask cannot be had; else empty.
     """
