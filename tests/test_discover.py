@@ -286,7 +286,7 @@ def test_filters_mean_what_they_mean_to_pybids(dataset, tmp_path, query):
     [
         ({"t1": {}}, "did you mean t1w"),
         ({"t1w": {"sesion": "a"}}, "did you mean session"),
-        ({"t1w": {"session": {"a": 1}}}, "text, a number, null or a list"),
+        ({"t1w": {"session": {"a": 1}}}, "text, a whole number, null or a list"),
         ({"t1w": "a"}, "must be an object"),
         ([1], "object of queries"),
         ("{", "not valid JSON"),
