@@ -128,7 +128,7 @@ def test_nothing_is_never_the_same(tmp_path: Path) -> None:
 
 def test_the_list_is_the_one_of_the_documentation() -> None:
     tool = load("compare_outputs")
-    page = (TOOLS.parent / "docs" / "outputs.md").read_text(encoding="utf-8")
+    page = (TOOLS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
     _, section = page.split("## The same bytes", 1)
     section = section.split("\n## ")[0]
     keys = (*tool.NOT_COMPARED, *tool.PLACE_KEYS, *tool.PLACE_KEYS_OF_MAKER, *tool.PAGE_ENTRIES)

@@ -61,7 +61,13 @@ class ScanFigures:
     dark: list[int] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Plain types, for a sidecar."""
+        """Plain types, for a sidecar; None for what is not measured of a scan left out."""
+        measured = {
+            "Brightness": float(f"{self.brightness:.5g}"),
+            "EstimatedNoise": float(f"{self.noise:.5g}"),
+            "Weight": round(self.weight, 4),
+            "ResidualOverNoise": round(self.misfit, 4),
+        }
         return {
             "Scan": self.name,
             "Used": self.kept,
@@ -69,10 +75,7 @@ class ScanFigures:
             "RigidTransform": np.round(self.move, 6).tolist(),
             "MeanDisplacement": round(self.moved, 3),
             "Agreement": round(self.agreement, 4),
-            "Brightness": float(f"{self.brightness:.5g}"),
-            "EstimatedNoise": float(f"{self.noise:.5g}"),
-            "Weight": round(self.weight, 4),
-            "ResidualOverNoise": round(self.misfit, 4),
+            **(measured if self.kept else dict.fromkeys(measured)),
             "SlicesWeighedDown": self.dark,
         }
 
