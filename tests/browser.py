@@ -157,7 +157,10 @@ class Browser:
 
 def violations(page: Browser) -> list[str]:
     """Serious and critical faults that axe-core finds in the page."""
-    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+    axe = pytest.importorskip(
+        "axe_core_python",
+        reason="needs axe-core-python: pip install -c constraints.txt -e .[test]",
+    )
     page.do((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = page.do("axe.run().then((r) => r.violations)")
     return [

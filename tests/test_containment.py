@@ -43,8 +43,8 @@ def settings_for(root: Path, **options) -> Settings:
     return load_settings({**given, **options}, None, {})
 
 
-def test_an_image_without_a_graph_leaves_the_others(tmp_path, monkeypatch):
-    good, odd = image(), image("sub-01_T2w")
+def without_a_graph(odd, monkeypatch):
+    """Let the graph of the image ``odd`` fail for a reason that nobody foresaw."""
     prepare = graphs.init_image_preparation_wf
 
     def fail(**given):
@@ -53,6 +53,11 @@ def test_an_image_without_a_graph_leaves_the_others(tmp_path, monkeypatch):
         return prepare(**given)
 
     monkeypatch.setattr(graphs, "init_image_preparation_wf", fail)
+
+
+def test_an_image_without_a_graph_leaves_the_others(tmp_path, monkeypatch):
+    good, odd = image(), image("sub-01_T2w")
+    without_a_graph(odd, monkeypatch)
     settings = Settings(output_dir=tmp_path, stage="preproc")
     workflow, (found,) = batch._build(settings, [Checked(Participant("01", (good, odd)))], PLAN)
     assert found.participant.images == (good,)
@@ -223,14 +228,7 @@ def test_what_is_said_at_the_end(tmp_path):
 
 def test_a_group_goes_with_a_scan_that_has_no_graph(tmp_path, monkeypatch):
     one, two, odd = (image(f"sub-01_acq-{name}_T2w") for name in ("ax", "cor", "odd"))
-    prepare = graphs.init_image_preparation_wf
-
-    def fail(**given):
-        if given["source"] is odd:
-            raise KeyError("nobody foresaw this")
-        return prepare(**given)
-
-    monkeypatch.setattr(graphs, "init_image_preparation_wf", fail)
+    without_a_graph(odd, monkeypatch)
     groups = tuple(ScanGroup(members).image for members in ((one, two), (one, odd)))
     checked = Checked(Participant("01", (one, two, odd), groups=groups))
     found = batch._buildable(Settings(output_dir=tmp_path, stage="preproc"), checked, PLAN)

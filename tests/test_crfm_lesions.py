@@ -10,11 +10,9 @@ from bids_moediff.evaluation.benchmark import Task, make_task
 from bids_moediff.imaging.metrics import psnr
 from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
-from bids_moediff.networks.model_folder import available
 from bids_moediff.options import Options
 
 SIDE, HEIGHT = 48, 0.25
-pytestmark = pytest.mark.skipif("crfm" not in available(), reason="no weights of crfm")
 
 
 def phantom(values: tuple[float, ...], seed: int) -> np.ndarray:

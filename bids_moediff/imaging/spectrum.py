@@ -288,17 +288,22 @@ def axis_resolution(data: np.ndarray, mask: np.ndarray, axis: int, voxel: float)
     axis, voxel
         Voxel axis, and its voxel size in mm.
     """
-    return _axis_resolution(*_lines(data, _valid(data, mask), axis), voxel)
+    lines, valid = _lines(data, _valid(data, mask), axis)
+    return _axis_resolution(lines, valid, voxel, _welch(lines, valid))
 
 
 def _axis_resolution(
-    lines: np.ndarray, valid: np.ndarray, voxel: float, floor: float | None = None
+    lines: np.ndarray,
+    valid: np.ndarray,
+    voxel: float,
+    spectrum: AxisSpectrum | None,
+    floor: float | None = None,
 ) -> AxisResolution:
     """Return usable and acquired resolution along voxel ``lines`` of voxels of ``voxel`` mm.
 
-    ``floor`` is the lowest power along another axis that was not interpolated, if there is one.
+    ``spectrum`` is theirs; ``floor`` is the lowest power along another axis that was not
+    interpolated, if there is one.
     """
-    spectrum = _welch(lines, valid)
     if spectrum is None:
         return AxisResolution(voxel, voxel, "unknown", voxel)
     fraction = usable_fraction(spectrum)
@@ -340,15 +345,17 @@ def acquired_resolution(
     if mask.any():
         box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
         data, mask = data[box], mask[box]
-    floors: dict[int, float] = {}
-    for axis in range(3):
-        spectrum = _welch(*_lines(data, mask, axis))
-        if spectrum is not None and empty_above(spectrum) is None:
-            floors[axis] = _lowest(spectrum.power)
+    spectra = [_welch(*_lines(data, mask, axis)) for axis in range(3)]
+    floors = {
+        axis: _lowest(spectrum.power)
+        for axis, spectrum in enumerate(spectra)
+        if spectrum is not None and empty_above(spectrum) is None
+    }
     first, second, third = (
         _axis_resolution(
             *_lines(data, mask, axis),
             float(zooms[axis]),
+            spectra[axis],
             min((floor for other, floor in floors.items() if other != axis), default=None),
         )
         for axis in range(3)
