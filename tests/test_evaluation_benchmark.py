@@ -9,6 +9,7 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage, signal
 
 from bids_moediff.errors import UsageError
@@ -17,6 +18,7 @@ from bids_moediff.evaluation.gates import select_protocols
 from bids_moediff.evaluation.summary import summarise
 from bids_moediff.evaluation.truth import heads_of_manifest, trusted_axes
 from bids_moediff.imaging.acquisition import Axis
+from bids_moediff.imaging.interpolation import bicubic
 from bids_moediff.imaging.metrics import bootstrap_interval
 from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_script
@@ -216,6 +218,9 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
         "x2iso-box+told-x",
         "x2iso-box+plane1.5",
         "x4slices-box+plane0.5",
+        "x2inplane-kspace",
+        "x2inplane-bicubic+noise2",
+        "x1inplane-bicubic",
     ):
         with pytest.raises(UsageError, match="is not a protocol"):
             parse_protocol(wrong)
@@ -244,6 +249,28 @@ def test_a_scan_of_a_protocol_and_what_is_told_of_it() -> None:
     assert stated.metadata == {"MRAcquisitionType": "2D", "SliceThickness": 2.0}
     untold = protocol_task(loaded, parse_protocol("x2iso-kspace+untold"))
     assert untold.metadata == {"MRAcquisitionType": "3D"}
+
+
+def test_bicubic_in_plane_is_that_of_computer_vision() -> None:
+    truth = np.random.default_rng(0).random((30, 28, 9)).astype(np.float32)
+    whole = np.ones(truth.shape, dtype=bool)
+    loaded = cast(
+        Any,
+        SimpleNamespace(
+            truth=truth, mask=whole, zooms=(1.0,) * 3, affine=np.eye(4), axes=(0, 1, 2)
+        ),
+    )
+    protocol = parse_protocol("x2inplane-bicubic")
+    task = protocol_task(loaded, protocol)
+    assert task.ratios == (2, 2, 1) and protocol.ratios((0, 2)) == (2, 1, 2)
+    assert task.acquisition.axes[0] == Axis("kspace")  # what a model is told
+    for index in (0, 8):
+        slice_ = Image.fromarray(truth[:, :, index])
+        small = np.asarray(slice_.resize((14, 15), Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(task.measured[:, :, index].numpy(), small, atol=1e-5)
+        back = Image.fromarray(small).resize((28, 30), Image.Resampling.BICUBIC)
+        enlarged = bicubic(task.measured, (30, 28, 9))[:, :, index].numpy()
+        np.testing.assert_allclose(enlarged, np.asarray(back), atol=1e-5)
 
 
 def test_protocol_names() -> None:

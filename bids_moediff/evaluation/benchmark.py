@@ -22,7 +22,12 @@ from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.imaging import metrics
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import Triple, output_grid
-from bids_moediff.imaging.interpolation import back_projection, initial_estimate, interpolate
+from bids_moediff.imaging.interpolation import (
+    back_projection,
+    bicubic,
+    initial_estimate,
+    interpolate,
+)
 from bids_moediff.imaging.protocols import STATED, Protocol
 from bids_moediff.imaging.simulated_filters import add_rician_noise, filter_kspace
 from bids_moediff.imaging.simulation import Grids, measure
@@ -131,7 +136,8 @@ def protocol_task(loaded: Loaded, protocol: Protocol) -> Task:
     truth = torch.from_numpy(task.truth)
     true = protocol.acquisition(loaded.axes)
     made = measure(truth, grids, true)
-    coarse = filter_kspace(made.coarse.numpy(), protocol.filter)
+    measured = bicubic(truth, grids.coarse_shape) if protocol.bicubic else made.coarse
+    coarse = filter_kspace(measured.numpy(), protocol.filter)
     if protocol.noise:
         sigma = protocol.noise / 100 * float(np.percentile(task.truth[task.mask], 90))
         # Its mask decides a head's noise: the same for every method, with a lesion and without.

@@ -37,6 +37,9 @@ class Protocol:
     told
         Axis that the app assumes: None for the true one, another axis, ``STATED`` (the sidecar has
         the slice thickness) or ``UNTOLD`` (it has not). For the last two the app estimates it.
+    bicubic
+        True where slices are made coarse in plane by a bicubic filter, as computer vision does it,
+        instead of a scanner.
     """
 
     key: str
@@ -47,6 +50,7 @@ class Protocol:
     noise: float = 0.0
     plane: float = 1.0
     told: Axis | str | None = None
+    bicubic: bool = False
 
     @property
     def profile(self) -> str:
@@ -63,6 +67,8 @@ class Protocol:
     @property
     def name(self) -> str:
         """The protocol in words."""
+        if self.bicubic:
+            return f"x{self.factor:g} in plane, bicubic"
         kind = "isotropic" if self.isotropic else "slices"
         profile = {"kspace": "k-space", "gaussian": "Gaussian"}.get(self.profile, self.profile)
         words = f"x{self.factor:g} {kind}, {profile}"
@@ -81,6 +87,8 @@ class Protocol:
     def ratios(self, axes: Sequence[int]) -> Triple:
         """Return the voxel ratio per axis of a head with true detail on ``axes``."""
         chosen = axes if self.isotropic else axes[-1:]
+        if self.bicubic:
+            chosen = axes[:2]
         others = dict.fromkeys(axes, self.plane)
         first, second, third = (
             self.factor if axis in chosen else others.get(axis, 1.0) for axis in range(3)
@@ -106,6 +114,7 @@ FILTER_KEYS = {name.replace("-", ""): name for name in FILTERS}
 _KEY = re.compile(
     r"x(\d+(?:\.\d+)?)(iso|slices)-(kspace|gaussian|box)(\d+(?:\.\d+)?)?(?:-([a-z]+))?"
 )
+_BICUBIC = re.compile(r"x(\d+(?:\.\d+)?)inplane-bicubic")
 _TOLD = re.compile(r"told-(kspace|gaussian|box)(\d+(?:\.\d+)?)?")
 
 
@@ -115,7 +124,8 @@ def parse_protocol(key: str) -> Protocol:
     ``x2iso-kspace``, ``x4slices-box0.5`` (slices half as thick as their distance),
     ``x2iso-kspace-halfhann`` (a filter); then ``+plane1.5`` (ratio in the plane of slices),
     ``+noise2`` (percent), and ``+told-gaussian1``, ``+stated`` or ``+untold``. ``lowfield`` is
-    :data:`LOW_FIELD`.
+    :data:`LOW_FIELD`. ``x2inplane-bicubic`` takes the first two axes with true detail, for
+    comparison with figures of computer vision.
 
     Raises
     ------
@@ -123,6 +133,8 @@ def parse_protocol(key: str) -> Protocol:
         For any other name.
     """
     head, *further = (LOW_FIELD if key == "lowfield" else key).split("+")
+    if (match := _BICUBIC.fullmatch(head)) and not further and 1 < float(match[1]) <= 10:
+        return Protocol(key, float(match[1]), True, Axis("kspace"), bicubic=True)
     match = _KEY.fullmatch(head)
     if match is None or not 1 < float(match[1]) <= 10:
         raise _wrong(key)
@@ -157,7 +169,7 @@ def _wrong(key: str) -> UsageError:
         f"{key!r} is not a protocol{closest(key, DEFAULT_KEYS)}: write x2iso-kspace or "
         f"x4slices-gaussian (factor above 1, profile one of {', '.join(known)}), with a width "
         "(box0.5), a filter (kspace-halfhann), +plane1.5, +noise2, +told-box0.75, +stated or "
-        "+untold; or lowfield."
+        "+untold; or x2inplane-bicubic; or lowfield."
     )
 
 
