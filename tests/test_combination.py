@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_moediff.combination import alignment
 from bids_moediff.combination.alignment import SAME_HEAD, align
+from bids_moediff.combination.copies import is_copy
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
 from bids_moediff.combination.observation import Observation, total
@@ -371,6 +372,61 @@ def test_a_copy_tells_nothing_new(stacks: list[Scan], without_third: Combined) -
     assert "copy of axial" in result.warnings[0]
     data = np.asarray(result.image.dataobj)
     assert np.array_equal(data, np.asarray(without_third.image.dataobj))
+
+
+def turned(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The image as another program stores it: other axes, flipped, small integers."""
+    other = image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    data = np.asarray(other.dataobj)
+    return nib.Nifti1Image(np.round(data / data.max() * 2000).astype(np.float32), other.affine)
+
+
+def cut(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return image.slicer[5:-9, :, 2:-1]
+
+
+def shaded(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    ramp = np.linspace(0.7, 1.3, image.shape[0])[:, None, None]
+    return nib.Nifti1Image((ramp * np.asarray(image.dataobj)).astype(np.float32), image.affine)
+
+
+def scan_of(image: nib.Nifti1Image, like: Scan) -> Scan:
+    return Scan("copy", image, like.acquisition, like.single)
+
+
+@pytest.mark.parametrize("change", [turned, cut, shaded, lambda image: cut(turned(image))])
+def test_copies_are_known_however_they_are_stored(
+    stacks: list[Scan], change: Callable[[nib.Nifti1Image], nib.Nifti1Image]
+) -> None:
+    copy = scan_of(change(stacks[0].image), stacks[0])
+    near = turn([0.1, 0, 0.2], [0.2, -0.1, 0.1])  # as a registration finds it
+    away = turn([0, 0, 0], [60, 0, 0])
+    for one, other in ((stacks[0], copy), (copy, stacks[0])):
+        assert is_copy(one, other, near) and is_copy(one, other, away)
+    moved = nib.Nifti1Image(np.asarray(copy.image.dataobj), away @ copy.image.affine)
+    assert is_copy(stacks[0], scan_of(moved, stacks[0]), away @ near)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.03])
+def test_repeats_are_no_copies(stacks: list[Scan], level: float) -> None:
+    random, first = np.random.default_rng(0), stacks[0]
+    clean = ndimage.gaussian_filter(np.asarray(first.image.dataobj, dtype=np.float32), 0.8)
+    sigma = level * range_of(first)
+    repeats = [
+        scan_of(nib.Nifti1Image(clean + random.normal(0, sigma, clean.shape), first.image.affine),
+                first)
+        for _ in range(2)
+    ]  # fmt: skip
+    assert not is_copy(*repeats, np.eye(4)) and not is_copy(stacks[0], stacks[1], np.eye(4))
+
+
+def test_of_a_scan_and_a_part_of_it_the_whole_stays(stacks: list[Scan]) -> None:
+    image = cut(stacks[0].image)
+    part = restored("half", image, stacks[0].acquisition)
+    result = combine([part, stacks[0]], ZOOMS)
+    assert [item.kept for item in result.scans] == [False, True]
+    assert result.scans[0].reason == "is a part of axial"
+    assert "Nothing was combined" in result.warnings[0]
 
 
 TORN = [4, 9, 13, 16]

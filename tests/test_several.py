@@ -91,3 +91,24 @@ def test_the_dry_run_names_scans_that_belong_together(tmp_path, capsys):
     assert "sub-01_desc-srcombined_T1w: combined from sub-01_acq-axial_T1w" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_the_same_file_twice_is_a_mistake_and_a_copy_is_said(tmp_path, capsys):
+    out, link, copy = (tmp_path / f"{name}.nii.gz" for name in ("out", "link", "copy"))
+    link.symlink_to(INPUTS[0])
+    assert main([INPUTS[0], str(link), str(out), *OPTIONS]) == 2
+    assert "named twice" in capsys.readouterr().err and not out.exists()
+    image = nib.Nifti1Image.from_filename(INPUTS[0])
+    nib.save(image.as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), copy)
+    assert main([INPUTS[0], str(copy), str(out), *OPTIONS]) == 0
+    words = capsys.readouterr().err
+    assert "Nothing was combined" in words and "copy.nii.gz was left out: it is a copy of" in words
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [scan["Used"] for scan in record["CombinedScans"]] == [True, False]
+
+
+def test_python_warns_of_a_scan_that_was_left_out():
+    scan = nib.Nifti1Image.from_filename(INPUTS[0])
+    with pytest.warns(UserWarning) as found:
+        super_resolve([scan, scan], 2.4, device="cpu")
+    assert any("copy of scan 1" in str(item.message) for item in found)

@@ -324,6 +324,11 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
         if not os.path.lexists(path):
             raise ImageError(f"{path} does not exist.")
     several = len(sources) > 1
+    for place, source in enumerate(sources):
+        if os.path.realpath(source) in map(os.path.realpath, sources[:place]):
+            raise UsageError(
+                f"{source} is named twice among the scans to combine: name each scan once."
+            )
     reads = dict.fromkeys(sources, "the input")
     reads |= dict.fromkeys(map(sidecar_of, sources), "the sidecar of the input")
     reads |= dict.fromkeys(namespace.carry, "a map to carry")

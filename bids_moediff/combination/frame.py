@@ -24,6 +24,28 @@ def nearest_axes(linear: np.ndarray) -> tuple[list[int], list[int]]:
     return list(best), [k for k in range(3) if linear[best[k], k] < 0]
 
 
+def permuted_map(
+    to_source: np.ndarray, axes: Sequence[int], flips: Sequence[int], shape: Sequence[int]
+) -> np.ndarray:
+    """Return the 4x4 map from target voxels to those of the source, permuted and flipped.
+
+    Parameters
+    ----------
+    to_source
+        4x4 map from target voxels to source voxels.
+    axes, flips
+        As :func:`nearest_axes` returns them.
+    shape
+        Voxels of the source along its own axes.
+    """
+    result = np.eye(4)
+    result[:3] = to_source[list(axes)]
+    for axis in flips:
+        result[axis] *= -1
+        result[axis, 3] += shape[axes[axis]] - 1
+    return result
+
+
 def scan_zooms(affine: np.ndarray, frame: np.ndarray, zooms: Sequence[float]) -> Triple:
     """Return voxel sizes ``zooms`` (mm) of the frame in the order of a scan's own axes."""
     axes, _ = nearest_axes(np.linalg.inv(affine)[:3, :3] @ frame[:3, :3])

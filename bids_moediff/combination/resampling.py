@@ -18,7 +18,7 @@ import torch
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import Triple
 
-from .frame import Grid, nearest_axes
+from .frame import Grid, nearest_axes, permuted_map
 
 TAIL = 8  # voxels beyond the largest shift: there the bridge between the two ends may ring
 LARGEST_SHEAR = 1.5  # voxels a voxel; turned by less than 45 degrees a head needs less
@@ -141,7 +141,7 @@ class Resampler:
         to_source = np.linalg.inv(source.affine) @ (np.eye(4) if move is None else move)
         to_source = to_source @ target.affine
         self._axes, self._flips = nearest_axes(to_source[:3, :3])
-        permuted = _permuted(to_source, self._axes, self._flips, source.shape)
+        permuted = permuted_map(to_source, self._axes, self._flips, source.shape)
         matrix, offset = permuted[:3, :3], permuted[:3, 3]
         volume = float(np.linalg.det(matrix))
         if abs(volume - 1) > 1e-2:
@@ -231,18 +231,6 @@ class Resampler:
             centres = [c + side.target for c, side in zip(centre, self._sides, strict=True)]
             chain.append((shear, _phases(shear, lengths, centres, device)))
         return chain
-
-
-def _permuted(
-    to_source: np.ndarray, axes: Sequence[int], flips: Sequence[int], shape: Sequence[int]
-) -> np.ndarray:
-    """Map from target voxels to voxels of the source after it was permuted and flipped."""
-    result = np.eye(4)
-    result[:3] = to_source[list(axes)]
-    for axis in flips:
-        result[axis] *= -1
-        result[axis, 3] += shape[axes[axis]] - 1
-    return result
 
 
 def _phases(

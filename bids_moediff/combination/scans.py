@@ -17,6 +17,7 @@ from bids_moediff.imaging.registration import register
 
 from .alignment import SAME_HEAD, Alignment, align, displacement
 from .constant import added_constant
+from .copies import is_copy
 from .estimate import Estimate, joint_estimate
 from .frame import scan_zooms, union_grid
 from .mending import mended
@@ -29,7 +30,6 @@ WIDEST = 0.25  # of the range: no voxel may be further from the mean
 LOUDEST = 3.0
 UNSURE = 1.0  # mm between two ways of registering; a right one is at 0.1 to 0.3
 QUIETEST = 0.5  # times the noise of the others: a scan that reads as quieter may be smoothed
-COPIED = 0.9999  # correlation of voxels: repeats with noise of 1 % of the range have 0.999
 COUNTED = 0.5  # a slice of less weight is not counted
 LEAST_SHARE = 0.25  # of an equal share of the weights: a scan below it is named in the warnings
 REWEIGHED = 1.05  # times its noise: a scan with a larger residual is weighed down once
@@ -177,11 +177,7 @@ def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, 
         for index, value in enumerate(alignment.agreement)
         if index not in alignment.kept
     }
-    for place, index in enumerate(alignment.kept):
-        for earlier in alignment.kept[:place]:
-            if earlier not in reasons and _is_copy(scans[index], scans[earlier]):
-                reasons[index] = f"is a copy of {scans[earlier].name}"
-                break
+    reasons |= _copies(scans, alignment)
     kept = [index for index in alignment.kept if index not in reasons]
     # By the range of each: the units of scans may differ.
     noise, usual = _relative_noise([scans[index] for index in kept])
@@ -193,6 +189,23 @@ def _leave_out(scans: Sequence[Scan], alignment: Alignment) -> tuple[Alignment, 
         back = np.linalg.inv(alignment.moves[kept[0]])
         alignment = replace(alignment, moves=[move @ back for move in alignment.moves])
     return replace(alignment, kept=kept), reasons
+
+
+def _copies(scans: Sequence[Scan], alignment: Alignment) -> dict[int, str]:
+    """The reason to leave out each copy of another scan; the largest copy stays, or the first."""
+    reasons: dict[int, str] = {}
+    for place, index in enumerate(alignment.kept):
+        for earlier in alignment.kept[:place]:
+            move = alignment.moves[index] @ np.linalg.inv(alignment.moves[earlier])
+            if earlier in reasons or not is_copy(scans[earlier], scans[index], move):
+                continue
+            sizes = [int(np.prod(scans[k].image.shape)) for k in (earlier, index)]
+            smaller, whole = (earlier, index) if sizes[0] < sizes[1] else (index, earlier)
+            what = "copy" if sizes[0] == sizes[1] else "part"
+            reasons[smaller] = f"is a {what} of {scans[whole].name}"
+            if smaller == index:
+                break
+    return reasons
 
 
 def _relative_noise(scans: Sequence[Scan]) -> tuple[list[float], float]:
@@ -212,14 +225,6 @@ def _not_too_quiet(scans: Sequence[Scan]) -> list[Scan]:
         replace(scan, noise=max(noise_of(scan), floor))
         for scan, floor in zip(scans, least, strict=True)
     ]
-
-
-def _is_copy(one: Scan, other: Scan) -> bool:
-    """Whether two scans have the same voxels, in any unit: noise included, so not a repeat."""
-    if one.image.shape != other.image.shape:
-        return False
-    first, second = (np.asarray(scan.image.dataobj).ravel() for scan in (one, other))
-    return bool(np.corrcoef(first, second)[0, 1] > COPIED)
 
 
 def _bring_together(
@@ -321,7 +326,12 @@ def _figures(
 def _warnings(figures: Sequence[ScanFigures]) -> list[str]:
     """Return one sentence for each scan that was left out or counts for little."""
     used = [item for item in figures if item.kept]
-    found = [f"{item.name} was left out: it {item.reason}." for item in figures if not item.kept]
+    found = (
+        [f"Nothing was combined: {used[0].name} is the only scan that was used."]
+        if len(used) == 1
+        else []
+    )
+    found += [f"{item.name} was left out: it {item.reason}." for item in figures if not item.kept]
     found += [
         f"{item.name} counts for little ({100 * item.weight:.0f} % of the weights): it is noisier "
         "than the others or does not fit them."

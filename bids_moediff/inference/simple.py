@@ -37,7 +37,8 @@ def super_resolve(
     Parameters
     ----------
     image
-        3-D image as nibabel loads it. A list is combined into one image on the axes of the first.
+        3-D image as nibabel loads it. A list is combined into one image on the axes of the first;
+        a warning names each scan that was left out.
     output_resolution
         ``"auto"`` (0.7 mm, no axis coarser than the input), or one or three voxel sizes in mm.
     mask
@@ -79,7 +80,10 @@ def super_resolve(
     if isinstance(image, Sequence):
         _check_several(image, mask, metadata, reference)
         scans = [Scan(_plain(scan)) for scan in image]
-        return restore_several(scans, asked, metadata=metadata, device=device).combined.image  # type: ignore[arg-type]
+        found = restore_several(scans, asked, metadata=metadata, device=device).combined  # type: ignore[arg-type]
+        for words in found.warnings:
+            warnings.warn(words, stacklevel=2)
+        return found.image
     scan = Scan(_plain(image), None if mask is None else _plain(mask))
     return _one(scan, asked, metadata, reference, device)
 
