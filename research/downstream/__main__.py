@@ -5,7 +5,8 @@
 coarse, restores them by cubic interpolation, back-projection and models, and runs on each image
 and on the truth: the brain mask of deepbet, N4 of SimpleITK, AMAP and projection-based thickness
 of cat-surf (requirements.txt beside this file). ``rows.tsv`` gets a row an image, ``summary.tsv``
-one a protocol and method. Rows and maps that are there are kept: call again to continue.
+one a protocol and method, ``result.json`` both for ``research.results values``. Rows and maps that
+are there are kept: call again to continue.
 """
 
 import argparse
@@ -30,8 +31,10 @@ from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.evaluation.benchmark import BASELINES, Method, Task, protocol_task
 from bids_moediff.evaluation.gates import select_protocols
 from bids_moediff.evaluation.truth import TruthHead
+from bids_moediff.runtime.sink import write_json
 
 from .figures import FIGURES, compare, summarise
+from .tables import result
 from .tools import Anatomy, read_anatomy, run_tools
 
 PROGRAM = "python -m research.downstream"
@@ -143,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = summarise(table.rows)
     if summary:
         write_table(summary, [*summary[0]], options.output / "summary.tsv")
+        write_json(result(table.rows), options.output / "result.json")
     return int(failed)
 
 
