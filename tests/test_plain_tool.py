@@ -183,6 +183,8 @@ def crowded(folder, tmp_path):
     [
         ("x.nii.gz m.nii.gz --mask m.nii.gz", "m.nii.gz is the mask"),
         ("x.nii.gz m.nii.gz --reference m.nii.gz", "m.nii.gz is the reference"),
+        ("x.nii.gz o.nii.gz --reference x.nii.gz", "x.nii.gz is the input"),
+        ("x.nii.gz o.nii.gz --reference hard.nii.gz", "hard.nii.gz is the input"),
         ("x.nii.gz m.nii.gz --carry m.nii.gz", "m.nii.gz is a map to carry"),
         ("y_x.nii.gz y.nii.gz --carry x.nii.gz", "y_x.nii.gz is the input"),
         ("m.nii.gz y.nii.gz --carry x.nii.gz y_x.nii.gz", "y_x.nii.gz is a map to carry"),

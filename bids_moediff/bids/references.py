@@ -83,7 +83,9 @@ def choose_reference(
         where = "of the subject"
     size = " x ".join(f"{zoom:.3g}" for zoom in zooms(best))
     of_all = f", the finest of {len(near or fitting)}" if len(near or fitting) > 1 else ""
-    return ReferenceChoice(best, f"{best.key} ({size} mm), {where}{of_all}")
+    little = max(zooms(best)) >= LEAST_GAIN * coarsest
+    doubt = "; its voxels are not clearly smaller, so expect little of it" if little else ""
+    return ReferenceChoice(best, f"{best.key} ({size} mm), {where}{of_all}{doubt}")
 
 
 def _order(image: AnatomicalImage, zooms: Zooms) -> tuple[float, float, int, str]:

@@ -55,7 +55,7 @@ def require_places(reads: Mapping[Path, str], writes: Sequence[Path]) -> None:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} exists and is not a file; give the output another name.")
         for other, what in reads.items():
-            if _same(path, other):
+            if same_file(path, other):
                 raise UsageError(f"{path} is {what}; give another output.")
     if len({path.absolute() for path in writes}) < len(writes):
         raise UsageError("Two files to write have the same name; give the output another name.")
@@ -94,7 +94,7 @@ def _require_folder(folder: Path) -> None:
         raise UsageError(f"Nothing can be written in {folder}: {error.strerror}.") from error
 
 
-def _same(one: Path, other: Path) -> bool:
+def same_file(one: Path, other: Path) -> bool:
     """Return True if two paths lead to one file (also by links), or will."""
     try:
         return one.samefile(other)

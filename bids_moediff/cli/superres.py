@@ -21,6 +21,7 @@ from bids_moediff.cli.places import (
     require_image_name,
     require_places,
     require_record,
+    same_file,
     sidecar_of,
     stem,
 )
@@ -335,6 +336,11 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
     if namespace.mask:
         reads[namespace.mask] = "the mask"
     if namespace.reference_file:
+        if any(same_file(source, namespace.reference_file) for source in sources):
+            raise UsageError(
+                f"{namespace.reference_file} is the input: a reference is another contrast of "
+                "the same subject."
+            )
         reads[namespace.reference_file] = "the reference"
     beside = ["srcount"] if several else [stem(path) for path in namespace.carry]
     beside += [f"sample_{number + 1}" for number in range(min(samples, 1000))]

@@ -50,6 +50,10 @@ class AlignedReference:
 def align_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> AlignedReference:
     """Register a reference to an image of the same subject, in six parameters.
 
+    Where the edges do not agree afterwards, it is tried again from the other side: the image is
+    registered to the reference. An image of head and neck is led astray by what the reference does
+    not show; the other way round only what both show counts. The better one by its edges is kept.
+
     Parameters
     ----------
     target, reference
@@ -60,11 +64,23 @@ def align_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> Alig
     ImageError
         If no head is found or the registration fails.
     """
-    move = register(target, reference, other_contrast=True)
+    before = gradient_overlap(target, reference)
+    found = _moved(target, reference, register(target, reference, other_contrast=True), before)
+    if found.overlap >= LEAST_EDGES:
+        return found
+    try:
+        back = register(reference, target, other_contrast=True)
+    except ImageError:  # the reference shows no head
+        return found
+    second = _moved(target, reference, np.linalg.inv(back), before)
+    return max(found, second, key=lambda one: one.overlap)
+
+
+def _moved(
+    target: nib.Nifti1Image, reference: nib.Nifti1Image, move: np.ndarray, before: float
+) -> AlignedReference:
     moved = _with_affine(reference, np.linalg.inv(move) @ reference.affine)
-    return AlignedReference(
-        moved, move, gradient_overlap(target, moved), gradient_overlap(target, reference)
-    )
+    return AlignedReference(moved, move, gradient_overlap(target, moved), before)
 
 
 def _with_affine(image: nib.Nifti1Image, affine: np.ndarray) -> nib.Nifti1Image:

@@ -19,7 +19,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from bids_moediff.families.choice import takes_reference
 from bids_moediff.families.cost import stage_macs
+from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.model_folder import available, read_config
 from bids_moediff.networks.precision import PRECISIONS as KINDS
@@ -83,6 +85,12 @@ def artificial_head(shape: Shape, seed: int = 0) -> nib.Nifti1Image:
     return nib.Nifti1Image(data, np.eye(4))
 
 
+def _reference(head: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return another contrast of the same head; its registration is not part of the network."""
+    data = np.asarray(head.dataobj)
+    return nib.Nifti1Image(np.where(data > 40, 700 - data, data).clip(1), head.affine)
+
+
 def convolution_throughput(device: torch.device, precision: str, seconds: float = 1.5) -> float:
     """Sustained multiply-accumulates a second of 3x3x3 convolutions with 64 channels."""
     kind = KINDS[floating(precision)]
@@ -125,6 +133,7 @@ def measure(
     resolver = SuperResolver.from_pretrained(model, device, precision)
     peak = convolution_throughput(resolver.device, resolver.precision)
     head = artificial_head(shape)
+    inputs = Inputs(reference=_reference(head) if takes_reference(model) else None)
     marks: dict[str, float] = {}
 
     def note(stage: str, fraction: float) -> None:
@@ -133,7 +142,8 @@ def measure(
         marks[stage] = time.perf_counter()
 
     used, begun = time.process_time(), time.perf_counter()
-    result = resolver.enhance(head, Options(output_resolution=(ZOOM,) * 3), progress=note)
+    asked = Options(output_resolution=(ZOOM,) * 3)
+    result = resolver.enhance(head, asked, inputs, progress=note)
     marks["done"] = time.perf_counter()
     used = time.process_time() - used
     names = ["consistency" if stage == "done" else stage for stage in marks]
