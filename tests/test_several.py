@@ -11,7 +11,7 @@ import pytest
 from bids_moediff import super_resolve
 from bids_moediff.cli.app import main as app
 from bids_moediff.cli.superres import main
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.imaging.grid import voxel_sizes
 
 STACKS = Path(__file__).parent / "data" / "three_stacks"
@@ -112,3 +112,23 @@ def test_python_warns_of_a_scan_that_was_left_out():
     with pytest.warns(UserWarning) as found:
         super_resolve([scan, scan], 2.4, device="cpu")
     assert any("copy of scan 1" in str(item.message) for item in found)
+
+
+def test_python_reads_images_as_the_commands_do():
+    scan = nib.Nifti1Image.from_filename(INPUTS[0])
+    data = np.asarray(scan.dataobj)
+    thin = nib.Nifti1Image(data[:, :, 9:10], scan.affine)
+    series = nib.Nifti1Image(np.stack([data, data], axis=-1), scan.affine)
+    large = np.diag([900.0, 900.0, 900.0, 1.0])
+    for wrong, words in (
+        (thin, "scan 2 is a single slice"),
+        (series, "scan 2 has 2 volumes"),
+        (nib.Nifti1Image(np.full(data.shape, np.nan, np.float32), scan.affine), "has no finite"),
+        (nib.Nifti1Image(data, large), "scan 2 has an impossible voxel size"),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, match=words):
+            super_resolve([scan, wrong])
+    with pytest.raises(UsageError, match="SliceThickness is 'x'"):
+        super_resolve(scan, metadata={"SliceThickness": "x"})
+    with pytest.raises(UsageError, match="expected an image"):
+        super_resolve({"a": scan})

@@ -5,19 +5,22 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import nibabel as nib
-import numpy as np
 
-from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.errors import UsageError
 from bids_moediff.imaging.reference import use_reference
 from bids_moediff.options import Options
+from bids_moediff.preprocessing.conform import conform_loaded
 
 from .request import ImageRequest, Request
 from .several import CombinedResult, combine_images
 from .super_resolver import Result
 from .worker import Scan, enhance_image, held_device, load
+
+LENGTHS = ("SliceThickness", "SpacingBetweenSlices")
 
 Progress = Callable[[str | None, str, float], None]
 
@@ -77,14 +80,16 @@ def super_resolve(
     >>> fine = super_resolve(nibabel.load("in.nii.gz"))  # doctest: +SKIP
     """
     asked = Options.from_dict({"output_resolution": output_resolution, **options}, "super_resolve")
+    _check_metadata(metadata)
     if isinstance(image, Sequence):
         _check_several(image, mask, metadata, reference)
-        scans = [Scan(_plain(scan)) for scan in image]
+        scans = [Scan(_plain(scan, f"scan {place}")) for place, scan in enumerate(image, 1)]
         found = restore_several(scans, asked, metadata=metadata, device=device).combined  # type: ignore[arg-type]
         for words in found.warnings:
             warnings.warn(words, stacklevel=2)
         return found.image
-    scan = Scan(_plain(image), None if mask is None else _plain(mask))
+    plain_mask = None if mask is None else _plain(mask, "the mask", scan=False)
+    scan = Scan(_plain(image, "the image"), plain_mask)
     return _one(scan, asked, metadata, reference, device)
 
 
@@ -98,7 +103,7 @@ def _one(
     """Restore one image; a warning says why a reference was not used."""
     if isinstance(metadata, Sequence):
         raise UsageError("super_resolve: a list of metadata goes with a list of images.")
-    other = None if reference is None else _plain(reference)
+    other = None if reference is None else _plain(reference, "the reference")
     result = restore(scan, options, metadata=metadata, device=device, reference=other)
     if other is not None and not result.record["Reference"]["Used"]:
         warnings.warn(result.record["Reference"]["Reason"], stacklevel=3)
@@ -224,12 +229,24 @@ def restore_several(
     return result
 
 
-def _plain(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
-    """Return the image in float32 with every value finite."""
-    data = np.asarray(image.dataobj, dtype=np.float32)
-    data = data.reshape(data.shape[:3]) if data.ndim > 3 and data[0, 0, 0].size == 1 else data
-    if data.ndim != 3:
-        raise ImageError(f"a 3-D image is needed, this one has the shape {data.shape}.")
-    plain = nib.Nifti1Image(np.nan_to_num(data, posinf=0, neginf=0), image.affine)
-    plain.header.set_xyzt_units("mm", "sec")
+def _plain(image: Any, name: str, *, scan: bool = True) -> nib.Nifti1Image:
+    """Return the image as the commands read it from a file; a warning names each correction."""
+    if not hasattr(image, "dataobj"):
+        raise UsageError(
+            "super_resolve: expected an image, or a list of images, as nibabel.load returns them."
+        )
+    plain, remarks = conform_loaded(image, name, scan=scan)
+    for words in remarks:
+        warnings.warn(f"{name}: {words}.", stacklevel=3)
     return plain
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Raise UsageError for statements on lengths that are not numbers."""
+    for content in metadata if isinstance(metadata, Sequence) else [metadata]:
+        if not isinstance(content, Mapping | None):
+            raise UsageError("super_resolve: metadata is a dictionary, or a list of them.")
+        for key in LENGTHS:
+            value = (content or {}).get(key)
+            if value is not None and not isinstance(value, Real):
+                raise UsageError(f"super_resolve: {key} is {value!r}; expected a number (mm).")

@@ -70,15 +70,44 @@ def conform(path: str | Path, *, scan: bool = True) -> tuple[nib.Nifti1Image, li
     """
     path = Path(path)
     _check_file(path)
-    remarks: list[str] = []
     image, data = _read(path)
-    remarks += remarks_on_header(image)
+    return _conformed(image, data, path.name, scan)
+
+
+def conform_loaded(
+    image: nib.spatialimages.SpatialImage, name: str, *, scan: bool = True
+) -> tuple[nib.Nifti1Image, list[str]]:
+    """Do what :func:`conform` does with an image that is loaded already.
+
+    Parameters
+    ----------
+    image
+        3-D, or with further axes of one element.
+    name
+        Its name in errors.
+    scan
+        Whether its values are intensities, not a mask.
+
+    Raises
+    ------
+    ImageError
+        As for :func:`conform`.
+    """
+    _check_kind(image, name)
+    return _conformed(image, _values(image, name), name, scan)
+
+
+def _conformed(
+    image: nib.spatialimages.SpatialImage, data: np.ndarray, name: str, scan: bool
+) -> tuple[nib.Nifti1Image, list[str]]:
+    """Return the image in one plain form, and a remark on each correction."""
+    remarks = list(remarks_on_header(image))
     data = data.reshape(data.shape[:3])
-    data = _finite(data, path.name, remarks)
+    data = _finite(data, name, remarks)
     if scan:
         remarks += empty_planes(data)
         data = sound_intensities(data, *_stored(image), remarks)
-    affine, code = _affine(image, data.shape, path.name, remarks)
+    affine, code = _affine(image, data.shape, name, remarks)
     header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
@@ -136,19 +165,24 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     except Exception as error:  # nibabel trips over odd headers in many ways
         reason = what_it_is(path, error)
         raise ImageError(f"{path.name} is not a readable NIfTI image{reason}") from error
-    if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise ImageError(f"{path.name} is not a volume")
-    kind = image.get_data_dtype()
-    if kind.fields is not None:
-        raise ImageError(f"{path.name} is a colour image, not a scan")
-    if kind.kind == "c":
-        raise ImageError(f"{path.name} has complex values; give its magnitude")
-    if np.prod(image.shape[3:], dtype=int) > 1:  # before a long series is read
-        volumes = int(np.prod(image.shape[3:]))
-        raise ImageError(f"{path.name} has {volumes} volumes; give one 3-D image")
-    _check_shape(image.shape, path.name)
+    _check_kind(image, path.name)
     check_length(path, image)
     return image
+
+
+def _check_kind(image: object, name: str) -> None:
+    """Raise ImageError unless an image is a volume of real numbers, by its header."""
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise ImageError(f"{name} is not a volume")
+    kind = image.get_data_dtype()
+    if kind.fields is not None:
+        raise ImageError(f"{name} is a colour image, not a scan")
+    if kind.kind == "c":
+        raise ImageError(f"{name} has complex values; give its magnitude")
+    if np.prod(image.shape[3:], dtype=int) > 1:  # before a long series is read
+        volumes = int(np.prod(image.shape[3:]))
+        raise ImageError(f"{name} has {volumes} volumes; give one 3-D image")
+    _check_shape(image.shape, name)
 
 
 def check_length(path: Path, image: nib.spatialimages.SpatialImage) -> None:
@@ -220,15 +254,19 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
     """Return an image and its scaled values; any damage becomes an ImageError."""
     image = _open(path)
     _check_sum(path, image)
+    return image, _values(image, path.name)
+
+
+def _values(image: nib.spatialimages.SpatialImage, name: str) -> np.ndarray:
+    """Return the scaled values of an image in single precision."""
     try:
         with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             values = np.asarray(image.dataobj)
-            _check_range(values, path.name)
-            data = values.astype(np.float32)
+            _check_range(values, name)
+            return values.astype(np.float32)
     except _READ_ERRORS as error:
-        raise ImageError(f"{path.name} is cut short or damaged") from error
-    return image, data
+        raise ImageError(f"{name} is cut short or damaged") from error
 
 
 def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
