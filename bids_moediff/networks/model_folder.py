@@ -235,6 +235,7 @@ def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str
     """
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.overrides import TorchFunctionMode
 
     if _largest_number(config) > LARGEST_NUMBER:
         raise WeightsError(f"the configuration has a number above {LARGEST_NUMBER:,}")
@@ -248,8 +249,19 @@ def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str
             raise ValueError("it asks for a larger network than the weights fill")
 
     hook = register_module_parameter_registration_hook(count)
+    random = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_")
+
+    class Unfilled(TorchFunctionMode):
+        """No random numbers: without memory they would load torch's compiler, which takes 1 s."""
+
+        def __torch_function__(self, function: Any, _: Any, args: Any, named: Any = None) -> Any:
+            named = named or {}
+            if function.__name__ in random:
+                return args[0] if args else named["tensor"]
+            return function(*args, **named)
+
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             builder(config)
     finally:
         hook.remove()

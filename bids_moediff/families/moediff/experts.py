@@ -169,8 +169,8 @@ class ComplexConv(nn.Module):
         super().__init__()
         shape = (channels_out // 2, channels_in // 2, 3, 3)
         deviation = math.sqrt(1.0 / (9 * channels_in // 2))
-        self.real = nn.Parameter(deviation * torch.randn(shape))
-        self.imaginary = nn.Parameter(deviation * torch.randn(shape))
+        self.real = nn.Parameter(nn.init.normal_(torch.empty(shape), std=deviation))
+        self.imaginary = nn.Parameter(nn.init.normal_(torch.empty(shape), std=deviation))
         self.bias = nn.Parameter(torch.zeros(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ and a latent that is left alone gives the interpolated slice back exactly.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,16 +50,13 @@ def haar_filters() -> Tensor:
     Order: the mean, three details of the coarse level, then the three details of the fine level
     at each of the four 2x2 positions.
     """
-    low, high = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])
-    details = [torch.outer(a, b) / 2 for a, b in ((low, high), (high, low), (high, high))]
-    ones = torch.ones(2, 2) / 2
-    filters = [torch.kron(band, ones) for band in (torch.outer(low, low) / 2, *details)]
+    low, high = np.array([1.0, 1.0]), np.array([1.0, -1.0])
+    details = [np.outer(a, b) / 2 for a, b in ((low, high), (high, low), (high, high))]
+    ones = np.ones((2, 2)) / 2
+    filters = [np.kron(band, ones) for band in (np.outer(low, low) / 2, *details)]
     for band in details:
-        for position in range(4):
-            cell = torch.zeros(4)
-            cell[position] = 1.0
-            filters.append(torch.kron(cell.reshape(2, 2), band))
-    return torch.stack(filters)[:, None]
+        filters += [np.kron(cell.reshape(2, 2), band) for cell in np.eye(4)]
+    return torch.from_numpy(np.stack(filters).astype(np.float32))[:, None]
 
 
 class HaarAutoencoder(Autoencoder):

@@ -41,10 +41,9 @@ def mlp(dim: int, ratio: int = 2) -> nn.Sequential:
 
 def relative_index(window: int) -> Tensor:
     """Row of the relative-position table for each pair of window cells, (w*w, w*w)."""
-    cells = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
-    flat = cells.flatten(1)
-    offset = flat[:, :, None] - flat[:, None, :] + window - 1
-    return offset[0] * (2 * window - 1) + offset[1]
+    offsets = torch.arange((2 * window - 1) ** 2).view(2 * window - 1, 2 * window - 1)
+    pairs = offsets.unfold(0, window, 1).unfold(1, window, 1).flip(0, 1)  # from, from, to, to
+    return pairs.permute(2, 3, 0, 1).reshape(window**2, window**2)
 
 
 def partition(x: Tensor, window: int) -> Tensor:

@@ -85,7 +85,8 @@ class NSMoEConfig(JsonConfig):
 def regular_centres(count: int, dims: int = DIMS) -> Tensor:
     """Return K starting centres spread over a block from -1 to 1, (K, d)."""
     if count == 4 and dims == DIMS:  # a tetrahedron knows no axis
-        return 0.35 * torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).float()
+        corners = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
+        return torch.tensor([[0.35 * place for place in corner] for corner in corners])
     side = 1
     while side**dims < count:
         side += 1
