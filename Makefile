@@ -15,6 +15,8 @@ PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # How many made-up inputs of each kind, and how many killed runs, the long tests take.
 EXAMPLES ?= 20000
 KILLS ?= 100
+LONG_TESTS = tests/test_fuzz.py tests/test_faults.py tests/test_end_to_end.py tests/test_slurm.py \
+  tests/test_brain_mask.py
 
 # How the container image is built.
 BUILD ?= docker build
@@ -54,9 +56,9 @@ demo: $(INSTALLED)  ## super-resolve the head that ships with the package
 test: $(INSTALLED)  ## the whole test suite, style and types included
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-test-long: $(INSTALLED)  ## made-up input, 20,000 of each kind, and 100 killed runs (hours)
-	BIDS_MOEDIFF_TEST_EXAMPLES=$(EXAMPLES) BIDS_MOEDIFF_TEST_KILLS=$(KILLS) PATH="$(BIN):$$PATH" \
-	  $(BIN)/python -m pytest tests/test_fuzz.py tests/test_faults.py
+test-long: $(INSTALLED)  ## long forms: made-up input, 100 killed runs, more participants (hours)
+	BIDS_MOEDIFF_TEST_EXAMPLES=$(EXAMPLES) BIDS_MOEDIFF_TEST_KILLS=$(KILLS) \
+	  BIDS_MOEDIFF_TEST_LONG=1 PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(LONG_TESTS)
 
 lint: $(INSTALLED)  ## style, types and import direction only
 	$(BIN)/ruff check bids_moediff research tests tools

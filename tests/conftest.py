@@ -34,6 +34,13 @@ DEMO = ROOT / "bids_moediff" / "data" / "demo"
 DEMO_OPTIONS = ("--output-resolution", "1")
 
 
+# A test of minutes of which the default suite holds a short form (`make test-long`).
+LONG = bool(os.environ.get("BIDS_MOEDIFF_TEST_LONG"))
+long_form = pytest.mark.skipif(
+    not LONG, reason="a long form: make test-long, or set BIDS_MOEDIFF_TEST_LONG=1"
+)
+
+
 def _shared_candidates() -> list[Path]:
     candidates = [ROOT.parent / "shared" / "data"]
     if "BIDS_MOEDIFF_SHARED" in os.environ:

@@ -13,6 +13,7 @@ from bids_moediff.imaging.separable import along_axes, tent_matrix
 from bids_moediff.networks.brain_mask import BrainMaskNet
 from bids_moediff.networks.model_folder import save_model
 from bids_moediff.preprocessing.brain_mask import brain_mask, clean_mask
+from conftest import long_form
 from test_masks import make_head
 
 ZOOMS = (2.0, 2.0, 2.0)
@@ -119,7 +120,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("contrast", ["T1w", pytest.param("T2w", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contrast", ["T1w", pytest.param("T2w", marks=long_form)])
 def test_left_out_head_against_its_label_map(shared_data: Path, contrast: str) -> None:
     from research.brain_mask.check import check_head
 

@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import pytest
 
+from conftest import LONG
 from generated import dataset, head, untrained_model
 
 COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
@@ -286,6 +287,8 @@ def test_a_cancelled_run_leaves_no_process_and_no_half_written_file(study: Study
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert not list(output.rglob("*.part"))
     test_output_is_valid_bids(Run(output, 143, ""))
+    assert run_app(study, output, level="group").code == 1
+    assert "The run was stopped before it ended" in (output / "group.html").read_text()
 
 
 def test_the_plain_tool(study: Study, tmp_path: Path) -> None:
@@ -395,17 +398,20 @@ def test_wrong_plugin_files_are_refused(tmp_path: Path, content: str, words: str
 def shared_run(
     shared_data: Path, study: Study, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Run]:
-    """Three real participants, coarse output to be quick."""
+    """One real participant with two contrasts, three by `make test-long`; coarse output."""
     output = tmp_path_factory.mktemp("shared") / "out"
     real = Study(shared_data / "bids_mini", study.model, study.folder)
-    yield run_app(real, output, "--nprocs", "2", "--omp-nthreads", "1")
+    labels = ("01", "02", "03") if LONG else ("02",)
+    options = ("--nprocs", "2", "--omp-nthreads", "1", "--participant-label", *labels)
+    yield run_app(real, output, *options)
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_three_real_participants_give_valid_derivatives(shared_run: Run) -> None:
+def test_real_participants_give_valid_derivatives(shared_run: Run) -> None:
     assert shared_run.code == 0, shared_run.stderr
-    assert sum("desc-sr" in name and name.endswith("gz") for name in shared_run.products()) == 7
+    made = sum("desc-sr" in name and name.endswith("gz") for name in shared_run.products())
+    assert made == (7 if LONG else 2)
     test_output_is_valid_bids(shared_run)
 
 

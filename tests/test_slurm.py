@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 import local_slurm
-from conftest import ROOT
+from conftest import ROOT, long_form
 from generated import dataset, untrained_model
 from test_packaging import build_wheel
 
@@ -214,6 +214,7 @@ def test_the_last_stage_cleans_up(walk: Walk) -> None:
     assert not list((walk.folder / "work").rglob("*.nii*"))
 
 
+@long_form  # tests/test_end_to_end.py cancels a run without SLURM
 @pytest.mark.slow
 def test_a_cancelled_job_is_named_and_runs_again(slurm: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "a cancelled study"

@@ -254,11 +254,13 @@ def check_size(builder: Builder, config: Mapping[str, Any], tensors: Mapping[str
     class Unfilled(TorchFunctionMode):
         """No random numbers: without memory they would load torch's compiler, which takes 1 s."""
 
-        def __torch_function__(self, function: Any, _: Any, args: Any, named: Any = None) -> Any:
-            named = named or {}
-            if function.__name__ in random:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            named = kwargs or {}
+            if func.__name__ in random:
                 return args[0] if args else named["tensor"]
-            return function(*args, **named)
+            return func(*args, **named)
 
     try:
         with torch.device("meta"), Unfilled():
