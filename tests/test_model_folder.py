@@ -2,6 +2,8 @@
 """Model folders: round trip, checksums, and one clear error for each kind of damage."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,16 @@ def test_available_lists_folders_with_a_configuration(
     monkeypatch.setattr(model_folder, "MODELS_FOLDER", folder.parent)
     assert model_folder.available() == ["m"]
     assert load_model("m").name == "m"
+
+
+@pytest.mark.parametrize("name", ["brainmask", "student"])
+def test_loading_needs_no_compiler(name: str) -> None:
+    """Sizes are checked without memory; torch imports sympy for some operations there."""
+    load = f"SuperResolver.from_pretrained({name!r}, 'cpu', 'fp32')"
+    where = "bids_moediff.inference.super_resolver import SuperResolver"
+    if name == "brainmask":
+        load = f"_load({name!r})"
+        where = "bids_moediff.preprocessing.brain_mask import _load"
+    script = f"import sys\nfrom {where}\n{load}\nprint('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
