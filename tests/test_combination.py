@@ -386,7 +386,7 @@ def cut(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def shaded(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    ramp = np.linspace(0.7, 1.3, image.shape[0])[:, None, None]
+    ramp = np.exp(np.linspace(-0.7, 0.7, image.shape[0]))[:, None, None]
     return nib.Nifti1Image((ramp * np.asarray(image.dataobj)).astype(np.float32), image.affine)
 
 

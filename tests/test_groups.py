@@ -96,7 +96,7 @@ def test_a_named_scan_that_cannot_be_used_is_noted(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        f'[["/{AXIAL}", "/{SAGITTAL}"]]', '[["..", "."]]', "[" * 100_000,
+        f'[["/{AXIAL}", "/{SAGITTAL}"]]', '[["..", "."]]', "[" * 100_000, "[]",
         f'[["{AXIAL}", "./{AXIAL}"]]', f'[["{AXIAL}", "{SAGITTAL}", 1]]', "",
     ],
 )  # fmt: skip

@@ -134,7 +134,7 @@ def _of_one_name(groups: list[ScanGroup]) -> tuple[list[ScanGroup], list[str]]:
     twice = sorted({name for name in names if names.count(name) > 1})
     remarks = [
         f"{name}: several sets of scans would share this name (such as those of different echo "
-        "or inversion times); they are not combined."
+        "or inversion times, or sets of a file that have scans in common); they are not combined."
         for name in twice
     ]
     return [group for group in groups if group.name not in twice], remarks
@@ -176,7 +176,7 @@ def read_groups(path: Path) -> list[list[str]]:
         content = read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"--combine {path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(content, list) or not all(_is_group(group) for group in content):
+    if not content or not isinstance(content, list) or not all(map(_is_group, content)):
         raise UsageError(
             f"--combine {path}: expected a list of groups, each a list of two image paths or "
             'more, such as [["sub-01/anat/sub-01_acq-ax_T2w.nii.gz", '

@@ -20,7 +20,7 @@ from bids_moediff.imaging.registration import register
 
 COMPARED_AT = 2.0  # mm: finer edges are lost in thick slices
 DEEP = 4.0  # mm inside the outline of the head: outlines agree between any two heads
-# Pairs of one subject reach .86 to .98, of two subjects at most .76 (docs/reference.md).
+# Pairs of one subject reach .82 to .98, of two subjects at most .78 (docs/reference.md).
 LEAST_EDGES = 0.82
 STRONG = 0.5  # share of the voxels whose edges are too faint to count
 

@@ -64,14 +64,8 @@ def super_resolve(
 
     Raises
     ------
-    ImageError
-        If the image cannot be restored.
-    UsageError
-        For a wrong option.
-    DeviceError
-        If the device is not there.
-    WeightsError
-        If weights are missing.
+    ImageError, UsageError, DeviceError, WeightsError
+        If the image cannot be restored, an option is wrong, or device or weights are missing.
 
     Examples
     --------

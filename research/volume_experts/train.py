@@ -235,7 +235,10 @@ class Arm:
         row |= look(self.network, crops)
         self.network.load_state_dict(live)
         if self.sums:
-            row["loss"] = [round(float(value), 4) for value in np.mean(self.sums, 0)]
+            # A step that overflowed changed nothing, and is not part of the mean.
+            used = [values for values in self.sums if np.isfinite(values).all()]
+            row["loss"] = [round(float(value), 4) for value in np.mean(used, 0)] if used else None
+            row["skipped"] = len(self.sums) - len(used)
         self.sums = []
         self.record["curve"].append(row)
         print(self.output.name, json.dumps(row), flush=True)
