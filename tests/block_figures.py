@@ -74,7 +74,8 @@ def scores(resolver: SuperResolver, block: Loaded, key: str) -> Figures:
 
 def figures(model: str, block: Loaded) -> Figures:
     """All figures of one shipped model."""
-    resolver, found = load_resolver(model), {}
+    resolver = load_resolver(model)
+    found: Figures = {}
     for key in PROTOCOLS if model in ("student", "moediff") else PROTOCOLS[1:]:
         found |= gains(resolver, block, key)
     if resolver.model.scale is not None:
