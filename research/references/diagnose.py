@@ -20,13 +20,11 @@ import torch
 from scipy import ndimage
 
 from bids_moediff.evaluation.benchmark import Task, make_task
-from bids_moediff.imaging.grid import voxel_sizes
-from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.noise import tissue_noise
 from bids_moediff.imaging.reference import align_reference, resample_reference
 from bids_moediff.inference.super_resolver import SuperResolver
 
-from .measure import Pair, Remembered, block, judged, restore
+from .measure import Pair, Remembered, judged, middle, restore
 
 WINDOW = 9  # voxels
 RATIO = 4.0
@@ -42,12 +40,7 @@ def pairs(folder: Path, side: int) -> Iterator[Pair]:
         if not path.is_file():
             continue
         image = nib.nifti1.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
-        zooms = voxel_sizes(image.affine)
-        mask = head_mask_array(data, zooms)
-        box = block(data, mask, side)
-        affine = image.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+        data, mask, zooms, box, affine = middle(image, side)
         scan = make_task(data, mask, zooms, image.affine, (RATIO, 1.0, 1.0), "kspace")
         right = align_reference(scan.coarse_image, reference)
         print(f"# {subject} {suffix}: voxels {zooms}, overlap {right.overlap:.3f}", flush=True)

@@ -22,7 +22,7 @@ from scipy import ndimage
 from bids_moediff.evaluation.benchmark import Task, make_task
 from bids_moediff.evaluation.hallucination import lesion_profile
 from bids_moediff.families.protocol import Problem, Progress, Restored, Restorer, Settled
-from bids_moediff.imaging.grid import voxel_sizes
+from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.metrics import bootstrap_interval, intensity_range, psnr
 from bids_moediff.imaging.reference import align_reference, gradient_overlap
@@ -90,18 +90,26 @@ def judged(mask: np.ndarray) -> np.ndarray:
     return inner
 
 
-def real_pairs(shared: Path, side: int) -> Iterator[Pair]:
-    """sub-03, coarse along either axis in plane."""
-    folder = shared / "bids_mini/sub-03/anat"
-    image = nib.nifti1.load(folder / "sub-03_T2w.nii.gz")
-    reference = nib.nifti1.load(folder / "sub-03_T1w.nii.gz")
-    stranger = nib.nifti1.load(shared / "t1w/niimath_T1w.nii.gz")
+def middle(
+    image: nib.Nifti1Image, side: int
+) -> tuple[np.ndarray, np.ndarray, Triple, tuple[slice, ...], np.ndarray]:
+    """Values, head mask, voxel sizes (mm), box of the middle block and its affine."""
     data = np.asarray(image.dataobj, dtype=np.float32)
     zooms = voxel_sizes(image.affine)
     mask = head_mask_array(data, zooms)
     box = block(data, mask, side)
     affine = image.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    return data, mask, zooms, box, affine
+
+
+def real_pairs(shared: Path, side: int) -> Iterator[Pair]:
+    """sub-03, coarse along either axis in plane."""
+    folder = shared / "bids_mini/sub-03/anat"
+    image = nib.nifti1.load(folder / "sub-03_T2w.nii.gz")
+    reference = nib.nifti1.load(folder / "sub-03_T1w.nii.gz")
+    stranger = nib.nifti1.load(shared / "t1w/niimath_T1w.nii.gz")
+    data, mask, zooms, box, affine = middle(image, side)
     scan = make_task(data, mask, zooms, image.affine, (4.0, 1.0, 1.0), "kspace").coarse_image
     right, other = align_reference(scan, reference), align_reference(scan, stranger)
     print(f"# sub-03: overlap {right.overlap:.3f}, stranger {other.overlap:.3f}", flush=True)
