@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: the shared brain data, if they are there, and one run of the demo."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import shutil
@@ -97,6 +100,25 @@ def run_script(
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables},
         check=False,
     )
+
+
+def run_here(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Like :func:`run_script`, without the seconds in which a new process loads its libraries.
+
+    At least one test of each command runs the script itself.
+    """
+    main = importlib.import_module(f"bids_moediff.cli.{name.removeprefix('bids_moediff-')}").main
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            code = main([str(word) for word in arguments])
+        except SystemExit as end:  # --help, and arguments that argparse does not take
+            code = end.code
+    return subprocess.CompletedProcess([name], code, out.getvalue(), errors.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from bids_moediff.bids.names import parse_name
 from bids_moediff.errors import ImageError
 from bids_moediff.evaluation.against_truth import ResultFile, align, match
 from bids_moediff.imaging.masks import head_mask_array
-from conftest import run_script
+from conftest import run_here, run_script
 from generated import dataset, head
 
 PROGRAM = "bids_moediff-evaluate"
@@ -143,7 +143,7 @@ def test_scale_and_offset_are_fitted(folders: Path) -> None:
     data = np.asarray(image.dataobj, np.float32) * 3 + 50
     nib.save(nib.Nifti1Image(data, image.affine), target / "sub-00_ses-hr_desc-sr_T1w.nii.gz")
     arguments = ["derivatives", "scaled", "fitted", "--truth", "truth", "--fit-intensities"]
-    run = run_script(PROGRAM, *arguments, cwd=folders)
+    run = run_here(PROGRAM, *arguments, cwd=folders)
     assert run.returncode == 0, run.stderr
     with (folders / "fitted" / "evaluation.tsv").open(newline="") as stream:
         row = next(csv.DictReader(stream, delimiter="\t"))
@@ -162,7 +162,7 @@ def test_scale_and_offset_are_fitted(folders: Path) -> None:
     ],
 )
 def test_mistakes(folders: Path, arguments: list[str], code: int, sentence: str) -> None:
-    run = run_script(PROGRAM, *arguments, cwd=folders)
+    run = run_here(PROGRAM, *arguments, cwd=folders)
     assert run.returncode == code, run.stderr
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bids_moediff.evaluation.calibration import COVERAGES, curves, figures
-from conftest import run_script
+from conftest import run_here
 from generated import head, untrained_model
 
 
@@ -59,7 +59,7 @@ def test_command(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "calibration.json").write_text('{"factor": 1.5}')
     arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--num-samples", "2", "--block", "48"]
-    run = run_script(
+    run = run_here(
         "bids_moediff-evaluate", "calibration", *arguments, "--num-steps", "1", cwd=tmp_path
     )
     assert run.returncode == 0, run.stderr
@@ -79,7 +79,7 @@ def test_the_factor_is_measured_and_then_fits(tmp_path: Path) -> None:
     arguments += ["--protocols", "x2slices-kspace", "--block", "48"]
 
     def command(*more: str) -> subprocess.CompletedProcess[str]:
-        return run_script("bids_moediff-evaluate", "calibration", *arguments, *more, cwd=tmp_path)
+        return run_here("bids_moediff-evaluate", "calibration", *arguments, *more, cwd=tmp_path)
 
     unknown = command()
     assert unknown.returncode == 1

@@ -15,7 +15,7 @@ from bids_moediff.families.load import load_model
 from bids_moediff.inference.error_bound import ErrorBound, conformal_factor, score
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.options import Options
-from conftest import run_script
+from conftest import run_here
 from generated import head, untrained_model
 
 
@@ -88,7 +88,7 @@ def test_command_and_sidecar(tmp_path: Path) -> None:
     model = load_model(tmp_path / "tiny")
     arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--block", "48", "--num-samples", "2"]
-    few = run_script(
+    few = run_here(
         "bids_moediff-evaluate", "coverage", *arguments, "--write", "tiny/bounds.json",
         cwd=tmp_path,
     )  # fmt: skip

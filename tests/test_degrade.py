@@ -15,7 +15,7 @@ from scipy import signal
 from bids_moediff.cli.degrade import main
 from bids_moediff.evaluation.degradation import Coarsening, degrade
 from bids_moediff.imaging.acquisition import Acquisition, Axis
-from conftest import run_script
+from conftest import run_here, run_script
 from generated import dataset, head
 
 PROGRAM = "bids_moediff-degrade"
@@ -121,7 +121,7 @@ def test_same_seed_same_bytes_whoever_else_is_there(
 
     for seed in (4, 5):
         out = tmp_path / str(seed)
-        run = run_script(PROGRAM, source, out, *arguments, "--random-seed", seed, cwd=tmp_path)
+        run = run_here(PROGRAM, source, out, *arguments, "--random-seed", seed, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
     assert digest(tmp_path / "4") == digest(coarse)
     assert digest(tmp_path / "5") != digest(coarse)
@@ -134,7 +134,7 @@ def test_kspace_equals_scipy_resampling(tmp_path: Path) -> None:
     wave = 100 + 10 * np.cos(2 * np.pi * 3 * (axis + 0.5) / 32)
     data = np.broadcast_to(wave[:, None, None], (32, 20, 20)).astype(np.float32)
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "in.nii.gz")
-    run = run_script(PROGRAM, "in.nii.gz", "out.nii", "--factor", 2, 1, 1, cwd=tmp_path)
+    run = run_here(PROGRAM, "in.nii.gz", "out.nii", "--factor", 2, 1, 1, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     found = nib.load(tmp_path / "out.nii").get_fdata()[:, 5, 5]
     assert found == pytest.approx(100 + 10 * np.cos(2 * np.pi * 3 * (axis[:16] + 0.5) / 16))
@@ -176,7 +176,7 @@ def test_a_coarse_slice_axis_that_stays_keeps_its_sidecar(tmp_path: Path) -> Non
     nib.save(head(SHAPE, (3.0, 3.0, 6.0)), tmp_path / "in.nii.gz")
     metadata = {"MRAcquisitionType": "2D", "SliceThickness": 5.0}
     (tmp_path / "in.json").write_text(json.dumps(metadata))
-    run = run_script(PROGRAM, "in.nii.gz", "out.nii.gz", "--factor", 1.5, 1.5, 1, cwd=tmp_path)
+    run = run_here(PROGRAM, "in.nii.gz", "out.nii.gz", "--factor", 1.5, 1.5, 1, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     sidecar = json.loads((tmp_path / "out.json").read_text())
     assert sidecar["SliceThickness"] == 5
@@ -205,7 +205,7 @@ def test_mistakes(
     (tmp_path / "raw").symlink_to(source)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    run = run_script(PROGRAM, *arguments, cwd=tmp_path)
+    run = run_here(PROGRAM, *arguments, cwd=tmp_path)
     assert run.returncode == code, run.stderr
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr

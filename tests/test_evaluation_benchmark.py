@@ -21,7 +21,7 @@ from bids_moediff.imaging.acquisition import Axis
 from bids_moediff.imaging.interpolation import bicubic
 from bids_moediff.imaging.metrics import bootstrap_interval
 from bids_moediff.imaging.protocols import parse_protocol
-from conftest import run_script
+from conftest import run_here, run_script
 from generated import head, untrained_model
 
 PROGRAM = "bids_moediff-evaluate"
@@ -101,7 +101,7 @@ def test_finished_rows_are_kept_and_missing_ones_added(benchmark: Path, heads: l
     arguments = ["benchmark", benchmark / "out", "--heads", heads[0], "--other-site", heads[1]]
     arguments += ["--protocols", "x2slices-box", "x2iso-kspace", "--all-axes", "--full"]
     arguments += ["--model", benchmark / "tiny", "--precision", "fp32"]
-    run = run_script(PROGRAM, *arguments, cwd=benchmark)
+    run = run_here(PROGRAM, *arguments, cwd=benchmark)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count(" dB ") == 1  # the one that was missing
     after = read(table)
@@ -293,7 +293,7 @@ def test_protocol_names() -> None:
 )
 def test_mistakes(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
-    run = run_script(PROGRAM, "benchmark", "out", *arguments, cwd=tmp_path)
+    run = run_here(PROGRAM, "benchmark", "out", *arguments, cwd=tmp_path)
     assert run.returncode == code, run.stderr
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr

@@ -15,7 +15,7 @@ from bids_moediff.evaluation.benchmark import BASELINES, Method, Task
 from bids_moediff.evaluation.truth import Loaded, TruthHead
 from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.protocols import parse_protocol
-from conftest import run_script
+from conftest import run_here
 from generated import head, untrained_model
 
 SHAPE, ZOOMS = (64, 76, 60), (2.4, 2.4, 2.6)
@@ -152,7 +152,7 @@ def test_command(tmp_path: Path) -> None:
     untrained_model(tmp_path / "tiny")
     arguments = ["out", "--heads", "h_T1w.nii.gz", "--model", "./tiny", "--precision", "fp32"]
     arguments += ["--protocols", "x2slices-kspace", "--repeats", "1"]
-    run = run_script("bids_moediff-evaluate", "hallucination", *arguments, cwd=tmp_path)
+    run = run_here("bids_moediff-evaluate", "hallucination", *arguments, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     with (tmp_path / "out" / "lesions.tsv").open(newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))

@@ -224,19 +224,22 @@ def test_a_family_of_another_package_runs_through_the_app(tmp_path):
     words += ["--output-resolution", "3", "--skip-bias-correction", "--mem", "8"]
     environment = {**os.environ, "PYTHONPATH": str(TOY), "OMP_NUM_THREADS": "1"}
 
-    def app(*more: str) -> str:
+    def app(*more: str) -> tuple[str, str]:
         run = subprocess.run(
             [sys.executable, "-m", "bids_moediff.cli.app", *words, *more],
             env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert run.returncode == 0, run.stdout + run.stderr
-        return run.stdout
+        return run.stdout, run.stderr
 
-    assert "sub-01_T1w" in app("--dry-run")
-    assert "toy" in app("--check")
-    app()
+    assert "sub-01_T1w" in app("--dry-run")[0]
+    assert "toy" in app("--check")[0]
+    assert "bids_moediff: model toy, asked for." in app()[1]
     (sidecar,) = (tmp_path / "out").rglob("*res-3mm_desc-sr_T1w.json")
     record = json.loads(sidecar.read_text())
     assert (record["Model"], record["Sampler"]) == ("toy", "unsharp masking")
+    assert record["ModelChoice"] == "asked for"
     page = (tmp_path / "out" / "sub-01.html").read_text()
-    assert "unsharp masking with a learned gain" in page
+    assert "unsharp masking with a learned gain" in page and "Why this model" in page
+    methods = (tmp_path / "out" / "logs" / "CITATION.md").read_text()
+    assert "unsharp masking" in methods

@@ -283,7 +283,7 @@ def test_the_session_script_trains_for_some_minutes(data: Path, tmp_path: Path) 
     options = "--smoke --device cpu --steps 100000 --set batch=2 window=2 block=48"
     for stage, more in (("mean", " patch=16"), ("rest", "")):
         done = subprocess.run(
-            ["bash", ROOT / "tools" / "gpu_session.sh", stage, data, tmp_path, "0.05"],
+            ["bash", ROOT / "tools" / "gpu_session.sh", stage, data, tmp_path, "0.01"],
             env={**os.environ, "OPTIONS": options + more, "PYTHON": sys.executable,
                  "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, check=False,
