@@ -110,7 +110,9 @@ def main() -> None:
         path = measure(wanted, folder / wanted.table if wanted.table in KINDS else folder)
         minutes = (time.monotonic() - start) / 60
         print(f"{path.relative_to(ROOT)} after {minutes:.1f} minutes", flush=True)
-    subprocess.run([sys.executable, str(ROOT / "tools/figures.py"), "--write"], check=False)
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools/figures.py"), "--drop", "--write"], check=False
+    )
 
 
 if __name__ == "__main__":

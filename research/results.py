@@ -95,7 +95,7 @@ def of_benchmark(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, An
         "images": len(heads),
         "people": len({person(head) for head in heads}),
         "interval": INTERVAL,
-        "values": values | {"images": len(heads), "people": len({person(h) for h in heads})},
+        "values": values,
         "rows": entries + _by_image(mine),
         "views": VIEWS | {"images": {"where": {"kind": ["image"]}, "columns": _columns(method)}},
     }

@@ -128,6 +128,18 @@ def test_what_differs_is_found(small: Path, text: str, words: str) -> None:
     assert any(words in line for line in found), found
 
 
+def test_a_value_that_nothing_shows_is_found_and_dropped(small: Path) -> None:
+    path = small / "bids_moediff/data/models/student/results/t.json"
+    table = json.loads(path.read_text())
+    more = {"x2.all.gain": 2.345, "x4.all.gain": 2.354, "loss": 1.0}  # the first is row a's
+    path.write_text(json.dumps(table | {"values": table["values"] | more}))
+    page(small, FILLED)
+    assert [line.split("'")[1] for line in figures.check(small)] == ["x4.all.gain", "loss"]
+    figures.drop(small)
+    assert figures.check(small) == []
+    assert json.loads(path.read_text())["values"] == {"gain": 2.345, "x2.all.gain": 2.345}
+
+
 def test_code_that_shows_a_mark_is_left_alone(small: Path) -> None:
     code = "Write:\n\n    <!-- figure: any/thing x --><!-- /figure --> 1.0 dB\n\nSo.\n"
     text = FILLED + code + "```\n<!-- table: any/thing x -->\n```\n"

@@ -4,6 +4,7 @@
 
     python tools/figures.py            check: 1 if a page differs from its tables
     python tools/figures.py --write    bring the pages up to date
+    python tools/figures.py --drop     take values that nothing shows out of the tables
 
 A table lies beside the weights it was measured with, in ``bids_moediff/data/models/MODEL/results/
 NAME.json`` (written by ``research/results.py``; keys: command, weights, sha256, precision, date,
@@ -18,7 +19,9 @@ processor, images, people, interval, values, rows, views). Pages take from it by
 each closed by its name with a slash. ``student/bounds.json factors.map`` is a number of another
 file of the model's folder; tables of measurements that depend on no weights lie in
 ``docs/app/results`` (``app/NAME``). A section that shows a whole table, or numbers of weights
-that are not the shipped ones, has to say so by a mark of the last two kinds.
+that are not the shipped ones, has to say so by a mark of the last two kinds. Each of a table's
+values has to be shown, or stand in one of its rows under the same name: a number that is compared
+with nothing can be anything.
 """
 
 import argparse
@@ -289,9 +292,51 @@ def _without_source(text: str, root: Path) -> list[str]:
     return found
 
 
+def tables(root: Path = ROOT) -> dict[str, Path]:
+    """Return the result tables by their addresses."""
+    models = {
+        path: path.parts[-3] for path in root.glob("bids_moediff/data/models/*/results/*.json")
+    }
+    app = dict.fromkeys(root.glob("docs/app/results/*.json"), "app")
+    return {f"{model}/{path.stem}": path for path, model in sorted((models | app).items())}
+
+
+def shown_nowhere(root: Path = ROOT) -> dict[str, list[str]]:
+    """Return the values, by table, that no page shows and no row has under the same last name."""
+    marks = [mark[3].split() for path in pages(root) for mark in marks_of(path.read_text("utf-8"))]
+    shown = {(words[0], words[1]) for words in marks if len(words) > 1}
+    found = {}
+    for address in tables(root):
+        content = Table(address, root).content
+        names = [
+            name
+            for name, value in content["values"].items()
+            if (address, name) not in shown
+            and not any(row.get(name.rpartition(".")[2]) == value for row in content["rows"])
+        ]
+        if names:
+            found[address] = names
+    return found
+
+
+def drop(root: Path = ROOT) -> None:
+    """Take values that are shown nowhere out of their tables."""
+    for address, names in shown_nowhere(root).items():
+        path = tables(root)[address]
+        content = json.loads(path.read_text("utf-8"))
+        for name in names:
+            del content["values"][name]
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{address}: {len(names)} values dropped.")
+
+
 def check(root: Path = ROOT) -> list[str]:
-    """Return all that is wrong on all pages."""
-    found = []
+    """Return all that is wrong on all pages and in all tables."""
+    found = [
+        f"{address}: no page shows the value {name!r}; show it, or drop it (--drop)."
+        for address, names in shown_nowhere(root).items()
+        for name in names
+    ]
     allowed = _allowed(root)
     for path in pages(root):
         name = path.relative_to(root).as_posix()
@@ -312,7 +357,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="the default")
     parser.add_argument("--write", action="store_true")
-    if parser.parse_args().write:
+    parser.add_argument("--drop", action="store_true")
+    asked = parser.parse_args()
+    if asked.drop:
+        drop()
+    if asked.write:
         for path in pages():
             text = path.read_text(encoding="utf-8")
             try:

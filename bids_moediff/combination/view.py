@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import nibabel as nib
 import numpy as np
@@ -96,8 +97,18 @@ def noise_of(scan: Scan) -> float:
     return read_noise(data, voxel_sizes(scan.image.affine)).sigma
 
 
+# The head is found once in an image, not each time that its range is asked for.
+_ranges: WeakKeyDictionary[nib.Nifti1Image, float] = WeakKeyDictionary()
+
+
 def range_of(scan: Scan) -> float:
     """99.5th percentile of the head: one, on the common scale."""
+    if scan.image not in _ranges:
+        _ranges[scan.image] = _range(scan)
+    return _ranges[scan.image]
+
+
+def _range(scan: Scan) -> float:
     data = np.asarray(scan.image.dataobj, dtype=np.float32)
     inside = data[head_mask_array(data, voxel_sizes(scan.image.affine))]
     value = float(np.percentile(inside, 99.5)) if inside.size else 0.0
