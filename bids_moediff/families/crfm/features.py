@@ -41,11 +41,6 @@ class Guides:
     reference: Tensor
     trip: Tensor
 
-    def at(self, planes: slice) -> "Guides":
-        """Return these planes along the first axis."""
-        parts = (self.base, self.start, self.reference, self.trip)
-        return Guides(*(part[:, :, planes] for part in parts))
-
 
 def windows(log_ratios: Sequence[float]) -> list[tuple[int, int, int]]:
     """Return odd window sizes in fine voxels for log2 voxel ratios, small window first."""
@@ -99,17 +94,41 @@ def known_share(reference: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Proposed:
+    """Images that the output of the network is applied to.
+
+    ``proposals`` (B, 2, X, Y, Z): changes of the base, one for each window; ``known``
+    (B, 1, X, Y, Z) in [0, 1].
+    """
+
+    proposals: Tensor
+    known: Tensor
+
+    def at(self, planes: slice) -> "Proposed":
+        """Return these planes along the first axis."""
+        return Proposed(self.proposals[:, :, planes], self.known[:, :, planes])
+
+    def copy(self) -> "Proposed":
+        """Return the images in memory of their own, so that what they were cut from is freed."""
+        return Proposed(self.proposals.clone(), self.known.clone())
+
+
+@dataclass(frozen=True)
 class Features:
     """Inputs of the network, and the images its output is applied to.
 
-    ``maps`` (B, MAPS, X, Y, Z), ``summaries`` (B, SUMMARIES, X, Y, Z), ``proposals`` (B, 2, X, Y,
-    Z): changes of the base, one for each window; ``known`` (B, 1, X, Y, Z) in [0, 1].
+    ``maps`` (B, MAPS, X, Y, Z), ``summaries`` (B, SUMMARIES, X, Y, Z).
     """
 
     maps: Tensor
     summaries: Tensor
-    proposals: Tensor
-    known: Tensor
+    proposed: Proposed
+
+    def at(self, planes: slice) -> "Features":
+        """Return these planes along the first axis."""
+        return Features(
+            self.maps[:, :, planes], self.summaries[:, :, planes], self.proposed.at(planes)
+        )
 
 
 def features(guides: Guides, log_ratios: Sequence[float], gradient_scale: float) -> Features:
@@ -139,8 +158,7 @@ def features(guides: Guides, log_ratios: Sequence[float], gradient_scale: float)
             [guides.base, missing, guides.reference, detail, *proposals, gradient.clamp(-3, 3)], 1
         ),
         torch.cat([*summaries, known], dim=1),
-        torch.cat(proposals, dim=1),
-        known,
+        Proposed(torch.cat(proposals, dim=1), known),
     )
 
 

@@ -30,7 +30,7 @@ from bids_moediff.networks.mean import (
 )
 from bids_moediff.networks.streaming import Chain, Convolution
 
-from .features import MAPS, SUMMARIES, Features
+from .features import MAPS, SUMMARIES, Features, Proposed
 
 FOLDED = FOLD**3
 OUTPUTS = 3  # a change of its own, and the weights of the two proposals
@@ -81,12 +81,12 @@ def fold(found: Features) -> Tensor:
     return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last_3d)
 
 
-def change(found: Features, output: Tensor) -> Tensor:
+def change(proposed: Proposed, output: Tensor) -> Tensor:
     """Change of the base (B, 1, X, Y, Z) from the last layer's output (B, 24, x, y, z)."""
     own, first, second = (depth_to_space(part) for part in output.split(FOLDED, dim=1))
     weights = torch.sigmoid(torch.cat([first, second], dim=1))
-    proposed = (weights * found.proposals).sum(1, keepdim=True)
-    return found.known * (OUTPUT_GAIN * own + proposed)
+    taken = (weights * proposed.proposals).sum(1, keepdim=True)
+    return proposed.known * (OUTPUT_GAIN * own + taken)
 
 
 class CRFMNetwork(nn.Module):

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,16 +17,16 @@ from bids_moediff.families.protocol import (
     Restorer,
     Settled,
 )
-from bids_moediff.families.whole_volume import CUDA_VOXELS, pad_to_multiple
+from bids_moediff.families.whole_volume import CUDA_VOXELS
 from bids_moediff.imaging.axes import axis_order, reorder
 from bids_moediff.networks.precision import PRECISIONS, floating
 from bids_moediff.options import Options
 
-from .features import Features, Guides, features, gradient_scale, reach
+from .features import Guides, Proposed, features, gradient_scale, reach
 from .network import CRFMNetwork, change, fold
 
 # Voxels of a slab: the windows reach beyond it, so thin slabs would be computed several times.
-CPU_VOXELS = 2_000_000
+CPU_VOXELS = 1_000_000
 
 NO_REFERENCE = "No reference contrast: the image was restored by {base} alone."
 OTHER_BASE = (
@@ -119,54 +119,63 @@ def correct_volume(
     device = next(network.parameters()).device
     told = reorder(condition, order)
     scale = gradient_scale(guides[2])
-    turned = [pad_to_multiple(one.permute(order), multiple) for one in guides]
+    turned = [one.permute(order) for one in guides]
     ratios = [float(value) for value in told[:3]]
     margin = reach(ratios)
-    count, plane = turned[0].shape[0], turned[0].shape[1] * turned[0].shape[2]
+    sizes = [-(-size // multiple) * multiple for size in turned[0].shape]
+    count, plane = sizes[0], sizes[1] * sizes[2]
     voxels = max_voxels or (CUDA_VOXELS if device.type == "cuda" else CPU_VOXELS)
     step = max(1, voxels // (multiple * plane)) * multiple
-    result, done = turned[0].clone(), 0
-    waiting: list[Features] = []
+    result, done = turned[0].clone(memory_format=torch.contiguous_format), 0
+    waiting: list[Proposed] = []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         pipeline = network.stream(told[None].to(device), PRECISIONS[floating(precision)])
         for begin in range(0, count, step):
             end = min(begin + step, count)
-            low, high = max(0, begin - margin), min(count, end + margin)
-            slab = Guides(*(one[None, None, low:high].to(device) for one in turned))
-            found = _planes(features(slab, ratios, scale), begin - low, end - begin)
-            waiting.append(found)
+            planes = slice(max(0, begin - margin), min(count, end + margin))
+            slab = Guides(*(_padded(one, planes, multiple, device) for one in turned))
+            inner = slice(begin - planes.start, end - planes.start)
+            found = features(slab, ratios, scale).at(inner)
+            del slab
+            waiting.append(found.proposed.copy())
             ready = pipeline.push(fold(found), last=end == count)
-            planes = multiple * ready.shape[2]
-            if planes:
-                made = change(_taken(waiting, planes), ready.float())[0, 0]
-                result[done : done + planes] += made.to(result.device)
-                done += planes
+            del found
+            number = multiple * ready.shape[2]
+            if number:
+                made = change(_taken(waiting, number), ready.float())[0, 0]
+                kept = result[done : done + number]
+                kept += made[tuple(slice(0, size) for size in kept.shape)].to(result.device)
+                done += number
             if progress is not None:
                 progress(end / count)
-    sizes = [guides[0].shape[axis] for axis in order]
-    cut = result[: sizes[0], : sizes[1], : sizes[2]]
-    return cut.permute([order.index(axis) for axis in range(3)]).contiguous()
+    return result.permute([order.index(axis) for axis in range(3)]).contiguous()
 
 
-def _each(found: Features, change: Callable[[torch.Tensor], torch.Tensor]) -> Features:
-    return Features(*(change(getattr(found, name)) for name in Features.__dataclass_fields__))
+def _padded(
+    volume: torch.Tensor, planes: slice, multiple: int, device: torch.device
+) -> torch.Tensor:
+    """Return planes (1, 1, n, Y, Z) of a volume (X, Y, Z); its last planes are repeated.
+
+    ``planes`` may end beyond the volume; Y and Z become multiples of ``multiple``.
+    """
+    part = volume[planes].to(device)
+    missing = planes.stop - planes.start - part.shape[0]
+    padding = [0, -part.shape[2] % multiple, 0, -part.shape[1] % multiple, 0, missing]
+    return torch.nn.functional.pad(part[None, None], padding, mode="replicate")
 
 
-def _planes(found: Features, first: int, count: int) -> Features:
-    """Return ``count`` planes from ``first`` on."""
-    return _each(found, lambda part: part[:, :, first : first + count])
-
-
-def _taken(waiting: list[Features], planes: int) -> Features:
+def _taken(waiting: list[Proposed], planes: int) -> Proposed:
     """Remove the first planes of the queue and return them."""
-    parts: list[Features] = []
+    parts: list[Proposed] = []
     missing = planes
     while missing > 0:
         first = waiting.pop(0)
         held = first.known.shape[2]
-        parts.append(_planes(first, 0, min(held, missing)))
+        parts.append(first.at(slice(0, min(held, missing))))
         if held > missing:
-            waiting.insert(0, _planes(first, missing, held - missing))
+            waiting.insert(0, first.at(slice(missing, held)))
         missing -= held
-    names: Any = Features.__dataclass_fields__
-    return Features(*(torch.cat([getattr(part, name) for part in parts], 2) for name in names))
+    return Proposed(
+        torch.cat([part.proposals for part in parts], 2),
+        torch.cat([part.known for part in parts], 2),
+    )

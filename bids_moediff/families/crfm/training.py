@@ -130,7 +130,7 @@ class CRFMStage(Stage):
             found = self._features(batch)
             folded = torch.cat([fold(one) for one in found])
         output = self.network(folded, batch["condition"]).float()
-        changes = [change(one, output[row : row + 1]) for row, one in enumerate(found)]
+        changes = [change(one.proposed, output[row : row + 1]) for row, one in enumerate(found)]
         restored = batch["base"] + torch.cat(changes)[:, 0]
         weight = relative_weight(batch | {"start": batch["base"]}, recipe.border)
         loss = charbonnier(restored, batch["target"], weight, recipe.epsilon, recipe.border)
