@@ -16,6 +16,12 @@ from bids_moediff.imaging.protocols import parse_protocol
 Row = dict[str, Any]
 # What samples are drawn by, as the pages name it; other rows are for comparison.
 SAMPLERS = {"learned": "Gaussian noise", "own": "experts"}
+# Where lesions are put besides the image alone, for a model that takes a reference.
+REFERENCES = ("reference", "both")
+REFERENCE_COLUMNS = [
+    ["only in the reference", "{reference:+.3f}"], ["largest", "{reference_worst:+.3f}"],
+    ["in both", "{both:.3f}"],
+]  # fmt: skip
 SITES = {"T1w": "T1w", "T2w": "T2w of another site"}
 
 
@@ -64,7 +70,13 @@ def _ends(row: Row, name: str, values: Iterable[float]) -> None:
 
 def lesions(folder: Path, model: str) -> Row:
     """Contrast recovered by size, and changes away from lesions by head."""
-    sizes, heads = (_read(folder / f"{name}.tsv", model) for name in ("sizes", "heads"))
+    found, heads = (_read(folder / f"{name}.tsv", model) for name in ("sizes", "heads"))
+    sizes = [row for row in found if row.get("lesions_in", "image") == "image"]
+    elsewhere = {
+        (row["protocol"], row["diameter_mm"], row["lesions_in"]): row
+        for row in found
+        if row.get("lesions_in", "image") != "image"
+    }
     shown: list[Row] = []
     for row in (row for row in sizes if row["method"] == model):
         protocol, diameter = str(row["protocol"]), f"{row['diameter_mm']:g} mm"
@@ -78,6 +90,9 @@ def lesions(folder: Path, model: str) -> Row:
             )
         low, high = (row[f"over_back_projection_{end}"] for end in ("low", "high"))
         text = f"{row['over_back_projection']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        for where in REFERENCES if elsewhere else ():
+            other = elsewhere[protocol, row["diameter_mm"], where]
+            made |= {where: other["recovered"], f"{where}_worst": other["worst"]}
         shown.append(made | {"diameter": diameter, "worst": row["worst"], "against": text})
     shown += [row | {"kind": "head"} for row in heads]
     shown += _away(heads)
@@ -86,6 +101,7 @@ def lesions(folder: Path, model: str) -> Row:
         ["cubic + back-projection", "{back:.3f}"], [model, "{own:.3f}"],
         [f"worst by {model}", "{worst:.3f}"], [f"{model} against back-projection", "{against}"],
     ]  # fmt: skip
+    columns += REFERENCE_COLUMNS if elsewhere else []
     views = {
         protocol[:2]: {"where": {"kind": [protocol]}, "columns": columns}
         for protocol in dict.fromkeys(str(row["protocol"]) for row in heads)

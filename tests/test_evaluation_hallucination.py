@@ -14,6 +14,7 @@ from bids_moediff.evaluation import hallucination as suite
 from bids_moediff.evaluation.benchmark import BASELINES, Method, Task
 from bids_moediff.evaluation.truth import Loaded, TruthHead
 from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.metrics import intensity_range
 from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_here
 from generated import head, untrained_model
@@ -130,6 +131,32 @@ def test_the_ringing_of_the_scan_is_not_the_method_s(loaded: Loaded) -> None:
     figures = suite.examine(trial, BASELINES[3])[1]
     assert BASELINES[3].name == "consistent"
     assert figures["false_positives"] > 0 and figures["invented"] == 0
+
+
+def test_lesions_of_a_reference_are_told_apart(loaded: Loaded) -> None:
+    """A method that adds the reference copies its lesions; one that ignores it does not."""
+    lesions = suite.place_lesions(loaded, (4.0,), (0.3,), 2)
+    guided = replace(loaded, reference=1000 - loaded.truth)
+    trial = suite.make_trial(guided, parse_protocol("x2slices-box"), lesions)
+
+    assert trial.without.reference is not None
+    share = trial.scale / intensity_range(trial.without.reference, trial.without.mask)
+
+    def copier(task: Task) -> np.ndarray:
+        assert task.reference is not None
+        return task.truth + share * task.reference
+
+    def shares(method: Method) -> dict[str, float]:
+        rows = suite.examine(trial, method)[0]
+        return {row["lesions_in"]: row["recovered"] for row in rows}
+
+    found = shares(Method("copier", "", copier, guided=True))
+    assert found == pytest.approx({"image": 1, "reference": 1, "both": 2}, rel=1e-4)
+    found = shares(Method("truth", "", restored_exactly, guided=True))
+    assert found == pytest.approx({"image": 1, "reference": 0, "both": 1}, abs=1e-5)
+    assert set(shares(Method("truth", "", restored_exactly))) == {"image"}
+    figures = suite.examine(trial, Method("copier", "", copier, guided=True))[1]
+    assert figures["mirror_difference"] == 0
 
 
 def test_size_classes_are_against_back_projection(trial: suite.Trial) -> None:

@@ -15,7 +15,10 @@ from bids_moediff import super_resolve
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.references import choose_reference
 from bids_moediff.bids.sidecar import build_sidecar
-from bids_moediff.errors import UsageError
+from bids_moediff.cli.evaluate import hallucination_parser
+from bids_moediff.cli.evaluation import load_heads
+from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.evaluation.truth import Block, TruthHead
 from bids_moediff.families import family
 from bids_moediff.families.load import build_network
 from bids_moediff.imaging.reference import (
@@ -186,6 +189,26 @@ def test_from_python_with_and_without_a_useful_reference(tmp_path: Path) -> None
     assert np.array_equal(refused.get_fdata(), alone)
     with pytest.raises(UsageError, match="one image"):
         super_resolve([target, target], reference=target, **asked)
+
+
+def test_lesions_are_tried_with_a_registered_reference(tmp_path: Path) -> None:
+    """The evaluation registers a reference to the head, cuts both alike and refuses a stranger."""
+    target, reference = sharp(), sharp("T1w")
+    paths = [tmp_path / f"{name}.nii.gz" for name in ("head", "reference", "noise")]
+    noise = np.random.default_rng(0).normal(300, 50, target.shape).astype(np.float32)
+    images = (target, moved(reference, 2, 3), nib.Nifti1Image(noise, target.affine))
+    for path, one in zip(paths, images, strict=True):
+        nib.save(one, path)
+    found = Block(paths[0], reference=paths[1], side=48).load()
+    nib.save(reference, paths[1])
+    right = Block(paths[1], side=48).load().truth
+    inside = right > 0
+    assert np.corrcoef(found.reference[inside], right[inside])[0, 1] > 0.95
+    with pytest.raises(ImageError, match="edges do not run along"):
+        TruthHead(paths[0], reference=paths[2]).load()
+    words = ["out", "--heads", *map(str, paths[:2]), "--reference", str(paths[1])]
+    with pytest.raises(UsageError, match="one for each of --heads"):
+        load_heads(hallucination_parser().parse_args(words))
 
 
 def test_the_reference_is_a_source_where_it_was_used() -> None:

@@ -282,6 +282,15 @@ def hallucination_parser() -> argparse.ArgumentParser:
     )
     add_block(parser)
     parser.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="another contrast of each of --heads, in this order, for models that take one: "
+        "lesions are also put into the reference alone, and into both",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=2, help="lesions of each size and contrast (default 2)"
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

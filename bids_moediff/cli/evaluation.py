@@ -4,6 +4,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +89,26 @@ def load_heads(options: argparse.Namespace) -> "list[TruthHead]":
         heads += heads_of_manifest(options.data, options.split)
     if not heads:
         raise UsageError("Name heads: --heads FILE… or --data DIR --split val.")
+    references = getattr(options, "reference", [])
+    if references:
+        heads = _with_references(heads, references)
     side = getattr(options, "block", None)
     if side is not None and side < 48:
         raise UsageError("--block must be at least 48.")
-    return heads if side is None else [Block(head.path, head.group, side) for head in heads]
+    if side is None:
+        return heads
+    return [Block(head.path, head.group, head.reference, side=side) for head in heads]
+
+
+def _with_references(heads: "list[TruthHead]", references: Sequence[Path]) -> "list[TruthHead]":
+    """Return heads with another contrast each."""
+    if len(heads) != len(references):
+        raise UsageError(
+            f"--reference: {len(references)} for {len(heads)} heads; give one for each of --heads."
+        )
+    if missing := [str(path) for path in references if not path.is_file()]:
+        raise UsageError(f"There is no file {missing[0]}.")
+    return [replace(head, reference=path) for head, path in zip(heads, references, strict=True)]
 
 
 def load_methods(options: argparse.Namespace) -> "list[Method]":

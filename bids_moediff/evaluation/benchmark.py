@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from bids_moediff.errors import ImageError, MoediffError, UsageError
+from bids_moediff.families import family
 from bids_moediff.imaging import metrics
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import Triple, output_grid
@@ -65,6 +66,8 @@ class Task:
         Affine of the truth.
     metadata
         Content of a sidecar, if the app is to estimate the acquisition.
+    reference
+        Another contrast on the grid of the truth (X, Y, Z), for methods that take one.
     """
 
     truth: np.ndarray
@@ -76,6 +79,7 @@ class Task:
     zooms: Triple
     affine: np.ndarray
     metadata: Mapping[str, Any] | None = None
+    reference: np.ndarray | None = None
 
     @property
     def ratios(self) -> Triple:
@@ -90,6 +94,11 @@ class Task:
         """The measurement as a NIfTI image."""
         _, affine = output_grid(self.truth.shape, self.affine, self.coarse_zooms)
         return nib.Nifti1Image(self.measured.numpy(), affine)
+
+    @property
+    def reference_image(self) -> nib.Nifti1Image | None:
+        """The reference as a NIfTI image."""
+        return None if self.reference is None else nib.Nifti1Image(self.reference, self.affine)
 
 
 def make_task(
@@ -131,6 +140,9 @@ def protocol_task(loaded: Loaded, protocol: Protocol) -> Task:
     task = make_task(
         loaded.truth, loaded.mask, loaded.zooms, loaded.affine, ratios, protocol.profile
     )
+    if loaded.reference is not None:
+        box = tuple(slice(0, size) for size in task.truth.shape)
+        task = replace(task, reference=np.ascontiguousarray(loaded.reference[box]))
     if protocol.plain:
         return task
     truth = torch.from_numpy(task.truth)
@@ -164,11 +176,15 @@ Restore = Callable[[Task], np.ndarray]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to restore a task; ``version`` separates results of different weights or options."""
+    """A way to restore a task; ``version`` separates results of different weights or options.
+
+    ``guided``: whether it takes the reference of a task.
+    """
 
     name: str
     version: str
     restore: Restore
+    guided: bool = False
 
 
 def _spline(order: int) -> Restore:
@@ -202,10 +218,17 @@ BASELINES = (
 
 def restored(resolver: SuperResolver, task: Task, options: Options) -> Result:
     """Restore a task by a model, with the protocol's statements or as the app would."""
+    reference = task.reference_image if is_guided(resolver) else None
     if task.metadata is None:
-        return resolver.enhance(task.coarse_image, options, Inputs(acquisition=task.acquisition))
+        inputs = Inputs(acquisition=task.acquisition, reference=reference)
+        return resolver.enhance(task.coarse_image, options, inputs)
     told = ImageRequest(key="", image="", out_dir="", metadata=task.metadata)
-    return enhance_image(resolver, Scan(task.coarse_image), told, options)
+    return enhance_image(resolver, Scan(task.coarse_image, reference=reference), told, options)
+
+
+def is_guided(resolver: SuperResolver) -> bool:
+    """Return True if the model takes a reference contrast."""
+    return family(resolver.model.config["family"]).takes_reference
 
 
 def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Method:
@@ -217,7 +240,7 @@ def model_method(resolver: SuperResolver, name: str = "", **options: Any) -> Met
 
     words = [f"{key}={value}" for key, value in options.items() if value is not None]
     version = " ".join([resolver.model.sha256[:12], resolver.precision, *words])
-    return Method(name or resolver.model.name, version, restore)
+    return Method(name or resolver.model.name, version, restore, is_guided(resolver))
 
 
 def score(task: Task, image: np.ndarray, *, full: bool) -> dict[str, float]:

@@ -3,7 +3,8 @@
 
 Small lesions are added to a true head. The head with and without lesions is made coarse and
 restored by the same method. Their difference is the effect of the lesions: at a lesion it should
-equal the lesion, elsewhere it should be zero.
+equal the lesion, elsewhere it should be zero. Methods that take a reference contrast are also
+tried with lesions in the reference alone, whose effect should be zero, and in both images.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +34,10 @@ DEPTH = 15.0  # mm from the outline of the head
 # it may show.
 REACH = 2.0
 Row = dict[str, Any]
+IMAGE, REFERENCE, BOTH = "image", "reference", "both"  # where the lesions are
 LESION_COLUMNS = (
-    "head", "group", "protocol", "method", "version", "diameter_mm", "contrast", "x", "y", "z",
-    "recovered",
+    "head", "group", "protocol", "method", "version", "lesions_in", "diameter_mm", "contrast",
+    "x", "y", "z", "recovered",
 )  # fmt: skip
 HEAD_COLUMNS = (
     "head", "group", "protocol", "method", "version", "noise", "outside_rms", "outside_p999",
@@ -160,7 +162,8 @@ class Trial:
     """A head without and with lesions under one protocol.
 
     ``scanned`` is the change of the consistent interpolation by the lesions: the measured part of
-    the change, including ringing around a lesion.
+    the change, including ringing around a lesion. ``marked_reference`` is the reference with
+    lesions of the same contrast over its own range (X, Y, Z).
     """
 
     without: Task
@@ -169,6 +172,7 @@ class Trial:
     scale: float
     noise: float
     scanned: np.ndarray
+    marked_reference: np.ndarray | None = None
 
 
 def make_trial(loaded: Loaded, protocol: Protocol, lesions: Sequence[Lesion]) -> Trial:
@@ -182,7 +186,11 @@ def make_trial(loaded: Loaded, protocol: Protocol, lesions: Sequence[Lesion]) ->
     changed = task(add_lesions(loaded.truth, loaded.zooms, lesions, scale))
     noise = tissue_noise(without.truth, without.mask) or 0.0
     scanned = consistent(changed) - consistent(without)
-    return Trial(without, changed, list(lesions), scale, noise, scanned)
+    marked = None
+    if without.reference is not None:
+        own = intensity_range(without.reference, without.mask)
+        marked = add_lesions(without.reference, without.zooms, lesions, own)
+    return Trial(without, changed, list(lesions), scale, noise, scanned, marked)
 
 
 def examine(trial: Trial, method: Method) -> tuple[list[Row], Row, np.ndarray, np.ndarray]:
@@ -198,8 +206,8 @@ def examine(trial: Trial, method: Method) -> tuple[list[Row], Row, np.ndarray, n
     Returns
     -------
     rows
-        One per lesion. ``recovered`` is the mean difference in the core of a lesion (profile above
-        one half) over that of the truth: 1 is all of it.
+        One per lesion and place of the lesions. ``recovered`` is the mean difference in the core
+        of a lesion (profile above one half) over that of the truth: 1 is all of it.
     figures
         Of the head. ``outside_*`` are the difference further away than the lesion's edge plus two
         coarse voxels, over the noise of the head. ``false_positives`` counts the connected regions
@@ -214,25 +222,38 @@ def examine(trial: Trial, method: Method) -> tuple[list[Row], Row, np.ndarray, n
     plain = method.restore(task)
     changed = method.restore(trial.with_lesions)
     difference = changed - plain
-    truth = trial.with_lesions.truth - task.truth
     far = task.mask.copy()
-    rows: list[Row] = []
+    for lesion in trial.lesions:
+        distance = _distance(task.truth.shape, task.zooms, lesion)
+        far &= distance > lesion.diameter / 2 + SOFT_EDGE / 2 + REACH * max(task.coarse_zooms)
+    rows = _recovered(trial, difference, IMAGE)
+    if method.guided and trial.marked_reference is not None:
+        for where, scan in ((REFERENCE, task), (BOTH, trial.with_lesions)):
+            made = method.restore(replace(scan, reference=trial.marked_reference))
+            rows += _recovered(trial, made - plain, where)
+    figures = _outside(difference, trial.scanned, far, trial.noise)
+    figures |= _null_space(task, plain) | {"noise": trial.noise}
+    figures["mirror_difference"] = _mirror(task, plain, method, trial.noise)
+    return rows, figures, plain, changed
+
+
+def _recovered(trial: Trial, difference: np.ndarray, where: str) -> list[Row]:
+    """Return a row for each lesion from the difference that lesions in these images made."""
+    task, rows = trial.without, []
+    truth = trial.with_lesions.truth - task.truth
     for lesion in trial.lesions:
         distance = _distance(task.truth.shape, task.zooms, lesion)
         core = lesion_profile(distance, lesion.diameter) > 0.5
-        far &= distance > lesion.diameter / 2 + SOFT_EDGE / 2 + REACH * max(task.coarse_zooms)
         rows.append(
             {
+                "lesions_in": where,
                 "diameter_mm": lesion.diameter,
                 "contrast": lesion.contrast,
                 **dict(zip("xyz", lesion.centre, strict=True)),
                 "recovered": float(difference[core].sum() / truth[core].sum()),
             }
         )
-    figures = _outside(difference, trial.scanned, far, trial.noise)
-    figures |= _null_space(task, plain) | {"noise": trial.noise}
-    figures["mirror_difference"] = _mirror(task, plain, method, trial.noise)
-    return rows, figures, plain, changed
+    return rows
 
 
 def _outside(difference: np.ndarray, scanned: np.ndarray, far: np.ndarray, noise: float) -> Row:
@@ -281,6 +302,7 @@ def _mirror(task: Task, plain: np.ndarray, method: Method, noise: float) -> floa
         truth=np.flip(task.truth, axis).copy(),
         mask=np.flip(task.mask, axis).copy(),
         measured=torch.flip(task.measured, [axis]).contiguous(),
+        reference=None if task.reference is None else np.flip(task.reference, axis).copy(),
     )
     difference = (np.flip(method.restore(mirrored), axis) - plain)[task.mask].astype(np.float64)
     return float(np.sqrt((difference**2).mean())) / max(noise, 1e-12)
@@ -329,7 +351,8 @@ def size_classes(tables: Tables) -> list[Row]:
     """Return recovered contrast per protocol, method and diameter, and against back-projection.
 
     ``over_back_projection`` is the mean over lesions of the difference to cubic + back-projection
-    at the same lesion, with a 95 % bootstrap interval.
+    at the same lesion, with a 95 % bootstrap interval. ``worst`` is the least, or of lesions that
+    only the reference has, the largest share that shows.
     """
     key = ("head", "protocol", "diameter_mm", "contrast", "x", "y", "z")
     back = {
@@ -339,23 +362,27 @@ def size_classes(tables: Tables) -> list[Row]:
     }
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in tables.lesions:
-        name = (row["protocol"], row["diameter_mm"], row["method"], row["version"])
+        name = (
+            row["protocol"], row["diameter_mm"], row["method"], row["version"], row["lesions_in"]
+        )  # fmt: skip
         groups.setdefault(name, []).append(row)
     classes = []
-    for (protocol, diameter, method, version), rows in sorted(
+    for (protocol, diameter, method, version, where), rows in sorted(
         groups.items(), key=lambda item: item[0][:2]
     ):
         gain = [r["recovered"] - back[tuple(r[name] for name in key)] for r in rows]
         low, high = bootstrap_interval(gain)
+        shares = [float(r["recovered"]) for r in rows]
         classes.append(
             {
                 "protocol": protocol,
                 "diameter_mm": diameter,
                 "method": method,
                 "version": version,
+                "lesions_in": where,
                 "lesions": len(rows),
-                "recovered": float(np.mean([r["recovered"] for r in rows])),
-                "worst": float(min(r["recovered"] for r in rows)),
+                "recovered": float(np.mean(shares)),
+                "worst": max(shares, key=abs) if where == REFERENCE else min(shares),
                 "over_back_projection": float(np.mean(gain)),
                 "over_back_projection_low": low,
                 "over_back_projection_high": high,
@@ -365,7 +392,7 @@ def size_classes(tables: Tables) -> list[Row]:
 
 
 CLASS_COLUMNS = (
-    "protocol", "diameter_mm", "method", "version", "lesions", "recovered", "worst",
+    "protocol", "diameter_mm", "method", "version", "lesions_in", "lesions", "recovered", "worst",
     "over_back_projection", "over_back_projection_low", "over_back_projection_high",
 )  # fmt: skip
 
@@ -384,7 +411,7 @@ def markdown(tables: Tables) -> str:
     for c in size_classes(tables):
         interval = f"[{c['over_back_projection_low']:+.3f}, {c['over_back_projection_high']:+.3f}]"
         lines.append(
-            f"| {parse_protocol(c['protocol']).name} | {c['diameter_mm']:g} mm | {c['method']} "
+            f"| {parse_protocol(c['protocol']).name} | {c['diameter_mm']:g} mm | {_named(c)} "
             f"| {c['lesions']} | {c['recovered']:.3f} | {c['worst']:.3f} "
             f"| {c['over_back_projection']:+.3f} {interval} |"
         )
@@ -411,13 +438,20 @@ def markdown(tables: Tables) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _named(entry: Row) -> str:
+    """Return the method, and where the lesions are if not in the image alone."""
+    where = entry["lesions_in"]
+    words = {IMAGE: "", REFERENCE: ", lesion only in the reference", BOTH: ", lesion in both"}
+    return f"{entry['method']}{words[where]}"
+
+
 def draw_recovery(tables: Tables, path: Path) -> None:
     """Draw recovered contrast against diameter, one panel per protocol, one line per method."""
     from matplotlib.figure import Figure
 
     from .summary import save_figure
 
-    classes = size_classes(tables)
+    classes = [c for c in size_classes(tables) if c["lesions_in"] == IMAGE]
     protocols = list(dict.fromkeys(c["protocol"] for c in classes))
     figure = Figure(figsize=(4.2 * len(protocols), 3.8), layout="constrained")
     panels = figure.subplots(1, len(protocols), squeeze=False, sharey=True)[0]

@@ -18,6 +18,7 @@ import numpy as np
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.imaging.grid import Triple, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.reference import resample_reference, use_reference
 from bids_moediff.imaging.spectrum import acquired_resolution
 
 # Slices this much thicker than the finest axis are those of a 2-D scan.
@@ -39,10 +40,13 @@ class TruthHead:
         NIfTI file.
     group
         "training sites", "another site" or "heads" (unknown).
+    reference
+        Another contrast of the same person, for methods that take one.
     """
 
     path: Path
     group: str = UNKNOWN_SITE
+    reference: Path | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +73,7 @@ class TruthHead:
         Raises
         ------
         ImageError
-            If the image cannot be read or has no head.
+            If the image cannot be read or has no head, or its reference cannot be used.
         """
         try:
             image = nib.Nifti1Image.from_filename(self.path)
@@ -85,12 +89,27 @@ class TruthHead:
         if not mask.any():
             raise ImageError(f"{self.path.name} shows no head.")
         axes, note = trusted_axes(data, zooms, mask)
-        return Loaded(self, data, mask, zooms, image.affine, axes, note)
+        other = None if self.reference is None else _aligned(image, self.reference)
+        return Loaded(self, data, mask, zooms, image.affine, axes, note, other)
+
+
+def _aligned(image: nib.Nifti1Image, path: Path) -> np.ndarray:
+    """Return a reference registered to an image, on its grid (X, Y, Z)."""
+    try:
+        choice = use_reference(image, nib.Nifti1Image.from_filename(path))
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise ImageError(f"{path.name} cannot be read as a NIfTI image.") from error
+    if choice.image is None:
+        raise ImageError(choice.record["Reason"])
+    return resample_reference(choice.image, image.shape, image.affine)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A head in memory; intensities (X, Y, Z) in the file's units, boolean mask of the head."""
+    """A head in memory; intensities (X, Y, Z) in the file's units, boolean mask of the head.
+
+    ``reference`` is another contrast (X, Y, Z), registered, 0 where it was not measured.
+    """
 
     head: TruthHead
     truth: np.ndarray
@@ -99,6 +118,7 @@ class Loaded:
     affine: np.ndarray
     axes: tuple[int, ...]
     note: str
+    reference: np.ndarray | None = None
 
 
 def trusted_axes(data: np.ndarray, zooms: Triple, mask: np.ndarray) -> tuple[tuple[int, ...], str]:
@@ -210,7 +230,8 @@ class Block(TruthHead):
         affine = loaded.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [part.start for part in cut]
         truth = np.ascontiguousarray(loaded.truth[box])
-        return replace(loaded, truth=truth, mask=judged[box], affine=affine)
+        other = None if loaded.reference is None else loaded.reference[box]
+        return replace(loaded, truth=truth, mask=judged[box], affine=affine, reference=other)
 
 
 def _others(axis: int) -> tuple[int, ...]:

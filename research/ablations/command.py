@@ -163,7 +163,7 @@ def _blocks(options: argparse.Namespace) -> "list[Block]":
         heads = evaluate.load_heads(options)
     if not heads:
         raise UsageError(f"{options.data} holds none of the heads of {options.split}.")
-    return [Block(head.path, head.group, options.block) for head in heads]
+    return [Block(head.path, head.group, side=options.block) for head in heads]
 
 
 def _load(name: str, options: argparse.Namespace) -> "SuperResolver":

@@ -10,7 +10,7 @@ would refuse most of them. Prints tab-separated rows: PSNR in dB in the head mas
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,11 +119,11 @@ def real_pairs(shared: Path, side: int) -> Iterator[Pair]:
         yield Pair(f"sub-03 T2w x4 axis {axis}", task, right.image, other.image)
 
 
-def rendered_pairs(shared: Path, side: int) -> Iterator[Pair]:
-    """Label maps that train nothing."""
+def rendered_pairs(shared: Path, side: int, names: Sequence[str] = UNSEEN) -> Iterator[Pair]:
+    """Label maps; by default those that train nothing."""
     heads = {head.name: head for head in label_heads(shared / "labels")}
-    for number, name in enumerate(UNSEEN):
-        other = heads[UNSEEN[number - 1]].volume
+    for number, name in enumerate(names):
+        other = heads[names[number - 1]].volume
         for contrast, ratios, profile in RENDERED:
             codes = heads[name].volume
             box = block(codes, codes > 0, side)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offer right and wrong references as a user would: registered first, then refused or used.
+
+    python -m research.references.door SHARED_DATA MODEL [--subject sub-01] [--labels NAME ...]
+
+For each image: each reference is registered from both sides, its edges are compared, and the gain
+over the model without a reference is measured in the middle of the head, whether the reference is
+refused or not. Prints tab-separated rows: image, reference, overlap, used or refused, gain if it
+is used anyway, gain in the product (0 where it is refused).
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_moediff.evaluation.benchmark import Task, make_task
+from bids_moediff.imaging.metrics import psnr
+from bids_moediff.imaging.reference import use_reference
+from bids_moediff.inference.super_resolver import SuperResolver
+
+from .measure import Pair, Remembered, judged, middle, rendered_pairs, restore, wrong
+
+IN_PLANE = (4.0, 1.0, 1.0)
+STRANGERS = ("niimath_T1w", "uih_s1_T1w", "ds011_sub-08_T1w")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An image as it was scanned, its middle block with the truth, and references for it."""
+
+    name: str
+    scan: nib.Nifti1Image
+    task: Task
+    references: Mapping[str, nib.Nifti1Image]
+
+
+def real_offers(shared: Path, subject: str, side: int) -> Iterator[Offer]:
+    """Yield every image but the T1w, four times coarser in plane, with the T1w and wrong ones."""
+    folder = shared / "bids_mini" / subject / "anat"
+    reference = nib.nifti1.load(folder / f"{subject}_T1w.nii.gz")
+    strangers = {name: nib.nifti1.load(shared / f"t1w/{name}.nii.gz") for name in STRANGERS}
+    for suffix in ("T2w", "FLAIR"):
+        path = folder / f"{subject}_{suffix}.nii.gz"
+        if not path.is_file():
+            continue
+        image = nib.nifti1.load(path)
+        data, mask, zooms, box, affine = middle(image, side)
+        scan = make_task(data, mask, zooms, image.affine, IN_PLANE, "kspace").coarse_image
+        task = make_task(data[box], judged(mask[box]), zooms, affine, IN_PLANE, "kspace")
+        references = {"right": reference} | wrong(Pair("", task, reference, reference))
+        del references["another subject's"]
+        yield Offer(f"{subject} {suffix}", scan, task, references | strangers)
+
+
+def rendered_offers(shared: Path, names: list[str], side: int) -> Iterator[Offer]:
+    """Yield label maps in two contrasts each."""
+    for pair in rendered_pairs(shared, side, names):
+        references = {"right": pair.reference} | wrong(pair)
+        yield Offer(pair.name, pair.task.coarse_image, pair.task, references)
+
+
+def judge(resolver: SuperResolver, offer: Offer) -> None:
+    """Print a row for each reference."""
+    task = offer.task
+
+    def value(reference: nib.Nifti1Image | None) -> float:
+        return psnr(restore(resolver, task, reference), task.truth, task.mask)
+
+    base = value(None)
+    for name, reference in offer.references.items():
+        choice = use_reference(offer.scan, reference)
+        overlap, used = choice.record.get("EdgeOverlap", 0.0), choice.record["Used"]
+        gain = value(choice.aligned.image) - base if choice.aligned is not None else np.nan
+        print(
+            f"{offer.name}\t{name}\t{overlap:.3f}\t{'used' if used else 'refused'}\t{gain:+.3f}\t"
+            f"{gain if used else 0.0:+.3f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--subject", nargs="*", default=[])
+    parser.add_argument("--labels", nargs="*", default=[])
+    parser.add_argument("--side", type=int, default=72)
+    options = parser.parse_args()
+    resolver = SuperResolver.from_pretrained(options.model, "cpu")
+    resolver.restorer.base = Remembered(resolver.restorer.base)  # type: ignore[attr-defined]
+    for subject in options.subject:
+        side = 2 * options.side if subject == "sub-03" else options.side
+        for offer in real_offers(options.shared, subject, side):
+            judge(resolver, offer)
+    for offer in rendered_offers(options.shared, options.labels, options.side):
+        judge(resolver, offer)
+
+
+if __name__ == "__main__":
+    main()
