@@ -23,10 +23,15 @@ from bids_moediff.families import family
 from bids_moediff.families.load import build_network
 from bids_moediff.imaging.reference import (
     LEAST_EDGES,
+    SURE_EDGES,
     gradient_overlap,
+    reference_weight,
     resample_reference,
     use_reference,
 )
+from bids_moediff.inference.request import ImageRequest
+from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.worker import Scan, enhance_image
 from bids_moediff.networks.model_folder import save_model
 from bids_moediff.options import Options
 from conftest import run_script
@@ -189,6 +194,27 @@ def test_from_python_with_and_without_a_useful_reference(tmp_path: Path) -> None
     assert np.array_equal(refused.get_fdata(), alone)
     with pytest.raises(UsageError, match="one image"):
         super_resolve([target, target], reference=target, **asked)
+
+
+def test_a_doubtful_reference_counts_in_part(tmp_path: Path) -> None:
+    """Its weight runs from 0 where it is refused to 1, and the change is that share."""
+    low, middle, high = LEAST_EDGES, (LEAST_EDGES + SURE_EDGES) / 2, SURE_EDGES
+    assert [reference_weight(one) for one in (0.3, low, middle, high, 1)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )
+    resolver = SuperResolver.from_pretrained(crfm(tmp_path), "cpu", "fp32")
+    size = (2.0, 2.0, 2.0)
+    scan = Scan(coarse(sharp()), reference=sharp("T1w"))
+
+    def restored(weight: float) -> np.ndarray:
+        record = {"Used": True, "Weight": weight}
+        told = ImageRequest(key="", image="", out_dir="", reference_record=record)
+        result = enhance_image(resolver, scan, told, Options(output_resolution=size))
+        return np.asarray(result.image.dataobj)
+
+    alone, half, whole = restored(0.0), restored(0.5), restored(1.0)
+    assert np.abs(whole - alone).max() > 1
+    assert np.abs(half - (alone + whole) / 2).max() < 0.05 * np.abs(whole - alone).max()
 
 
 def test_lesions_are_tried_with_a_registered_reference(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def _aligned(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         raise ImageError(f"{path.name} cannot be read as a NIfTI image.") from error
     if choice.image is None:
         raise ImageError(choice.record["Reason"])
-    return resample_reference(choice.image, image.shape, image.affine)
+    first, second, third = image.shape
+    return resample_reference(choice.image, (first, second, third), image.affine)
 
 
 @dataclass(frozen=True)

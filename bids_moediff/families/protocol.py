@@ -49,6 +49,8 @@ class Problem:
         Maps the output grid to the acquired one; samplers need it.
     reference
         Another contrast on the output grid, about [0, 1], 0 where it was not measured; or None.
+    reference_weight
+        How far the reference counts, 0 to 1.
     round_trip
         Returns a volume (X, Y, Z) measured by the acquisition and interpolated like ``start``.
     within_head
@@ -65,6 +67,7 @@ class Problem:
     agree: Callable[[Tensor], Tensor]
     operator: Operator | None = None
     reference: Tensor | None = None
+    reference_weight: float = 1.0
     round_trip: Callable[[Tensor], Tensor] = lambda volume: volume
     within_head: bool = True
 

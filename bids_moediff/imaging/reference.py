@@ -22,6 +22,8 @@ COMPARED_AT = 2.0  # mm: finer edges are lost in thick slices
 DEEP = 4.0  # mm inside the outline of the head: outlines agree between any two heads
 # Pairs of one subject reach .82 to .98, of two subjects at most .78 (docs/reference.md).
 LEAST_EDGES = 0.82
+# From here on a reference counts in full. A mirrored one can reach .87 once it is registered.
+SURE_EDGES = 0.92
 STRONG = 0.5  # share of the voxels whose edges are too faint to count
 
 
@@ -109,8 +111,9 @@ def use_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> Choice
     Returns
     -------
     Choice
-        Its record has ``Used``, ``Reason`` (one sentence), ``EdgeOverlap``, ``EdgeOverlapBefore``
-        and ``Move`` (4x4, world coordinates of the target to those of the reference, mm).
+        Its record has ``Used``, ``Reason`` (one sentence), ``EdgeOverlap``, ``EdgeOverlapBefore``,
+        ``Weight`` (:func:`reference_weight`) and ``Move`` (4x4, world coordinates of the target to
+        those of the reference, mm).
     """
     try:
         aligned = align_reference(target, reference)
@@ -121,6 +124,7 @@ def use_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> Choice
         "Reason": "",
         "EdgeOverlap": round(aligned.overlap, 3),
         "EdgeOverlapBefore": round(aligned.overlap_before, 3),
+        "Weight": round(reference_weight(aligned.overlap), 3),
         "Move": np.round(aligned.move, 5).tolist(),
     }
     if not record["Used"]:
@@ -130,6 +134,11 @@ def use_reference(target: nib.Nifti1Image, reference: nib.Nifti1Image) -> Choice
             "subject, and do the fields of view meet?"
         )
     return Choice(aligned.image if record["Used"] else None, record, aligned)
+
+
+def reference_weight(overlap: float) -> float:
+    """Return how far the detail of a reference counts, 0 to 1, from the overlap of edges."""
+    return min(max((overlap - LEAST_EDGES) / (SURE_EDGES - LEAST_EDGES), 0.0), 1.0)
 
 
 def resample_reference(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray) -> np.ndarray:

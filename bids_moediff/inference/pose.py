@@ -40,6 +40,8 @@ class Inputs:
         within this noise, and exactly if it is None.
     reference
         Another contrast of the same head, on any grid, in the world coordinates of the image.
+    reference_weight
+        How far its detail counts, 0 to 1.
     """
 
     mask: nib.Nifti1Image | None = None
@@ -47,6 +49,7 @@ class Inputs:
     acquisition: Acquisition | None = None
     noise: float | None = None
     reference: nib.Nifti1Image | None = None
+    reference_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Posed:
     field_coarse: torch.Tensor | None = None
     field_fine: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    reference_weight: float = 1.0
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -131,6 +135,7 @@ class Posed:
             agree=self.agree,
             operator=self.operator,
             reference=self.reference,
+            reference_weight=self.reference_weight,
             round_trip=self.round_trip,
         )
 
@@ -206,6 +211,7 @@ def pose(
         _noise(measured, inputs, acquisition, scale, voxel_sizes(image.affine), coarse),
         *fields,
         _reference(inputs.reference, shape, affine_out, device),
+        inputs.reference_weight,
         warnings=[*notes, *range_warnings(coarse, fine, acquisition)],
     )
 

@@ -139,6 +139,7 @@ class Scan:
     mask: nib.Nifti1Image | None = None
     bias_field: nib.Nifti1Image | None = None
     reference: nib.Nifti1Image | None = None
+    reference_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ def enhance_image(
     # Before voxels are brought back to the acquired ones: no axis gets coarser than it came.
     options = options.for_image(voxel_sizes(scan.image.affine))
     prepared = prepare(scan, told, options)
+    scan = replace(scan, reference_weight=told.reference_record.get("Weight", 1.0))
     result = enhance_prepared(resolver, scan, prepared, options, progress, store)
     if told.reference_record:
         result.record["Reference"] = dict(told.reference_record)
@@ -236,6 +238,7 @@ def enhance_prepared(
         sampling.acquisition,
         noise.sigma if sampling.acquisition.erases_detail else certain_noise(noise, data),
         scan.reference,
+        scan.reference_weight,
     )
     result = resolver.enhance(measured.image, options, inputs, progress, store)
     result.record["Warnings"] += prepared.remarks

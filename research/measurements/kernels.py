@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""N-SMoE beside interpolation and the student, told the noise and not, on parts of true heads.
+"""N-SMoE beside interpolation and other models, told the noise and not, on parts of true heads.
 
 ``python -m research.measurements.kernels DATA OUT.tsv [MODEL]`` cuts the middle block of each
 validation head of DATA/manifest.tsv, makes it coarse by each protocol and writes the gain over
@@ -35,8 +35,10 @@ METHODS = {
     "cubic": "cubic",
     "nsmoe": "nsmoe",
     "student": "student",
+    "moediff": "moediff",
     "nsmoe, not told": "blind",
     "student, not told": "student_blind",
+    "moediff, not told": "moediff_blind",
 }
 COLUMNS = ("head", "group", "protocol", "method", "psnr", "gain")
 
@@ -99,7 +101,7 @@ def measure(data: Path, out: Path, model: str) -> None:
     """Compute and write what is not there yet."""
     rows = read(out) if out.is_file() else []
     models = {"nsmoe": SuperResolver.from_pretrained(model)}
-    models["student"] = SuperResolver.from_pretrained("student")
+    models |= {name: SuperResolver.from_pretrained(name) for name in ("student", "moediff")}
     heads = [middle(head.load()) for head in heads_of_manifest(data, "val")]
     for key in PROTOCOLS:
         for loaded in heads:
@@ -135,7 +137,8 @@ def values(path: Path) -> dict[str, Any]:
         cells["told_gain"] = f"{np.mean(apart):+.2f} ({min(apart):+.2f})" if apart else ""
         rows.append(cells)
     columns = [
-        ["protocol", "{protocol}"], ["N-SMoE", "{nsmoe}"], ["student", "{student}"],
+        ["protocol", "{protocol}"], ["cubic", "{cubic}"], ["N-SMoE", "{nsmoe}"],
+        ["student", "{student}"], ["moediff", "{moediff}"],
         ["N-SMoE, not told the noise", "{blind}"], ["what telling gains", "{told_gain}"],
     ]  # fmt: skip
     return {"values": numbers, "rows": rows, "views": {"gains": {"columns": columns}}}

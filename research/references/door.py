@@ -4,9 +4,9 @@
     python -m research.references.door SHARED_DATA MODEL [--subject sub-01] [--labels NAME ...]
 
 For each image: each reference is registered from both sides, its edges are compared, and the gain
-over the model without a reference is measured in the middle of the head, whether the reference is
-refused or not. Prints tab-separated rows: image, reference, overlap, used or refused, gain if it
-is used anyway, gain in the product (0 where it is refused).
+over the model without a reference is measured in the middle of the head. Prints tab-separated
+rows: image, reference, overlap, weight, gain if it counts in full, gain with its weight as in the
+product (0 where it is refused).
 """
 
 import argparse
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 
 from bids_moediff.evaluation.benchmark import Task, make_task
 from bids_moediff.imaging.metrics import psnr
@@ -67,17 +66,18 @@ def judge(resolver: SuperResolver, offer: Offer) -> None:
     """Print a row for each reference."""
     task = offer.task
 
-    def value(reference: nib.Nifti1Image | None) -> float:
-        return psnr(restore(resolver, task, reference), task.truth, task.mask)
+    def value(reference: nib.Nifti1Image | None, weight: float = 1.0) -> float:
+        return psnr(restore(resolver, task, reference, weight), task.truth, task.mask)
 
     base = value(None)
     for name, reference in offer.references.items():
         choice = use_reference(offer.scan, reference)
-        overlap, used = choice.record.get("EdgeOverlap", 0.0), choice.record["Used"]
-        gain = value(choice.aligned.image) - base if choice.aligned is not None else np.nan
+        overlap, weight = (choice.record.get(key, 0.0) for key in ("EdgeOverlap", "Weight"))
+        moved = None if choice.aligned is None else choice.aligned.image
+        gains = [value(moved, share) - base for share in (1.0, weight)]
         print(
-            f"{offer.name}\t{name}\t{overlap:.3f}\t{'used' if used else 'refused'}\t{gain:+.3f}\t"
-            f"{gain if used else 0.0:+.3f}",
+            f"{offer.name}\t{name}\t{overlap:.3f}\t{weight:.2f}\t"
+            + "\t".join(f"{gain:+.3f}" for gain in gains),
             flush=True,
         )
 

@@ -12,6 +12,7 @@ would refuse most of them. Prints tab-separated rows: PSNR in dB in the head mas
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_moediff.evaluation.benchmark import Task, make_task
+from bids_moediff.evaluation.benchmark import BASELINES, Task, make_task
 from bids_moediff.evaluation.hallucination import lesion_profile
 from bids_moediff.families.protocol import Problem, Progress, Restored, Restorer, Settled
 from bids_moediff.imaging.grid import Triple, voxel_sizes
@@ -37,6 +38,7 @@ from .render import render
 SHIFT = 5.0  # mm
 RENDERED = (("T2w", (1.0, 1.0, 4.0), "gaussian"), ("FLAIR", (2.0, 2.0, 2.0), "kspace"))
 LESION, CONTRAST = 5.0, 0.25  # mm, of the range
+COMPARED = ("cubic", "back-projection")
 EDGE = 8  # voxels at the border that are not judged
 
 
@@ -162,13 +164,16 @@ class Remembered:
 
 
 def restore(
-    resolver: SuperResolver, task: Task, reference: nib.Nifti1Image | None = None
+    resolver: SuperResolver,
+    task: Task,
+    reference: nib.Nifti1Image | None = None,
+    weight: float = 1.0,
 ) -> np.ndarray:
     """The restored image (X, Y, Z)."""
     result = resolver.enhance(
         task.coarse_image,
         Options(output_resolution=task.zooms),
-        Inputs(acquisition=task.acquisition, reference=reference),
+        Inputs(acquisition=task.acquisition, reference=reference, reference_weight=weight),
     )
     return np.asarray(result.image.dataobj, dtype=np.float32)
 
@@ -188,6 +193,19 @@ def judge(resolver: SuperResolver, pair: Pair) -> dict[str, float]:
         overlap = gradient_overlap(task.coarse_image, reference)
         print(f"{pair.name}\t{name}\t{base:.2f}\t{found[name]:+.3f}\t{overlap:.2f}", flush=True)
     return found
+
+
+def beside(resolver: SuperResolver, pair: Pair) -> None:
+    """Print PSNR of interpolation, of other models and of this one with the right reference."""
+    task = pair.task
+    images = {one.name: one.restore(task) for one in BASELINES if one.name in COMPARED}
+    for name in ("student", "moediff"):
+        images[name] = restore(SuperResolver.from_pretrained(name, "cpu"), task)
+    images[resolver.model.name] = restore(resolver, task, pair.reference)
+    found = {name: psnr(image, task.truth, task.mask) for name, image in images.items()}
+    print(
+        pair.name, *(f"{name} {value:.2f}" for name, value in found.items()), sep="\t", flush=True
+    )
 
 
 def summary(rows: list[dict[str, float]]) -> None:
@@ -236,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shared", type=Path)
     parser.add_argument("model")
-    parser.add_argument("--only", choices=("real", "rendered", "lesions"))
+    parser.add_argument("--only", choices=("real", "rendered", "lesions", "beside"))
     parser.add_argument("--side", type=int, default=112)
     options = parser.parse_args()
     resolver = SuperResolver.from_pretrained(options.model, "cpu")
@@ -245,6 +263,13 @@ def main() -> None:
         summary([judge(resolver, pair) for pair in real_pairs(options.shared, 2 * options.side)])
     if options.only in (None, "rendered"):
         summary([judge(resolver, pair) for pair in rendered_pairs(options.shared, options.side)])
+    if options.only in (None, "beside"):
+        groups = (
+            real_pairs(options.shared, 2 * options.side),
+            rendered_pairs(options.shared, options.side),
+        )
+        for pair in chain(*groups):
+            beside(resolver, pair)
     if options.only in (None, "lesions"):
         lesions(resolver, options.shared, options.side)
 

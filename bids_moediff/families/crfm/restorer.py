@@ -73,13 +73,14 @@ class CRFMRestorer:
         reference = problem.reference.to(restored)
         trip = problem.round_trip(reference)
         guides = [problem.agree(restored), problem.start(), reference, trip]
-        return correct_volume(
+        corrected = correct_volume(
             self.network,
             guides,
             problem.condition,
             lambda fraction: progress("reference", fraction),
             precision=self.precision,
         )
+        return torch.lerp(guides[0], corrected, problem.reference_weight, out=corrected)
 
     def sampler(self, problem: Problem, options: Options) -> str:
         """Return the name of the method that ran."""
