@@ -417,11 +417,19 @@ def shaded(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return nib.Nifti1Image((ramp * np.asarray(image.dataobj)).astype(np.float32), image.affine)
 
 
+def defaced(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    data = np.array(image.dataobj)
+    data[:, round(0.65 * data.shape[1]) :] = 0
+    return nib.Nifti1Image(data, image.affine)
+
+
 def scan_of(image: nib.Nifti1Image, like: Scan) -> Scan:
     return Scan("copy", image, like.acquisition, like.single)
 
 
-@pytest.mark.parametrize("change", [turned, cut, shaded, lambda image: cut(turned(image))])
+@pytest.mark.parametrize(
+    "change", [turned, cut, shaded, defaced, lambda image: cut(turned(image))]
+)
 def test_copies_are_known_however_they_are_stored(
     stacks: list[Scan], change: Callable[[nib.Nifti1Image], nib.Nifti1Image]
 ) -> None:
@@ -432,6 +440,15 @@ def test_copies_are_known_however_they_are_stored(
         assert is_copy(one, other, near) and is_copy(one, other, away)
     moved = nib.Nifti1Image(np.asarray(copy.image.dataobj), away @ copy.image.affine)
     assert is_copy(stacks[0], scan_of(moved, stacks[0]), away @ near)
+
+
+def test_the_same_numbers_in_voxels_of_another_size_are_no_copy(stacks: list[Scan]) -> None:
+    image = stacks[0].image
+    middle = nib.affines.from_matvec(np.eye(3), (np.array(image.shape) - 1) / 2)
+    larger = image.affine @ middle @ np.diag([1.05, 1.05, 1, 1]) @ np.linalg.inv(middle)
+    assert not is_copy(
+        stacks[0], scan_of(nib.Nifti1Image(image.dataobj, larger), stacks[0]), np.eye(4)
+    )
 
 
 @pytest.mark.parametrize("level", [0.01, 0.03])

@@ -87,6 +87,15 @@ def test_not_a_number_and_infinity_are_replaced_with_a_remark(
     assert len(remarks) == 1 and remarks[0].startswith("3 voxels")
 
 
+def test_not_a_number_is_nothing_where_all_values_are_positive(
+    tmp_path: Path, values: np.ndarray
+) -> None:
+    data = values.astype(np.float32) + 50
+    data[0, 0, 0] = np.nan
+    image, _ = conform(write(tmp_path / "a.nii", data, np.eye(4), np.eye(4)))
+    assert np.asarray(image.dataobj)[0, 0, 0] == 0
+
+
 def test_sform_wins_over_another_qform_with_a_remark(tmp_path: Path, values: np.ndarray) -> None:
     other = oblique()
     other[:3, 3] += 5.0

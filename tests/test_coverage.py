@@ -19,6 +19,13 @@ from conftest import run_here
 from generated import head, untrained_model
 
 
+def test_the_score_of_a_few_voxels_is_one_of_their_errors() -> None:
+    """At least 95 % lie within it: of ten voxels all, of 21 all but one."""
+    ones = np.ones(21)
+    assert score(np.arange(10.0), ones[:10]) == 9
+    assert score(-np.arange(21.0), ones) == 19
+
+
 def test_the_score_bounds_19_of_20_voxels() -> None:
     rng = np.random.default_rng(0)
     deviation = rng.uniform(0.5, 2, 100_000)

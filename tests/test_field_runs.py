@@ -134,17 +134,17 @@ def test_a_mark_before_the_json_loses_nothing(field_run):
 
 @pytest.fixture(scope="module")
 def sessions(app, tmp_path_factory):
-    """Session a, then session b, with one work folder; then everything again."""
+    """Sessions a, c and d, then session b, with one work folder; how to go on."""
     folder = tmp_path_factory.mktemp("sessions")
     image = small_head()
     root = dataset(folder / "bids", {})
-    for session in ("a", "b"):
+    for session in "abcd":
         put(root, f"sub-01_ses-{session}_T1w.nii.gz", image)
 
     def call(*more):
         return app(root, folder / "out", "-w", str(folder / "work"), *more)
 
-    first = [call("--session-label", "a"), call("--session-label", "b")]
+    first = [call("--session-label", "a", "c", "d"), call("--session-label", "b")]
     return root, folder / "out", call, first
 
 
@@ -153,41 +153,32 @@ def products(output):
 
 
 def test_one_session_after_the_other_and_again(sessions):
+    """Nothing is done twice, but for a report that is gone; then what has changed since."""
     root, output, call, first = sessions
     assert [run.code for run in first] == [0, 0]
     page = (output / "sub-01.html").read_text()
-    assert "sub-01_ses-a_T1w" in page
-    assert "sub-01_ses-b_T1w" in page
+    assert all(f"sub-01_ses-{session}_T1w" in page for session in "abcd")
     before = products(output)
+    (output / "sub-01.html").unlink()
     again = call()
     assert again.code == 0
-    assert "2 images were finished by an earlier run" in again.text
-    assert products(output) == before
-    (output / "sub-01.html").unlink()
-    assert call().code == 0
+    assert "4 images were finished by an earlier run" in again.text
     assert "sub-01_ses-a_T1w" in (output / "sub-01.html").read_text()
     assert products(output) == before
-    # A result that was cut off since, and one of which a file is missing.
-    cut, lost = sorted(before)
-    content = cut.read_bytes()
+    # A result that was cut off since, one that is missing, and another image in place of one.
+    replaced, cut, lost, kept = sorted(before)
+    content, contents = cut.read_bytes(), lost.read_bytes()
     cut.write_bytes(content[:-2000])
     lost.unlink()
-    mended = call()
-    assert "2 images are done again: an output of the earlier run is missing or" in mended.text
-    assert cut.read_bytes() == content
-    before = products(output)
-    # Another image in the place of one of them.
     image = small_head(seed=5)
     data = np.asarray(image.dataobj)[:, ::-1]
     flip = np.diag([1.0, -1.0, 1.0, 1.0])
     flip[1, 3] = data.shape[1] - 1
-    new = image.__class__(data, image.affine @ flip)
-    put(root, "sub-01_ses-a_T1w.nii.gz", new)
-    changed = call()
-    assert "1 images are done again: inputs changed since the last run" in changed.text
-    after = products(output)
-    assert {path.name for path in after if after[path] != before[path]} == {
-        "sub-01_ses-a_res-4p5mm_desc-sr_T1w.nii.gz"
-    }
-    (path,) = (path for path in after if "ses-a" in path.name)
-    assert nib.aff2axcodes(nib.load(path).affine) == ("R", "P", "S")
+    put(root, "sub-01_ses-a_T1w.nii.gz", image.__class__(data, image.affine @ flip))
+    mended = call()
+    assert "2 images are done again: an output of the earlier run is missing or" in mended.text
+    assert "1 images are done again: inputs changed since the last run" in mended.text
+    assert cut.read_bytes() == content and lost.read_bytes() == contents
+    assert nib.aff2axcodes(nib.load(replaced).affine) == ("R", "P", "S")
+    assert products(output).keys() == before.keys()
+    assert products(output)[kept] == before[kept]

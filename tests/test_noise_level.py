@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from bids_moediff.imaging.noise_level import _corner_axes, read_noise, rician_share
+from bids_moediff.imaging.noise_level import (
+    _air_reading,
+    _corner_axes,
+    read_noise,
+    rician_share,
+)
 from bids_moediff.imaging.simulated_filters import (
     FILTERS,
     add_rician_noise,
@@ -161,6 +166,18 @@ def test_noise_that_k_space_filtering_hid_is_read_in_the_air(clean, inside):
     ]
     reading = read_noise(np.hypot(clean + parts[0], parts[1]), ONES, inside)
     assert reading.sigma == pytest.approx(parts[0].std(), rel=0.2)
+
+
+def test_air_is_read_to_one_per_cent_and_only_where_its_regions_agree():
+    """The loudest hundredth of the air is left out, which would read 2 % too little."""
+    air = np.random.default_rng(5).rayleigh(7, (96, 96, 96)).astype(np.float32)
+    head = np.zeros(air.shape, bool)
+    head[40:56, 40:56, 40:56] = True
+    assert _air_reading(air, ONES, head) == pytest.approx(7, rel=0.01)
+    air[48:] *= 1.2
+    assert _air_reading(air, ONES, head) is not None
+    air[48:] *= 1.25
+    assert _air_reading(air, ONES, head) is None
 
 
 def test_an_image_without_head_has_no_noise_to_read():

@@ -11,7 +11,7 @@ import torch
 from bids_moediff.errors import UsageError, WeightsError
 from bids_moediff.families.load import build_network, load_model
 from bids_moediff.families.nsmoe.network import NSMoEConfig, NSMoENetwork, numbers_of
-from bids_moediff.families.nsmoe.training import Critic, NSMoERecipe, NSMoEStage
+from bids_moediff.families.nsmoe.training import Adversary, Critic, NSMoERecipe, NSMoEStage
 from bids_moediff.families.student.network import StudentConfig, StudentNetwork
 from bids_moediff.imaging.simulated_filters import add_coil_noise, add_ghost
 from bids_moediff.networks.model_folder import read_config, save_model
@@ -122,6 +122,16 @@ def test_the_critic_is_bounded_and_tells_truth_from_blur(student: Path, volumes:
         norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
         assert float(norm) == pytest.approx(1.0, rel=0.1)
     assert Critic(4)(torch.rand(1, 1, 16, 12, 8)).shape == (1, 1, 16, 12, 8)
+
+
+def test_the_critic_s_term_asks_for_what_it_takes_for_truth() -> None:
+    torch.manual_seed(0)
+    adversary = Adversary(replace(RECIPE, critic_width=4, learning_rate=1e-12), CPU)
+    output, truth = torch.rand(2, 1, 1, 16, 12, 8)
+    adversary.critic.eval()  # the spectral norms stay
+    with torch.no_grad():
+        wanted = -adversary.critic(output).mean()
+    torch.testing.assert_close(adversary.loss(output, truth).detach(), wanted)
 
 
 def test_noise_of_several_coils_has_its_moments() -> None:

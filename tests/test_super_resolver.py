@@ -21,6 +21,7 @@ from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.volume_experts import VolumeExperts, VolumeExpertsConfig
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.inference.pose import Inputs, pose
+from bids_moediff.inference.self_ensemble import mirrored
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
@@ -116,6 +117,19 @@ def test_self_ensemble_is_the_mean_over_left_and_right(resolver):
     np.testing.assert_allclose(found[True][0], found[True][1], atol=0.02 * apart)
 
 
+def test_a_problem_turned_around_is_the_problem_of_the_image_turned_around():
+    posed = pose(scan((16, 14, 12)), (0.7,) * 3, Inputs(), torch.device("cpu"))
+    problem = posed.problem()
+    volume = torch.randn(problem.start().shape, generator=torch.Generator().manual_seed(1))
+    for axis in range(3):
+        turned = mirrored(problem, axis)
+        torch.testing.assert_close(turned.measured, problem.measured.flip(axis))
+        torch.testing.assert_close(turned.start(), problem.start().flip(axis))
+        for name in ("agree", "round_trip"):
+            found = getattr(turned, name)(volume.flip(axis)).flip(axis)
+            torch.testing.assert_close(found, getattr(problem, name)(volume))
+
+
 @pytest.fixture(scope="module")
 def sampling(resolver) -> SuperResolver:
     """The same network with a scale head of random weights."""
@@ -152,6 +166,13 @@ def test_experts_draw_samples_that_agree_with_the_scan(with_experts, sampling):
     sample = torch.from_numpy(np.asarray(result.maps["sample_2"].dataobj))
     again = operator.forward(sample).numpy()
     assert np.linalg.norm(again - image.get_fdata()) < 1e-3 * np.linalg.norm(image.get_fdata())
+    ramp = np.linspace(0.8, 1.2, image.shape[0], dtype=np.float32)[:, None, None]
+    field = np.broadcast_to(ramp, image.shape).copy()
+    shaded = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * field, image.affine)
+    inputs = Inputs(bias_field=nib.Nifti1Image(field, image.affine))
+    sample = data_of(with_experts.enhance(shaded, asked, inputs))["sample_2"]
+    posed = pose(shaded, (0.7,) * 3, inputs, torch.device("cpu"))
+    assert posed.residual(torch.from_numpy(sample / posed.scale)) < 1e-3
     alone = with_experts.enhance(image, replace(asked, sampler="expert-2"))
     assert "the expert cortex" in alone.record["SamplesFrom"]
     gaussian = sampling.enhance(image, plain)

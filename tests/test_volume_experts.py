@@ -16,8 +16,10 @@ from bids_moediff.families.moediff.angle_sampler import (
     is_due,
 )
 from bids_moediff.families.moediff.volume_experts import (
+    WINDOW,
     VolumeExperts,
     VolumeExpertsConfig,
+    WindowAttention,
     scene_inputs,
 )
 from bids_moediff.families.posterior import LocalScale
@@ -76,6 +78,37 @@ def test_gates_sum_to_one_and_depend_on_their_neighbourhood():
     moved = (network.gate(changed).detach() - gates).abs().amax((0, 1, 2, 4))
     assert float(moved[36:].max()) > 1e-2
     assert float(moved[:8].max()) < 1e-5
+
+
+def test_attention_within_a_window_is_that_of_torch():
+    torch.manual_seed(5)
+    attention = WindowAttention(8, heads=2)
+    x, context = torch.randn(2, 1, 8, 2 * WINDOW, WINDOW, WINDOW - 1)
+    whole = attention(x, context)
+    # The last axis is filled with empty cells, which the context of the others may look at.
+    padded = [
+        torch.nn.functional.pad(part, (0, 1))
+        for part in (attention.where(context), attention.values(x))
+    ]
+    for first in (0, WINDOW):
+        tokens = torch.cat(padded, 1)[:, :, first : first + WINDOW].flatten(2).mT[0]
+        query, key, value = (
+            part.unflatten(1, (2, 4)).transpose(0, 1) for part in tokens.chunk(3, 1)
+        )
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        expected = mixed.transpose(0, 1).flatten(1).mT.unflatten(1, (WINDOW,) * 3)[None]
+        found = whole[:, :, first : first + WINDOW]
+        torch.testing.assert_close(found, attention.out(expected)[..., : WINDOW - 1])
+
+
+def test_usage_follows_the_gates_by_a_hundredth():
+    gate = _network().gate
+    gates = torch.zeros(2, 3, 4, 4, 4)
+    gates[:, 1] = 1.0
+    gate.count(gates)
+    third = 1 / 3
+    expected = torch.tensor([0.99 * third, 0.99 * third + 0.01, 0.99 * third])
+    torch.testing.assert_close(gate.usage, expected)
 
 
 def test_coloured_noise_has_the_variance_of_white_noise_where_nothing_was_measured():
