@@ -42,11 +42,13 @@ def test_without_noise_agreement_is_exact(profile):
         torch.testing.assert_close(operator.forward(image), measured, atol=1e-4, rtol=0)
 
 
-def test_noise_is_not_put_back_into_a_clean_image():
+def test_noise_is_not_put_back_into_a_denoised_image():
+    """An image that kept 40 % of the noise, as those of the networks do."""
     operator, truth, measured = scan()
     exact = operator.project(truth, measured)
-    soft = agree(operator, truth, measured, SIGMA)
-    assert (soft - truth).norm() < 0.25 * (exact - truth).norm()
+    restored = truth + 0.4 * (exact - truth)
+    soft = agree(operator, restored, measured, SIGMA)
+    assert (soft - restored).norm() < 0.2 * (exact - restored).norm()
 
 
 def test_anatomy_at_one_place_is_put_back():
@@ -109,7 +111,7 @@ def test_what_stands_above_the_noise_by_frequency_and_place():
     kept = fft.idctn(left * share, norm="ortho").astype(np.float32)
     rest = unexplained.numpy() - kept
     power = ndimage.uniform_filter(rest.astype(float) ** 2, 3, mode="nearest")
-    kept += rest * np.clip(1 - SIGMA**2 / power, 0, None)
+    kept += rest * np.clip(1 - SIGMA**2 / 2 / power, 0, None)
     wanted = operator.correct(start, torch.from_numpy(kept), SIGMA)
     found = agree(operator, start, measured, SIGMA)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

@@ -20,6 +20,9 @@ from .acquisition import Operator, _along
 BAND = 5
 # Voxels of the measurement whose power is averaged, along each axis.
 WINDOW = 3
+# A network lets some of the noise pass, so less than its power is left unexplained at a place. The
+# share was chosen on training images (research/notebook.md).
+LEFT_SHARE = 0.5
 
 
 @lru_cache(maxsize=32)
@@ -78,7 +81,7 @@ def agree(
     unexplained = measured - operator.forward(fine)
     bands = _above(_along(unexplained, matrices), noise**2, BAND)
     kept = _along(bands, [matrix.T for matrix in matrices])
-    kept = kept + _above(unexplained - kept, noise**2, WINDOW)
+    kept = kept + _above(unexplained - kept, LEFT_SHARE * noise**2, WINDOW)
     return operator.correct(fine, kept, noise)
 
 
