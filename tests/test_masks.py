@@ -4,8 +4,15 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from bids_moediff.imaging.masks import head_mask, head_mask_array
+from bids_moediff.imaging.masks import (
+    bounding_box,
+    fill_holes,
+    head_mask,
+    head_mask_array,
+    open_cubes,
+)
 
 RADII = np.array([75.0, 95.0, 85.0])
 
@@ -84,3 +91,20 @@ def test_image_in_image_out_on_the_same_grid_whatever_its_orientation() -> None:
 
 def test_an_empty_image_has_no_head() -> None:
     assert not head_mask_array(np.zeros((8, 8, 8)), (1.0, 1.0, 1.0)).any()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_quick_morphology_is_that_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=rng.integers(4, 24, 3))
+    mask = ndimage.gaussian_filter(noise, 0.8) > (-0.1, 0.1)[seed % 2]
+    assert np.array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
+    cube = np.ones((2, 2, 2))
+    assert np.array_equal(open_cubes(mask), ndimage.binary_opening(mask, cube))
+    assert bounding_box(mask) == ndimage.find_objects(mask.astype(int))[0]
+
+
+def test_an_empty_mask_has_an_empty_box() -> None:
+    empty = np.zeros((4, 5, 6), dtype=bool)
+    assert not empty[bounding_box(empty)].size
+    assert not fill_holes(empty).any()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model folders: round trip, checksums, and one clear error for each kind of damage."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -134,6 +135,37 @@ def test_available_lists_folders_with_a_configuration(
     monkeypatch.setattr(model_folder, "MODELS_FOLDER", folder.parent)
     assert model_folder.available() == ["m"]
     assert load_model("m").name == "m"
+
+
+def test_shipped_weights_are_known_by_their_checksums() -> None:
+    """If not: python tools/weight_sums.py, and the tests load every shipped model."""
+    names = model_folder.available()
+    assert names
+    assert all(model_folder.is_as_shipped(name) for name in names)
+    folder = model_folder.MODELS_FOLDER
+    assert not model_folder.is_as_shipped(folder / names[0])
+    listed = (folder / model_folder.SUMS_NAME).read_text()
+    files = [*folder.glob("*/*.safetensors"), *folder.glob("*/config.json")]
+    assert all(f"  {path.relative_to(folder)}\n" in listed for path in files)
+
+
+def test_a_changed_file_is_not_as_shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_folder, "MODELS_FOLDER", folder.parent)
+    assert not model_folder.is_as_shipped("m")  # without a list
+    sums = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  m/{path.name}\n"
+        for path in (folder / "config.json", folder / "model.safetensors")
+    ]
+    (folder.parent / model_folder.SUMS_NAME).write_text("".join(sums))
+    assert model_folder.is_as_shipped("m")
+    assert not model_folder.is_as_shipped("n")
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert not model_folder.is_as_shipped("m")
+    weights.unlink()
+    assert not model_folder.is_as_shipped("m")
 
 
 @pytest.mark.parametrize("name", ["brainmask", "student"])

@@ -182,3 +182,12 @@ def test_contrast_is_over_the_noise_of_the_air() -> None:
     grey, white = classes["gm"], classes["wm"]
     spread = np.sqrt(figures["noise_air"] ** 2 + grey.deviation**2 + white.deviation**2)
     assert figures["cnr"] == pytest.approx(abs(white.mean - grey.mean) / spread, rel=0.005)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_order_statistics_are_those_of_double_precision(count: int) -> None:
+    values = np.random.default_rng(count).normal(100, 30, count).astype(np.float32)
+    wanted = np.percentile(values.astype(np.float64), [5, 50, 95])
+    assert quality.percentiles(values, (5, 50, 95)) == pytest.approx(wanted, rel=1e-14)
+    ratio = quality.foreground_background_ratio(np.append(values, 2), np.append(np.ones(count), 0))
+    assert ratio == pytest.approx(np.median(values.astype(np.float64) ** 2) / 4, rel=1e-14)

@@ -111,6 +111,40 @@ assert Path(os.environ["MPLCONFIGDIR"]).is_dir()
     assert not work.exists()
 
 
+def test_matplotlib_needs_no_search_for_fonts(tmp_path: Path) -> None:
+    """If it searches, its list has another format: python tools/font_list.py."""
+    code = f"""
+from pathlib import Path
+from bids_moediff.execution.run import prepare_environment
+prepare_environment(Path({str(tmp_path / "work")!r}), 1)
+import logging
+logging.basicConfig(level=logging.INFO)
+from matplotlib import font_manager
+assert font_manager.findfont("DejaVu Sans").endswith("DejaVuSans.ttf")
+assert all(Path(font.fname).is_file() for font in font_manager.fontManager.ttflist)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "generated new fontManager" not in done.stderr
+
+
+def test_the_process_that_forks_does_not_load_torch() -> None:
+    """Its threads would not survive, and the import takes more than a second."""
+    code = """
+import sys
+import bids_moediff.execution.batch, bids_moediff.execution.execute
+import bids_moediff.workflows.participant
+heavy = {"torch", "pandas", "sklearn", "nilearn"} & set(sys.modules)
+sys.exit(f"{heavy}" if heavy else 0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_sums_do_not_depend_on_the_processors_of_the_job(tmp_path: Path) -> None:
     """OpenBLAS shares a sum out to its threads, and the last digits show how many there were."""
     code = f"""

@@ -126,11 +126,11 @@ def _run_participants(settings: Settings, run_id: str) -> int:
 
     require_an_image(settings, find_participants(settings))
     if needs_network(settings):
-        from bids_moediff.cli.check import require_weights
+        from bids_moediff.cli.check import check_weights
         from bids_moediff.runtime.devices import require_devices
 
         names = require_devices(settings.device)
-        require_weights(settings, names[0])
+        check_weights(settings, names[0])
     from bids_moediff.execution.run import run_participants
 
     return run_participants(settings, run_id)

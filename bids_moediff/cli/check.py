@@ -9,7 +9,7 @@ from functools import partial
 
 from bids_moediff.errors import DeviceError, MoediffError, UsageError, WeightsError
 from bids_moediff.families.choice import choose
-from bids_moediff.networks.model_folder import resolve
+from bids_moediff.networks.model_folder import is_as_shipped, resolve
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.platform import die_with_parent
 from bids_moediff.runtime.resources import plan
@@ -19,6 +19,20 @@ from bids_moediff.settings import Settings
 MINIMUM_GIGABYTES = 6.0  # a whole head from 1 mm to 0.7 mm
 
 Finding = tuple[bool, str, str, int]  # in order, subject, sentence, exit code if not
+
+
+def check_weights(settings: Settings, device: str) -> None:
+    """Check the model of a run before anything is written.
+
+    Files that are as shipped were loaded by the tests; others are loaded once.
+
+    Raises
+    ------
+    WeightsError
+        As for :func:`require_weights`.
+    """
+    if not is_as_shipped(choose(settings, device).model):
+        require_weights(settings, device)
 
 
 def require_weights(settings: Settings, device: str) -> str:

@@ -7,6 +7,7 @@ has to be set before they are loaded.
 
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from .preflight import closing_remarks
 from .work_folder import make_caches, own_work, remove_work
 
 PARTICIPANTS_AT_ONCE = 50
+FONTS = Path(__file__).parents[1] / "data" / "fonts"  # made by tools/font_list.py
 
 
 def run_participants(settings: Settings, run_id: str) -> int:
@@ -158,3 +160,6 @@ def prepare_environment(work_folder: Path, num_threads: int) -> None:
     for name in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME"):
         if os.environ[name].startswith(str(caches)):
             Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+    if os.environ["MPLCONFIGDIR"].startswith(str(caches)):
+        for fonts in FONTS.glob("fontlist-*.json"):  # Matplotlib would search for two seconds
+            shutil.copy(fonts, os.environ["MPLCONFIGDIR"])

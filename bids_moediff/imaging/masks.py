@@ -2,6 +2,7 @@
 """Find the voxels of the head: the region in which figures of merit are computed."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,7 @@ from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce
 
 from bids_moediff.imaging.grid import steps_to
+from bids_moediff.imaging.separable import along_axes, tent_matrix
 
 
 def head_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -44,7 +46,9 @@ def head_mask_array(data: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
     zooms
         Voxel sizes in mm.
     """
-    data = np.nan_to_num(np.asarray(data, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    data = np.asarray(data, dtype=np.float32)
+    if not np.isfinite(data).all():
+        data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
     deleted = outside_zeros(data)
     if deleted.all():
         return np.zeros(data.shape, dtype=bool)
@@ -92,15 +96,40 @@ def block_mean(data: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
 
 def _refine(mask: np.ndarray, factors: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
     """Return the mask on the fine grid, with a linearly interpolated outline."""
-    fine = ndimage.zoom(mask.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True)
-    return fine[tuple(slice(size) for size in shape)] >= 0.5
+    sizes = zip(mask.shape, factors, strict=True)
+    matrices = [tent_matrix(count, factor, count * factor, 1) for count, factor in sizes]
+    cut = [matrix[:size] for matrix, size in zip(matrices, shape, strict=True)]
+    return along_axes(mask.astype(np.float32), cut) > 0.5 - 1e-6  # halves count, as everywhere
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box around the true voxels of a boolean array; empty without any."""
+    boxes = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        boxes.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0))
+    return tuple(boxes)
+
+
+def open_cubes(mask: np.ndarray) -> np.ndarray:
+    """Open a boolean array by a cube of 2 x 2 x 2 voxels, in a sixth of scipy's time."""
+    core = mask
+    for axis in range(3):
+        ahead: list[slice] = [slice(None)] * 3
+        behind: list[slice] = [slice(None)] * 3
+        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
+        core = core[tuple(ahead)] & core[tuple(behind)]
+    result = np.zeros_like(mask)
+    for first in product((0, 1), repeat=3):
+        place = tuple(slice(k, k + size) for k, size in zip(first, core.shape, strict=True))
+        result[place] |= core
+    return result
 
 
 def outside_zeros(data: np.ndarray) -> np.ndarray:
     """Return voxels of exactly 0 that are connected to the border of the field of view."""
-    labels, _ = ndimage.label(data == 0)
-    touching = np.unique(np.concatenate([np.unique(face) for face in _faces(labels)]))
-    return np.isin(labels, touching[touching > 0])
+    return _open_background(data != 0)
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
@@ -111,12 +140,14 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
 
 
-def _faces(data: np.ndarray) -> list[np.ndarray]:
-    return [np.take(data, index, axis=axis) for axis in range(3) for index in (0, -1)]
+def outer_faces(data: np.ndarray) -> list[np.ndarray]:
+    """Return the two outermost slices along each axis, first those of the first axis."""
+    # Not np.take: it copies a whole volume whose first axis runs fastest, as NIfTI's does.
+    return [np.moveaxis(data, axis, 0)[end] for axis in range(3) for end in (0, -1)]
 
 
 def _border_share(mask: np.ndarray) -> float:
-    return float(np.mean(np.concatenate([face.ravel() for face in _faces(mask)])))
+    return float(np.mean(np.concatenate([face.ravel() for face in outer_faces(mask)])))
 
 
 def _above_background(data: np.ndarray, kept: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
@@ -166,7 +197,34 @@ def _fill_slices(mask: np.ndarray) -> np.ndarray:
     """Fill holes slice by slice along every axis: sinuses open towards a cut neck, too."""
     filled = mask.copy()
     for axis in range(3):
-        for index in range(mask.shape[axis]):
-            where = tuple(index if k == axis else slice(None) for k in range(3))
-            filled[where] |= ndimage.binary_fill_holes(mask[where])
-    return ndimage.binary_fill_holes(filled)
+        filled |= ~_open_background(mask, axis)
+    return ~_open_background(filled)
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Return a boolean array without holes: background that does not reach its border."""
+    box = tuple(
+        slice(max(0, part.start - 1), min(size, part.stop + 1))
+        for part, size in zip(bounding_box(mask), mask.shape, strict=True)
+    )
+    filled = mask.copy()
+    filled[box] = ~_open_background(mask[box])
+    return filled
+
+
+def _open_background(mask: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the background that reaches the border, through voxels that share a face.
+
+    With ``axis``, each slice across it counts by itself. Components take a tenth of the time of
+    scipy's hole filling, which grows the border step by step.
+    """
+    cross = ndimage.generate_binary_structure(3, 1)
+    if axis is not None:
+        cross &= np.indices((3, 3, 3))[axis] == 1
+    labels, count = ndimage.label(~mask, cross)
+    reached = np.zeros(count + 1, dtype=bool)
+    for number, face in enumerate(outer_faces(labels)):
+        if number // 2 != axis:
+            reached[face] = True
+    reached[0] = False
+    return reached[labels]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_moediff.imaging.grid import steps_to
-from bids_moediff.imaging.masks import distance_to
+from bids_moediff.imaging.masks import bounding_box, distance_to
 
 RAYLEIGH_MEDIAN = float(np.sqrt(2 * np.log(2)))  # median of a Rayleigh variable of scale 1
 GAUSSIAN_MAD = 1.4826  # standard deviation over median absolute deviation
@@ -51,13 +51,14 @@ def tissue_noise(data: np.ndarray, mask: np.ndarray) -> float | None:
     mask
         Brain mask (x, y, z).
     """
-    inner = ndimage.binary_erosion(mask > 0, iterations=2) & (data != 0)
-    if inner.sum() < 500:
-        inner = (mask > 0) & (data != 0)
-    if inner.sum() < 100:
+    brain = mask > 0
+    box = bounding_box(brain)  # beyond it nothing is brain, nor beyond the image for the erosion
+    part, brain = np.asarray(data[box], dtype=np.float32), brain[box]
+    inside = ndimage.binary_erosion(brain, iterations=2) & (part != 0)
+    if inside.sum() < 500:
+        inside = brain & (part != 0)
+    if inside.sum() < 100:
         return None
-    box = tuple(slice(int(where.min()), int(where.max()) + 1) for where in np.nonzero(mask > 0))
-    part, inside = np.asarray(data[box], dtype=np.float32), inner[box]
     steepness = ndimage.gaussian_gradient_magnitude(part, 2.0)
     flat = inside & (steepness <= np.quantile(steepness[inside], FLAT_SHARE))
     residual = (part - ndimage.uniform_filter(part, 3))[flat]

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bids_moediff.imaging.masks import bounding_box, open_cubes
+
 # Thresholds in decibels and in units of the median, set on the shared heads (see docs/quality.md):
 # scanner low-pass filters reach 12 dB and 17 dB, genuine zero filling starts at 15 dB and 20 dB.
 STEP_DECIBEL = 14.0
@@ -74,10 +76,10 @@ class AxisResolution:
 def _valid(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the mask without blocks of exact zeros (defacing, skull-stripping)."""
     valid = mask > 0
-    zeros = (data == 0) & ndimage.binary_dilation(valid)
-    if zeros.any():
-        zeros = ndimage.binary_opening(zeros, structure=np.ones((2, 2, 2)))
-    return valid & ~zeros
+    box = tuple(slice(max(0, part.start - 3), part.stop + 3) for part in bounding_box(valid))
+    zeros = (data[box] == 0) & ndimage.binary_dilation(valid[box])
+    valid[box] &= ~open_cubes(zeros)
+    return valid
 
 
 def _lines(data: np.ndarray, valid: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -343,7 +345,7 @@ def acquired_resolution(
     """
     mask = _valid(data, mask)
     if mask.any():
-        box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+        box = bounding_box(mask)
         data, mask = data[box], mask[box]
     spectra = [_welch(*_lines(data, mask, axis)) for axis in range(3)]
     floors = {

@@ -19,7 +19,6 @@ from bids_moediff.bids.carried_maps import (
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import ImageError
-from bids_moediff.imaging.map_images import carry_images, read_map
 from bids_moediff.runtime.sink import write_bytes, write_json, write_nifti
 
 from .files import load_image
@@ -37,7 +36,12 @@ FRACTIONS = (
 
 def maps_on_grid(maps: Sequence[str], image: nib.Nifti1Image) -> tuple[list[str], list[str]]:
     """Return the maps on the grid of ``image``, and one sentence for each of the others."""
-    fitting, remarks = [], []
+    fitting: list[str] = []
+    remarks: list[str] = []
+    if not maps:
+        return fitting, remarks
+    from bids_moediff.imaging.map_images import read_map  # imports torch
+
     for path in maps:
         try:
             read_map(Path(path), image.shape, image.affine)
@@ -72,6 +76,8 @@ class CarryMaps(ImageStep):
     output_spec = _CarryOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
+        from bids_moediff.imaging.map_images import carry_images, read_map
+
         source = AnatomicalImage.from_json(self.inputs.source)
         zooms, root = self.inputs.output_resolution, Path(self.inputs.output_dir)
         target = load_image(root / derivative_path(source, "sr", zooms))

@@ -14,6 +14,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.products import TABLES, find_product
 from bids_moediff.bids.sidecar import build_sidecar, label_table
+from bids_moediff.imaging.masks import bounding_box
 from bids_moediff.imaging.storage import storage_step
 from bids_moediff.runtime.sink import write_json, write_nifti, write_text
 
@@ -57,24 +58,37 @@ class ResampleMask(ProductStep):
     output_spec = _ResampleMaskOutputSpec
 
     def _make(self, folder: Path) -> dict[str, Any]:
-        from nilearn.image import resample_to_img
+        from nilearn.image import resample_img
 
-        target = load_image(self.inputs.sr)
+        target, mask = load_image(self.inputs.sr), load_image(self.inputs.mask)
+        part = _reached(mask, target)  # the rest of the grid holds no mask and takes as long
         with warnings.catch_warnings():
             # nilearn warns of linear interpolation of a mask; the threshold below makes it right.
             warnings.simplefilter("ignore", UserWarning)
-            soft = resample_to_img(
-                load_image(self.inputs.mask),
-                target,
+            soft = resample_img(
+                mask,
+                target_affine=target.slicer[part].affine,
+                target_shape=[axis.stop - axis.start for axis in part],
                 interpolation="linear",
                 force_resample=True,
                 copy_header=True,
             )
-        data = (np.asanyarray(soft.dataobj) >= 0.5).astype(np.uint8)
+        data = np.zeros(target.shape, dtype=np.uint8)
+        data[part] = np.asanyarray(soft.dataobj) >= 0.5
         header = target.header.copy()
         header.set_data_dtype(np.uint8)
-        mask = nib.Nifti1Image(data, target.affine, header)
-        return {"srmask": save_image(mask, folder / "mask.nii")}
+        carried = nib.Nifti1Image(data, target.affine, header)
+        return {"srmask": save_image(carried, folder / "mask.nii")}
+
+
+def _reached(mask: nib.Nifti1Image, target: nib.Nifti1Image) -> tuple[slice, ...]:
+    """Return the part of a grid of the same orientation on which a mask may lie, not empty."""
+    box = bounding_box(np.asarray(mask.dataobj) > 0)
+    ends = np.array([[axis.start - 1, axis.stop] for axis in box]).T
+    moved = nib.affines.apply_affine(np.linalg.solve(target.affine, mask.affine), ends)
+    first = np.clip(np.floor(moved[0]), 0, np.array(target.shape) - 1).astype(int)
+    last = np.clip(np.ceil(moved[1]), first, np.array(target.shape) - 1).astype(int)
+    return tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
 
 
 class _WinnerInputSpec(ImageStepInputSpec):

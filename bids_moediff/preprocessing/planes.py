@@ -31,8 +31,9 @@ def empty_planes(data: np.ndarray) -> list[str]:
     """
     remarks = []
     for axis, name in enumerate(AXES):
-        planes = np.moveaxis(data, axis, 0).reshape(data.shape[axis], -1)
-        empty = planes.min(axis=1) == planes.max(axis=1)
+        planes = np.moveaxis(data, axis, 0)
+        others = tuple(k for k in range(3) if k != axis)
+        empty = data.min(axis=others) == data.max(axis=others)
         full = np.nonzero(~empty)[0]
         if not len(full):
             continue
@@ -44,20 +45,22 @@ def empty_planes(data: np.ndarray) -> list[str]:
                 f"others ({_some(inner)}, counted from 1): data are missing there"
             )
         front, back = first, len(empty) - 1 - last
-        if axis == 2 and not (front and back) and _abrupt(planes, full, front > 0):
-            count = front + back
-            if count >= LEAST_SHARE * len(empty):
-                where = "first" if front else "last"
-                remarks.append(
-                    f"the {where} {count} of {len(empty)} slices are empty, and the head is cut "
-                    "off there: was the file copied to its end?"
-                )
+        count = 0 if front and back else front + back
+        long = count >= LEAST_SHARE * len(empty)
+        if axis == 2 and long and _abrupt(planes, full, front > 0):
+            where = "first" if front else "last"
+            remarks.append(
+                f"the {where} {count} of {len(empty)} slices are empty, and the head is cut "
+                "off there: was the file copied to its end?"
+            )
     return remarks
 
 
 def _between_full_ones(planes: np.ndarray, inner: np.ndarray, full: np.ndarray) -> np.ndarray:
     """Those of the empty planes that have planes of the head on both sides, not a mask's rim."""
-    filled = (planes != np.median(planes[full])).mean(axis=1)
+    if not len(inner):
+        return inner
+    filled = (planes != np.median(planes[full])).mean(axis=(1, 2))
     usual = FAINT * float(np.median(filled[full]))
     places = np.searchsorted(full, inner)
     beside = np.minimum(filled[full[places - 1]], filled[full[places]])
@@ -74,7 +77,7 @@ def _abrupt(planes: np.ndarray, full: np.ndarray, at_front: bool) -> bool:
     if len(full) < 4:
         return False
     air = np.median(planes[full])
-    brightness = np.abs(planes[full] - air).mean(axis=1)
+    brightness = np.abs(planes[full] - air).reshape(len(full), -1).mean(axis=1)
     edge = brightness[1] if at_front else brightness[-2]
     masked = np.mean(planes[full] == air) > 0.5
     return bool(edge > (ABRUPT_MASKED if masked else ABRUPT) * np.median(brightness))

@@ -9,16 +9,15 @@ this app, but not with MRIQC's numbers. A figure that cannot be computed is None
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from bids_moediff.imaging.grid import voxel_sizes
-from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.masks import head_mask_array, open_cubes
 from bids_moediff.imaging.noise import estimate_noise
 from bids_moediff.imaging.spectrum import AxisResolution, acquired_resolution
 from bids_moediff.quality.familiarity import novelty, scan_figures
@@ -158,8 +157,32 @@ def foreground_background_ratio(data: np.ndarray, head: np.ndarray) -> float | N
     inside, outside = data[head > 0], data[head == 0]
     if not len(inside) or not len(outside):
         return None
-    below = float(np.median(outside.astype(np.float64) ** 2))
-    return float(np.median(inside.astype(np.float64) ** 2)) / below if below > 0 else None
+    below = _median_square(outside)
+    return _median_square(inside) / below if below > 0 else None
+
+
+def _median_square(values: np.ndarray) -> float:
+    """Return the median of the squares; order statistics of 32-bit floats take half the time."""
+    middle = [(len(values) - 1) // 2, len(values) // 2]
+    return float(np.mean(np.partition(np.abs(values), middle)[middle].astype(np.float64) ** 2))
+
+
+def percentiles(values: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Return ``np.percentile`` of 64-bit values from 32-bit ones, in half the time.
+
+    Parameters
+    ----------
+    values
+        (n,), at least one.
+    shares
+        In percent.
+    """
+    places = (len(values) - 1) * np.asarray(shares, dtype=np.float64) / 100
+    ranks = np.floor(places).astype(int)
+    above = np.minimum(ranks + 1, len(values) - 1)
+    ordered = np.partition(values, np.unique([*ranks, *above]))
+    low, high = ordered[ranks].astype(np.float64), ordered[above].astype(np.float64)
+    return np.asarray(low + (high - low) * (places - ranks))
 
 
 def smoothness(data: np.ndarray, mask: np.ndarray, zooms: tuple[float, ...]) -> tuple[float, ...]:
@@ -192,8 +215,8 @@ def summary(values: np.ndarray) -> dict[str, float | None]:
     """Return MRIQC's summary of intensities; every entry is None for an empty sample."""
     if not len(values):
         return {**dict.fromkeys(_STATISTICS), "n": 0.0}
+    low, middle, high = percentiles(values, (5, 50, 95))
     values = values.astype(np.float64)
-    low, middle, high = np.percentile(values, [5, 50, 95])
     away = np.square(values - values.mean())
     variance = float(away.mean())
     return {
@@ -222,8 +245,7 @@ def air_artefact(data: np.ndarray, head: np.ndarray, scale: float | None) -> flo
     if scale is None or not air.any():
         return None
     bright = (data > scale * np.sqrt(-2 * np.log(1e-3))) & air
-    bright = ndimage.binary_opening(bright, structure=np.ones((2, 2, 2)))
-    return float(bright.sum() / air.sum())
+    return float(open_cubes(bright).sum() / air.sum())
 
 
 def _tissue_figures(
@@ -308,7 +330,9 @@ def judge(
     :func:`bids_moediff.quality.input_checks.find_doubts`, which share half of their work.
     """
     scan = prepare(image, mask, suffix, metadata)
-    data, inside = np.asarray(image.dataobj, dtype=np.float32), np.asarray(mask.dataobj) > 0
+    # In C order: values inside a mask are then read in the order of memory.
+    data = np.ascontiguousarray(image.dataobj, dtype=np.float32)
+    inside = np.ascontiguousarray(mask.dataobj) > 0
     figures = _figures(data, inside, voxel_sizes(image.affine), scan)
     return figures, doubts_about(replace(scan, figures=figures))
 
