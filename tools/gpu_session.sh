@@ -3,6 +3,9 @@
 # Train the networks in given times on a GPU machine that has PyTorch, but neither the data nor the
 # imaging libraries. Everything comes from a training pack, made elsewhere with
 #   bids_moediff-train --data BIDS_DIR... --pack-only pack.npz --max-megabytes 55
+# Training needs no shipped weights, and the tree without them and the demo (8 MB) fits into 64 MiB
+# beside the pack (the whole tree, 63 MB, fits alone, for infer):
+#   git archive HEAD -- . ':!*.safetensors' ':!bids_moediff/data/demo' | tar x -C TREE
 #
 #   tools/gpu_session.sh mean PACK RUNS MINUTES
 #   tools/gpu_session.sh rest PACK RUNS MINUTES    experts, student and undistilled student at once
