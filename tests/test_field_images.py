@@ -107,6 +107,103 @@ def test_wrapped_integers_are_read_as_what_they_were(tmp_path, real, slope, inte
     assert [words[:23] for words in remarks] == ["values wrapped at 32767"]
 
 
+def put(tmp_path, data, like, dtype=np.float32):
+    return conform(written(tmp_path / "a.nii.gz", data, like, dtype))
+
+
+@pytest.mark.parametrize("limit", [256, 4096, 65536])
+def test_values_that_began_again_at_zero_are_refused(tmp_path, real, limit):
+    """Tissue beyond the largest integer of its type turned dark; up to it, all is well."""
+    bright = np.clip(values(real) / np.percentile(values(real), 99.5), 0, None)
+    kind = np.uint8 if limit == 256 else np.uint16
+    with pytest.raises(ImageError, match=f"values look wrapped at {limit - 1}: "):
+        put(tmp_path, np.round(bright * 1.2 * limit) % limit, real, kind)
+    for most in (bright / bright.max(), np.minimum(bright, 1)):
+        remarks = put(tmp_path, np.round(most * (limit - 1)), real, kind)[1]
+        assert not any("wrapped" in words for words in remarks)
+
+
+def test_signed_values_of_fewer_bits_are_read_as_unsigned(tmp_path, real):
+    data = np.round(np.clip(values(real) / np.percentile(values(real), 99) * 2800, 0, 4095))
+    image, remarks = put(tmp_path, np.where(data > 2047, data - 4096, data), real, np.int16)
+    assert np.array_equal(values(image), data)
+    assert remarks[0].startswith("values wrapped at 2047")
+
+
+SLICES = {"one": [24], "three": [20, 24, 28], "slab": [22, 23, 24, 25], "first": [0, 1]}
+
+
+@pytest.mark.parametrize("where", SLICES)
+@pytest.mark.parametrize("factor", [20.0, 3.0, 0.05])
+def test_slices_far_brighter_than_their_neighbours_are_scaled_to_them(
+    tmp_path, real, where, factor
+):
+    if factor < 1 and where == "first":
+        pytest.skip("a head becomes dark where it ends")
+    for axis in (2, 1):
+        planes = np.moveaxis(values(real)[:, :, 8:], axis, 0).copy()
+        good = planes.copy()
+        places = [place + (8 if axis == 1 and where == "first" else 0) for place in SLICES[where]]
+        planes[places] *= factor
+        image, remarks = put(tmp_path, np.moveaxis(planes, 0, axis), real)
+        name = ("first", "second", "third")[axis]
+        assert remarks[0].startswith(
+            f"{len(places)} of {len(planes)} slices along the {name} axis"
+        )
+        error = np.moveaxis(values(image), axis, 0) - good
+        tissue = good > np.percentile(good, 70)
+        assert np.sqrt(np.mean(error[tissue] ** 2)) < 0.03 * good[tissue].mean()
+
+
+@pytest.mark.parametrize("shape", [(44, 52, 40), (28, 32, 26), (44, 52, 12)])
+def test_heads_that_end_within_a_few_slices_are_left_alone(tmp_path, shape):
+    zooms = [158 / shape[0], 187 / shape[1], 168 / shape[2]]
+    image = head(shape, tuple(zooms))
+    assert put(tmp_path, values(image), image)[1] == []
+
+
+def test_a_bright_slice_does_not_change_the_mask(tmp_path, real, volume):
+    data = values(real).copy()
+    data[:, :, data.shape[2] // 2] *= 20
+    assert abs(brain_mask(put(tmp_path, data, real)[0])[1]["volume_ml"] / volume - 1) < 0.02
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(0.9, True), (0.7, True), (0.4, False)])
+def test_interleaved_slices_of_other_brightness_are_said(tmp_path, real, factor, kept):
+    data = values(real).copy()
+    data[:, :, ::2] *= factor
+    image, remarks = put(tmp_path, data, real)
+    assert np.array_equal(values(image), data) == kept
+    words = "interleaved slices, which the result keeps" if kept else "they were scaled to these"
+    assert len(remarks) == 1
+    assert remarks[0].endswith(words)
+
+
+def striped(data, amplitude, place):
+    """Add the stripes of a spike in k-space; the image stays a magnitude."""
+    phase = sum(
+        k * np.arange(n).reshape(np.roll([-1, 1, 1], axis)) / n
+        for axis, (k, n) in enumerate(zip(place, data.shape, strict=True))
+    )
+    return np.abs(data + amplitude * np.percentile(data, 99) * np.cos(2 * np.pi * phase))
+
+
+@pytest.mark.parametrize("place", [(11, 14, 0), (9, -12, 7), (0, 13, -9)])
+def test_stripes_are_said_and_strong_ones_refused(tmp_path, real, place):
+    remarks = put(tmp_path, striped(values(real), 0.08, place), real)[1]
+    assert len(remarks) == 1
+    assert "a spike in k-space" in remarks[0]
+    with pytest.raises(ImageError, match="a spike in k-space"):
+        put(tmp_path, striped(values(real), 0.5, place), real)
+
+
+def test_stripes_in_single_slices_are_said_with_their_numbers(tmp_path, real):
+    thick = values(real)[:, :, ::4].copy()
+    thick[:, :, 6:7] = striped(thick[:, :, 6:7], 0.5, (11, 13, 0))
+    remarks = put(tmp_path, thick, real)[1]
+    assert remarks[0].startswith(f"1 of {thick.shape[2]} slices along the third axis (7, counted")
+
+
 def test_signed_scans_and_ordinary_ones_are_left_alone(tmp_path, real):
     data = values(real)
     signed = 30000 * np.sin(data / data.max() * 3) + np.random.default_rng(0).normal(

@@ -106,7 +106,7 @@ def _conformed(
     data = _finite(data, name, remarks)
     if scan:
         remarks += empty_planes(data)
-        data = sound_intensities(data, *_stored(image), remarks)
+        data = sound_intensities(data, *_scaling(image), remarks, name)
     affine, code = _affine(image, data.shape, name, remarks)
     header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
     header.set_data_dtype(np.float32)
@@ -288,11 +288,11 @@ def _check_sum(path: Path, image: nib.spatialimages.SpatialImage) -> None:
         raise ImageError(f"{path.name} is cut short or damaged") from error
 
 
-def _stored(image: nib.spatialimages.SpatialImage) -> tuple[np.dtype, float, float]:
-    """Return data type, slope and intercept of the values in the file."""
+def _scaling(image: nib.spatialimages.SpatialImage) -> tuple[float, float]:
+    """Return slope and intercept of the values in the file."""
     slope = float(getattr(image.dataobj, "slope", 1.0))
     intercept = float(getattr(image.dataobj, "inter", 0.0))
-    return image.get_data_dtype(), slope, intercept
+    return slope, intercept
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correct intensities that no scanner measured: wrapped integers, hot voxels, an offset.
+"""Correct intensities that no scanner measured: wrapped integers, hot voxels, bright slices.
 
 Each is corrected only if the intended value is certain, and a sentence says so. Ordinary images
 are unchanged.
@@ -7,17 +7,24 @@ are unchanged.
 
 import numpy as np
 
+from .slice_brightness import even_slices
+from .stripes import stripe_remarks
+from .wrapped import unwrapped
+
 # Of 45 heads of ten sites the brightest voxel lies at 1.0 to 4.0 times the 99.9th percentile.
 HOT = 5.0
 SATURATED = 0.002  # share of the voxels at the very top; 8-bit scans have up to 0.0013
 PILED_UP = 2.0  # times as many at the very top as in the 2 % of the range below
 # Share of the voxels that may hold one value far beyond all others; fewer are hot voxels.
 FEWEST_PADDED, MOST_PADDED = 0.0005, 0.6
-WRAPPED_DROP = 0.8  # of the total of all steps between neighbours that is left after unwrapping
 
 
 def sound_intensities(
-    data: np.ndarray, stored: np.dtype, slope: float, intercept: float, remarks: list[str]
+    data: np.ndarray,
+    slope: float,
+    intercept: float,
+    remarks: list[str],
+    name: str = "the image",
 ) -> np.ndarray:
     """Return the values with impossible ones corrected.
 
@@ -25,15 +32,23 @@ def sound_intensities(
     ----------
     data
         (x, y, z) ``float32``, finite, scaling applied.
-    stored
-        Data type in the file.
     slope, intercept
         Scaling of the file: ``data = slope * stored + intercept``.
     remarks
         One sentence is added for each change or observation.
+    name
+        Of the image, for errors.
+
+    Raises
+    ------
+    ImageError
+        If values began again at 0, slices share no level of brightness, or stripes are too
+        strong for a brain mask.
     """
-    data = _unwrapped(data, stored, slope, intercept, remarks)
-    data = _without_padding(data, remarks)
+    data = unwrapped(_without_padding(data, remarks), slope, intercept, remarks, name)
+    before = len(remarks)
+    data = even_slices(data, remarks, name)
+    slices_differ = len(remarks) > before
     flat = data.ravel(order="K")  # in the order of memory: another one takes longer
     low, middle, high = (float(value) for value in np.percentile(flat, [0.1, 50, 99.9]))
     if high > low:
@@ -47,32 +62,9 @@ def sound_intensities(
             f"{100 * share:.2g} % of the voxels have the largest value of the image "
             f"({top:.6g}): it is saturated, and contrast was lost in its bright parts"
         )
+    if not _few_values(data):
+        remarks += stripe_remarks(data, name, slices_differ)
     return data
-
-
-def _unwrapped(
-    data: np.ndarray, stored: np.dtype, slope: float, intercept: float, remarks: list[str]
-) -> np.ndarray:
-    """Return unsigned integers that were stored as signed ones: the brightest read as negative."""
-    if stored.kind != "i" or stored.itemsize > 2:
-        return data
-    period = abs(slope) * 2.0 ** (8 * stored.itemsize)
-    wrapped = (data < intercept) if slope > 0 else (data > intercept)
-    if not wrapped.any() or float(np.ptp(data)) < 0.75 * period:
-        return data
-    whole = np.where(wrapped, data + np.float32(np.copysign(period, slope)), data)
-    if _steps(whole) > WRAPPED_DROP * _steps(data):
-        return data
-    limit = 2 ** (8 * stored.itemsize - 1) - 1
-    remarks.append(
-        f"values wrapped at {limit}: {int(wrapped.sum())} voxels are negative beside the "
-        "brightest ones (unsigned numbers stored as signed); they were read as unsigned"
-    )
-    return whole
-
-
-def _steps(data: np.ndarray) -> float:
-    return sum(float(np.abs(np.diff(data, axis=axis)).sum(dtype=np.float64)) for axis in range(3))
 
 
 def _without_padding(data: np.ndarray, remarks: list[str]) -> np.ndarray:

@@ -42,7 +42,7 @@ def empty_planes(data: np.ndarray) -> list[str]:
         if len(inner):
             remarks.append(
                 f"{len(inner)} of {len(empty)} slices along the {name} axis are empty between "
-                f"others ({_some(inner)}, counted from 1): data are missing there"
+                f"others ({some_planes(inner)}, counted from 1): data are missing there"
             )
         front, back = first, len(empty) - 1 - last
         count = 0 if front and back else front + back
@@ -67,7 +67,8 @@ def _between_full_ones(planes: np.ndarray, inner: np.ndarray, full: np.ndarray) 
     return inner[beside >= usual]
 
 
-def _some(places: np.ndarray) -> str:
+def some_planes(places: np.ndarray) -> str:
+    """Return the numbers of the first three planes, counted from 1."""
     words = ", ".join(str(place + 1) for place in places[:3])
     return words + (", ..." if len(places) > 3 else "")
 
