@@ -123,6 +123,22 @@ def test_registration_undoes_a_move_and_the_overlap_tells(recwarn) -> None:
     assert np.linalg.norm((back @ corner - corner)[:3]) < 0.5  # mm
 
 
+def test_a_reference_of_half_the_field_of_view_is_registered() -> None:
+    """Where it shows nothing it is zero, and nothing else is wrong with it."""
+    target, away = sharp(), moved(sharp("T1w"), 3, 4)
+    first = away.shape[2] // 3
+    affine = away.affine.copy()
+    affine[:3, 3] = (away.affine @ [0, 0, first, 1])[:3]
+    part = nib.Nifti1Image(np.asarray(away.dataobj)[:, :, first:], affine)
+    choice = use_reference(target, part)
+    assert choice.record["Used"] and choice.aligned is not None
+    whole = away.affine @ np.linalg.inv(sharp("T1w").affine)
+    corner = target.affine @ [10, 10, 10, 1]
+    assert np.linalg.norm((choice.aligned.move @ corner - whole @ corner)[:3]) < 0.7  # mm
+    found = resample_reference(choice.aligned.image, target.shape, target.affine)
+    assert not found[:, :, : first - 3].any() and found[:, :, first + 3 : -4].any()
+
+
 @pytest.mark.shared
 def test_head_and_neck_are_registered_to_a_reference_of_the_head(shared_data: Path) -> None:
     """From the header's start this registration ends elsewhere; from the other side it works."""

@@ -24,7 +24,7 @@ from bids_moediff.inference.super_resolver import SuperResolver
 from .measure import Pair, Remembered, judged, middle, rendered_pairs, restore, wrong
 
 IN_PLANE = (4.0, 1.0, 1.0)
-STRANGERS = ("niimath_T1w", "uih_s1_T1w", "ds011_sub-08_T1w")
+STRANGERS = ("niimath_T1w",)
 
 
 @dataclass(frozen=True)
