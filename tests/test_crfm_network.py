@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bids_moediff.families.crfm import mapping
 from bids_moediff.families.crfm.features import (
     Guides,
     box_mean,
@@ -15,6 +16,7 @@ from bids_moediff.families.crfm.features import (
     regression,
     windows,
 )
+from bids_moediff.families.crfm.mapping import map_reference, map_tile
 from bids_moediff.families.crfm.network import CRFMConfig, CRFMNetwork, change, fold
 from bids_moediff.families.crfm.restorer import correct_volume
 from bids_moediff.families.whole_volume import pad_to_multiple
@@ -128,3 +130,28 @@ def test_the_window_and_the_condition_matter() -> None:
         correct_volume(made, guides, CONDITION), correct_volume(made, guides, other)
     )
     assert replace(TINY, channels=8) != TINY
+
+
+def test_three_tissues_are_mapped_where_a_slope_fails() -> None:
+    """Dark, medium and bright of the reference are bright, dark and medium in the scan."""
+    coarse = torch.nn.functional.interpolate(torch.rand(1, 1, 6, 6, 6), size=36, mode="trilinear")
+    kinds = (coarse * 3).floor().clamp(0, 2).long()
+    reference = torch.tensor([0.2, 0.5, 0.8])[kinds]
+    scan = torch.tensor([0.9, 0.2, 0.6])[kinds]
+    mapped, explained = map_tile(scan, reference, reference)
+    inner = (slice(None), slice(None), *(slice(6, -6),) * 3)
+    assert float((mapped - scan)[inner].abs().mean()) < 0.03
+    _, agreement = regression(Guides(scan, scan, reference, reference), (13, 13, 13))
+    assert float(explained[inner].mean()) > 0.9 > 0.6 > float(agreement[inner].mean())
+    noise = torch.rand(1, 1, 36, 36, 36)
+    assert float(map_tile(scan, noise, noise)[1].mean()) < 0.15
+    reference[:, :, 18:] = 0
+    assert float(map_tile(scan, reference, reference)[1][:, :, 21:].max()) == 0
+
+
+def test_tiles_of_the_mapped_reference_equal_the_whole(monkeypatch) -> None:
+    start, reference, trip = (torch.rand(40, 38, 33) for _ in range(3))
+    whole = map_reference(start, reference, trip)
+    monkeypatch.setattr(mapping, "TILE", 16)
+    for part, one in zip(map_reference(start, reference, trip), whole, strict=True):
+        assert torch.allclose(part, one, atol=1e-4)

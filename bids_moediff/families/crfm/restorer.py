@@ -23,6 +23,7 @@ from bids_moediff.networks.precision import PRECISIONS, floating
 from bids_moediff.options import Options
 
 from .features import Guides, Proposed, features, gradient_scale, reach
+from .mapping import map_reference, share_of_proposal
 from .network import CRFMNetwork, change, fold
 
 # Voxels of a slab: the windows reach beyond it, so thin slabs would be computed several times.
@@ -80,6 +81,9 @@ class CRFMRestorer:
             lambda fraction: progress("reference", fraction),
             precision=self.precision,
         )
+        mapped, explained = map_reference(*guides[1:])
+        proposal = guides[1] + mapped - problem.round_trip(mapped)
+        corrected.lerp_(proposal, share_of_proposal(explained))
         return torch.lerp(guides[0], corrected, problem.reference_weight, out=corrected)
 
     def sampler(self, problem: Problem, options: Options) -> str:
