@@ -174,7 +174,11 @@ def test_interleaved_slices_of_other_brightness_are_said(tmp_path, real, factor,
     data[:, :, ::2] *= factor
     image, remarks = put(tmp_path, data, real)
     assert np.array_equal(values(image), data) == kept
-    words = "interleaved slices, which the result keeps" if kept else "they were scaled to these"
+    words = (
+        "interleaved slices, which the result keeps"
+        if kept
+        else "scaled to these, with their noise"
+    )
     assert len(remarks) == 1
     assert remarks[0].endswith(words)
 
@@ -195,6 +199,19 @@ def test_stripes_are_said_and_strong_ones_refused(tmp_path, real, place):
     assert "a spike in k-space" in remarks[0]
     with pytest.raises(ImageError, match="a spike in k-space"):
         put(tmp_path, striped(values(real), 0.5, place), real)
+
+
+def test_a_spike_along_the_slices_is_not_taken_for_dark_slices(tmp_path, real):
+    """It adds to each slice: no factor makes these slices like their neighbours."""
+    for name, place in {"second": (0, 12, 0), "third": (0, 0, 12)}.items():
+        with pytest.raises(ImageError, match="a spike in k-space"):
+            put(tmp_path, striped(values(real), 0.4, place), real)
+        data = values(real).copy()
+        planes = np.moveaxis(data, 1 if name == "second" else 2, 0)
+        planes[20:24] += 1.5 * np.percentile(data, 99)
+        image, remarks = put(tmp_path, data, real)
+        assert np.array_equal(values(image), data)
+        assert remarks[0].startswith(f"slices along the {name} axis differ in brightness, but not")
 
 
 def test_stripes_in_single_slices_are_said_with_their_numbers(tmp_path, real):

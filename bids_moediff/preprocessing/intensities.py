@@ -46,9 +46,7 @@ def sound_intensities(
         strong for a brain mask.
     """
     data = unwrapped(_without_padding(data, remarks), slope, intercept, remarks, name)
-    before = len(remarks)
-    data = even_slices(data, remarks, name)
-    slices_differ = len(remarks) > before
+    data, slices_differ = even_slices(data, remarks, name)
     flat = data.ravel(order="K")  # in the order of memory: another one takes longer
     low, middle, high = (float(value) for value in np.percentile(flat, [0.1, 50, 99.9]))
     if high > low:

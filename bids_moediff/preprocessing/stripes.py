@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find stripes: single points of k-space that stand out (spikes of the scanner).
 
-The spectrum of a head is never as sharp as one point: of 72 images of ten sites, no coefficient
-of the windowed spectrum is 2 times as large as all that lie 3 to 5 steps away.
+The spectrum of a head is seldom as sharp as one point. In the real images at hand no coefficient
+of the windowed spectrum exceeds 3.1 times all that lie 3 to 5 steps away, but in one: interleaved
+slices have 12 times, of an amplitude of 1.1 % of the brightness, which only ``FAINTEST`` excuses.
+The limits were set on the same images.
 """
 
 from itertools import product

@@ -10,8 +10,8 @@ SMALLEST_PERIOD, LARGEST_PERIOD = 2**7, 2**16
 LEAST_RANGE = 0.75  # of the period that signed values span
 LEAST_TOP = 0.95  # of the period up to which unsigned values reach
 END = 0.1  # of the range at its ends
-# Share of the neighbours of the brightest values that are among the darkest. Of 72 images it is
-# below 0.003 where it counts more than 8 voxels; of wrapped ones it is 0.06 to 0.22.
+# Share of the neighbours of the brightest values that are among the darkest. Of the real images it
+# is below 0.0003 where it counts more than one pair; of simulated wrapped ones 0.06 to 0.22.
 WRAPPED_SHARE = 0.03
 FEWEST_PAIRS = 1e-4  # of the voxels, for an image that is refused
 LEAST_PAIRS = 50
