@@ -234,7 +234,12 @@ def test_a_scan_of_a_protocol_and_what_is_told_of_it() -> None:
     loaded = cast(
         Any,
         SimpleNamespace(
-            truth=truth, mask=whole, zooms=(1.0,) * 3, affine=np.eye(4), axes=(0, 1, 2)
+            truth=truth,
+            mask=whole,
+            zooms=(1.0,) * 3,
+            affine=np.eye(4),
+            axes=(0, 1, 2),
+            reference=None,
         ),
     )
     thin = protocol_task(loaded, parse_protocol("x4slices-box0.5"))
@@ -257,7 +262,12 @@ def test_bicubic_in_plane_is_that_of_computer_vision() -> None:
     loaded = cast(
         Any,
         SimpleNamespace(
-            truth=truth, mask=whole, zooms=(1.0,) * 3, affine=np.eye(4), axes=(0, 1, 2)
+            truth=truth,
+            mask=whole,
+            zooms=(1.0,) * 3,
+            affine=np.eye(4),
+            axes=(0, 1, 2),
+            reference=None,
         ),
     )
     protocol = parse_protocol("x2inplane-bicubic")
