@@ -4,7 +4,7 @@
 import csv
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -226,22 +226,23 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
             parse_protocol(wrong)
 
 
+def loaded_head(truth: np.ndarray) -> Any:
+    """A head of 1 mm that fills its image."""
+    return SimpleNamespace(
+        truth=truth,
+        mask=np.ones(truth.shape, dtype=bool),
+        zooms=(1.0,) * 3,
+        affine=np.eye(4),
+        axes=(0, 1, 2),
+        reference=None,
+    )
+
+
 def test_a_scan_of_a_protocol_and_what_is_told_of_it() -> None:
     """Thin noisy slices told wide; the same without a word, which the app has to guess."""
     random = np.random.default_rng(0)
     truth = ndimage.gaussian_filter(random.random((32, 32, 32)).astype(np.float32), 1) * 100
-    whole = np.ones(truth.shape, dtype=bool)
-    loaded = cast(
-        Any,
-        SimpleNamespace(
-            truth=truth,
-            mask=whole,
-            zooms=(1.0,) * 3,
-            affine=np.eye(4),
-            axes=(0, 1, 2),
-            reference=None,
-        ),
-    )
+    loaded = loaded_head(truth)
     thin = protocol_task(loaded, parse_protocol("x4slices-box0.5"))
     told = protocol_task(loaded, parse_protocol("x4slices-box0.5+noise4+told-gaussian1"))
     assert thin.acquisition.axes[2] == Axis("box", 0.5)
@@ -258,18 +259,7 @@ def test_a_scan_of_a_protocol_and_what_is_told_of_it() -> None:
 
 def test_bicubic_in_plane_is_that_of_computer_vision() -> None:
     truth = np.random.default_rng(0).random((30, 28, 9)).astype(np.float32)
-    whole = np.ones(truth.shape, dtype=bool)
-    loaded = cast(
-        Any,
-        SimpleNamespace(
-            truth=truth,
-            mask=whole,
-            zooms=(1.0,) * 3,
-            affine=np.eye(4),
-            axes=(0, 1, 2),
-            reference=None,
-        ),
-    )
+    loaded = loaded_head(truth)
     protocol = parse_protocol("x2inplane-bicubic")
     task = protocol_task(loaded, protocol)
     assert task.ratios == (2, 2, 1) and protocol.ratios((0, 2)) == (2, 1, 2)
