@@ -5,6 +5,7 @@
 knows nothing of bids_moediff: N4 (SimpleITK), then AMAP and projection-based thickness (cat-surf).
 OUT gets ``tissue.nii.gz`` (1 fluid, 2 grey, 3 white, fractions between), ``thickness.nii.gz``
 (mm) and ``position.nii.gz`` (0 at the pial, 1 at the white surface), all 0 outside the mask.
+With ``--only-tissue`` it gets the first alone.
 """
 
 import argparse
@@ -59,12 +60,21 @@ def tissue(image: np.ndarray, mask: np.ndarray, zooms: np.ndarray) -> np.ndarray
     return labels
 
 
+def cortex(labels: np.ndarray, zooms: np.ndarray) -> dict[str, np.ndarray]:
+    """Return thickness (mm) and position between the surfaces, from a map of tissues."""
+    fit = np.asfortranarray(labels, dtype=np.float32)
+    fit = cat_surf.vol_blood_vessel_correction(fit, voxelsize=zooms)
+    thickness, position, _, _ = cat_surf.vol_thickness_pbt(fit, voxelsize=zooms)
+    return {"thickness": thickness, "position": position}
+
+
 def main() -> None:
-    """Write the three maps."""
+    """Write the maps."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("image")
     parser.add_argument("mask")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--only-tissue", action="store_true")
     asked = parser.parse_args()
     source = nib.Nifti1Image.from_filename(asked.image)
     mask = np.asarray(nib.Nifti1Image.from_filename(asked.mask).dataobj) > 0
@@ -74,11 +84,10 @@ def main() -> None:
     )
     inside = mask[box]
     labels = tissue(source.get_fdata(dtype=np.float32)[box], inside, zooms)
-    fit = np.asfortranarray(labels, dtype=np.float32)
-    fit = cat_surf.vol_blood_vessel_correction(fit, voxelsize=zooms)
-    thickness, position, _, _ = cat_surf.vol_thickness_pbt(fit, voxelsize=zooms)
+    maps = {"tissue": labels}
+    if not asked.only_tissue:
+        maps |= cortex(labels, zooms)
     asked.out.mkdir(parents=True, exist_ok=True)
-    maps = {"thickness": thickness, "position": position, "tissue": labels}
     for name, values in maps.items():
         whole = np.zeros(mask.shape, dtype=np.float32)
         whole[box] = np.where(inside, values, 0)

@@ -51,8 +51,13 @@ class Anatomy:
 
     def volumes(self) -> dict[str, float]:
         """Return millilitres of each tissue, a voxel of two of them shared by its fractions."""
-        shares = (np.clip(1 - np.abs(self.tissue - k), 0, None).sum() for k in (1, 2, 3))
-        return {name: float(n) * self.voxel for name, n in zip(TISSUES, shares, strict=True)}
+        return tissue_volumes(self.tissue, self.voxel)
+
+
+def tissue_volumes(tissue: np.ndarray, voxel: float) -> dict[str, float]:
+    """Return millilitres of each tissue of a map, with ``voxel`` millilitres a voxel."""
+    shares = (np.clip(1 - np.abs(tissue - k), 0, None).sum() for k in (1, 2, 3))
+    return {name: float(n) * voxel for name, n in zip(TISSUES, shares, strict=True)}
 
 
 def run_tools(tools: Path, image: Path, folder: Path) -> None:
@@ -69,13 +74,34 @@ def run_tools(tools: Path, image: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     mask = folder / "brain.nii.gz"
-    if not mask.is_file():
-        stripped = folder / "stripped.nii.gz"
-        deepbet = tools / "deepbet-cli"
-        _call([deepbet, "-i", image, "-o", stripped, "-m", mask, "--no_gpu"])
-        stripped.unlink(missing_ok=True)
+    find_brain(tools, image, mask)
     if not all((folder / f"{name}.nii.gz").is_file() for name in MAPS):
         _call([tools / "python", SEGMENT, image, mask, folder])
+
+
+def find_brain(tools: Path, image: Path, mask: Path) -> None:
+    """Write the brain mask of an image, unless it is there.
+
+    Parameters
+    ----------
+    tools
+        ``bin`` folder of the tools' environment.
+    image
+        T1w image.
+    mask
+        Where the mask goes.
+    """
+    if mask.is_file():
+        return
+    stripped = mask.with_name("stripped.nii.gz")
+    _call([tools / "deepbet-cli", "-i", image, "-o", stripped, "-m", mask, "--no_gpu"])
+    stripped.unlink(missing_ok=True)
+
+
+def find_tissues(tools: Path, image: Path, mask: Path, folder: Path) -> np.ndarray:
+    """Return the tissues (X, Y, Z) that AMAP finds in an image, without the cortex."""
+    _call([tools / "python", SEGMENT, image, mask, folder, "--only-tissue"])
+    return nib.Nifti1Image.from_filename(folder / "tissue.nii.gz").get_fdata(dtype=np.float32)
 
 
 def _call(command: Sequence[str | Path]) -> None:
