@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bids_moediff.evaluation.tissue_classes import CLASSES
 from bids_moediff.imaging.protocols import parse_protocol
 
 Row = dict[str, Any]
@@ -22,6 +23,8 @@ REFERENCE_COLUMNS = [
     ["only in the reference", "{reference:+.3f}"], ["largest", "{reference_worst:+.3f}"],
     ["in both", "{both:.3f}"],
 ]  # fmt: skip
+# Tissues of a T1w image, ascending as its classes of brightness.
+FROM_DARK = ("fluid", "grey", "white")
 SITES = {"T1w": "T1w", "T2w": "T2w of another site"}
 
 
@@ -210,7 +213,45 @@ def sampling(folder: Path, model: str) -> Row:
         ["mean of all", "{mean}"],
     ]  # fmt: skip
     view = {"where": {"sampler": list(SAMPLERS.values())}, "columns": columns}
-    return _content(rows, shown, {"spans": view})
+    drawn = _best_drawn(rows)
+    content = _content(rows, shown + [_tissues(row) for row in drawn], {"spans": view})
+    content["views"]["tissues"] = TISSUES_VIEW
+    cells = [row[f"v_{name}"] for row in drawn for name in CLASSES]
+    content["values"] |= {
+        "v.heads": len(drawn),
+        "v.heads_within": sum(0.7 <= row["v"] <= 1.4 for row in drawn),
+        "v.tissues": len(cells),
+        "v.tissues_within": sum(0.7 <= cell <= 1.3 for cell in cells),
+    }
+    for protocol in dict.fromkeys(str(row["protocol"]) for row in drawn):
+        for name in ("v", "band"):
+            mine = [row[name] for row in drawn if row["protocol"] == protocol]
+            content["values"][f"{protocol}.mean_{name}"] = sum(mine) / len(mine)
+    return content
+
+
+def _best_drawn(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the samples that the app draws: the model's own, if it has some."""
+    own = [row for row in rows if str(row["sampler"]).startswith("own")]
+    return own or [row for row in rows if row["sampler"] == "learned"]
+
+
+def _tissues(row: Row) -> Row:
+    """Variance over squared error of one image, also by tissue; T2w turns the brightness round."""
+    head = str(row["head"])
+    names = FROM_DARK if head.endswith("T1w") else FROM_DARK[::-1]
+    found = {name: row[f"v_{level}"] for name, level in zip(names, CLASSES, strict=True)}
+    about = {"head": head, "scan": parse_protocol(str(row["protocol"])).name}
+    return about | found | {"whole": row["v"], "kind": "tissues"}
+
+
+TISSUES_VIEW = {
+    "where": {"kind": ["tissues"]},
+    "columns": [
+        ["image", "{head}"], ["scan", "{scan}"], ["v", "{whole:.2f}"],
+        *([name, f"{{{name}:.2f}}"] for name in FROM_DARK),
+    ],
+}  # fmt: skip
 
 
 def _sampled(rows: Sequence[Row], hand: Sequence[float]) -> Row:

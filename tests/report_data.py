@@ -63,6 +63,10 @@ def make_image(root: Path, label: str, seed: int = 0, rich: bool = True) -> dict
         volumes["gates"] = (gates, (1.0, 1.0, 1.0), f"{name}_seg-moegate_res-1mm_probseg")
         winner = gates.argmax(axis=3).astype(np.uint8) + 1
         volumes["expert"] = (winner, (1.0, 1.0, 1.0), f"{name}_seg-moegate_res-1mm_dseg")
+        for number in (1, 2, 3):
+            change = (gates[..., number - 1] - 0.3) * number
+            stem = f"{name}_res-1mm_desc-srexpert{number}_T1w"
+            volumes[f"srexpert{number}"] = (change, (1.0, 1.0, 1.0), stem)
         volumes["srstd"] = (fine * 0.1, (1.0, 1.0, 1.0), f"{name}_res-1mm_desc-srstd_T1w")
     products = {}
     (root / folder).mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,9 @@ def make_image(root: Path, label: str, seed: int = 0, rich: bool = True) -> dict
         if product in ("gates", "expert"):
             sidecar = {"LabelMap": ["smooth", "cortex", "junction"]}
             (root / folder / f"{stem}.json").write_text(json.dumps(sidecar))
+        if product.startswith("srexpert"):
+            expert = {"Expert": ("smooth", "cortex", "junction")[int(product[-1]) - 1]}
+            (root / folder / f"{stem}.json").write_text(json.dumps(expert))
     return {
         "key": f"{name}_T1w",
         "source": f"{folder}/{name}_T1w.nii.gz",

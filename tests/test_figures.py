@@ -139,7 +139,7 @@ def test_every_picture_has_the_same_bytes_twice(scene, tmp_path):
     winner = gates.argmax(axis=3).astype(np.uint8) + 1
     overlays = [
         figures.Overlay(Volume.from_image(nib.Nifti1Image(data, affine((1.0, 1.0, 1.0)))))
-        for data in (gates, winner, gates[..., 0])
+        for data in (gates, winner, gates[..., 0], gates - 0.5)
     ]
     for folder in (tmp_path / "1", tmp_path / "2"):
         figures.write_crops(scene, cubic, folder / "crops.png")
@@ -147,6 +147,7 @@ def test_every_picture_has_the_same_bytes_twice(scene, tmp_path):
         figures.write_mask(scene, figures.Overlay(scene.mask), folder / "mask.png")
         figures.write_gates(scene, overlays[0], folder / "gates.png")
         figures.write_winner(scene, overlays[1], folder / "winner.png")
+        figures.write_changes(scene, overlays[3], folder / "changes.png")
         figures.write_amount(scene, overlays[2], folder / "deviation.png")
         plots.write_profile(scene, cubic, folder / "profile.svg")
         plots.write_histogram(scene, folder / "histogram.svg")
@@ -211,6 +212,19 @@ def test_blank_and_tiny_images_still_give_pictures(tmp_path):
     cubic = figures.cubic_on(scene)
     for write in (figures.write_difference, figures.write_crops, plots.write_profile):
         assert write(scene, cubic, tmp_path / f"{write.__name__}.png").stat().st_size > 0
+
+
+def test_changes_share_one_colour_scale(scene, tmp_path):
+    data = np.zeros((*SHAPE, 2), np.float32)
+    data[..., 0], data[::2, ..., 1] = -1.0, 4.0
+    volume = Volume.from_image(nib.Nifti1Image(data, affine((1.0, 1.0, 1.0))))
+    figures.write_changes(scene, figures.Overlay(volume, ["smooth"]), tmp_path / "changes.png")
+    pixels = np.asarray(Image.open(tmp_path / "changes.png")).astype(int)
+    width, height = scene.size
+    rows = pixels[30:height, :width], pixels[height + 60 :, :width]
+    weak, strong = (row.reshape(-1, 3).std(0).max() for row in rows)
+    assert strong > 2 * weak
+    assert rows[0][height // 2, 40, 2] > rows[0][height // 2, 40, 0], "below zero is blue"
 
 
 def test_gates_and_winner_show_the_right_expert_at_the_right_place(tmp_path):

@@ -56,6 +56,7 @@ def test_nothing_is_loaded_and_links_to_files_resolve(report, page):
 def test_all_pictures_are_there(report, page):
     names = {path.name for path in (report.parent / "sub-01" / "figures").iterdir()}
     wanted = ["input", "sr", "difference", "crops", "mask", "srstd", "gates", "expert"]
+    wanted.append("srexpert1")  # all three in one picture
     assert names == {
         *(f"sub-01_desc-{name}_T1w.png" for name in (*wanted, "thumbnail")),
         "sub-01_desc-profile_T1w.svg",

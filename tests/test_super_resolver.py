@@ -160,6 +160,7 @@ def test_experts_draw_samples_that_agree_with_the_scan(with_experts, sampling):
     assert "3 experts" in result.record["SamplesFrom"]
     assert result.record["SampleSteps"] == 2
     assert result.record["SampleExpertTokens"]["evaluated"] > 0
+    assert "srexpert1" not in result.maps and "SampleExperts" not in result.record
     operator = Operator.between(
         result.image.shape, (0.7,) * 3, image.shape, (1.0,) * 3, Acquisition.uniform("kspace")
     )
@@ -170,9 +171,18 @@ def test_experts_draw_samples_that_agree_with_the_scan(with_experts, sampling):
     field = np.broadcast_to(ramp, image.shape).copy()
     shaded = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * field, image.affine)
     inputs = Inputs(bias_field=nib.Nifti1Image(field, image.affine))
-    sample = data_of(with_experts.enhance(shaded, asked, inputs))["sample_2"]
+    again = with_experts.enhance(shaded, replace(asked, outputs=("gates",)), inputs)
     posed = pose(shaded, (0.7,) * 3, inputs, torch.device("cpu"))
+    sample = data_of(again)["sample_2"]
     assert posed.residual(torch.from_numpy(sample / posed.scale)) < 1e-3
+    # What each expert added to the first sample, in the same units and out of the scan's sight.
+    assert again.record["SampleExperts"] == ["smooth", "cortex", "junction"]
+    changes = [data_of(again)[f"srexpert{number}"] for number in (1, 2, 3)]
+    operator = posed.operator
+    for change in changes:
+        assert np.abs(change).max() > 0
+        seen = operator.forward(torch.from_numpy(change)).numpy()
+        assert np.linalg.norm(seen) < 1e-3 * np.linalg.norm(change)
     alone = with_experts.enhance(image, replace(asked, sampler="expert-2"))
     assert "the expert cortex" in alone.record["SamplesFrom"]
     gaussian = sampling.enhance(image, plain)

@@ -163,6 +163,21 @@ def test_sampler_moves_noise_as_the_whole_network_says(monkeypatch):
     torch.testing.assert_close(cut.draw(5, 2), sampler.draw(5, 2), rtol=1e-4, atol=1e-6)
 
 
+def test_changes_by_the_experts_add_up_to_the_sample():
+    network, view = _network(), _view((slice(4, 20), slice(0, 19), slice(8, 24)))
+    sampler = AngleSampler(network, view, "fp32")
+    changes = []
+    found = sampler.draw(5, 2, changes=changes)
+    assert torch.equal(found, AngleSampler(network, view, "fp32").draw(5, 2))
+    assert len(changes) == 3 and all(float(part.std()) > 0 for part in changes)
+    whole = first_noise(view.scale, 5) + sum(changes)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
+    assert all(float(view.scale.space.measured(part).abs().max()) < 1e-4 for part in changes)
+    one: list[torch.Tensor] = []
+    AngleSampler(network, view, "fp32", only=1).draw(5, 1, changes=one)
+    assert [bool(part.any()) for part in one] == [False, True, False]
+
+
 def test_untrained_experts_leave_the_noise():
     network = VolumeExperts(VolumeExpertsConfig(channels=8)).eval()
     sampler = AngleSampler(network, _view(), "fp32")

@@ -17,6 +17,10 @@ from bids_moediff.settings import Settings
 PREPARATION, NETWORK = "preparation", "network"
 # Key of the record that names the volumes of the gate maps; sidecars have it as LabelMap.
 EXPERTS = "Experts"
+# The same of the experts that drew samples.
+SAMPLE_EXPERTS = "SampleExperts"
+# Key of a sidecar that names the one expert of its image.
+EXPERT = "Expert"
 # Key of the record with rows about the labels of maps, by product; they become its table.
 TABLES = "LabelTables"
 # Key of the record that says how the bias field was estimated.
@@ -37,12 +41,15 @@ class Figure:
         Name of a function in ``reports.figures.DRAW``.
     words
         Words inside the picture.
+    beside
+        Keys of products that are drawn into the same picture.
     """
 
     title: str
     caption: str
     draw: str
     words: str = ""
+    beside: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,35 @@ def _wants_gates(settings: Settings) -> bool:
     return "gates" in settings.outputs
 
 
+CHANGES_FIGURE = Figure(
+    "Who did what: changes by the experts of a sample",
+    "What each expert network added to the noise that the first sample started from, in units of "
+    "the input and on one colour scale. With that noise they add up to the sample minus the "
+    "super-resolved image; none of them changes what was measured.",
+    "changes",
+    beside=("srexpert2", "srexpert3"),
+)
+
+
+def _change(number: int) -> Product:
+    """Return the row of what an expert added to the first sample; experts count from 1."""
+    return Product(
+        key=f"srexpert{number}",
+        entities={"desc": f"srexpert{number}"},
+        sidecar=lambda record: {
+            **_without_expected_error(record),
+            EXPERT: dict(enumerate(record.get(SAMPLE_EXPERTS, ()), 1)).get(number, ""),
+        },
+        description=f"what expert {number} added to the first sample",
+        wanted=lambda settings: _wants_gates(settings) and settings.draws_samples,
+        figure=CHANGES_FIGURE if number == 1 else None,
+    )
+
+
+def _without_expected_error(record: Record) -> Record:
+    return {key: value for key, value in record.items() if not key.startswith("ExpectedError")}
+
+
 # In the order in which they are written.
 _ROWS = (
     Product(
@@ -192,9 +228,7 @@ _ROWS = (
     Product(
         key="sample",
         entities={"desc": "srsample1"},
-        sidecar=lambda record: {
-            key: value for key, value in record.items() if not key.startswith("ExpectedError")
-        },
+        sidecar=_without_expected_error,
         description="first sample of what the image may have looked like; srsample2 and so on",
         each=Several(
             lambda settings, image: [
@@ -237,6 +271,7 @@ _ROWS = (
             "Expert with the largest weight",
         ),
     ),
+    *(_change(number) for number in (1, 2, 3)),
     Product(
         key="kernels",
         entities={"seg": "kernel"},

@@ -220,9 +220,13 @@ def _stream(
 
 
 class ErrorSampler(Protocol):
-    """Draws samples of the error of a restored image."""
+    """Draws samples of the error of a restored image.
+
+    ``changes`` holds what each expert added to the first sample (X, Y, Z), if it was asked for.
+    """
 
     name: str
+    changes: list[Tensor]
 
     def draw(self, seed: int) -> Tensor:
         """Return one sample of the error (X, Y, Z), without shading."""

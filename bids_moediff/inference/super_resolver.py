@@ -55,7 +55,8 @@ class Result:
     maps
         Further images on the output grid by the key of their product. ``"gates"`` (X, Y, Z,
         experts) sums to one. ``"srstd"`` is the expected error, or the deviation over samples, in
-        the units of the input. ``"sample_1"`` and so on are samples.
+        the units of the input. ``"sample_1"`` and so on are samples, ``"srexpert1"`` and so on
+        what each expert added to the first of them.
     residual
         Relative consistency residual ||A x - y|| / ||y||.
     record
@@ -332,6 +333,8 @@ class SuperResolver:
                 sample = posed.image((made.image + error) * posed.scale)
                 store(sample_key(number + 1), sample)
             report("samples", (number + 1) / options.num_samples)
+        for number, change in enumerate(sampling.changes(), 1):
+            maps[f"srexpert{number}"] = posed.image(change * posed.scale)
         record = {
             "NumberOfSamples": spread.count,
             "Sample": options.sample or "posterior",

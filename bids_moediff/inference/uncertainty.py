@@ -2,7 +2,7 @@
 """Estimate the error of a restored image, and draw samples of what it may lack."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,11 +190,15 @@ Draw = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """A sampler: its name, a function from seed to error (X, Y, Z), and the record so far."""
+    """A sampler: its name, a function from seed to error (X, Y, Z), and the record so far.
+
+    ``changes`` returns what each expert added to the first sample, if that was asked for.
+    """
 
     name: str
     draw: Draw
     record: Callable[[], Mapping[str, Any]] = dict
+    changes: Callable[[], Iterable[Tensor]] = tuple
 
 
 def sampler(
@@ -210,11 +214,15 @@ def sampler(
     if own is None:
         return Sampling(GAUSSIAN, found.scale.draw)
 
-    def draw(seed: int) -> Tensor:
-        error = own.draw(seed)
+    def shaded(error: Tensor) -> Tensor:
         return error if field is None else space.project(error * field)
 
-    return Sampling(own.name, draw, own.record)
+    return Sampling(
+        own.name,
+        lambda seed: shaded(own.draw(seed)),
+        own.record,
+        lambda: map(shaded, own.changes),
+    )
 
 
 class Spread:

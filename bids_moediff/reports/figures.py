@@ -328,6 +328,29 @@ def write_gates(scene: Scene, overlay: Overlay, path: Path) -> Path:
     return board.save(path)
 
 
+def write_changes(scene: Scene, overlay: Overlay, path: Path) -> Path:
+    """Write signed changes by the experts (last axis), a row per expert, on one colour scale."""
+    data = overlay.volume.data
+    top = float(np.percentile(np.abs(data[::2, ::2, ::2]).max(3), 99.8)) or 1.0
+    drawn = {
+        plane: canvas.draw_plane(overlay.volume, scene.frame, plane, place)
+        for plane, place in scene.positions.items()
+    }
+    width, height = scene.size
+    shown = experts(overlay, data.shape[3])
+    board = Canvas(width + 90, len(shown) * (height + 30))
+    for number, expert in enumerate(shown):
+        row = number * (height + 30)
+        board.write(f"Added by {expert.words}", 6, row + 6, fontweight="bold")
+        for plane, (left, _) in scene.panels.items():
+            panel = canvas.coloured(drawn[plane][..., number], (-top, top), DIFFERENCE_MAP)
+            size = scene.frame.size(plane)
+            board.put(panel, left, row + 30 + (height - size[1]) // 2)
+            board.letters(plane, left, row + 30 + (height - size[1]) // 2, size)
+    board.colour_bar(width + 16, 60, 220, (-top, top), DIFFERENCE_MAP, "input units")
+    return board.save(path)
+
+
 def write_winner(scene: Scene, overlay: Overlay, path: Path) -> Path:
     """Write the expert with the largest weight (labels from 1), in colours over the result."""
     shown = experts(overlay, max(len(overlay.names), int(overlay.volume.data.max()), 1))
@@ -378,6 +401,7 @@ DRAW: Mapping[str, Callable[[Scene, Overlay, Path], Path]] = {
     "amount": write_amount,
     "expert weights": write_gates,
     "leading expert": write_winner,
+    "changes": write_changes,
     "kernels": write_kernels,
 }
 

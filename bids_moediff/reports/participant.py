@@ -10,7 +10,7 @@ derivatives give the same bytes.
 import base64
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -19,13 +19,15 @@ from typing import Any
 
 import jinja2
 import nibabel as nib
+import numpy as np
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import figure_path, parse_name
+from bids_moediff.bids.products import EXPERT, Figure
 from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.preprocessing.conform import conform
 from bids_moediff.quality.figures import DESCRIPTIONS
-from bids_moediff.reports import captions, combined, facts, figures
+from bids_moediff.reports import canvas, captions, combined, facts, figures
 from bids_moediff.reports.figures import Scene
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.runtime.sink import write_text
@@ -246,7 +248,6 @@ def draw_pictures(
         Root mean square of result minus cubic interpolation in the brain, in input units.
     """
     from bids_moediff.reports import plots, viewer
-    from bids_moediff.reports.canvas import Volume
 
     def load(name: str) -> Any:
         return nib.load(products[name]) if name in products else None
@@ -267,18 +268,30 @@ def draw_pictures(
     overlays = {}
     for row in captions.drawn_products():
         if row.key in products and row.figure is not None:
-            volume = Volume.from_image(load(row.key))
-            names = label_names(products[row.key])
-            overlay = figures.Overlay(volume, names, row.figure.words)
+            overlay = load_overlay(row.figure, [row.key, *row.figure.beside], products)
             figures.DRAW[row.figure.draw](scene, overlay, path(row.key))
             overlays[row.key] = overlay
     view = viewer.make_view(scene, overlays.get("srstd"), overlays.get("gates"))
     return scene, view, figures.change(scene, cubic)
 
 
+def load_overlay(
+    figure: Figure, keys: Sequence[str], products: Mapping[str, Path]
+) -> figures.Overlay:
+    """Read what a figure shows; several products become volumes along the last axis."""
+    paths = [products[key] for key in keys if key in products]
+    volume = canvas.Volume.from_image(nib.load(paths[0]))
+    if figure.beside:
+        parts = [canvas.Volume.from_image(nib.load(path)).data for path in paths]
+        volume = replace(volume, data=np.stack(parts, axis=3))
+    names = [name for path in paths for name in label_names(path)]
+    return figures.Overlay(volume, names, figure.words)
+
+
 def label_names(path: Path) -> list[str]:
-    """Return the names of the volumes or labels of a map, from its sidecar."""
+    """Return the names of the volumes or labels of a map, or of its one expert."""
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     if not sidecar.exists():
         return []
-    return list(json.loads(sidecar.read_text(encoding="utf-8")).get("LabelMap", ()))
+    record = json.loads(sidecar.read_text(encoding="utf-8"))
+    return list(record.get("LabelMap", [record[EXPERT]] if EXPERT in record else []))

@@ -153,12 +153,19 @@ def test_an_image_holds_if_its_worst_measurement_does(tmp_path: Path) -> None:
 def test_samples_are_compared_with_the_image_and_the_baseline(tmp_path: Path) -> None:
     base = {"head": "a_T1w", "protocol": "x2iso-kspace", "model": "net", "correlation": 0.6}
     base |= {"energy_percent": -1.25, "crps_percent": 1, "psnr_image": 30, "psnr_mean": 29}
+    base |= {"band": 0.9, "v_dark": 0.6, "v_middle": 1, "v_bright": 1.31}
     rows = [
         base | {"sampler": name, "v": v, "psnr_sample": psnr}
         for name, v, psnr in (("by hand", 0.5, 28), ("learned", 0.9, 27), ("own: x", 1.1, 26))
     ]
     found = evaluation_tables.sampling(tsv(tmp_path / "sampling.tsv", *rows), "net")
-    assert [row["v_hand"] for row in found["rows"]] == ["0.50"] * 3
-    assert [row["one"] for row in found["rows"]] == ["-2.0 dB", "-3.0 dB", "-4.0 dB"]
+    spans, tissues = found["rows"][:3], found["rows"][3]
+    assert [row["v_hand"] for row in spans] == ["0.50"] * 3
+    assert [row["one"] for row in spans] == ["-2.0 dB", "-3.0 dB", "-4.0 dB"]
+    assert (tissues["whole"], tissues["fluid"], tissues["white"]) == (1.1, 0.6, 1.31), "of its own"
+    assert (found["values"]["v.tissues_within"], found["values"]["v.heads_within"]) == (1, 1)
     assert found["values"]["T1w.x2iso-kspace.own.one_low"] == -4
     assert found["views"]["spans"]["where"] == {"sampler": ["Gaussian noise", "experts"]}
+    turned = [row | {"head": "a_T2w", "v": 1.5} for row in rows[:2]]
+    found = evaluation_tables.sampling(tsv(tmp_path / "sampling.tsv", *turned), "net")
+    assert (found["rows"][-1]["white"], found["values"]["v.heads_within"]) == (0.6, 0)

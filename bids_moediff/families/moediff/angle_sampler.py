@@ -191,7 +191,11 @@ class AngleSampler:
         return Scene(torch.cat(parts, 2), made[:, -1:].clone(), gates, numbers)
 
     def draw(
-        self, seed: int, steps: int, report: Callable[[float], None] = lambda fraction: None
+        self,
+        seed: int,
+        steps: int,
+        report: Callable[[float], None] = lambda fraction: None,
+        changes: list[Tensor] | None = None,
     ) -> Tensor:
         """Return a sample of the unmeasured part (X, Y, Z).
 
@@ -203,21 +207,35 @@ class AngleSampler:
             Evaluations of the experts.
         report
             Called after each step.
+        changes
+            Gets what each expert added (X, Y, Z); with the first noise they add up to the sample.
         """
         z = first_noise(self.view.scale, seed)
         held: dict[int, Tensor] = {}
+        moved: dict[int, Tensor] = {}
         for step, place in enumerate(evaluation_places(steps)):
             with torch.inference_mode(), self._autocast():
                 change = self._velocity(z, place, (step, steps), held)
-                z = self.view.add(z, self.deviation * change / steps)
-                z = self.view.scale.space.project(z)
+                z = self._moved(z, change / steps)
+            if changes is not None:
+                for index, part in held.items():
+                    moved[index] = moved.get(index, 0) + part / steps
             report((step + 1) / steps)
+        if changes is not None:
+            # The projection is linear, so that of the sum is the sum of those of the steps.
+            nothing = torch.zeros_like(z)
+            changes += [self._moved(nothing, part) for _, part in sorted(moved.items())]
         return z
+
+    def _moved(self, z: Tensor, change: Tensor) -> Tensor:
+        """Return z (X, Y, Z) plus a folded change in units of d, without its measured part."""
+        moved = self.view.add(z, self.deviation * unfold(change)[0, 0])
+        return self.view.scale.space.project(moved)
 
     def _velocity(
         self, z: Tensor, place: float, step: tuple[int, int], held: dict[int, Tensor]
     ) -> Tensor:
-        """Return F' of the mixture (X, Y, Z) within the box."""
+        """Return folded F' of the mixture (1, 8, x, y, z) within the box."""
         folded = fold((self.view.cut(z) / self.deviation)[None, None])
         angle = torch.asin(torch.tensor([place], device=z.device).sqrt())
         total = torch.zeros_like(folded)
@@ -227,7 +245,7 @@ class AngleSampler:
             else:
                 self.counts.add(0, self._tokens(folded.shape[2:]))
             total += held[index]
-        return unfold(total)[0, 0]
+        return total
 
     @staticmethod
     def _tokens(sizes: Sequence[int]) -> int:

@@ -33,20 +33,28 @@ class ExpertsSampler:
         Name of the method, for the sidecar.
     """
 
+    # Whether what each expert adds to the first sample is kept.
+    keeps_changes = False
+
     def __init__(self, sampler: AngleSampler, scale: LocalScale, steps: int, name: str) -> None:
         self.sampler, self.scale, self.steps, self.name = sampler, scale, steps, name
+        self.changes: list[Tensor] = []
 
     def draw(self, seed: int) -> Tensor:
         """Return one sample of the error (X, Y, Z)."""
-        missing, known = self.sampler.draw(seed, self.steps), self.scale.measured_noise(seed)
+        kept = self.changes if self.keeps_changes and not self.changes else None
+        missing = self.sampler.draw(seed, self.steps, changes=kept)
+        known = self.scale.measured_noise(seed)
         return missing if known is None else missing + known
 
     def record(self) -> dict[str, Any]:
         """Return the record of the samples so far, for the sidecar."""
         counts = self.sampler.counts
+        names = list(self.sampler.experts.config.experts)
         return {
             "SampleSteps": self.steps,
             "SampleExpertTokens": {"evaluated": counts.evaluated, "skipped": counts.skipped},
+            **({"SampleExperts": names} if self.changes else {}),
         }
 
 
@@ -107,4 +115,6 @@ def experts_sampler(
     names = experts.config.experts
     who = f"the expert {names[only]}" if only is not None else f"{len(names)} experts on volumes"
     name = f"{who}, from coloured noise in the null space of the acquisition"
-    return ExpertsSampler(sampler, scale, options.num_steps or STEPS, name)
+    made = ExpertsSampler(sampler, scale, options.num_steps or STEPS, name)
+    made.keeps_changes = "gates" in options.outputs
+    return made
