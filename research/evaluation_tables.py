@@ -225,8 +225,8 @@ def sampling(folder: Path, model: str) -> Row:
     }
     for protocol in dict.fromkeys(str(row["protocol"]) for row in drawn):
         for name in ("v", "band"):
-            mine = [row[name] for row in drawn if row["protocol"] == protocol]
-            content["values"][f"{protocol}.mean_{name}"] = sum(mine) / len(mine)
+            found = [float(row[name]) for row in drawn if row["protocol"] == protocol]
+            content["values"][f"{protocol}.mean_{name}"] = sum(found) / len(found)
     return content
 
 

@@ -280,9 +280,10 @@ def load_overlay(
 ) -> figures.Overlay:
     """Read what a figure shows; several products become volumes along the last axis."""
     paths = [products[key] for key in keys if key in products]
-    volume = canvas.Volume.from_image(nib.load(paths[0]))
+    images = [nib.Nifti1Image.from_filename(path) for path in paths]
+    volume = canvas.Volume.from_image(images[0])
     if figure.beside:
-        parts = [canvas.Volume.from_image(nib.load(path)).data for path in paths]
+        parts = [canvas.Volume.from_image(image).data for image in images]
         volume = replace(volume, data=np.stack(parts, axis=3))
     names = [name for path in paths for name in label_names(path)]
     return figures.Overlay(volume, names, figure.words)
