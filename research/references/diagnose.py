@@ -19,39 +19,25 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_moediff.evaluation.benchmark import Task, make_task
+from bids_moediff.evaluation.benchmark import Task
 from bids_moediff.imaging.noise import tissue_noise
 from bids_moediff.imaging.reference import align_reference, resample_reference
 from bids_moediff.inference.super_resolver import SuperResolver
 
-from .measure import Pair, Remembered, judged, middle, restore
+from .measure import RATIO, Pair, Remembered, restore, sessions
 
 WINDOW = 9  # voxels
-RATIO = 4.0
 SHIFTS = (0.25, 0.5, 1.0)  # mm
 
 
 def pairs(folder: Path, side: int) -> Iterator[Pair]:
     """Return every image but the T1w, coarse along the axes in plane, with the T1w."""
-    subject = folder.name
-    reference = nib.nifti1.load(folder / f"anat/{subject}_T1w.nii.gz")
-    for suffix in ("T2w", "FLAIR"):
-        path = folder / f"anat/{subject}_{suffix}.nii.gz"
-        if not path.is_file():
-            continue
-        image = nib.nifti1.load(path)
-        data, mask, zooms, box, affine = middle(image, side)
-        scan = make_task(data, mask, zooms, image.affine, (RATIO, 1.0, 1.0), "kspace")
-        right = align_reference(scan.coarse_image, reference)
-        print(f"# {subject} {suffix}: voxels {zooms}, overlap {right.overlap:.3f}", flush=True)
-        for axis in np.argsort(zooms, kind="stable")[:2]:
-            ratios = [1.0, 1.0, 1.0]
-            ratios[axis] = RATIO
-            first, second, third = ratios
-            task = make_task(
-                data[box], judged(mask[box]), zooms, affine, (first, second, third), "kspace"
-            )
-            yield Pair(f"{subject} {suffix} axis {axis}", task, right.image, right.image)
+    for session in sessions(folder, side):
+        right = align_reference(session.scan, session.reference)
+        print(f"# {session.name}: voxels {session.zooms}, overlap {right.overlap:.3f}", flush=True)
+        for axis in np.argsort(session.zooms, kind="stable")[:2]:
+            name = f"{session.name} axis {axis}"
+            yield Pair(name, session.task(int(axis)), right.image, right.image)
 
 
 def moved(image: nib.Nifti1Image, shift: np.ndarray) -> nib.Nifti1Image:

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import nibabel as nib
 
-from bids_moediff.evaluation.benchmark import Task, make_task
+from bids_moediff.evaluation.benchmark import Task
 from bids_moediff.imaging.metrics import psnr
 from bids_moediff.imaging.reference import use_reference
 from bids_moediff.inference.super_resolver import SuperResolver
 
-from .measure import Pair, Remembered, judged, middle, rendered_pairs, restore, wrong
+from .measure import Pair, Remembered, rendered_pairs, restore, sessions, wrong
 
-IN_PLANE = (4.0, 1.0, 1.0)
 STRANGERS = ("niimath_T1w",)
 
 
@@ -39,20 +38,12 @@ class Offer:
 
 def real_offers(shared: Path, subject: str, side: int) -> Iterator[Offer]:
     """Yield every image but the T1w, four times coarser in plane, with the T1w and wrong ones."""
-    folder = shared / "bids_mini" / subject / "anat"
-    reference = nib.nifti1.load(folder / f"{subject}_T1w.nii.gz")
     strangers = {name: nib.nifti1.load(shared / f"t1w/{name}.nii.gz") for name in STRANGERS}
-    for suffix in ("T2w", "FLAIR"):
-        path = folder / f"{subject}_{suffix}.nii.gz"
-        if not path.is_file():
-            continue
-        image = nib.nifti1.load(path)
-        data, mask, zooms, box, affine = middle(image, side)
-        scan = make_task(data, mask, zooms, image.affine, IN_PLANE, "kspace").coarse_image
-        task = make_task(data[box], judged(mask[box]), zooms, affine, IN_PLANE, "kspace")
-        references = {"right": reference} | wrong(Pair("", task, reference, reference))
+    for session in sessions(shared / "bids_mini" / subject, side):
+        task, right = session.task(), session.reference
+        references = {"right": right} | wrong(Pair("", task, right, right))
         del references["another subject's"]
-        yield Offer(f"{subject} {suffix}", scan, task, references | strangers)
+        yield Offer(session.name, session.scan, task, references | strangers)
 
 
 def rendered_offers(shared: Path, names: list[str], side: int) -> Iterator[Offer]:

@@ -12,6 +12,7 @@ would refuse most of them. Prints tab-separated rows: PSNR in dB in the head mas
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from .pack import UNSEEN
 from .render import render
 
 SHIFT = 5.0  # mm
+RATIO = 4.0  # of the real pairs, in plane
 RENDERED = (("T2w", (1.0, 1.0, 4.0), "gaussian"), ("FLAIR", (2.0, 2.0, 2.0), "kspace"))
 LESION, CONTRAST = 5.0, 0.25  # mm, of the range
 COMPARED = ("cubic", "back-projection")
@@ -105,20 +107,66 @@ def middle(
     return data, mask, zooms, box, affine
 
 
+@dataclass(frozen=True)
+class Session:
+    """An image of a session, its T1w, and what tasks are made of in the middle of the head."""
+
+    name: str
+    image: nib.Nifti1Image
+    reference: nib.Nifti1Image
+    side: int
+
+    @cached_property
+    def _middle(self) -> tuple[np.ndarray, np.ndarray, Triple, tuple[slice, ...], np.ndarray]:
+        return middle(self.image, self.side)
+
+    @property
+    def zooms(self) -> Triple:
+        """Voxel sizes of the image (mm)."""
+        return self._middle[2]
+
+    @cached_property
+    def scan(self) -> nib.Nifti1Image:
+        """The whole image, coarse along its first axis, as it would have been scanned."""
+        data, mask, zooms, _, _ = self._middle
+        return make_task(
+            data, mask, zooms, self.image.affine, coarse_along(0), "kspace"
+        ).coarse_image
+
+    def task(self, axis: int = 0) -> Task:
+        """Return the middle block, coarse along an axis."""
+        data, mask, zooms, box, affine = self._middle
+        return make_task(data[box], judged(mask[box]), zooms, affine, coarse_along(axis), "kspace")
+
+
+def coarse_along(axis: int) -> Triple:
+    """Ratios of a scan that is coarse along one axis."""
+    first, second, third = (RATIO if one == axis else 1.0 for one in range(3))
+    return first, second, third
+
+
+def sessions(
+    folder: Path, side: int, suffixes: Sequence[str] = ("T2w", "FLAIR")
+) -> Iterator[Session]:
+    """Open every image of a subject's folder of bids_mini that has one of the suffixes."""
+    anat, subject = folder / "anat", folder.name
+    reference = nib.nifti1.load(anat / f"{subject}_T1w.nii.gz")
+    for suffix in suffixes:
+        path = anat / f"{subject}_{suffix}.nii.gz"
+        if path.is_file():
+            yield Session(f"{subject} {suffix}", nib.nifti1.load(path), reference, side)
+
+
 def real_pairs(shared: Path, side: int) -> Iterator[Pair]:
     """sub-03, coarse along either axis in plane."""
-    folder = shared / "bids_mini/sub-03/anat"
-    image = nib.nifti1.load(folder / "sub-03_T2w.nii.gz")
-    reference = nib.nifti1.load(folder / "sub-03_T1w.nii.gz")
     stranger = nib.nifti1.load(shared / "t1w/niimath_T1w.nii.gz")
-    data, mask, zooms, box, affine = middle(image, side)
-    scan = make_task(data, mask, zooms, image.affine, (4.0, 1.0, 1.0), "kspace").coarse_image
-    right, other = align_reference(scan, reference), align_reference(scan, stranger)
-    print(f"# sub-03: overlap {right.overlap:.3f}, stranger {other.overlap:.3f}", flush=True)
-    for axis in (0, 1):
-        ratios = (4.0, 1.0, 1.0) if axis == 0 else (1.0, 4.0, 1.0)
-        task = make_task(data[box], judged(mask[box]), zooms, affine, ratios, "kspace")
-        yield Pair(f"sub-03 T2w x4 axis {axis}", task, right.image, other.image)
+    for session in sessions(shared / "bids_mini/sub-03", side, ["T2w"]):
+        right = align_reference(session.scan, session.reference)
+        other = align_reference(session.scan, stranger)
+        print(f"# sub-03: overlap {right.overlap:.3f}, stranger {other.overlap:.3f}", flush=True)
+        for axis in (0, 1):
+            name = f"{session.name} x4 axis {axis}"
+            yield Pair(name, session.task(axis), right.image, other.image)
 
 
 def rendered_pairs(shared: Path, side: int, names: Sequence[str] = UNSEEN) -> Iterator[Pair]:
