@@ -27,6 +27,8 @@ INSTALLED := $(VENV)/.installed
 
 # Packages in the user's home must not leak into the environment.
 export PYTHONNOUSERSITE := 1
+# Tests start the app dozens of times; without bytecode every process compiles the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long lint docs wheel image clean
