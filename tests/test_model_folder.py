@@ -51,10 +51,11 @@ def test_round_trip_stores_halves_and_loads_floats(folder: Path) -> None:
 def test_saving_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     network = load_model(folder).network
     model_folder.save_model(network, CONFIG, tmp_path / "again", "# Card\n")
-    for name in ("config.json", "model.safetensors", "MODEL_CARD.md"):
+    for name in ("config.json", "model.safetensors", "MODEL_CARD.md", "SHA256SUMS"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
     assert sorted(p.name for p in folder.iterdir()) == [
         "MODEL_CARD.md",
+        "SHA256SUMS",
         "config.json",
         "model.safetensors",
     ]
@@ -166,6 +167,28 @@ def test_a_changed_file_is_not_as_shipped(folder: Path, monkeypatch: pytest.Monk
     assert not model_folder.is_as_shipped("m")
     weights.unlink()
     assert not model_folder.is_as_shipped("m")
+
+
+def test_a_folder_is_as_written_until_anything_changes(folder: Path) -> None:
+    assert model_folder.is_as_written(folder)
+    sums = folder / model_folder.SUMS_NAME
+    listed = sums.read_text()
+    (folder / "MODEL_CARD.md").write_text("# Said better\n")
+    assert model_folder.is_as_written(folder)
+    (folder / "calibration.json").write_text("{}")  # a file that nobody loaded
+    assert not model_folder.is_as_written(folder)
+    (folder / "calibration.json").unlink()
+    sums.write_text(listed.replace("bids_moediff 0", "bids_moediff 999"))
+    assert not model_folder.is_as_written(folder)
+    sums.write_text(listed)
+    for name in ("config.json", "model.safetensors"):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before[:-1] + b" ")
+        assert not model_folder.is_as_written(folder)
+        (folder / name).write_bytes(before)
+        assert model_folder.is_as_written(folder)
+    sums.unlink()
+    assert not model_folder.is_as_written(folder)
 
 
 @pytest.mark.parametrize("name", ["brainmask", "student"])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_moediff import __version__
 from bids_moediff.errors import WeightsError
 from bids_moediff.runtime.sink import write_bytes
 from bids_moediff.runtime.text import one_line
@@ -35,7 +36,9 @@ HELPERS = frozenset({"brainmask"})  # shipped for preparation: no choice of --mo
 
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "MODEL_CARD.md"
-SUMS_NAME = "SHA256SUMS"  # of the shipped networks; made by tools/weight_sums.py
+# Of the shipped networks, made by tools/weight_sums.py; of a folder, made by save_model.
+SUMS_NAME = "SHA256SUMS"
+WRITTEN_BY = f"# bids_moediff {__version__}"
 CALIBRATION_NAME = "calibration.json"  # how large the error of a result is; may be absent
 BOUNDS_NAME = "bounds.json"  # what bounds the error of most heads; may be absent
 FORMAT_VERSION = 1
@@ -136,7 +139,8 @@ def save_model(
 
     ``config`` holds "family" and its sections, ``card`` the text of MODEL_CARD.md. Weights are
     written first and config.json last, each atomically, so an interrupted save never looks like a
-    model. The config.json of an earlier save is overwritten.
+    model. The config.json of an earlier save is overwritten. SHA256SUMS is for
+    :func:`is_as_written`.
     """
     import torch
     from safetensors.torch import save
@@ -150,9 +154,12 @@ def save_model(
     data = save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     written = dict(config) | {"format": FORMAT_VERSION, "sha256": digest}
+    content = (json.dumps(written, indent=2) + "\n").encode()
+    sums = [f"{hashlib.sha256(content).hexdigest()}  {CONFIG_NAME}", f"{digest}  {WEIGHTS_NAME}"]
     write_bytes(data, folder / WEIGHTS_NAME)
     write_bytes(card.encode(), folder / CARD_NAME)
-    write_bytes((json.dumps(written, indent=2) + "\n").encode(), folder / CONFIG_NAME)
+    write_bytes("\n".join([WRITTEN_BY, *sums, ""]).encode(), folder / SUMS_NAME)
+    write_bytes(content, folder / CONFIG_NAME)
     return digest
 
 
@@ -321,6 +328,24 @@ def is_as_shipped(name_or_dir: str | Path) -> bool:
         listed = {name: digest for digest, name in pairs}
         return f"{name_or_dir}/{CONFIG_NAME}" in listed and all(
             hashlib.sha256(_read_bytes(MODELS_FOLDER / name, MOST_WEIGHTS)).hexdigest() == digest
+            for name, digest in listed.items()
+        )
+    except (OSError, ValueError, WeightsError):
+        return False
+
+
+def is_as_written(folder: str | Path) -> bool:
+    """Return True if this version of the app wrote all files of a model folder but the card.
+
+    What was written from a network need not be loaded to know that it can be.
+    """
+    folder = Path(folder)
+    try:
+        first, *lines = (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()
+        listed = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+        there = {path.name for path in folder.iterdir()} - {SUMS_NAME, CARD_NAME}
+        return (first, there) == (WRITTEN_BY, set(listed)) and all(
+            hashlib.sha256(_read_bytes(folder / name, MOST_WEIGHTS)).hexdigest() == digest
             for name, digest in listed.items()
         )
     except (OSError, ValueError, WeightsError):
