@@ -20,7 +20,7 @@ from bids_moediff.combination.copies import is_copy
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
 from bids_moediff.combination.observation import Observation, total
-from bids_moediff.combination.resampling import Resampler, decompose
+from bids_moediff.combination.resampling import Resampler, _bridge, _Side, decompose
 from bids_moediff.combination.scans import QUIETEST, Combined, _not_too_quiet, combine
 from bids_moediff.combination.shading import fit_shading, shading_map
 from bids_moediff.combination.slice_weights import BAD, GOOD, SMOOTHING, slice_weights
@@ -551,3 +551,12 @@ def test_the_mean_is_weighted_by_the_inverse_of_the_variance(stacks: list[Scan])
     assert torch.allclose(mean, torch.tensor(1.2)) and torch.allclose(
         variance, torch.tensor(0.008)
     )
+
+
+def test_the_bridge_between_two_ends_has_equal_steps() -> None:
+    """So the periodic line has no jump that would ring into the head."""
+    line = torch.linspace(0, 6, 7)[:, None, None].expand(7, 2, 3)
+    side = _Side(first=0, last=7, before=2, after=3, target=2, size=7)
+    bridged = _bridge(line, 0, side)[:, 0, 0]
+    steps = torch.diff(torch.cat([bridged[8:], bridged[:3]]))  # the last voxel to the first
+    assert len(bridged) == 12 and torch.allclose(steps, torch.full((6,), -1.0))

@@ -5,6 +5,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -127,3 +128,15 @@ def device():
 
 def small(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return image.slicer[20:40, 20:40, 20:40]
+
+
+def test_a_factor_is_rounded_up_and_a_head_has_its_worst_score() -> None:
+    """A file that rounds down would bound fewer heads than it says."""
+    rows = [
+        {"head": f"h{number}", "protocol": key, "map": "map", "samples": 0, "score": value}
+        for number in range(24)
+        for key, value in (("a", 1.2341), ("b", 1.0))
+    ]
+    resolver = SimpleNamespace(uncertainty=SimpleNamespace(weights={}))
+    factor = bounds(rows, resolver)["factors"]["map"]  # type: ignore[arg-type]
+    assert 1.2341 <= factor <= 1.2351

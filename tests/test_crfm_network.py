@@ -13,6 +13,7 @@ from bids_moediff.families.crfm.features import (
     features,
     gradient_scale,
     gradients,
+    known_share,
     regression,
     windows,
 )
@@ -155,3 +156,16 @@ def test_tiles_of_the_mapped_reference_equal_the_whole(monkeypatch) -> None:
     monkeypatch.setattr(mapping, "TILE", 16)
     for part, one in zip(map_reference(start, reference, trip), whole, strict=True):
         assert torch.allclose(part, one, atol=1e-4)
+
+
+def test_a_reference_fades_out_at_the_border_of_its_field_of_view() -> None:
+    reference = torch.ones(1, 1, 12, 9, 9)
+    reference[:, :, 6:] = 0
+    share = known_share(reference)[0, 0, :, 4, 4]
+    assert torch.allclose(share[3:8], torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0]), atol=1e-6)
+
+
+def test_a_sure_proposal_is_followed_and_one_by_chance_is_not() -> None:
+    half = (1 + mapping.CHANCE) / 2
+    found = mapping.share_of_proposal(torch.tensor([1.0, half, mapping.CHANCE, 0.0]))
+    assert torch.allclose(found, mapping.SHARE * torch.tensor([1.0, 0.25, 0.0, 0.0]))

@@ -13,6 +13,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_moediff.cli.dicom import main
+from bids_moediff.dicom import source
+from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import output_grid
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install '.[dicom]'")
@@ -420,3 +422,18 @@ def test_what_is_no_image_is_refused(case, capsys, what, tmp_path):
     assert convert(case, f"out-{what}", image=path.name) == 2
     assert path.name in capsys.readouterr().err
     assert not (case / f"out-{what}").exists()
+
+
+def test_a_turned_image_in_the_same_limits_is_another_field_of_view() -> None:
+    """An image turned by 45 degrees in plane, whose corners touch the series' four sides."""
+    header = pydicom.Dataset()
+    header.SeriesInstanceUID = "1.2.3"
+    series = source.Series((header,), (20, 20, 5), np.diag([1.0, 1.0, 2.0, 1.0]))
+    size = 20 / np.sqrt(2) / 20
+    turned = np.eye(4)
+    turned[:2, :2] = size * np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    turned[2, 2] = 2.0
+    turned[:3, 3] = series.affine[:3, :3] @ [9.5, 9.5, 2] - turned[:3, :3] @ [9.5, 9.5, 2]
+    assert source.match_series([series], (20, 20, 5), series.affine) is series
+    with pytest.raises(UsageError, match="field of view"):
+        source.match_series([series], (20, 20, 5), turned)

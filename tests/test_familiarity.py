@@ -19,8 +19,8 @@ from bids_moediff.quality.familiarity import (
     scan_figures,
     summarise,
 )
-from bids_moediff.quality.figures import quality_figures
-from bids_moediff.quality.input_checks import find_doubts, prepare
+from bids_moediff.quality.figures import judge
+from bids_moediff.quality.input_checks import prepare
 from conftest import DEMO
 from test_input_checks import AFFINE
 
@@ -51,15 +51,19 @@ def inverted(data: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def usual(demo) -> Novelty:
+    return judged(*demo)
+
+
+@pytest.fixture(scope="module")
 def demo() -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """The head that ships: one that trained nothing, with thick slices."""
     image = conform(DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz")[0]
     return image, brain_mask(image)[0]
 
 
-def test_a_real_head_is_usual(demo):
-    image, mask = demo
-    assert judged(image, mask).distance < 0.7 * FAR
+def test_a_real_head_is_usual(usual):
+    assert usual.distance < 0.7 * FAR
 
 
 def test_noise_and_a_ball_of_one_brightness_are_not():
@@ -93,9 +97,8 @@ def test_an_inverted_head_is_not(demo):
     assert found.furthest in FIGURES
 
 
-def test_units_and_orientation_do_not_matter(demo):
+def test_units_and_orientation_do_not_matter(demo, usual):
     image, mask = demo
-    usual = judged(image, mask)
     data, inside = np.asarray(image.dataobj), np.asarray(mask.dataobj)
     turned = image.affine.copy()
     turned[:3] = turned[:3][:, [1, 2, 0, 3]]
@@ -109,16 +112,12 @@ def test_units_and_orientation_do_not_matter(demo):
 
 def test_the_warning_names_the_figure_and_the_table_holds_the_distance(demo):
     image, mask = demo
-    data = np.asarray(image.dataobj)
-    inside = np.asarray(mask.dataobj)
-    flat = inverted(data)
-    figures = quality_figures(flat, image.affine, inside, "T1w")
+    flat = inverted(np.asarray(image.dataobj))
+    figures, doubts = judge(nib.Nifti1Image(flat, image.affine), mask, "T1w", {})
     assert isinstance(figures["distance_from_training"], float)
-    doubts = find_doubts(nib.Nifti1Image(flat, image.affine), mask, "T1w", {}, figures)
     (sentence,) = [words for words in doubts if "unlike the images" in words]
     assert FIGURES[str(figures["furthest_figure"])] in sentence
-    usual = quality_figures(data, image.affine, inside, "T1w")
-    doubts = find_doubts(image, mask, "T1w", {}, usual)
+    doubts = judge(image, mask, "T1w", {})[1]
     assert not any("unlike the images" in words for words in doubts)
 
 

@@ -242,3 +242,10 @@ def test_gates_and_winner_show_the_right_expert_at_the_right_place(tmp_path):
     for colour, number in zip(seen, (2, 1), strict=True):
         wanted = np.array(figures.LABEL_COLOURS[number])
         assert np.argsort(colour).tolist() == np.argsort(wanted).tolist()
+
+
+def test_a_mask_that_leaves_the_picture_has_no_outline_at_its_edge() -> None:
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[:, :10] = True
+    drawn = canvas.outline(mask, 2)
+    assert np.flatnonzero(drawn.any(axis=0)).tolist() == [8, 9]

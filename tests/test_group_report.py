@@ -14,7 +14,13 @@ import pytest
 
 from bids_moediff.execution import group as level
 from bids_moediff.reports import strips
-from bids_moediff.reports.group import MOST_NAMED, grouped, read_rows, write_group_report
+from bids_moediff.reports.group import (
+    MOST_NAMED,
+    _groupings,
+    grouped,
+    read_rows,
+    write_group_report,
+)
 from bids_moediff.reports.strips import FEWEST, choose, outliers, spread
 from bids_moediff.settings import Settings
 from browser import CHROMIUM, REASON, Browser, violations
@@ -300,3 +306,18 @@ def test_scans_that_were_combined_are_counted(tmp_path):
     write_group_report(tmp_path)
     rows = read_table(tmp_path / "group_T1w.tsv")
     assert [(row["participant"], row["scans"]) for row in rows] == [("01", "2"), ("02", "1")]
+
+
+def test_an_outlier_is_further_than_three_and_a_half_deviations():
+    """A deviation is 1.4826 times the median distance, 1 here: the limit is 5.19."""
+    values = np.array([-1.0, 1.0] * 10 + [5.0, -5.0, 5.4, -5.4])
+    assert outliers(values).tolist() == [False] * 22 + [True] * 2
+
+
+def test_what_is_the_same_in_all_images_groups_nothing():
+    rows = [
+        {"site": site, "session": None, "scanner_of_image": "A 3 T", "voxel_sizes": None,
+         "network": "m", "device": "cpu"}
+        for site in ("a", "a", "b", "b")
+    ]  # fmt: skip
+    assert _groupings(rows) == ["site"]

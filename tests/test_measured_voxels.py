@@ -231,3 +231,14 @@ def test_a_result_that_does_not_explain_the_scan_is_told():
         options = replace(options, consistency="off")
         warnings = enhance_image(resolver, Scan(coarse), told, options).record["Warnings"]
         assert any("times the scan's noise" in words for words in warnings) is expected
+
+
+def test_a_voxel_is_brain_if_half_of_it_is():
+    """Of five voxels that become one, two are not enough and three are."""
+    image = nib.Nifti1Image(np.ones((10, 4, 4), np.float32), np.eye(4))
+    inside = np.zeros(image.shape, np.uint8)
+    inside[3:7] = 1  # two of the first five, two of the last five
+    inside[7] = 1  # a third of the last five
+    found = find_measured(image, nib.Nifti1Image(inside, np.eye(4)), wanted=(5.0, 1.0, 1.0))
+    assert found.mask is not None and found.zooms == (5.0, 1.0, 1.0)
+    assert np.asarray(found.mask.dataobj)[:, 0, 0].tolist() == [0, 1]

@@ -15,8 +15,11 @@ from bids_moediff.bids.names import (
     parse_name,
     resolution_label,
 )
-from bids_moediff.bids.products import PRODUCTS, find_product
+from bids_moediff.bids.products import PRODUCTS, find_product, wanted_products
 from bids_moediff.errors import ImageError
+from bids_moediff.execution import preflight
+from bids_moediff.settings import Settings
+from generated import dataset, head
 
 ZOOMS = (0.7, 0.7, 0.7)
 KEYS = [key for key, row in PRODUCTS.items() if row.each is None]
@@ -142,3 +145,17 @@ def test_masks_of_a_series_are_told_apart_and_valid():
     assert derivative_path(image, "preproc").name == (
         "sub-01_echo-3_flip-2_mt-on_desc-preproc_MPM.nii.gz"
     )
+
+
+def test_the_longest_name_that_fits_is_taken(tmp_path: Path, monkeypatch) -> None:
+    root = dataset(tmp_path / "bids", {"sub-01_T1w": head((8, 8, 8), (20.0, 20.0, 20.0))})
+    path = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    image = AnatomicalImage(path, "sub-01/anat/sub-01_T1w.nii.gz", {"sub": "01"}, "T1w", {})
+    chosen = Settings(bids_dir=root, output_dir=tmp_path / "out")
+    size = chosen.output_zooms((20.0, 20.0, 20.0))
+    length = preflight.longest_name(image, wanted_products(chosen, image), size)
+    monkeypatch.setattr(preflight, "name_limit", lambda folder: length)
+    assert preflight.check_image(image, chosen).shape == (8, 8, 8)
+    monkeypatch.setattr(preflight, "name_limit", lambda folder: length - 1)
+    with pytest.raises(ImageError, match="shorten a label"):
+        preflight.check_image(image, chosen)

@@ -23,6 +23,8 @@ from bids_moediff.families.nsmoe.kernels import (
 )
 from bids_moediff.families.nsmoe.network import (
     PER_KERNEL,
+    STEEPER,
+    STEEPNESS,
     NSMoEConfig,
     NSMoENetwork,
     numbers_of,
@@ -276,3 +278,13 @@ def test_wrong_settings_are_refused() -> None:
         NSMoEConfig(ranks=(4, 4))
     with pytest.raises(ValueError, match="kernel"):
         NSMoEConfig(kernels=0)
+
+
+def test_no_kernel_is_steeper_or_wider_than_its_limits() -> None:
+    """Whatever the encoder says, widths stay within e^2 times those before learning."""
+    network = NSMoENetwork(TINY)
+    for value in (-1e3, 1e3):
+        encoding = torch.full((PER_KERNEL * TINY.kernels, 1, 1, 1), value)
+        diagonal = network.kernels(encoding).factors.diagonal(dim1=-2, dim2=-1)
+        expected = STEEPNESS * math.exp(math.copysign(STEEPER, value))
+        assert torch.allclose(diagonal, torch.full_like(diagonal, expected), rtol=1e-4)

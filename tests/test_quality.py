@@ -191,3 +191,21 @@ def test_order_statistics_are_those_of_double_precision(count: int) -> None:
     assert quality.percentiles(values, (5, 50, 95)) == pytest.approx(wanted, rel=1e-14)
     ratio = quality.foreground_background_ratio(np.append(values, 2), np.append(np.ones(count), 0))
     assert ratio == pytest.approx(np.median(values.astype(np.float64) ** 2) / 4, rel=1e-14)
+
+
+@pytest.mark.parametrize(("brightness", "share"), [(3.5, 0.0), (4.0, 1.0)])
+def test_artefacts_in_air_are_brighter_than_all_but_a_thousandth_of_noise(brightness, share):
+    """The 99.9th percentile of Rayleigh noise is 3.717 times its scale."""
+    head = np.zeros((24, 24, 24), dtype=bool)
+    data = np.zeros(head.shape, dtype=np.float32)
+    data[8:16, 8:16, 8:16] = 2.0 * brightness
+    found = quality.air_artefact(data, head, 2.0)
+    assert found == pytest.approx(share * 512 / head.size, rel=0.2)
+
+
+def test_tissues_that_overlap_are_not_told_apart():
+    """Grey and white matter closer than their spread: no contrast is reported."""
+    rng = np.random.default_rng(0)
+    parts = (rng.normal(20, 4, 9000), rng.normal(100, 5, 30000), rng.normal(103, 20, 30000))
+    overlapping = np.concatenate(parts)
+    assert quality.tissue_classes(overlapping, "T1w") is None

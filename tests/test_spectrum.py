@@ -143,3 +143,23 @@ def test_cubic_interpolation_is_undone_to_its_own_factor(texture, factor):
     found = spectrum.axis_resolution(data, inside(data.shape), 2, 1 / factor)
     assert found.kind == "interpolated"
     assert found.acquired == pytest.approx(1.0, rel=0.08)
+
+
+def test_detail_counts_up_to_twice_the_noise() -> None:
+    """A plateau of three times the floor up to 0.8 of Nyquist is signal."""
+    frequency = np.linspace(0, 1, 41)
+    power = np.select([frequency < 0.5, frequency <= 0.8], [100.0, 3.0], 1.0)
+    found = spectrum.usable_fraction(spectrum.AxisSpectrum(frequency, power))
+    assert 0.8 <= found <= 0.825
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_the_response_of_cubic_interpolation_is_that_of_scipy(factor: int) -> None:
+    impulse = np.zeros(32)
+    impulse[16] = 1
+    kernel = ndimage.zoom(impulse, factor, order=3, mode="grid-wrap", grid_mode=True)
+    power = 20 * np.log10(np.abs(np.fft.rfft(kernel)) / factor + 1e-12)
+    expected = spectrum._cubic_response(np.fft.rfftfreq(len(kernel), 0.5), factor)
+    clear = power > -10  # below, samples of the kernel have images of their own
+    assert clear.sum() > 8
+    assert np.allclose(expected[clear], power[clear], atol=0.2)

@@ -410,3 +410,11 @@ def test_intensities_are_scaled_by_the_bright_tissue_of_the_mask() -> None:
     assert pose(image, (1.0,) * 3, Inputs(dim), torch.device("cpu")).scale == pytest.approx(
         398.005
     )
+
+
+def test_averaging_along_an_axis_takes_noise_away():
+    """By the root of the number of voxels that become one; noise is told in the image's unit."""
+    posed = pose(scan(), (1.0, 1.0, 4.0), Inputs(noise=30.0), torch.device("cpu"))
+    assert posed.noise * posed.scale == pytest.approx(30 / 2, rel=1e-5)
+    same = pose(scan(), (1.0, 1.0, 1.0), Inputs(noise=30.0), torch.device("cpu"))
+    assert same.noise * same.scale == pytest.approx(30, rel=1e-5)

@@ -243,3 +243,11 @@ def test_noise_stays_outside_of_the_box():
     outside[box] = False
     assert float(moved[0][outside].abs().max()) == 0.0
     assert float(moved[0][box].abs().max()) > 0.0
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.6, 1.0])
+def test_an_expert_is_evaluated_in_its_share_of_the_steps(share: float, steps: int) -> None:
+    """Rounded up, and always in the first: later steps reuse what it gave."""
+    due = [is_due(step, steps, share) for step in range(steps)]
+    assert due[0] and sum(due) == math.ceil(share * steps)
