@@ -15,6 +15,7 @@ from bids_moediff.imaging.acquisition_choice import (
     choose_acquisition,
     filter_weights,
     least_regret,
+    readable_axes,
     slice_weights,
 )
 from bids_moediff.imaging.acquisition_estimate import KspaceFigures, read_kspace, read_slices
@@ -148,3 +149,25 @@ def test_fine_voxels_are_taken_as_declared(anatomy, everywhere):
     choice = told(anatomy, (1.0, 1.0, 1.0), everywhere)
     assert choice.acquisition == Acquisition.uniform("kspace")
     assert choice.weights == {}
+
+
+@pytest.mark.parametrize(
+    ("zooms", "axes"),
+    [
+        ((2.0, 2.7, 2.7), (0, 1, 2)),  # about cubic
+        ((1.7, 1.7, 1.0), (0, 1)),  # two coarse axes, a fine one
+        ((1.0, 2.0, 2.0), (1, 2)),
+        ((0.9, 0.9, 2.5), ()),  # one axis is not enough
+        ((2.0, 2.0, 4.0), ()),  # the two would be the fine ones
+        ((1.0, 1.0, 1.0), ()),
+    ],
+)
+def test_a_filter_is_read_on_axes_of_about_equal_coarse_voxels(zooms, axes):
+    assert readable_axes(zooms) == axes
+
+
+def test_a_filter_read_in_plane_is_told_there_alone(anatomy, everywhere):
+    scan = add_rician_noise(anatomy, SIGMA, 3)  # soft enough to look filtered
+    first, second, third = told(scan, (1.7, 1.7, 1.0), everywhere).acquisition.axes
+    assert first == second != Axis("kspace")
+    assert third == Axis("kspace")

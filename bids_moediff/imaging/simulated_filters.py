@@ -13,7 +13,8 @@ from scipy import fft
 
 # Fermi window: half of the amplitude at this radius, and its width; in units of Nyquist.
 FERMI_RADIUS, FERMI_WIDTH = 0.9, 0.05
-FILTERS = ("hard", "elliptical", "fermi", "half-hann", "hann", "tukey")
+FILTERS = ("hard", "elliptical", "fermi", "half-hann", "hann", "tukey", "quarter-hann")
+HANN_SHARES = {"quarter-hann": 0.25, "half-hann": 0.5, "hann": 1.0}  # of the amplitude
 TUKEY_SHARE = 0.5  # of the band is tapered
 
 
@@ -24,8 +25,8 @@ def window(name: str, radius: np.ndarray) -> np.ndarray:
     ----------
     name
         One of :data:`FILTERS`: "hard" passes everything, "elliptical" all within the radius 1,
-        "fermi" is 1/2 at 0.9, "half-hann" falls to 1/2 at the edge and "hann" to 0, "tukey"
-        is flat up to 0.5.
+        "fermi" is 1/2 at 0.9, "quarter-hann" falls to 3/4 at the edge, "half-hann" to 1/2 and
+        "hann" to 0, "tukey" is flat up to 0.5.
     radius
         Distance from the centre of k-space in units of the Nyquist frequency (any shape).
 
@@ -41,9 +42,9 @@ def window(name: str, radius: np.ndarray) -> np.ndarray:
         return inside.astype(radius.dtype)
     if name == "fermi":
         return 1 / (1 + np.exp((radius - FERMI_RADIUS) / FERMI_WIDTH))
-    if name in ("hann", "half-hann"):
-        hann = np.where(inside, 0.5 + 0.5 * np.cos(np.pi * radius), 0.0)
-        return hann if name == "hann" else np.where(inside, 0.5 + 0.5 * hann, 0.5)
+    if name in HANN_SHARES:
+        share = HANN_SHARES[name]
+        return 1 - share + share * np.where(inside, 0.5 + 0.5 * np.cos(np.pi * radius), 0.0)
     if name == "tukey":
         tapered = np.clip((radius - 1 + TUKEY_SHARE) / TUKEY_SHARE, 0, 1)
         return 0.5 + 0.5 * np.cos(np.pi * tapered)

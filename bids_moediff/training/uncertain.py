@@ -31,7 +31,7 @@ from bids_moediff.imaging.told import told_numbers
 from .tensor_filters import gaussian
 
 # How often each filter of FILTERS is drawn.
-FILTER_SHARES = (0.4, 0.12, 0.14, 0.16, 0.12, 0.06)
+FILTER_SHARES = (0.4, 0.12, 0.14, 0.16, 0.12, 0.06, 0.0)
 # The filter that an estimate takes for another one, if it errs.
 MISTAKEN = {"fermi": "hard", "tukey": "half-hann", "half-hann": "fermi", "hann": "tukey"}
 NOISE = (0.005, 0.06)  # of the head's intensities

@@ -60,7 +60,7 @@ def signal(tissue: str, contrast: str) -> float:
 def render(path: Path, contrast: str = "T2w", seed: int = 0) -> nib.Nifti1Image:
     """A label map of SynthSeg (FreeSurfer labels) as an image, float32, brightest tissue 1000."""
     source = nib.Nifti1Image.from_filename(path)
-    labels, affine = _head_box(np.asarray(source.dataobj).astype(np.int32), source.affine)
+    labels, affine = head_box(np.asarray(source.dataobj).astype(np.int32), source.affine)
     values = {tissue: signal(tissue, contrast) for tissue in TISSUES}
     scale = 1000 / max(values.values())
     image = np.full(labels.shape, values["grey"], dtype=np.float32)
@@ -78,7 +78,7 @@ def render(path: Path, contrast: str = "T2w", seed: int = 0) -> nib.Nifti1Image:
     return nib.Nifti1Image(data, affine)
 
 
-def _head_box(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def head_box(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The box of the brain with its scalp beside it, and the affine of the box."""
     brain = np.argwhere((labels[::2, ::2, ::2] > 0) & (labels[::2, ::2, ::2] < SCALP)) * 2
     low = np.maximum(brain.min(axis=0) - RIM, 0)
