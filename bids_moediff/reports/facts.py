@@ -51,10 +51,10 @@ def noise_of(item: Mapping[str, Any], record: Mapping[str, Any]) -> float | None
 
 def _profiles(axes: Sequence[Mapping[str, Any]] | None) -> str:
     """Return the sampling of the three voxel axes in words."""
-    words = [
-        axis["profile"] if axis["profile"] == "kspace" else f"{axis['profile']} {axis['fwhm']:.2g}"
-        for axis in axes or ()
-    ]
+    words = []
+    for axis in axes or ():
+        further = axis.get("filter", "") if axis["profile"] == "kspace" else f"{axis['fwhm']:.2g}"
+        words.append(f"{axis['profile']} {further}".strip())
     return ", ".join(words) if len(set(words)) > 1 else "".join(words[:1])
 
 
