@@ -31,9 +31,12 @@ from bids_moediff.imaging.told import told_numbers
 from .tensor_filters import gaussian
 
 # How often each filter of FILTERS is drawn.
-FILTER_SHARES = (0.4, 0.12, 0.14, 0.16, 0.12, 0.06, 0.0)
+FILTER_SHARES = (0.4, 0.12, 0.14, 0.11, 0.12, 0.06, 0.05)
 # The filter that an estimate takes for another one, if it errs.
-MISTAKEN = {"fermi": "hard", "tukey": "half-hann", "half-hann": "fermi", "hann": "tukey"}
+MISTAKEN = {
+    "fermi": "hard", "tukey": "half-hann", "quarter-hann": "hard", "half-hann": "quarter-hann",
+    "hann": "tukey",
+}  # fmt: skip
 NOISE = (0.005, 0.06)  # of the head's intensities
 NOISE_SPREAD = 0.08  # of its estimate, as a logarithm
 NOISE_UNKNOWN = 0.06  # share of noisy scans of which it is not known
