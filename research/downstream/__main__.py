@@ -4,9 +4,10 @@
 ``python -m research.downstream OUT --data DATA --tools TOOLS/bin`` makes the T1w images of a split
 coarse, restores them by cubic interpolation, back-projection and models, and runs on each image
 and on the truth: the brain mask of deepbet, N4 of SimpleITK, AMAP and projection-based thickness
-of cat-surf (requirements.txt beside this file). ``rows.tsv`` gets a row an image, ``summary.tsv``
-one a protocol and method, ``result.json`` both for ``research.results values``. Rows and maps that
-are there are kept: call again to continue.
+of cat-surf (requirements.txt beside this file). ``--kevinsr KEVIN/bin/python`` adds KevinSR
+(requirements-kevinsr.txt), ``--only`` leaves out other methods. ``rows.tsv`` gets a row an image,
+``summary.tsv`` one a protocol and method, ``result.json`` both for ``research.results values``.
+Rows and maps that are there are kept: call again to continue.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from bids_moediff.evaluation.truth import TruthHead
 from bids_moediff.runtime.sink import write_json
 
 from .figures import FIGURES, compare, summarise
+from .kevinsr import kevinsr
 from .tables import result
 from .tools import Anatomy, read_anatomy, run_tools
 
@@ -50,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--tools", type=Path, required=True, metavar="BIN", help="bin folder of the tools"
     )
+    made.add_argument("--kevinsr", type=Path, metavar="PYTHON", help="compare KevinSR, too")
+    made.add_argument("--only", nargs="+", metavar="METHOD", help="only methods of these names")
     made.add_argument("--name", nargs="+", metavar="TEXT", help="only heads whose name has it")
     return made
 
@@ -132,6 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         heads = [head for head in heads if any(word in head.name for word in options.name)]
     plain = [method for method in BASELINES if method.name in INTERPOLATED]
     methods = [*plain, *load_methods(options)]
+    if options.kevinsr:
+        methods.append(kevinsr(options.kevinsr.absolute()))
+    if options.only:
+        methods = [method for method in methods if method.name in options.only]
     options.output.mkdir(parents=True, exist_ok=True)
     table = Table(options.output / "rows.tsv")
     progress, failed = ProgressBar(len(heads), "image"), False

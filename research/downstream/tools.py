@@ -76,7 +76,7 @@ def run_tools(tools: Path, image: Path, folder: Path) -> None:
     mask = folder / "brain.nii.gz"
     find_brain(tools, image, mask)
     if not all((folder / f"{name}.nii.gz").is_file() for name in MAPS):
-        _call([tools / "python", SEGMENT, image, mask, folder])
+        call([tools / "python", SEGMENT, image, mask, folder])
 
 
 def find_brain(tools: Path, image: Path, mask: Path) -> None:
@@ -94,20 +94,21 @@ def find_brain(tools: Path, image: Path, mask: Path) -> None:
     if mask.is_file():
         return
     stripped = mask.with_name("stripped.nii.gz")
-    _call([tools / "deepbet-cli", "-i", image, "-o", stripped, "-m", mask, "--no_gpu"])
+    call([tools / "deepbet-cli", "-i", image, "-o", stripped, "-m", mask, "--no_gpu"])
     stripped.unlink(missing_ok=True)
 
 
 def find_tissues(tools: Path, image: Path, mask: Path, folder: Path) -> np.ndarray:
     """Return the tissues (X, Y, Z) that AMAP finds in an image, without the cortex."""
-    _call([tools / "python", SEGMENT, image, mask, folder, "--only-tissue"])
+    call([tools / "python", SEGMENT, image, mask, folder, "--only-tissue"])
     return nib.Nifti1Image.from_filename(folder / "tissue.nii.gz").get_fdata(dtype=np.float32)
 
 
-def _call(command: Sequence[str | Path]) -> None:
+def call(command: Sequence[str | Path]) -> None:
     """Run a tool on one thread; MoediffError with its last words if it fails."""
     words = [str(part) for part in command]
-    threads = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    openmp, itk = "OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+    threads = (openmp, itk, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     # Nothing of this environment may be seen from that of the tools.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     try:
@@ -116,8 +117,8 @@ def _call(command: Sequence[str | Path]) -> None:
         )
     except OSError as error:
         raise UsageError(
-            f"{words[0]} cannot be run: {error.strerror}. Make the environment of "
-            "research/downstream/requirements.txt and give its bin folder with --tools."
+            f"{words[0]} cannot be run: {error.strerror}. Make the environments of "
+            "research/downstream/requirements*.txt and give their places: --tools, --kevinsr."
         ) from error
     if done.returncode:
         raise MoediffError(f"{words[0]} failed: {' '.join(done.stderr.split())[-300:]}")

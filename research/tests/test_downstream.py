@@ -2,6 +2,7 @@
 """Agreement of tools with themselves on the truth; the tools as commands of another place."""
 
 import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from bids_moediff.errors import MoediffError, UsageError
+from bids_moediff.evaluation.benchmark import make_task
 from research.downstream.figures import bland_altman, compare, intraclass, summarise
+from research.downstream.kevinsr import kevinsr
 from research.downstream.tools import Anatomy, read_anatomy, run_tools
 
 
@@ -92,3 +95,33 @@ def test_tools_are_commands_that_see_nothing_of_this_place(
     found = read_anatomy(out)
     assert found.voxel == pytest.approx(0.002) and (found.labels == 2).all()
     assert not (out / "stripped.nii.gz").exists() and os.environ["PYTHONPATH"] == "/somewhere"
+
+
+STAND_IN = """
+import os
+from . import SOUP
+import numpy as np
+def SOUP_GAN(thick, factor, kind):
+    assert kind == 1 and {"Thin-to-thin", "Thick-to-thin"} <= set(os.listdir())
+    low, high = thick.min(), thick.max()
+    return np.repeat((thick - low) / (high - low) * 10000, factor, -1)
+"""
+
+
+def test_kevinsr_gets_slices_last_and_gives_its_own_intensities_and_grid(tmp_path: Path) -> None:
+    package, python = tmp_path / "KevinSR", tmp_path / "python"
+    package.mkdir()
+    (package / "__init__.py").write_text(STAND_IN)
+    (package / "SOUP.py").touch()
+    tool(python, f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
+    truth = np.random.default_rng(0).uniform(-50, 900, (24, 20, 16)).astype(np.float32)
+    affine = np.array([[0, 0, 1.5, 3], [1, 0, 0, -7], [0, 1.2, 0, 11], [0, 0, 0, 1.0]])
+    task = make_task(truth, truth > 0, (1, 1.2, 1.5), affine, (2, 4, 1), "gaussian")
+    method = kevinsr(python)
+    with pytest.raises(MoediffError, match="Thin-to-thin is missing"):  # nothing is downloaded
+        method.restore(task)
+    network = package / "Thin-to-thin"
+    network.mkdir()
+    (network / "saved_model.pb").touch()
+    expected = task.measured.numpy().repeat(2, 0).repeat(4, 1)
+    assert np.allclose(method.restore(task), expected, atol=1e-3)
