@@ -358,7 +358,8 @@ class Operator:
     def correct(self, fine: torch.Tensor, lacking: torch.Tensor, noise: float) -> torch.Tensor:
         """Return ``fine`` plus the change that explains ``lacking``.
 
-        A direction that the scanner hardly measured is followed only as far as its noise allows.
+        A direction that the scanner hardly measured is followed only as far as its noise allows,
+        the best measured ones fully.
 
         Parameters
         ----------
@@ -374,7 +375,7 @@ class Operator:
         singular = first[:, None, None] * second[None, :, None] * third[None, None, :]
         power = singular.square()
         missing = lacking.square().mean().clamp_min(1e-20) / power.mean()
-        least = torch.maximum(power, noise**2 / missing)
+        least = torch.maximum(power, (noise**2 / missing).clamp_max(power.max()))
         gain = torch.where(singular > 1e-3 * singular.max(), singular / least, 0.0)
         return fine + self._synthesis(gain * coefficients)
 

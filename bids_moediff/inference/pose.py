@@ -109,9 +109,11 @@ class Posed:
         air: where the measurement has signal, almost nothing changes.
         """
         if consistent:
-            measured = self.measured.clamp_min(0)
+            explained = self.operator.forward(volume) if self.noise else self.measured
+            measured = explained.clamp_min(0)
             for _ in range(ROUNDS):
-                volume = agree(self.operator, volume.clamp_min(0), measured, self.noise)
+                lacking = measured - self.operator.forward(volume.clamp_min(0))
+                volume = self.operator.correct(volume.clamp_min(0), lacking, self.noise)
         return volume.clamp_min(0)
 
     def agree(self, volume: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,9 @@ def draw(crops: Sequence[Crop], step: int) -> tuple[list[Crop], Tensor]:
     patches = []
     for index in rng.choice(len(crops), BATCH, replace=False):
         crop = crops[int(index)]
-        corner = [2 * int(rng.integers(0, (s - PATCH) // 2 + 1)) for s in crop["weight"].shape]
+        corner = [
+            2 * int(rng.integers(0, max(s - PATCH, 0) // 2 + 1)) for s in crop["weight"].shape
+        ]
         patches.append(cut(crop, draw_noise(crop, generator), corner, PATCH))
     places = (np.arange(BATCH) + rng.random(BATCH)) / BATCH
     return patches, torch.from_numpy(places).float()
@@ -164,7 +166,7 @@ def look(network: VolumeExperts, crops: dict[str, Crop]) -> dict[str, Any]:
     found = {}
     for name, crop in crops.items():
         generator = torch.Generator().manual_seed(0)
-        corner = [(size - PATCH) // 4 * 2 for size in crop["weight"].shape]
+        corner = [max(size - PATCH, 0) // 4 * 2 for size in crop["weight"].shape]
         patches = [cut(crop, draw_noise(crop, generator), corner, PATCH) for _ in LOOKS]
         reached, before = losses(network, patches, torch.tensor(LOOKS))
         found[name] = [round(float(value), 4) for value in reached / before]
