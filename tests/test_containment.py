@@ -3,7 +3,9 @@
 
 import errno
 import json
+import logging
 import os
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from bids_moediff.bids.dataset import prepare_output
 from bids_moediff.bids.groups import ScanGroup
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.execution import batch, preflight
+from bids_moediff.execution.execute import run_logs
 from bids_moediff.execution.finished import find_finished, words_on_finished
 from bids_moediff.execution.outcome import RunResult
 from bids_moediff.execution.preflight import Checked, check_participants, closing_remarks
@@ -26,7 +29,7 @@ from bids_moediff.reports.group import read_rows
 from bids_moediff.settings import Settings, load_settings
 from bids_moediff.workflows import participant as graphs
 from bids_moediff.workflows.made_with import made_with
-from bids_moediff.workflows.participant import RunPlan
+from bids_moediff.workflows.participant import RunPlan, run_file
 from generated import dataset
 from report_data import make_image
 
@@ -70,6 +73,21 @@ def test_an_image_without_a_graph_leaves_the_others(tmp_path, monkeypatch):
     log = tmp_path / row.message.rsplit("Log: ", 1)[1]
     assert "nobody foresaw this" in log.read_text()
     assert "Traceback" in log.read_text()
+
+
+def test_warnings_go_to_the_log_and_a_full_disk_costs_the_log_only(tmp_path, capfd):
+    settings = Settings(output_dir=tmp_path, work_dir=tmp_path / "work")
+    kept, lost = (Participant(label, ()) for label in ("01", "02"))
+    full = run_file(settings, PLAN, lost).parent / "nipype.log"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    before = logging.raiseExceptions
+    with run_logs(settings, PLAN, [kept, lost]):
+        warnings.warn("odd numbers", RuntimeWarning, stacklevel=1)
+    log = run_file(settings, PLAN, kept).parent / "nipype.log"
+    assert "RuntimeWarning: odd numbers" in log.read_text()
+    assert capfd.readouterr().err == ""
+    assert logging.raiseExceptions is before
 
 
 def test_a_participant_of_whom_every_image_is_refused_has_a_record_and_no_network(tmp_path):

@@ -177,7 +177,7 @@ def test_one_session_after_the_other_and_again(sessions):
     put(root, "sub-01_ses-a_T1w.nii.gz", image.__class__(data, image.affine @ flip))
     mended = call()
     assert "2 images are done again: an output of the earlier run is missing or" in mended.text
-    assert "1 images are done again: inputs changed since the last run" in mended.text
+    assert "1 image is done again: inputs changed since the last run" in mended.text
     assert cut.read_bytes() == content and lost.read_bytes() == contents
     assert nib.aff2axcodes(nib.load(replaced).affine) == ("R", "P", "S")
     assert products(output).keys() == before.keys()

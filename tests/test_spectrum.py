@@ -35,6 +35,12 @@ def inside(shape: tuple[int, ...]) -> np.ndarray:
     return np.ones(shape, dtype=bool)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_axis_along_which_nothing_changes_has_no_cut_off():
+    still = spectrum.AxisSpectrum(np.linspace(0, 1, 32), np.zeros(32))
+    assert spectrum.empty_above(still) is None
+
+
 def test_white_noise_has_a_flat_spectrum_of_its_variance():
     data = np.random.default_rng(0).normal(0, 3, (64, 64, 64))
     found = spectrum.axis_spectrum(data, inside(data.shape), 1)

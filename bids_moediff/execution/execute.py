@@ -87,9 +87,17 @@ class _OfParticipant(logging.Filter):
 def run_logs(
     settings: Settings, plan: RunPlan, participants: Sequence[Participant]
 ) -> Iterator[None]:
-    """Write logs per participant: settings, Nipype's messages and the output of the network."""
+    """Write logs per participant: settings, Nipype's messages and the output of the network.
+
+    Warnings of Python and its libraries go there too. A log that cannot be written (full disk)
+    leaves no traceback on the terminal: what could not be logged is lost.
+    """
     terminal = LEVELS[min(settings.verbose, 3)]
     with ExitStack() as stack:
+        stack.callback(setattr, logging, "raiseExceptions", logging.raiseExceptions)
+        logging.raiseExceptions = False
+        stack.callback(logging.captureWarnings, False)
+        logging.captureWarnings(True)
         for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
@@ -106,14 +114,20 @@ def run_logs(
             handler = logging.FileHandler(folder / "nipype.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter(LOG_FORMAT))
             handler.addFilter(_OfParticipant(participant.label))
-            logging.getLogger("nipype").addHandler(handler)
-            stack.callback(handler.close)
-            stack.callback(logging.getLogger("nipype").removeHandler, handler)
+            stack.callback(_close, handler)
+            for name in ("nipype", "py.warnings"):
+                logging.getLogger(name).addHandler(handler)
+                stack.callback(logging.getLogger(name).removeHandler, handler)
         try:
             yield
         finally:
             for participant in participants:
                 _keep_network_log(settings, plan, participant)
+
+
+def _close(handler: logging.Handler) -> None:
+    with suppress(OSError):  # a full disk: what is left of the log is lost
+        handler.close()
 
 
 def _keep_network_log(settings: Settings, plan: RunPlan, participant: Participant) -> None:

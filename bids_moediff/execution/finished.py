@@ -112,12 +112,14 @@ def _complete(path: Path) -> bool:
 def words_on_finished(found: Counter[str], skipped: int) -> list[str]:
     """Print what is skipped and what is done again, by reasons."""
     words = [
-        f"{count} images are done again: {reason}." for reason, count in sorted(found.items())
+        f"{count} {'image is' if count == 1 else 'images are'} done again: {reason}."
+        for reason, count in sorted(found.items())
     ]
     if skipped:
+        they = "image was" if skipped == 1 else "images were"
         words.append(
-            f"{skipped} images were finished by an earlier run with the same inputs, options and "
-            "weights and are skipped; --rerun processes them again."
+            f"{skipped} {they} finished by an earlier run with the same inputs, options and "
+            "weights, and skipped; --rerun processes finished images again."
         )
     return words
 

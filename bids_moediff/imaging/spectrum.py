@@ -159,6 +159,8 @@ def empty_above(spectrum: AxisSpectrum) -> float | None:
     Everything above a cut-off lies far below the level just before it. Two widths are tried: a
     cliff (zero filling) and a steep slope (smooth interpolation kernels).
     """
+    if not spectrum.power.max() > 0:  # nothing changes along the axis
+        return None
     level = 10 * np.log10(spectrum.power / spectrum.power.max() + 1e-12)
     frequency = spectrum.frequency
     largest, found = 0.0, None

@@ -13,6 +13,11 @@ END = 0.1  # of the range at its ends
 # Share of the neighbours of the brightest values that are among the darkest. Of the real images it
 # is below 0.0003 where it counts more than one pair; of simulated wrapped ones 0.06 to 0.22.
 WRAPPED_SHARE = 0.03
+# Neighbours among the darkest, over those in a stretch of the middle that is as wide. Noise over
+# the whole range, which ratio images (UNIT1) have in the air, has 1.24 at most; wrapped images 1.8
+# to 34, but for one in which the brightest tissue wrapped to the middle (1.1).
+LEAST_PREFERENCE = 1.5
+MIDDLE = 0.3, 0.7  # of the range
 FEWEST_PAIRS = 1e-4  # of the voxels, for an image that is refused
 LEAST_PAIRS = 50
 
@@ -25,9 +30,9 @@ def unwrapped(
     Parameters
     ----------
     data
-        (x, y, z) ``float32``, finite, scaling applied.
+        (x, y, z) ``float32``, finite, as the file's scaling makes them of the stored integers.
     slope, intercept
-        Scaling of the file: ``data = slope * stored + intercept``.
+        To undo that scaling: the stored integers are ``(data - intercept) / slope``.
     remarks
         A sentence is added if the brightest values were read as negative, or if a few voxels
         began again.
@@ -89,12 +94,11 @@ def _refuse_wrapped(
     reach = END * (top - low)
     # Not the ends themselves: a mask's air beside its rim, burnt-in text in the air.
     bright, dark = (data > top - reach) & (data < top), (data < low + reach) & (data > low)
-    pairs = beside = 0
-    for axis in range(3):
-        light, night = np.moveaxis(bright, axis, 0), np.moveaxis(dark, axis, 0)
-        pairs += int(light[1:].sum()) + int(light[:-1].sum())
-        beside += int((light[1:] & night[:-1]).sum()) + int((light[:-1] & night[1:]).sum())
-    if beside < LEAST_PAIRS or beside < WRAPPED_SHARE * pairs:
+    start, end = (low + part * (top - low) for part in MIDDLE)
+    beside, between = (_beside(bright, other) for other in (dark, (data > start) & (data < end)))
+    pairs = _beside(bright, np.ones_like(bright))
+    usual = between * END / (MIDDLE[1] - MIDDLE[0])
+    if beside < max(LEAST_PAIRS, WRAPPED_SHARE * pairs, LEAST_PREFERENCE * usual):
         return
     words = (
         f"values look wrapped at {period - 1}: {100 * beside / pairs:.0f} % of the neighbours of "
@@ -106,3 +110,12 @@ def _refuse_wrapped(
             "bits"
         )
     remarks.append(f"{words}: a few of the brightest parts may have turned dark")
+
+
+def _beside(some: np.ndarray, others: np.ndarray) -> int:
+    """Return how often a voxel of ``some`` has one of ``others`` as a neighbour along an axis."""
+    count = 0
+    for axis in range(3):
+        first, second = np.moveaxis(some, axis, 0), np.moveaxis(others, axis, 0)
+        count += int((first[1:] & second[:-1]).sum()) + int((first[:-1] & second[1:]).sum())
+    return count
