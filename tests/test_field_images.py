@@ -221,6 +221,45 @@ def test_stripes_in_single_slices_are_said_with_their_numbers(tmp_path, real):
     assert remarks[0].startswith(f"1 of {thick.shape[2]} slices along the third axis (7, counted")
 
 
+def test_a_glaring_end_of_little_tissue_is_scaled(tmp_path, real):
+    data = values(real)[:, :, 12:].copy()
+    few = np.indices(data.shape[:2]).sum(axis=0) > 0.75 * sum(data.shape[:2])
+    data[few, 0] = 0.02 * data[..., 0][few]
+    good = data.copy()
+    data[..., 0] *= 20
+    image, remarks = put(tmp_path, data, real)
+    assert remarks[0].startswith(f"1 of {data.shape[2]} slices along the third axis (1, counted")
+    assert np.allclose(values(image)[..., 1:], good[..., 1:])
+    assert values(image)[..., 0].max() < 1.5 * good.max()
+
+
+def noisy(planes, places):
+    planes[places] = np.random.default_rng(0).uniform(0, planes.max(), planes[places].shape)
+
+
+def zipper(planes, places):
+    top = np.percentile(planes, 99)
+    planes[places] += np.random.default_rng(0).choice([0, top], planes[places].shape)
+
+
+def moved(planes, places):
+    planes[places] = np.roll(planes[places], 4, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "places"),
+    [(noisy, [21]), (noisy, [20, 21, 22]), (zipper, [21]), (zipper, [20, 21, 22]), (moved, [21])],
+)
+def test_slices_unlike_their_neighbours_are_said_with_their_numbers(tmp_path, real, fault, places):
+    for axis, name in ((1, "second"), (2, "third")):
+        data = values(real).copy()
+        fault(np.moveaxis(data, axis, 0), places)
+        remarks = put(tmp_path, data, real)[1]
+        numbers = ", ".join(str(place + 1) for place in places)
+        assert f"unlike the neighbours along the {name} axis" in remarks[-1]
+        assert f"({numbers}, counted from 1)" in remarks[-1]
+
+
 def test_signed_scans_and_ordinary_ones_are_left_alone(tmp_path, real):
     data = values(real)
     signed = 30000 * np.sin(data / data.max() * 3) + np.random.default_rng(0).normal(

@@ -7,6 +7,7 @@ are unchanged.
 
 import numpy as np
 
+from .odd_slices import odd_slice_remarks
 from .slice_brightness import even_slices
 from .stripes import stripe_remarks
 from .wrapped import unwrapped
@@ -61,7 +62,7 @@ def sound_intensities(
             f"({top:.6g}): it is saturated, and contrast was lost in its bright parts"
         )
     if not _few_values(data):
-        remarks += stripe_remarks(data, name, slices_differ)
+        remarks += stripe_remarks(data, name, slices_differ) or odd_slice_remarks(data)
     return data
 
 

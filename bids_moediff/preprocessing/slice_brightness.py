@@ -25,6 +25,7 @@ TISSUE = 0.3  # of the 98th percentile of a slice
 # at most (at the end of a head), slices with a spike along them 0.13 to 0.4.
 LARGEST_MISFIT = 0.15
 FEWEST, LEAST_SHARE = 30, 0.3  # voxels of tissue in two neighbours; of the usual number
+GLARING = 2.0  # times the 90th percentile of all slices; of the real images 1.2 at most
 FEWEST_PAIRS, FEWEST_FOR_BANDS = 5, 12  # slices of 16 mm differ by themselves
 LARGEST_CAP = 0.25  # of the slices: a dark end of the head
 MOST_ODD = 0.65  # of the slices that were compared, for an image that is refused
@@ -127,7 +128,9 @@ def _steps(data: np.ndarray, axis: int) -> np.ndarray:
     steps = np.full(len(counts), np.nan)
     if not alike.any():
         return steps
-    for place in np.nonzero(alike & (counts >= LEAST_SHARE * np.median(counts[alike])))[0]:
+    glaring = level.ravel() > GLARING * np.percentile(level, 90)  # however little tissue it shows
+    enough = counts >= LEAST_SHARE * np.median(counts[alike])
+    for place in np.nonzero(alike & (enough | glaring[1:] | glaring[:-1]))[0]:
         part = both[place]
         ratios = planes[place + 1][part].astype(np.float64) / planes[place][part]
         steps[place] = np.log(np.median(ratios))
