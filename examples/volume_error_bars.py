@@ -7,7 +7,8 @@
 
 `segment` is any program that reads an image and writes a label map. Without --command, voxels are
 counted in three classes of brightness. A table goes to standard output: volume in the image in ml,
-and mean, standard deviation and 90 % interval of the samples, which the truth is one more of.
+and mean, standard deviation and 90 % interval of the samples. The interval leaves out what all
+samples have wrong alike; for volumes of tissues that is more (docs/downstream.md).
 """
 
 import argparse

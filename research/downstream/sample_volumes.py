@@ -31,7 +31,7 @@ from bids_moediff.errors import MoediffError
 from bids_moediff.evaluation.benchmark import Task, protocol_task
 from bids_moediff.evaluation.sampling import NORMAL_90
 from bids_moediff.evaluation.truth import Loaded
-from bids_moediff.imaging.protocols import Protocol
+from bids_moediff.imaging.protocols import Protocol, parse_protocol
 from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.inference.uncertainty import sampler
@@ -130,6 +130,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         found.append(
             dict(zip(("model", "protocol", "tissue"), key, strict=True))
             | {
+                "name": parse_protocol(key[1]).name,
                 "images": len(own),
                 "held": int((np.abs(mean - truth) <= half).sum()),
                 "moved": int((np.abs(image - truth) <= half).sum()),
@@ -145,11 +146,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 VIEW = {
     "columns": [
         ["model", "{model}"],
-        ["protocol", "{protocol}"],
+        ["protocol", "{name}"],
         ["tissue", "{tissue}"],
         ["intervals that hold the truth", "{held} of {images}"],
         ["the same about the restored image", "{moved} of {images}"],
-        ["half of the interval", "{half:.1f} %"],
+        ["half of the interval", "{half:.2f} %"],
         ["bias of the restored image", "{bias:+.1f} %"],
         ["bias of samples", "{sample_bias:+.1f} %"],
     ]

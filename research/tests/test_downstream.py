@@ -11,6 +11,7 @@ import pytest
 
 from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.evaluation.benchmark import make_task
+from research.downstream import sample_volumes
 from research.downstream.figures import bland_altman, compare, intraclass, summarise
 from research.downstream.kevinsr import kevinsr
 from research.downstream.tools import Anatomy, read_anatomy, run_tools
@@ -62,6 +63,29 @@ def test_summary_pairs_each_image_with_its_own_truth() -> None:
     assert entry["thickness_apart"] == pytest.approx(0.5)
     assert entry["thickness_limits"] == pytest.approx(0)
     assert (entry["thickness_bias_low"], entry["thickness_bias_high"]) == (0.5, 0.5)
+
+
+def test_intervals_of_volumes_over_samples() -> None:
+    row = {
+        "model": "m",
+        "protocol": "x4slices-box",
+        "tissue": "grey",
+        "samples": 8,
+        "truth": 200.0,
+    }
+    rows = [
+        row | {"image": 206.0, "mean": mean, "deviation": deviation}
+        for mean, deviation in ((204.0, 4.0), (204.0, 2.0), (196.4, 2.0))
+    ]
+    # 1.645 times the deviation, wider for a mean of 8: 6.98, 3.49 and 3.49 ml.
+    assert sample_volumes.half_width(rows[0]) == pytest.approx(6.98, abs=0.005)
+    (found,) = sample_volumes.summarise(rows)
+    assert (found["images"], found["held"], found["moved"]) == (3, 1, 1)
+    assert found["bias"] == pytest.approx(3) and found["sample_bias"] == pytest.approx(2.2 / 3)
+    values = sample_volumes.result(rows)["values"]
+    assert values["m.x4slices-box.grey.half"] == pytest.approx(
+        100 * (6.98 + 2 * 3.49) / 600, abs=0.005
+    )
 
 
 def tool(path: Path, text: str) -> None:

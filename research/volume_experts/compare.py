@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -228,8 +228,13 @@ class Judge:
 Sampler = Callable[[int], Tensor]
 
 
-def samplers(view: View, arms: Mapping[str, VolumeExperts], detail: bool) -> dict[str, Sampler]:
-    """Every sampler by its name; in detail also one expert alone, and none ever spared."""
+def samplers(
+    view: View, arms: Mapping[str, VolumeExperts], detail: bool, skips: Sequence[float] = ()
+) -> dict[str, Sampler]:
+    """Every sampler by its name; in detail also one expert alone, and none ever spared.
+
+    ``skips`` are further thresholds of the gate: an expert below it does not run there.
+    """
     scale = view.scale
 
     def plain(seed: int) -> Tensor:
@@ -247,6 +252,9 @@ def samplers(view: View, arms: Mapping[str, VolumeExperts], detail: bool) -> dic
         for kind, sampler in kinds.items():
             for steps in (1, 2) if kind == name else (2,):
                 found[f"{kind} {steps}"] = partial(sampler.draw, steps=steps)
+        for limit in skips:
+            spared = replace(arm, threshold=limit)
+            found[f"{name} < {limit:g}"] = partial(spared.draw, steps=1)
     return found
 
 
@@ -257,9 +265,10 @@ def compare(
     judge, found = Judge.of(case), {}
     wanted = 0.0
     for name, sampler in chosen.items():
-        begun = time.perf_counter()
+        begun = time.process_time()
         samples = torch.stack([sampler(seed) for seed in range(count)])
-        row = judge.numbers(samples) | {"s": (time.perf_counter() - begun) / count}
+        seconds = (time.process_time() - begun) / count
+        row = judge.numbers(samples) | {"s": seconds}
         wanted = wanted or row["v"]
         own = samples.mean(0)
         factor = math.sqrt(wanted / row["v"])
@@ -305,6 +314,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--only", default="")
     parser.add_argument("--detail", action="store_true")
+    parser.add_argument("--skips", type=float, nargs="*", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -326,7 +336,8 @@ def main() -> None:
     stored = sorted(options.output.glob("*.safetensors"))
     for path in [one for one in stored if options.only in one.name]:
         case = load_file(path)
-        chosen = samplers(case_view(case, scale), arms, options.detail)
+        view = case_view(case, scale)
+        chosen = samplers(view, arms, options.detail, options.skips)
         found = rows[path.stem] = compare(case, chosen, options.samples)
         base = found["white"]["ES"]
         print(path.stem, {k: round(100 * t["=ES"] / base - 100, 2) for k, t in found.items()})
