@@ -3,6 +3,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def test_ruff() -> None:
 
 
 def test_mypy() -> None:
-    _check([sys.executable, "-m", "mypy"], "mypy")
+    """In a fresh checkout no cache is written, which takes a quarter of the time."""
+    fresh = [] if (ROOT / ".mypy_cache").is_dir() else ["--cache-dir", os.devnull]
+    _check([sys.executable, "-m", "mypy", *fresh], "mypy")
 
 
 def test_import_arrows_point_down() -> None:
