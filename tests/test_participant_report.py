@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_moediff.reports.facts import run_card
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.reports.participant import write_participant_report
 from report_data import make_run
@@ -124,3 +125,11 @@ def test_unreadable_product_is_a_warning_not_a_crash(tmp_path):
     text = write_participant_report(tmp_path, "01", run).read_text()
     assert "could not be drawn" in text
     assert str(tmp_path) not in text
+
+
+def test_the_card_names_the_filter_that_was_assumed():
+    sharp = {"profile": "kspace", "fwhm": 1.0}
+    soft = sharp | {"filter": "quarter-hann"}
+    card = dict(run_card({}, {"SamplingProfiles": [soft, soft, sharp]}))
+    assert card["Sampling"] == "kspace quarter-hann, kspace quarter-hann, kspace"
+    assert dict(run_card({}, {"SamplingProfiles": [sharp] * 3}))["Sampling"] == "kspace"
