@@ -106,6 +106,15 @@ def test_command_and_sidecar(tmp_path: Path) -> None:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert [row["map"] for row in rows] == ["map", "samples"]
 
+    # A finished row is not measured again, so a score changed by hand stays.
+    text = (tmp_path / "out" / "coverage.tsv").read_text()
+    (tmp_path / "out" / "coverage.tsv").write_text(text.replace(rows[0]["score"], "77.5"))
+    again = run_here("bids_moediff-evaluate", "coverage", *arguments, cwd=tmp_path)
+    assert "77.50" in again.stdout
+    fewer = run_here("bids_moediff-evaluate", "coverage", *arguments[:-1], "1", cwd=tmp_path)
+    assert "77.50" not in fewer.stdout
+    assert "77.5" in (tmp_path / "out" / "coverage.tsv").read_text()
+
     resolver = SuperResolver(model, *device())
     weights = resolver.uncertainty.weights
     known = {"factors": {"map": 2.5}, "samples": 8, "heads": 24, "weights": weights}

@@ -18,7 +18,7 @@ def coverage_parser() -> argparse.ArgumentParser:
     parser = evaluate.restoring_parser(
         PROGRAM,
         "Make heads coarse, restore them, and find the smallest factor of the expected error that "
-        "bounds the true error in 95 % of the voxels of each head.",
+        "bounds the true error in 95 % of the voxels of each head. Finished rows in OUT are kept.",
         model="student",
         protocols=("x2iso-kspace", "x4slices-gaussian"),
         num_samples=1,
@@ -44,9 +44,14 @@ def run_coverage(argv: list[str]) -> int:
     resolvers = evaluate.load_models(options)
     rows: list[dict[str, Any]] = []
 
+    finished = coverage.Finished(options.output / "coverage.tsv", options.block)
+
     def work(loaded: Any, protocol: Any, resolver: Any) -> str:
-        rows.extend(coverage.examine(loaded, protocol, resolver, asked))
-        evaluate.write_table(rows, coverage.COLUMNS, options.output / "coverage.tsv")
+        key = finished.key(loaded.head.name, protocol.key, resolver, asked)
+        if not finished.rows(key):
+            made = coverage.examine(loaded, protocol, resolver, asked)
+            finished.add([row | key for row in made])
+        rows.extend(finished.rows(key))
         return f"{loaded.head.name}  {protocol.key}  score {rows[-1]['score']:.2f}"
 
     all_used = evaluate.each_result(options, PROGRAM, resolvers, work)

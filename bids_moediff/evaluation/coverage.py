@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test whether the bound of the error holds, and fit its factor: split conformal over heads."""
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,49 @@ from bids_moediff.inference.pose import Inputs
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.inference.uncertainty import Restoration, Spread, sampler
 from bids_moediff.options import Options
+from bids_moediff.runtime.sink import table_text, write_text
 
 from .benchmark import protocol_task
 from .truth import Loaded
 
 Row = dict[str, Any]
-COLUMNS = ("head", "group", "protocol", "model", "map", "samples", "score", "factor", "within")
+KEY = ("head", "protocol", "model", "weights", "block", "asked")
+FIGURES = ("score", "factor", "within")
+COLUMNS = ("group", *KEY, "map", "samples", *FIGURES)
+
+
+class Finished:
+    """The table of finished rows, which are not measured again."""
+
+    def __init__(self, path: Path, block: int | None) -> None:
+        self.path, self.block = path, str(block or "whole")
+        self._rows: list[Row] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as stream:
+                self._rows = [_numbers(row) for row in csv.DictReader(stream, delimiter="\t")]
+
+    def key(self, head: str, protocol: str, resolver: SuperResolver, options: Options) -> Row:
+        """Return what tells one measurement from another."""
+        names = (head, protocol, resolver.model.name, resolver.model.sha256[:8])
+        return dict(zip(KEY, (*names, self.block, str(options.num_samples)), strict=True))
+
+    def rows(self, key: Row) -> list[Row]:
+        """Return the finished rows of a measurement; none if it was not made."""
+        return [row for row in self._rows if key.items() <= row.items()]
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Add rows, and write the table."""
+        self._rows.extend(rows)
+        plain = [
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            for row in self._rows
+        ]
+        write_text(table_text(plain, [*COLUMNS]), self.path)
+
+
+def _numbers(row: Row) -> Row:
+    known = {name: float(row[name]) for name in FIGURES if row[name] != "n/a"}
+    return {name: value for name, value in row.items() if name not in FIGURES} | known
 
 
 def examine(
