@@ -257,6 +257,7 @@ def test_the_group_level_says_what_became_of_each_job(call, dataset):
     group = call(level="group")
     assert group.returncode == 1 and "0 done, 2 failed, 2 missing" in group.stderr
     page = (output / "group.html").read_text()
+    assert str(dataset.parent) not in page
     for label, words in (
         ("01", "No image to process in [^;]*; filters in force: --modalities FLAIR"),
         ("02", "exit code 78: .*absent"),

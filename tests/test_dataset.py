@@ -177,6 +177,15 @@ def test_no_host_path_in_any_output(settings, tmp_path):
             assert b"/host" not in content, path
 
 
+def test_what_the_input_says_of_itself_is_text(settings):
+    odd = {"Name": "a\0b\x1b[31m\ud800\u202e", "License": ["CC0"], "DatasetDOI": {"a": 1}}
+    describe(settings.bids_dir, BIDSVersion="1", **odd)
+    prepare_output(settings, {})
+    content = description(settings)
+    assert content["Name"] == r"Super-resolved images of a\x00b\x1b[31m?\u202e"
+    assert not {"License", "SourceDatasets"} & content.keys()
+
+
 def test_description(settings):
     prepare_output(settings, {"BIDS_MOEDIFF_DOCKER_TAG": "1.2.3"})
     content = description(settings)

@@ -17,7 +17,7 @@ from bids_moediff.execution.outcome import failed, print_summary
 from bids_moediff.execution.work_folder import make_caches
 from bids_moediff.interfaces.step import unexpected
 from bids_moediff.runtime.sink import table_text
-from bids_moediff.runtime.text import one_line, visible, without_folders
+from bids_moediff.runtime.text import names_only, one_line, visible, without_folders
 from bids_moediff.settings import Settings
 
 HOSTILE = "[red]x[/nope] [enforce fail at a.cpp:1] \x1b]0;title\x07 \x9b31m \u202e <img src=x>"
@@ -216,6 +216,19 @@ def test_the_network_ends_when_its_step_is_killed(tmp_path, number):
 )
 def test_messages_of_libraries_keep_the_folders_of_the_host_to_themselves(text, shown):
     assert without_folders(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("No image in /data/a b; filters: none", "No image in a b; filters: none"),
+        ("No config.json in /opt/models/x.", "No config.json in x."),
+        ("(/a/b.json), '/c/d e', /f", "(b.json), 'd e', /f"),
+        ("sub-01/anat/x at 1/2 mm, https://a.org/b", "sub-01/anat/x at 1/2 mm, https://a.org/b"),
+    ],
+)
+def test_sentences_on_pages_keep_the_last_names_of_paths(text, shown):
+    assert names_only(text, [Path("/data/a b"), Path("/data"), None, 3]) == shown
 
 
 def test_what_is_in_the_way_in_the_output_folder_is_named(tmp_path):

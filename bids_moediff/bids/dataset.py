@@ -19,6 +19,7 @@ from bids_moediff.runtime.devices import container_kind
 from bids_moediff.runtime.given_files import read_json
 from bids_moediff.runtime.sink import table_text, write_json, write_text
 from bids_moediff.runtime.temporary import require_writable
+from bids_moediff.runtime.text import one_line
 from bids_moediff.settings import PREFIX, Settings
 
 NAME = "bids_moediff"
@@ -208,6 +209,13 @@ def _doi_url(doi: str) -> str:
     return doi if doi.startswith("http") else f"https://doi.org/{doi.removeprefix('doi:')}"
 
 
+def _text(value: object) -> str:
+    """Return what is text of a description, on one line and without control characters."""
+    if not isinstance(value, str):
+        return ""
+    return one_line(value.encode("utf-8", "replace").decode(), 2000)  # lone surrogates: ?
+
+
 def description_of(settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of the output's ``dataset_description.json``."""
     source = read_description(settings.bids_dir)
@@ -215,16 +223,15 @@ def description_of(settings: Settings, environment: Mapping[str, str]) -> dict[s
     if container := _container(environment):
         made_by["Container"] = container
     content: dict[str, Any] = {
-        "Name": f"Super-resolved images of {source.get('Name') or 'a BIDS data set'}",
+        "Name": f"Super-resolved images of {_text(source.get('Name')) or 'a BIDS data set'}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [made_by],
         "HowToAcknowledge": "Cite what logs/CITATION.md names (bibliography: logs/CITATION.bib).",
     }
-    if isinstance(source.get("License"), str):
-        content["License"] = source["License"]
-    if source.get("DatasetDOI"):
-        doi = str(source["DatasetDOI"])
+    if given := _text(source.get("License")):
+        content["License"] = given
+    if doi := _text(source.get("DatasetDOI")):
         content["SourceDatasets"] = [{"DOI": doi, "URL": _doi_url(doi)}]
     if link := _raw_link(settings, source, in_container(environment)):
         content["DatasetLinks"] = {RAW: link}

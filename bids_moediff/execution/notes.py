@@ -14,7 +14,7 @@ from bids_moediff.bids.discover import discover_participant, is_label, nothing_t
 from bids_moediff.bids.image import Participant
 from bids_moediff.bids.past_runs import log_folder, record_items, write_note
 from bids_moediff.errors import GraphError, MoediffError, NothingToProcessError
-from bids_moediff.runtime.text import one_line
+from bids_moediff.runtime.text import names_only, one_line
 from bids_moediff.settings import Settings
 
 from .outcome import Outcome, exit_code
@@ -65,4 +65,6 @@ def note_unrecorded(settings: Settings, run_id: str, outcomes: Sequence[Outcome]
 
 def _note(settings: Settings, label: str, run_id: str, words: str, code: int) -> None:
     if settings.output_dir.is_dir() and not settings.boilerplate_only:
+        # Pages name nothing of the machine.
+        words = names_only(words, vars(settings).values())
         write_note(settings.output_dir, label, run_id, one_line(words), code)

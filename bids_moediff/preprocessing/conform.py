@@ -141,10 +141,11 @@ def check_header(path: str | Path) -> tuple[tuple[int, int, int], tuple[float, f
 
 def _check_file(path: Path) -> None:
     """Raise ImageError for missing, empty and not yet fetched files."""
-    hint = f"{path.name} is not here yet: fetch its content first (datalad get, git annex get)"
+    hint = f"{path.name} is not here yet: fetch its content first"
+    annex = f"{hint} (datalad get, git annex get)"
     if path.is_symlink() and not path.exists():
         if "annex" in path.readlink().parts:
-            raise ImageError(hint)
+            raise ImageError(annex)
         raise ImageError(f"{path.name} points to a missing file")
     if not path.is_file():
         exists = "is not a regular file" if path.exists() else "does not exist"
@@ -154,8 +155,10 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path.name} is an empty file")
     if size < 1024:
         start = path.read_bytes()[:200]
-        if b"annex/objects/" in start or start.startswith(b"version https://git-lfs"):
-            raise ImageError(hint)
+        if b"annex/objects/" in start:
+            raise ImageError(annex)
+        if start.startswith(b"version https://git-lfs"):
+            raise ImageError(f"{hint} (git lfs pull)")
 
 
 def _open(path: Path) -> nib.spatialimages.SpatialImage:

@@ -2,12 +2,14 @@
 """Make text of others (names, sidecars, messages of libraries) fit to be shown."""
 
 import re
+from collections.abc import Iterable
 
 # Control characters but tab and line feed, and those that change the direction of writing.
 CONTROL = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]"
 )
 PATH = re.compile(r"(['\"])/(?:[^'\"/]*/)*([^'\"/]*)\1")  # quoted, as in messages of the system
+ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^\s/'\";:,]+/)+(?=[^\s/'\";:,])")  # but for its last name
 LONGEST = 400
 
 
@@ -27,6 +29,22 @@ def without_folders(text: str) -> str:
     Messages reach pages and records, which say nothing of the machine.
     """
     return PATH.sub(lambda match: f"{match[1]}{match[2]}{match[1]}", text)
+
+
+def names_only(text: str, folders: Iterable[object] = ()) -> str:
+    """Return a text in which each absolute path is cut to its last name.
+
+    Parameters
+    ----------
+    text
+        A sentence of the app, with paths as a user gave them.
+    folders
+        Paths that may be in it, whatever characters they have; None is passed over.
+    """
+    for path in sorted({str(path) for path in folders if path}, key=len, reverse=True):
+        if path.startswith("/") and len(path) > 1:
+            text = text.replace(path, path.rstrip("/").rsplit("/", 1)[-1])
+    return ABSOLUTE.sub("", text)
 
 
 def one_line(text: object, most: int = LONGEST) -> str:
