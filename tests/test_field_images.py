@@ -260,6 +260,14 @@ def test_slices_unlike_their_neighbours_are_said_with_their_numbers(tmp_path, re
         assert f"({numbers}, counted from 1)" in remarks[-1]
 
 
+def test_a_constant_that_was_added_is_said(tmp_path, real):
+    for added, number in ((32768, "32768"), (500, "500")):
+        image, remarks = put(tmp_path, values(real).round() + added, real)
+        assert len(remarks) == 1
+        assert f"nearly all are above {number}" in remarks[0]
+        assert np.array_equal(values(image), values(real).round() + added)
+
+
 def test_signed_scans_and_ordinary_ones_are_left_alone(tmp_path, real):
     data = values(real)
     signed = 30000 * np.sin(data / data.max() * 3) + np.random.default_rng(0).normal(

@@ -280,6 +280,7 @@ def test_axes_of_one_voxel_do_not_count(tmp_path, axes):
         ("a.nii", np.linspace(0, 80, 1728, dtype="f4").reshape(SHAPE), "between 0 and 1"),
         ("a.nii", np.random.default_rng(0).integers(0, 900, SHAPE).astype("i2"), "intensities"),
         ("a_dseg.nii", ball(12, 4.0, 5.0) * np.float32(0.3), "not labels"),
+        ("a_mask.nii", np.full(SHAPE, np.nan, np.float32), "holds no numbers"),
         ("a_probseg.nii", ball(12, 4.0, 5.0) * np.uint8(100), "from 0 to 100"),
         ("a.nii", np.where(ball(12, 4.0, 5.0), np.inf, 0).astype("f4"), "infinite"),
         ("a.nii", np.full(SHAPE, 2**40, np.int64), "labels above"),

@@ -93,6 +93,8 @@ def _check_grid(
 def _values(data: np.ndarray, name: str) -> np.ndarray:
     """Labels in a small type of integers, or fractions as float32."""
     if data.dtype.kind == "f":
+        if np.isnan(data).all():
+            raise ImageError(f"{name} holds no numbers")
         data = np.where(np.isnan(data), 0, data)  # outside the field of view of the tool
     low, high = float(data.min()), float(data.max())
     if not np.isfinite([low, high]).all():

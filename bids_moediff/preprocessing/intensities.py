@@ -16,6 +16,7 @@ from .wrapped import unwrapped
 HOT = 5.0
 SATURATED = 0.002  # share of the voxels at the very top; 8-bit scans have up to 0.0013
 PILED_UP = 2.0  # times as many at the very top as in the 2 % of the range below
+FAR_FROM_ZERO = 0.5  # darkest 0.1 % over the range above it; of the real images 0.0 at most
 # Share of the voxels that may hold one value far beyond all others; fewer are hot voxels.
 FEWEST_PADDED, MOST_PADDED = 0.0005, 0.6
 
@@ -53,6 +54,11 @@ def sound_intensities(
     if high > low:
         data = _without_extremes(data, low, high, remarks)
         data = _from_zero(data, middle, high, high - low, remarks)
+        if low > FAR_FROM_ZERO * (high - low) and not _few_values(data):
+            remarks.append(
+                f"no value lies near zero (nearly all are above {low:.6g}): a constant was added "
+                "to the image, or it shows no air; the brain mask may be wrong"
+            )
     top = float(data.max())
     share = float(np.mean(data == top))
     below = float(np.mean((data < top) & (data >= top - 0.02 * float(np.ptp(data)))))
