@@ -355,7 +355,7 @@ def test_analyze_does_not_know_left_from_right(tmp_path: Path, values: np.ndarra
 
 def test_a_pointer_is_a_small_file_only(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_text("version https://git-lfs" + " " * 1000)
-    with pytest.raises(ImageError, match="datalad get"):
+    with pytest.raises(ImageError, match="git lfs pull"):
         conform(tmp_path / "a.nii")
     (tmp_path / "b.nii").write_text("version https://git-lfs" + " " * 1001)
     with pytest.raises(ImageError, match="not a readable"):
