@@ -7,8 +7,9 @@
 
 `segment` is any program that reads an image and writes a label map. Without --command, voxels are
 counted in three classes of brightness. A table goes to standard output: volume in the image in ml,
-and mean, standard deviation and 90 % interval of the samples. The interval leaves out what all
-samples have wrong alike; for volumes of tissues that is more (docs/downstream.md).
+mean and standard deviation of the samples, and a 90 % interval about the volume in the image.
+Not about the mean of the samples: they hold noise, in which a segmenter finds other volumes. What
+the segmenter gets wrong in any restored image comes on top (docs/downstream.md).
 """
 
 import argparse
@@ -73,9 +74,9 @@ def main() -> None:
     for label in sorted(set().union(*tables) - {0}):
         image, *samples = (size * table.get(label, 0) for table in tables)
         spread = float(np.std(samples, ddof=1))
-        # Fewer samples know their mean less well.
-        middle, half = float(np.mean(samples)), NORMAL_90 * spread * np.sqrt(1 + 1 / len(samples))
-        figures = (image, middle, spread, middle - half, middle + half)
+        # Fewer samples know their spread less well.
+        half = NORMAL_90 * spread * np.sqrt(1 + 1 / len(samples))
+        figures = (image, float(np.mean(samples)), spread, image - half, image + half)
         print("\t".join([str(label), *(f"{figure:.3f}" for figure in figures)]))
 
 

@@ -45,7 +45,7 @@ def test_volumes_with_intervals(tmp_path: Path) -> None:
     values = [0.008 * count for count in (300, 200, 310)]
     mean, spread = np.mean(values), np.std(values, ddof=1)
     half = 1.645 * spread * np.sqrt(4 / 3)
-    expected = [1, 2.0, mean, spread, mean - half, mean + half]
+    expected = [1, 2.0, mean, spread, 2.0 - half, 2.0 + half]
     assert [float(word) for word in row] == pytest.approx(expected, abs=6e-4)
     assert len(run(image).stdout.splitlines()) > 1
 

@@ -66,26 +66,20 @@ def test_summary_pairs_each_image_with_its_own_truth() -> None:
 
 
 def test_intervals_of_volumes_over_samples() -> None:
-    row = {
-        "model": "m",
-        "protocol": "x4slices-box",
-        "tissue": "grey",
-        "samples": 8,
-        "truth": 200.0,
-    }
+    row = {"head": "a", "model": "m", "protocol": "x4slices-box", "tissue": "grey", "samples": 8}
     rows = [
-        row | {"image": 206.0, "mean": mean, "deviation": deviation}
-        for mean, deviation in ((204.0, 4.0), (204.0, 2.0), (196.4, 2.0))
+        row | {"truth": 200.0, "image": image, "mean": mean, "deviation": deviation}
+        for image, mean, deviation in ((206.0, 200.0, 4.0), (204.0, 196.6, 2.0), (203.0, 206.0, 2))
     ]
-    # 1.645 times the deviation, wider for a mean of 8: 6.98, 3.49 and 3.49 ml.
+    # 1.645 times the deviation, wider for eight samples: 6.98, 3.49 and 3.49 ml.
     assert sample_volumes.half_width(rows[0]) == pytest.approx(6.98, abs=0.005)
-    (found,) = sample_volumes.summarise(rows)
-    assert (found["images"], found["held"], found["moved"]) == (3, 1, 1)
-    assert found["bias"] == pytest.approx(3) and found["sample_bias"] == pytest.approx(2.2 / 3)
-    values = sample_volumes.result(rows)["values"]
-    assert values["m.x4slices-box.grey.half"] == pytest.approx(
-        100 * (6.98 + 2 * 3.49) / 600, abs=0.005
-    )
+    found = sample_volumes.result(rows)
+    assert [row["about_image"] for row in found["rows"]] == ["yes", "no", "yes"]
+    assert [row["about_samples"] for row in found["rows"]] == ["yes", "yes", "no"]
+    assert found["rows"][0]["bias"] == pytest.approx(3)
+    assert found["rows"][2]["half"] == pytest.approx(1.745, abs=0.002)
+    counts = found["values"]
+    assert (counts["held"], counts["small"], counts["small_held"]) == (2, 2, 1)
 
 
 def tool(path: Path, text: str) -> None:
