@@ -267,7 +267,8 @@ def volumes(scene: Scene, errors: Tensor) -> Row:
     """Return, for each class, whether the 90 % interval of its volume holds the truth's.
 
     The interval lies about the volume in the restored image: noise in samples has a volume of its
-    own. ``volume_…``: 1 or 0. ``bias_…``: volume in the restored image over that in the truth, minus 1.
+    own. ``volume_…``: 1 or 0. ``bias_…``: volume in the restored image over that in the truth,
+    minus 1.
     """
     mask = scene.mask.numpy()
     true = class_volumes(scene.truth.numpy(), mask)
