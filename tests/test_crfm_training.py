@@ -27,7 +27,7 @@ def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_references_are_right_or_wrong_as_often_as_said(monkeypatch) -> None:
-    head = made()
+    head, known = made(), heads()
     for kind, related in (("right", True), ("absent", False), ("noise", False), ("cut", True)):
         shares = [
             float(name == kind)
@@ -35,7 +35,7 @@ def test_references_are_right_or_wrong_as_often_as_said(monkeypatch) -> None:
         ]
         monkeypatch.setattr("bids_moediff.training.references.SHARES", shares)
         found = [
-            draw_reference(heads()[0], head, torch.from_numpy(heads()[0].volume.copy()), heads(),
+            draw_reference(known[0], head, torch.from_numpy(known[0].volume.copy()), known,
                            np.random.default_rng(seed))
             for seed in range(4)
         ]  # fmt: skip

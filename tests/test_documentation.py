@@ -91,19 +91,22 @@ def test_files_of_the_data_set_are_documented():
     }
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
-def test_scripts_and_modules_that_a_page_names_are_there(page):
-    """In backticks, by the end of their path; the changelog speaks of the past."""
+@pytest.fixture(scope="module")
+def paths() -> list[str]:
+    """Files of the checkout from its root, each after a slash."""
     root = DOCS.parent
-    known = [
-        f"/{path.relative_to(root).as_posix()}"
-        for folder in ("bids_moediff", "docs", "examples", "research", "tests", "tools", ".github")
-        for path in (root / folder).rglob("*")
-    ]
+    folders = ("bids_moediff", "docs", "examples", "research", "tests", "tools", ".github")
+    found = (path for folder in folders for path in (root / folder).rglob("*"))
+    return [f"/{path.relative_to(root).as_posix()}" for path in found]
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_scripts_and_modules_that_a_page_names_are_there(page, paths):
+    """In backticks, by the end of their path; the changelog speaks of the past."""
     text = (DOCS / page).read_text(encoding="utf-8") if page != "changelog.md" else ""
     words = re.findall(
         r"(?<![\w/.>-])[\w./-]+\.(?:py|sh|sbatch|js)\b", " ".join(re.findall(r"`([^`]+)`", text))
     )
     others = {"run_fastsurfer.sh"}  # of FastSurfer
-    missing = {word for word in words if not any(path.endswith(f"/{word}") for path in known)}
+    missing = {word for word in words if not any(path.endswith(f"/{word}") for path in paths)}
     assert missing <= others

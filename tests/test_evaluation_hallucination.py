@@ -47,8 +47,10 @@ def test_lesions_are_apart_and_deep(loaded: Loaded, lesions: list[suite.Lesion])
     assert distance[~np.eye(8, dtype=bool)].min() >= suite.SPACING
     assert all(loaded.mask[lesion.centre] for lesion in lesions)
     assert suite.place_lesions(loaded, (4.0, 7.0), (0.3, -0.2)) == lesions
+    slab = loaded.mask.copy()
+    slab[:, :, 40:] = slab[:, :, :20] = slab[:, 46:] = slab[:, :30] = False
     with pytest.raises(ImageError, match=r"room for \d+ of 12000 lesions"):
-        suite.place_lesions(loaded, repeats=1000)
+        suite.place_lesions(replace(loaded, mask=slab), repeats=1000)
 
 
 def test_volume_and_contrast_of_a_lesion() -> None:

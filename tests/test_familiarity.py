@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scans unlike the training heads are called so; real heads of other people are not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +21,7 @@ from bids_moediff.quality.familiarity import (
     summarise,
 )
 from bids_moediff.quality.figures import judge
-from bids_moediff.quality.input_checks import prepare
+from bids_moediff.quality.input_checks import doubts_about, prepare
 from conftest import DEMO
 from test_input_checks import AFFINE
 
@@ -110,14 +111,15 @@ def test_units_and_orientation_do_not_matter(demo, usual):
     assert other.furthest == usual.furthest
 
 
-def test_the_warning_names_the_figure_and_the_table_holds_the_distance(demo):
+def test_the_warning_names_the_figure_and_the_table_holds_the_distance(demo, usual):
     image, mask = demo
     flat = inverted(np.asarray(image.dataobj))
     figures, doubts = judge(nib.Nifti1Image(flat, image.affine), mask, "T1w", {})
     assert isinstance(figures["distance_from_training"], float)
     (sentence,) = [words for words in doubts if "unlike the images" in words]
     assert FIGURES[str(figures["furthest_figure"])] in sentence
-    doubts = judge(image, mask, "T1w", {})[1]
+    figures |= {"distance_from_training": usual.distance, "furthest_figure": usual.furthest}
+    doubts = doubts_about(replace(prepare(image, mask, "T1w"), figures=figures))
     assert not any("unlike the images" in words for words in doubts)
 
 
