@@ -16,16 +16,19 @@ from bids_moediff.imaging.standard_space import find_template, register, to_temp
 SPACE = "MNI152NLin2009cAsym"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TemplateFlow folder made from the coarse MNI brain that comes with nilearn."""
-    root = tmp_path_factory.mktemp("templateflow")
+def make_home(root: Path, voxel: int) -> Path:
+    """A TemplateFlow folder made from the MNI brain that comes with nilearn, in coarse voxels."""
     stem = root / f"tpl-{SPACE}" / f"tpl-{SPACE}_res-02"
     stem.parent.mkdir()
     (stem.parent / f"tpl-{SPACE}_res-01_T1w.nii.gz").touch()  # TemplateFlow's empty stub
-    load_mni152_template(resolution=4).to_filename(f"{stem}_T1w.nii.gz")
-    load_mni152_brain_mask(resolution=4).to_filename(f"{stem}_desc-brain_mask.nii.gz")
+    load_mni152_template(resolution=voxel).to_filename(f"{stem}_T1w.nii.gz")
+    load_mni152_brain_mask(resolution=voxel).to_filename(f"{stem}_desc-brain_mask.nii.gz")
     return root
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("templateflow"), 4)
 
 
 def moved(home: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Image, np.ndarray]:
@@ -55,8 +58,11 @@ def moved(home: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Image, np.ndarray]:
     )
 
 
-@pytest.mark.parametrize("flexible", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_moved_brain_of_another_contrast_is_found(home: Path, flexible: bool) -> None:
+@pytest.mark.parametrize(("flexible", "voxel"), [(False, 4), (True, 6)])
+def test_a_moved_brain_of_another_contrast_is_found(
+    tmp_path: Path, flexible: bool, voxel: int
+) -> None:
+    home = make_home(tmp_path, voxel)
     image, mask, world = moved(home)
     template = find_template(SPACE, home=home)
     transform, record = register(image, mask, template, flexible)
@@ -70,7 +76,7 @@ def test_a_moved_brain_of_another_contrast_is_found(home: Path, flexible: bool) 
     assert error.mean() < 2.5 and error.max() < 5.0
     assert record["transform"] == ["affine", "B-spline"][: 1 + flexible]
     assert record["warnings"] == []
-    result = to_template(mask, transform, template, (4.0, 4.0, 4.0))
+    result = to_template(mask, transform, template, (float(voxel),) * 3)
     truth = np.asarray(nib.load(template.mask).dataobj) > 0
     mapped = np.asarray(result.dataobj) > 0.5
     assert 2 * (truth & mapped).sum() / (truth.sum() + mapped.sum()) > 0.95
