@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import tempfile
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,7 @@ from bids_moediff.bids.statements import read_statements
 from bids_moediff.errors import ImageError, MoediffError, UsageError
 from bids_moediff.options import ANATOMICAL_SUFFIXES
 from bids_moediff.preprocessing.conform import check_header, conform
+from bids_moediff.preprocessing.intensities import sound_intensities
 from bids_moediff.settings import Settings, load_settings
 
 fuzz = settings(
@@ -100,6 +102,47 @@ def test_headers(content, packed):
             assert np.allclose(nib.affines.voxel_sizes(image.affine), zooms, rtol=1e-5)
             assert np.isfinite(np.asarray(image.dataobj)).all()
             assert all(isinstance(words, str) for words in remarks)
+
+
+@st.composite
+def contents(draw):
+    """Values of a small image in which planes, or all, hold something that nobody measured."""
+    shape = draw(st.tuples(*[st.integers(6, 24)] * 3))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    head = np.linalg.norm(np.indices(shape).T / np.array(shape) - 0.5, axis=-1).T
+    data = draw(st.sampled_from([np.exp(-9 * head**2), head, random.normal(size=shape), 0 * head]))
+    data = data * draw(st.sampled_from([1.0, -1.0, 300.0, 4e4, 1e-14, 9e14]))
+    for _ in range(draw(st.integers(0, 4))):
+        planes = np.moveaxis(data, draw(st.integers(0, 2)), 0)
+        place = draw(st.integers(0, len(planes) - 1))
+        part = planes[place : place + draw(st.integers(1, 9))]
+        part *= draw(st.sampled_from([0.0, 1.0, -1.0, 0.3, 20.0]))
+        part += draw(st.sampled_from([0.0, 1.0, 1e3])) * random.normal(size=part.shape)
+    if draw(st.booleans()):
+        data = np.round(data) % draw(st.sampled_from([2, 16, 256, 4096, 65536]))
+    return data.astype(np.float32)
+
+
+@fuzz
+@given(
+    data=contents(),
+    slope=st.sampled_from([1.0, -1.0, 0.1, 1e-9]),
+    intercept=st.sampled_from([0.0, -1024.0, 0.5]),
+)
+def test_intensities(data, slope, intercept):
+    remarks = []
+    before = data.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            values = sound_intensities(data, slope, intercept, remarks)
+        except ImageError as error:
+            assert len(str(error)) < 500
+            return
+    assert values.shape == data.shape and values.dtype == np.float32
+    assert np.isfinite(values).all()
+    assert np.array_equal(data, before), "the input was changed in place"
+    assert remarks or np.array_equal(values, data)
 
 
 @fuzz
