@@ -175,6 +175,28 @@ def test_a_head_that_flickers_misses_the_gate(flicker: float | None, gate: str) 
     assert (entry["gate"], entry["worst_flicker"]) == (gate, flicker)
 
 
+@pytest.mark.parametrize(
+    ("group", "gate"), [("another site", "passed"), ("training sites", "missed")]
+)
+def test_heads_of_another_site_reach_four_fifths_of_both_gains(group: str, gate: str) -> None:
+    """2.2 and 1.2 dB are wanted; 1.8 and 1.0 are four fifths."""
+    kept = [row("a", group, name, psnr) for name, psnr in (("cubic", 30), ("back-projection", 31))]
+    for gain, wanted in ((2.0, gate), (1.7, "missed")):
+        rows = [*kept, row("a", group, "moediff", 30 + gain)]
+        entry = next(e for e in summarise(rows) if e["method"] == "moediff")
+        assert entry["gate"] == wanted
+
+
+def test_the_worst_head_decides_on_flicker() -> None:
+    rows = [
+        row(head_name, "heads", method, psnr) | {"flicker": flicker}
+        for head_name, flicker in (("a", 1.0), ("b", 1.09))
+        for method, psnr in (("cubic", 30), ("back-projection", 31), ("moediff", 33))
+    ]
+    entry = next(e for e in summarise(rows) if e["method"] == "moediff")
+    assert (entry["gate"], entry["worst_flicker"]) == ("missed", 1.09)
+
+
 def test_sites_come_from_the_manifest(tmp_path: Path) -> None:
     table = (
         "file\tsplit\tsource_repo\na.nii.gz\ttrain\tx/y\nb.nii.gz\tval\tx/y\nc.nii.gz\tval\tz/z\n"

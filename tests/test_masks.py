@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from bids_moediff.imaging.masks import (
     bounding_box,
+    distance_to,
     fill_holes,
     head_mask,
     head_mask_array,
@@ -108,3 +109,12 @@ def test_an_empty_mask_has_an_empty_box() -> None:
     empty = np.zeros((4, 5, 6), dtype=bool)
     assert not empty[bounding_box(empty)].size
     assert not fill_holes(empty).any()
+
+
+def test_distances_are_those_of_scipy_in_voxels_of_any_size() -> None:
+    mask = np.zeros((12, 14, 9), dtype=bool)
+    mask[3, 4, 5] = mask[9, 12, 1] = True
+    zooms = (1.0, 2.5, 0.7)
+    expected = ndimage.distance_transform_edt(~mask, sampling=zooms)
+    assert np.allclose(distance_to(mask, zooms), expected, atol=1e-3)
+    assert np.isinf(distance_to(mask[:2], zooms)).all()
