@@ -23,7 +23,13 @@ from bids_moediff.combination.observation import Observation, total
 from bids_moediff.combination.resampling import Resampler, _bridge, _Side, decompose
 from bids_moediff.combination.scans import QUIETEST, Combined, _not_too_quiet, combine
 from bids_moediff.combination.shading import fit_shading, shading_map
-from bids_moediff.combination.slice_weights import BAD, GOOD, SMOOTHING, slice_weights
+from bids_moediff.combination.slice_weights import (
+    BAD,
+    GOOD,
+    SMOOTHING,
+    slice_weights,
+    weights_on_frame,
+)
 from bids_moediff.combination.view import Scan, Setting, grid_of, mean_of, range_of
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Acquisition, Operator
@@ -556,3 +562,12 @@ def test_the_bridge_between_two_ends_has_equal_steps() -> None:
     bridged = _bridge(line, 0, side)[:, 0, 0]
     steps = torch.diff(torch.cat([bridged[8:], bridged[:3]]))  # the last voxel to the first
     assert len(bridged) == 12 and torch.allclose(steps, torch.full((6,), -1.0))
+
+
+def test_weights_of_slices_lie_where_the_slices_do() -> None:
+    """The frame begins two and a half slices into the scan, and runs against its slices."""
+    to_scan = np.diag([1.0, 1.0, -0.5, 1.0])
+    to_scan[2, 3] = 2.5
+    found = weights_on_frame(np.array([0.0, 1.0, 2.0, 3.0]), 2, to_scan, (2, 3, 7))
+    assert found.shape == (2, 3, 7)
+    assert np.allclose(found, [2.5, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0])

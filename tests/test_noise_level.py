@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from scipy import fft, ndimage
+from scipy import fft, ndimage, stats
 
 from bids_moediff.imaging.noise_level import (
     _air_reading,
@@ -202,3 +202,8 @@ def test_a_filter_passes_the_middle_of_k_space(name):
 def test_an_unknown_filter_is_refused():
     with pytest.raises(ValueError, match="unknown k-space filter"):
         window("welch", np.zeros(3))
+
+
+def test_rician_share_is_the_variance_of_scipys_distribution():
+    ratios = np.array([0.3, 1.0, 2.0, 6.0])
+    assert rician_share(ratios) == pytest.approx(stats.rice.var(ratios), rel=1e-6)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of the job on generated control-group folders and environments."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_moediff.runtime.allocation import is_out_of_memory
 from bids_moediff.runtime.platform import cgroup_folders
 from bids_moediff.runtime.resources import (
     available_cpus,
@@ -175,3 +177,12 @@ def test_threads_of_openmp_wait_without_turning_in_a_loop(given, turns):
         assert "GOMP_SPINCOUNT = '1000'" not in done.stderr
     else:
         assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr
+
+
+def test_exhausted_memory_is_known_through_the_errors_that_follow() -> None:
+    """Libraries raise another error from it, or while they handle it."""
+    for first in (MemoryError(), RuntimeError("bad allocation"), OSError(errno.ENOMEM, "")):
+        later, wrapped = ValueError("no result"), ValueError("no result")
+        later.__context__, wrapped.__cause__ = first, first
+        assert all(map(is_out_of_memory, (first, later, wrapped)))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, "")) and not is_out_of_memory(None)
