@@ -287,6 +287,15 @@ def _file(folder):
     return write_text("x", folder / "file")
 
 
+@pytest.mark.parametrize("aim", ["nowhere", "link"])
+@pytest.mark.parametrize("field", ["output_dir", "work_dir"])
+def test_no_folder_is_made_behind_a_lost_link(settings, tmp_path, field, aim):
+    (tmp_path / "link").symlink_to(aim)
+    for path in (tmp_path / "link", tmp_path / "link" / "deep"):
+        with pytest.raises(UsageError, match="link is a link to something that is not there"):
+            check_output(dataclasses.replace(settings, **{field: path}))
+
+
 def test_outputs_that_would_spoil_the_input(settings, tmp_path):
     def check(**changes):
         check_output(dataclasses.replace(settings, **changes))

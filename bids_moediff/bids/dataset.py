@@ -18,7 +18,7 @@ from bids_moediff.errors import UsageError, closest
 from bids_moediff.runtime.devices import container_kind
 from bids_moediff.runtime.given_files import read_json
 from bids_moediff.runtime.sink import table_text, write_json, write_text
-from bids_moediff.runtime.temporary import require_writable
+from bids_moediff.runtime.temporary import refuse_lost_links, require_writable
 from bids_moediff.runtime.text import one_line
 from bids_moediff.settings import PREFIX, Settings
 
@@ -141,6 +141,11 @@ def check_output(settings: Settings) -> None:
     UsageError
         If it would.
     """
+    for folder, what in (
+        (settings.output_dir, "The output folder"),
+        (settings.work_folder, "The working directory"),
+    ):
+        refuse_lost_links(folder, what)
     source, target = settings.bids_dir.resolve(), settings.output_dir.resolve()
     if target == source:
         raise UsageError(f"Input and output are the same folder, {source}; give another output.")

@@ -26,6 +26,22 @@ def require_temporary_folder() -> None:
         ) from error
 
 
+def refuse_lost_links(folder: Path, what: str) -> None:
+    """Check that no part of a path is a link to nothing or to itself: no folder can be made there.
+
+    Raises
+    ------
+    UsageError
+        If one is; ``what`` is the subject of the sentence.
+    """
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise UsageError(
+                f"{what} {folder} cannot be made: {path} is a link to something that is not "
+                "there; make that folder, or give another one."
+            )
+
+
 def require_writable(folder: Path, what: str) -> None:
     """Check that a folder can be written, or created if missing; leave no trace.
 
