@@ -15,7 +15,8 @@ DATA = np.full((8, 8, 8), 1000.0, np.float32)
     [
         ("option", 5.0, 5.0),
         ("none", 0.0, 0.0),
-        ("spectrum", 30.0, 0.0),
+        ("spectrum", 19.0, 0.0),
+        ("spectrum", 30.0, 22.36),
         ("air", 17.0, 0.0),
         ("spectrum and air", 9.0, 0.0),
         ("spectrum and air", 40.0, 38.73),

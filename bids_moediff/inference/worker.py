@@ -37,8 +37,9 @@ from .request import ImageRequest, Request
 from .super_resolver import Result, Store, SuperResolver
 from .warnings import residual_warning
 
-# Share of the brightness that may be anatomy in a reading of the noise.
-DOUBT = 0.01
+# Share of the brightness that may be anatomy in a reading of the noise, where the air agrees with
+# it, and where there is no air that could.
+DOUBT = {"spectrum and air": 0.01, "spectrum": 0.02}
 
 TERMINATED = 128 + signal.SIGTERM
 STOP = threading.Event()
@@ -278,8 +279,8 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
 
     The result agrees with the scan within this noise. Fine anatomy reads as noise of about 1 % of
     the brightness, on some sharp heads 2.8 %, and so may ghosts in the air. Agreement within such
-    a reading would give up measured detail. So only a given number counts, and what two agreeing
-    estimates have beyond 1 %.
+    a reading would give up measured detail. So only a given number counts, what two agreeing
+    estimates have beyond 1 %, and what the spectrum alone has beyond 2 %.
 
     Parameters
     ----------
@@ -290,10 +291,10 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
     """
     if noise.source == "option":
         return noise.sigma
-    if noise.source != "spectrum and air" or not (data > 0).any():
+    if noise.source not in DOUBT or not (data > 0).any():
         return 0.0
     brightness = float(np.percentile(data[data > 0], 99.5))
-    return math.sqrt(max(0.0, noise.sigma**2 - (DOUBT * brightness) ** 2))
+    return math.sqrt(max(0.0, noise.sigma**2 - (DOUBT[noise.source] * brightness) ** 2))
 
 
 def _rounded(value: float) -> float:

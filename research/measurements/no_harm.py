@@ -73,8 +73,11 @@ def infant(path: Path, seed: int = 0) -> nib.Nifti1Image:
     return nib.Nifti1Image(ndimage.gaussian_filter(image, SOFT).astype(np.float32), affine)
 
 
-def heads(data: Path, out: Path) -> Iterator[TruthHead]:
-    """Middles of validation heads; soft heads, which are written to ``out``."""
+def heads(data: Path, out: Path, side: int, names: Sequence[str]) -> Iterator[TruthHead]:
+    """Middles of validation heads; soft heads, which are written to ``out``.
+
+    ``names``: parts of file names; without any, all heads are taken.
+    """
     sharp = heads_of_manifest(data, "val")
     out.mkdir(parents=True, exist_ok=True)
     soft = []
@@ -89,7 +92,8 @@ def heads(data: Path, out: Path) -> Iterator[TruthHead]:
         nib.save(image, out / f"{name}.nii.gz")
     files = [TruthHead(out / f"{name}.nii.gz", "soft") for name, _ in soft]
     for head in [*sharp, *files]:
-        yield Block(head.path, head.group, side=SIDE)
+        if not names or any(name in head.name for name in names):
+            yield Block(head.path, head.group, side=side)
 
 
 def sinc(task: Task) -> np.ndarray:
@@ -159,6 +163,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="student")
     parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS))
+    parser.add_argument("--side", type=int, default=SIDE, help="voxels; 512 for whole heads")
+    parser.add_argument("--names", nargs="+", default=[], help="parts of file names")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     set_threads(options.threads)
@@ -166,7 +172,7 @@ def main() -> None:
     plain = [method for method in BASELINES if method.name in ("linear", "cubic")]
     methods = [*plain, Method("sinc", "1", sinc), model_method(resolver)]
     plan = BenchmarkPlan(
-        list(heads(options.data, options.output / "heads")),
+        list(heads(options.data, options.output / "heads", options.side, options.names)),
         [parse_protocol(key) for key in options.protocols],
         methods,
     )
