@@ -571,3 +571,14 @@ def test_weights_of_slices_lie_where_the_slices_do() -> None:
     found = weights_on_frame(np.array([0.0, 1.0, 2.0, 3.0]), 2, to_scan, (2, 3, 7))
     assert found.shape == (2, 3, 7)
     assert np.allclose(found, [2.5, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0])
+
+
+def test_a_slice_that_shows_little_of_the_head_keeps_its_weight() -> None:
+    """A tenth of the middle slice's voxels: its edge is no reason to leave it out."""
+    residual, expected = np.zeros((2, 32, 32, 12))
+    inside = np.ones(expected.shape, bool)
+    inside[:, :, 0] = False
+    inside[:10, :10, 0] = True
+    residual[:, :, 0] = residual[:, :, 6] = 1.0
+    weights = slice_weights(residual, expected, inside, 2, 0.05)
+    assert weights[0] == 1 and weights[6] == 0
