@@ -5,6 +5,7 @@ import logging
 import shutil
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -105,6 +106,7 @@ def run_logs(
         for handler in logging.getLogger("nipype").handlers:
             stack.callback(handler.setLevel, handler.level)
             handler.setLevel(terminal)
+        said: set[str] = set()
         for participant in participants:
             folder = run_file(settings, plan, participant).parent
             write_text(settings.to_toml(), folder / "config.toml")
@@ -114,7 +116,7 @@ def run_logs(
             handler = logging.FileHandler(folder / "nipype.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter(LOG_FORMAT))
             handler.addFilter(_OfParticipant(participant.label))
-            stack.callback(_close, handler)
+            stack.callback(_close, handler, said)
             for name in ("nipype", "py.warnings"):
                 logging.getLogger(name).addHandler(handler)
                 stack.callback(logging.getLogger(name).removeHandler, handler)
@@ -125,9 +127,15 @@ def run_logs(
                 _keep_network_log(settings, plan, participant)
 
 
-def _close(handler: logging.Handler) -> None:
-    with suppress(OSError):  # a full disk: what is left of the log is lost
+def _close(handler: logging.Handler, said: set[str]) -> None:
+    """Close a log; on a full disk its rest is lost, which is said once for each reason."""
+    try:
         handler.close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if reason not in said:
+            print(f"bids_moediff: logs could not be written: {reason}.", file=sys.stderr)
+        said.add(reason)
 
 
 def _keep_network_log(settings: Settings, plan: RunPlan, participant: Participant) -> None:
