@@ -23,6 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_moediff.cli.common import ProgressBar, set_threads
+from bids_moediff.cli.evaluation import result_line
 from bids_moediff.evaluation.benchmark import (
     BASELINES,
     BenchmarkPlan,
@@ -44,13 +45,11 @@ SIDE = 112
 PROTOCOLS = (
     "x1.25iso-kspace+noise2+untold", "x1.5iso-kspace+noise4+untold",
     "x2iso-kspace+untold", "x2iso-kspace+noise4+untold", "x2iso-kspace-halfhann+noise4+untold",
-    "x2iso-gaussian+untold", "x3iso-kspace+noise2+untold", "x3iso-gaussian+noise4+untold",
-    "x1.5slices-box0.5+noise4+untold", "x2slices-box0.25+untold", "x2slices-box0.5+noise2+stated",
-    "x2slices-gaussian1.2+noise4+stated", "x3slices-box+noise4+untold",
-    "x3slices-gaussian0.5+untold", "x4slices-box0.25+noise2+stated",
-    "x4slices-box0.25+noise2+untold", "x4slices-box0.5+untold", "x4slices-box0.5+noise4+stated",
-    "x4slices-box1.2+noise2+untold", "x4slices-gaussian+noise4+stated", "x4slices-box+stated",
-    "x6slices-box0.5+noise4+untold", "x6slices-gaussian+untold", "x6slices-box0.75+noise2+stated",
+    "x2iso-gaussian+untold", "x3iso-kspace+noise2+untold",
+    "x2slices-box0.5+noise2+stated", "x3slices-gaussian0.5+untold",
+    "x4slices-box0.25+noise2+untold", "x4slices-box0.5+noise4+stated",
+    "x4slices-box1.2+noise2+untold", "x4slices-gaussian+noise4+stated",
+    "x6slices-box0.5+noise4+untold",
 )  # fmt: skip
 # Brightness of an infant's T1w image: white matter without myelin is darker than grey.
 INFANT = {"grey": 0.80, "white": 0.62, "fluid": 0.30, "scalp": 0.95}
@@ -126,7 +125,7 @@ def margins(rows: Sequence[Mapping[str, Any]], model: str) -> dict[str, dict[str
 def table(found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Values, rows and a view of a result table: the mean, and the head with the least margin."""
     lines = []
-    for protocol, by_head in found.items():
+    for protocol, by_head in sorted(found.items(), key=lambda item: _place(item[0])):
         sharp = [margin for head, margin in by_head.items() if not _is_soft(head)]
         soft = [margin for head, margin in by_head.items() if _is_soft(head)]
         worst = min(by_head, key=lambda head: by_head[head])
@@ -146,6 +145,10 @@ def table(found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         ["least", "{least} ({head})"],
     ]
     return {"values": values, "rows": lines, "views": {"margins": {"columns": columns}}}
+
+
+def _place(protocol: str) -> int:
+    return PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
 
 
 def _signed(margins: Sequence[float]) -> str:
@@ -179,7 +182,7 @@ def main() -> None:
     progress = ProgressBar(len(plan), "result")
     rows, _ = run(
         plan, Rows(options.output / "rows.tsv"), HeadTable(options.output / "heads.tsv"),
-        lambda row, problem: progress(problem or f"{row['head']} {row['protocol']}"),
+        lambda row, problem: progress(problem if row is None else result_line(row)),
     )  # fmt: skip
     progress.close()
     found = margins(rows, options.model)
