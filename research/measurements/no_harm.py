@@ -133,11 +133,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         line |= {"mean": _signed(sharp), "soft": _signed(soft), "least": _signed([by_head[worst]])}
         lines.append(line)
     every = [margin for by_head in found.values() for margin in by_head.values()]
-    values = {
-        "cases": len(every), "below": sum(margin < -0.02 for margin in every),
-        "least": min(every), "protocols": len(lines),
-        "heads": len({head for by_head in found.values() for head in by_head}),
-    }  # fmt: skip
+    values = {"loss": -min(every)}  # of the worst case
     columns = [
         ["what the scanner did", "{name}"],
         ["validation heads", "{mean}"],
