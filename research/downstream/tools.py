@@ -80,17 +80,7 @@ def run_tools(tools: Path, image: Path, folder: Path) -> None:
 
 
 def find_brain(tools: Path, image: Path, mask: Path) -> None:
-    """Write the brain mask of an image, unless it is there.
-
-    Parameters
-    ----------
-    tools
-        ``bin`` folder of the tools' environment.
-    image
-        T1w image.
-    mask
-        Where the mask goes.
-    """
+    """Write the ``mask`` of a T1w image's brain, unless it is there; tools as in run_tools."""
     if mask.is_file():
         return
     stripped = mask.with_name("stripped.nii.gz")
