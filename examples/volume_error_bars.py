@@ -13,6 +13,7 @@ the segmenter gets wrong in any restored image comes on top (docs/downstream.md)
 """
 
 import argparse
+import json
 import re
 import shlex
 import subprocess
@@ -57,6 +58,10 @@ def main() -> None:
     paths = [options.image, *samples_of(options.image)]
     if len(paths) < 3:
         raise SystemExit("Two samples or more are needed: --num-samples 8 --outputs samples.")
+    for path in paths[1:]:
+        sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+        if sidecar.is_file() and json.loads(sidecar.read_text()).get("Sample") == "texture":
+            raise SystemExit(f"{path.name} is texture, not a sample of the posterior.")
     first = nib.load(options.image)
     size = float(np.prod(first.header.get_zooms()[:3])) / 1000
     data = np.asarray(first.dataobj)

@@ -77,6 +77,14 @@ def test_slices_that_are_few_or_thin_are_not_read(anatomy, everywhere):
     assert read_slices(few, (1, 1, 4), everywhere[:, :, :12], SIGMA) is None
 
 
+def test_two_equally_coarse_axes_and_an_image_without_contrast_are_not_read(anatomy, everywhere):
+    assert read_slices(anatomy, (2, 2, 1), everywhere, SIGMA) is None
+    flat = np.full((SIDE, SIDE, 32), 100, np.float32)
+    assert read_slices(flat, (1, 1, 4), everywhere[:, :, ::4], 0.0) is None
+    declared = told(flat, (1, 1, 4), everywhere[:, :, ::4])
+    assert declared.acquisition.axes[2] == Axis("box", 0.75)
+
+
 def test_filters_of_k_space_order_the_figures(anatomy, everywhere):
     found = {
         name: read_kspace(

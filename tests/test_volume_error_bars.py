@@ -53,3 +53,13 @@ def test_volumes_with_intervals(tmp_path: Path) -> None:
 def test_without_samples_it_says_how_to_get_them(tmp_path: Path) -> None:
     found = run(write(tmp_path, "sr", 250))
     assert found.returncode == 1 and "--outputs samples" in found.stderr
+
+
+def test_texture_is_refused(tmp_path: Path) -> None:
+    image = write(tmp_path, "sr", 250)
+    for number in (1, 2):
+        sample = write(tmp_path, f"srsample{number}", 300)
+        sidecar = sample.with_name(sample.name.replace(".nii.gz", ".json"))
+        sidecar.write_text('{"Sample": "texture"}')
+    found = run(image)
+    assert found.returncode == 1 and "texture" in found.stderr

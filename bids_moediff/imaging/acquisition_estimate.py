@@ -20,6 +20,7 @@ from bids_moediff.imaging.separable import along_axes
 REACH = 112.0  # mm of the middle of the head that are looked at
 REFERENCE_WIDTH = 0.6  # of the Gaussian slices that a scan is compared with
 FEWEST_SLICES = 16
+THICKER = 1.4  # than the wider side of a pixel
 # Bands in cycles per voxel: what both spectra are matched in, and what is compared.
 LOW, HIGH = (0.05, 0.22), (0.28, 0.5)
 
@@ -50,18 +51,19 @@ def read_slices(
     -------
     float or None
         Natural logarithm of a power ratio: below 0 for slices that are wider. None if there are
-        too few slices, or if they are hardly thicker than the voxels in plane.
+        too few slices, if they are hardly thicker than the voxels in plane, or without contrast.
     """
     axis = int(np.argmax(zooms))
     part = _middle(data, zooms, head)
-    if part.shape[axis] < FEWEST_SLICES or zooms[axis] < 1.5 * min(zooms):
+    if part.shape[axis] < FEWEST_SLICES or zooms[axis] < THICKER * sorted(zooms)[1]:
         return None
     planes = [other for other in range(3) if other != axis]
     found = [
         _difference(part, zooms, (axis, along, across), width, sigma)
         for along, across in (planes, planes[::-1])
     ]
-    return float(np.mean(found))
+    reading = float(np.mean(found))
+    return reading if np.isfinite(reading) else None
 
 
 def _difference(
@@ -84,12 +86,14 @@ def _difference(
         noise = sigma**2 * np.square(matrix[count // 2]).sum()
         if coarse == line:  # overlapping profiles colour the noise
             noise = sigma**2 * _noise_colour(matrix, frequency)
-        spectra.append(np.log(np.maximum(power - noise, 0.05 * power)))
+        with np.errstate(divide="ignore"):
+            spectra.append(np.log(np.maximum(power - noise, 0.05 * power)))
     high, low = _band(frequency, HIGH), _band(frequency, LOW)
     grid = frequency
     first = np.interp(grid, _line_frequency(part.shape[axis]), spectra[0])
     difference = first - spectra[1]
-    return float(difference[high].mean() - difference[low].mean())
+    with np.errstate(invalid="ignore"):
+        return float(difference[high].mean() - difference[low].mean())
 
 
 def _line_frequency(count: int) -> np.ndarray:

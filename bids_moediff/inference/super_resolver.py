@@ -344,11 +344,10 @@ class SuperResolver:
             **found.record,
         }
         deviation = spread.deviation
-        if deviation is not None:
+        if deviation is not None and options.sample != "texture":  # that is no uncertainty
             maps["srstd"] = posed.image(deviation * posed.scale)
             record["ExpectedErrorFrom"] = f"{spread.count} samples"
-            if options.sample != "texture":
-                record |= self.uncertainty.bound_record(spread.count)
+            record |= self.uncertainty.bound_record(spread.count)
         return record, []
 
     def _experts_record(self, written: bool) -> dict[str, Any]:
