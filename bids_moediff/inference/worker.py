@@ -38,7 +38,7 @@ from .super_resolver import Result, Store, SuperResolver
 from .warnings import residual_warning
 
 # Share of the brightness that may be anatomy in a reading of the noise, where the air agrees with
-# it, and where there is no air that could.
+# it, and where there is no air or it disagrees.
 DOUBT = {"spectrum and air": 0.01, "spectrum": 0.02}
 
 TERMINATED = 128 + signal.SIGTERM
