@@ -5,6 +5,7 @@ BIDS_MOEDIFF_TEST_KILLS=100 does it a hundred times (`make test-long`); by defau
 BIDS_MOEDIFF_TEST_SEED draws other moments.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -124,12 +125,19 @@ def disturb(study: Study, output: Path, draw: random.Random) -> str:
         if fresh:
             study.seconds = time.monotonic() - started
         return ""
-    alive = sorted(members(output), key=lambda process: process.create_time())
+    try:
+        alive = sorted(members(output), key=lambda process: process.create_time())
+    except psutil.Error:  # one of them ended in between
+        alive = []
+    if not alive:  # the run ended just now
+        run.wait(WATCHDOG)
+        return ""
     victim, number = draw.choice([*alive, *alive[:1] * len(alive)]), draw.choice(SIGNALS)
     whom = "main" if victim.pid == run.pid else f"child {alive.index(victim)} of {len(alive)}"
     images = len([*output.rglob("sub-*_desc-preproc_T1w.nii.gz")])
     what = f"{signal.Signals(number).name} to {whom} at {moment:.0f} s, {images} images"
-    victim.send_signal(number)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        victim.send_signal(number)
     run.wait(WATCHDOG)  # a run that loses a child ends by itself
     limit = time.monotonic() + 20
     while (left := list(members(output))) and time.monotonic() < limit:
