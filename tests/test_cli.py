@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from bids_moediff import __version__
-from bids_moediff.cli import check
+from bids_moediff.cli import app, check
 from bids_moediff.cli.check import supported
 from bids_moediff.cli.common import run_command
 from bids_moediff.cli.parser import build_parser
+from bids_moediff.errors import NothingToProcessError
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.devices import Acceleration, Card, explain_absence
 from bids_moediff.settings import Settings, load_settings
@@ -176,6 +177,23 @@ def test_dry_run_prints_a_table_and_writes_nothing(call, dataset):
     assert len(rows) == 2
     assert "2 images" in done.stdout
     assert listing(dataset.parent) == before
+
+
+def test_dry_run_sums_times_and_names_the_largest_need(dataset, capsys):
+    """One image is large: memory is that of the largest, time that of all of them."""
+    large = nib.Nifti1Image(np.ones((220, 220, 160), np.uint8), np.eye(4))
+    nib.save(large, dataset / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
+    words = [dataset, dataset.parent / "out", "participant", "--dry-run", "--device", "cpu"]
+    assert app.main([*map(str, words), "--output-resolution", "0.7"]) == 0
+    text = capsys.readouterr().out
+    found = re.findall(r"sub-\S+.* ([\d.]+) \S+ ([\d.]+) \S*$", text, re.MULTILINE)
+    needs, minutes = zip(*(map(float, row) for row in found), strict=True)
+    assert len(needs) == 3 and max(needs) > min(needs)
+    peak, total = re.search(
+        r"3 images, at most (\S+) GB at a time, about (\d+) min", text
+    ).groups()
+    assert float(peak) == max(needs)
+    assert float(total) == pytest.approx(sum(minutes), abs=0.7)
 
 
 def test_dry_run_names_what_cannot_be_read_and_goes_on(call, dataset):
@@ -406,3 +424,13 @@ def test_a_command_that_is_interrupted_ends_as_shells_expect(capsys):
 
     assert run_command("bids_moediff-x", work, []) == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_was_left_out_is_said_before_there_is_nothing_to_do(capsys):
+    def work(words):
+        raise NothingToProcessError("No image.", ["sub-1/anat/t1.nii is left out: no name."])
+
+    assert run_command("bids_moediff-x", work, []) == 66
+    remark, sentence = capsys.readouterr().err.splitlines()
+    assert remark == "bids_moediff-x: sub-1/anat/t1.nii is left out: no name."
+    assert sentence == "bids_moediff-x: No image."

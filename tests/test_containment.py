@@ -20,6 +20,7 @@ from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.execution import batch, preflight
 from bids_moediff.execution.execute import run_logs
 from bids_moediff.execution.finished import find_finished, words_on_finished
+from bids_moediff.execution.memory import plan_memory
 from bids_moediff.execution.outcome import RunResult
 from bids_moediff.execution.preflight import Checked, check_participants, closing_remarks
 from bids_moediff.execution.work_folder import own_work, participant_folder
@@ -225,6 +226,17 @@ def test_two_runs_on_one_participant(tmp_path, capsys):
         )
     with own_work(Settings(output_dir=tmp_path, rerun=True), ["01"], "e"):
         assert not participant_folder(settings.work_folder, "01").exists()
+
+
+def test_memory_is_that_of_the_largest_image_of_all_participants(tmp_path, capsys):
+    zooms = (1.0, 1.0, 1.0)
+    large, small = (
+        replace(image(f"sub-01_{suffix}"), shape=(size,) * 3, zooms=zooms)
+        for suffix, size in (("T1w", 256), ("T2w", 64))
+    )
+    people = [Participant("01", (small, large)), Participant("02", (small,))]
+    plan_memory(settings_for(tmp_path), people, PLAN, 0.1)
+    assert "0.1 GB, but sub-01_T1w needs" in capsys.readouterr().err
 
 
 def test_what_is_said_at_the_end(tmp_path):

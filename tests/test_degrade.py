@@ -128,6 +128,18 @@ def test_same_seed_same_bytes_whoever_else_is_there(
     assert (tmp_path / "4" / "participants.tsv").read_text().count("sub-") == 1
 
 
+def test_each_image_has_noise_of_its_own(tmp_path: Path) -> None:
+    """The same noise in every image would be learned, and would not average out."""
+    same = head((16, 16, 16), (4.0, 4.0, 4.0))
+    raw = dataset(tmp_path / "raw", {"sub-01_T1w": same, "sub-02_T1w": same})
+    assert main([str(raw), str(tmp_path / "out"), "--factor", "2", "--add-noise", "10"]) == 0
+    first, second = (
+        np.asarray(nib.load(tmp_path / f"out/sub-{n}/anat/sub-{n}_T1w.nii.gz").dataobj)
+        for n in ("01", "02")
+    )
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.999
+
+
 def test_kspace_equals_scipy_resampling(tmp_path: Path) -> None:
     """Halving by truncation of the spectrum; scipy keeps the first voxel, we keep its corner."""
     axis = np.arange(32)

@@ -146,6 +146,7 @@ def test_odd_files_are_left_out_with_a_reason(dataset):
         "sub-01_T1w.nii.gz",
         "sub-01_T1w.nii",
         "sub-01_part-phase_T2w.nii.gz",
+        "sub-01_part-real_T2w.nii.gz",
         "sub-01_part-mag_T2w.nii.gz",
         "sub-01_desc-preproc_T1w.nii.gz",
         "sub-01_run-1_acq-x_T1w.nii.gz",
@@ -169,7 +170,7 @@ def test_odd_files_are_left_out_with_a_reason(dataset):
     assert "did you mean T1w?" in reasons["sub-01_t1w.nii.gz"]
     assert ".mgz is not .nii.gz" in reasons["sub-01_PDw.mgz"]
     assert ".NII.GZ is not .nii.gz" in reasons["sub-01_FLAIR.NII.GZ"]
-    assert len(reasons) == 9
+    assert len(reasons) == 10
 
 
 def test_labels(dataset):
@@ -287,6 +288,7 @@ def test_filters_mean_what_they_mean_to_pybids(dataset, tmp_path, query):
         ({"t1": {}}, "did you mean t1w"),
         ({"t1w": {"sesion": "a"}}, "did you mean session"),
         ({"t1w": {"session": {"a": 1}}}, "text, a whole number, null or a list"),
+        ({"t1w": {"run": True}}, "text, a whole number, null or a list"),
         ({"t1w": "a"}, "must be an object"),
         ([1], "object of queries"),
         ("{", "not valid JSON"),

@@ -50,6 +50,14 @@ def test_the_last_word_on_an_image(tmp_path: Path, before: str, after: str) -> N
     assert last_record(tmp_path)["images"][0]["status"] == before
 
 
+def test_the_last_run_that_ended_counts(tmp_path: Path) -> None:
+    """A page made anew shows versions and settings of the run that made the result."""
+    ended(tmp_path / "1", "failed")
+    ended(tmp_path / "2", "done")
+    ended(tmp_path / "3", "failed", stage="report")
+    assert last_record(tmp_path)["images"][0]["status"] == "done"
+
+
 def test_nothing_ran(tmp_path: Path) -> None:
     assert last_items(tmp_path / "absent") == {}
     assert last_record(tmp_path / "absent") == {}

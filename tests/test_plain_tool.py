@@ -169,6 +169,9 @@ def crowded(folder, tmp_path):
     for name in ("x.nii.gz", "y_x.nii.gz", "z_srcount.nii.gz", "other.nii"):
         shutil.copy(folder / "in.nii.gz", tmp_path / name)
     shutil.copy(folder / "lesion.nii.gz", tmp_path / "m.nii.gz")
+    source = nib.load(folder / "in.nii.gz")
+    labels = np.clip(np.asarray(source.dataobj) // 30, 0, 3).astype(np.uint8)
+    nib.save(nib.Nifti1Image(labels, source.affine), tmp_path / "labels.nii.gz")
     (tmp_path / "other.json").write_text('{"EchoTime": 0.003}')
     (tmp_path / "link.nii.gz").symlink_to("x.nii.gz")
     (tmp_path / "hard.nii.gz").hardlink_to(tmp_path / "x.nii.gz")
@@ -199,6 +202,7 @@ def crowded(folder, tmp_path):
         (f"x.nii.gz {'b' * 248}.nii", "characters, the file system allows"),
         (f"x.nii.gz {'b' * 300}.nii", "characters, the file system allows"),
         ("x.nii.gz o.nii.gz --mask x.nii.gz", "different values; a mask has 0 and 1"),
+        ("x.nii.gz o.nii.gz --mask labels.nii.gz", "3 different values; a mask has 0 and 1"),
         (f"x.nii.gz o.nii.gz --random-seed {2**64}", "too large"),
     ],
 )

@@ -111,10 +111,11 @@ def test_wrong_options_are_told(
 def test_recipes_can_be_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-recipes"]) == 0
     assert capsys.readouterr().out.split() == recipe_names(CATALOGUE)
-    assert main(["--recipe", "moediff", "--random-seed", "5", "--print-recipe"]) == 0
-    printed = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert [part["stage"] for part in printed] == ["mean", "experts"]
-    assert all(part["seed"] == 5 for part in printed)
+    for seed in (5, 0):
+        assert main(["--recipe", "moediff", "--random-seed", str(seed), "--print-recipe"]) == 0
+        printed = list(yaml.safe_load_all(capsys.readouterr().out))
+        assert [part["stage"] for part in printed] == ["mean", "experts"]
+        assert all(part["seed"] == seed for part in printed)
 
 
 def test_the_rate_warms_up_and_falls_to_its_share() -> None:
