@@ -75,6 +75,32 @@ def test_interpolation_is_found_by_its_period(texture, order, factor):
     assert period == pytest.approx(min(1 / factor, 1 - 1 / factor), abs=0.01)
 
 
+def test_interpolation_by_two_is_found_without_a_period():
+    data = np.rint(upsample(anatomy(), 0, 2.0, 1))
+    found = spectrum.axis_resolution(data, inside(data.shape), 0, 0.5)
+    assert (found.kind, found.acquired) == ("interpolated", pytest.approx(1.0, abs=0.02))
+
+
+@pytest.mark.parametrize("noise", [0.0, 9.0])
+def test_tissue_on_coarser_labels_was_not_interpolated(noise):
+    """Sharpness repeats with the labels' voxels, but the scan has detail between them."""
+    tissue = 100.0 * np.digitize(anatomy(), (85, 90, 95, 105, 112))
+    fine = tissue[(np.arange(144) / 1.5).astype(int)]
+    scan = ndimage.gaussian_filter(fine, 0.7) + np.random.default_rng(0).normal(
+        0, noise, fine.shape
+    )
+    assert spectrum.sharpness_period(scan, inside(scan.shape), 0) == pytest.approx(1 / 3, abs=0.01)
+    assert spectrum.axis_resolution(scan, inside(scan.shape), 0, 1.0).kind == "native"
+
+
+def test_a_spectrum_that_goes_on_falling_is_not_empty():
+    frequency = np.linspace(0, 1, 33)
+    soft = spectrum.AxisSpectrum(frequency, np.exp(-13.5 * frequency))
+    filled = np.where(frequency < 0.5, np.exp(-4 * frequency), 1e-6)
+    assert spectrum._slides(soft, 0.45)
+    assert not spectrum._slides(spectrum.AxisSpectrum(frequency, filled), 0.5)
+
+
 def test_an_axis_on_which_noise_was_measured_was_not_interpolated():
     """2 mm stored at 1 mm, and then white noise: nothing is gone that could be undone."""
     rng = np.random.default_rng(1)

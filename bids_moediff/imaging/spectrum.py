@@ -11,6 +11,9 @@ matrices by zero filling, and tools resample. Both leave marks along the axis th
   near a measured voxel are sharper than samples between two (Gallagher, Detection of linear and
   cubic interpolation in JPEG compressed images, Canadian Conf. Computer and Robot Vision, 2005).
 
+Soft anatomy leaves similar marks. So a spectrum that goes on falling is not empty, and an axis was
+interpolated by a kernel only if splines on the coarser voxels reproduce the scan.
+
 Spectra are Welch averages over pieces of voxel lines that lie wholly inside the brain. So neither
 the edge of a skull-stripped or defaced image nor the air around the head enters.
 """
@@ -21,6 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_moediff.imaging.masks import bounding_box, open_cubes
+from bids_moediff.imaging.spline_fit import middle_of_lines, spline_misfit
 
 # Thresholds in decibels and in units of the median, set on the shared heads (see docs/quality.md):
 # scanner low-pass filters reach 12 dB and 17 dB, genuine zero filling starts at 15 dB and 20 dB.
@@ -42,6 +46,12 @@ IMAGE_DECIBEL = 3.0  # zero filling leaves 3.5 or more, cubic interpolation 2.4 
 # in the upper half of what is beyond) and has this share of the lowest power of another axis.
 # White noise that was added had 0.93 and 0.25; interpolated scans had 0.75, or 0.11, at the most.
 LEVEL_NOISE, NOISE_SHARE = 0.85, 0.15
+# Decibels that the spectrum loses in the upper half of what is beyond a cut-off, over those of the
+# lower half: 0.4 at the most where zeros were filled in, 0.8 and more on soft heads.
+SLIDING = 0.6
+# Mean square that splines on coarser voxels leave, over that above their band: 0.2 at the most
+# where they were interpolated; 0.5 and more on 42 heads as they are and on soft ones.
+NOT_REPRODUCED = 0.35
 AXIS_NAMES = ("first", "second", "third")
 
 
@@ -193,6 +203,24 @@ def _noise_above(spectrum: AxisSpectrum, cutoff: float, floor: float) -> bool:
     return level > LEVEL_NOISE and float(np.median(above)) > NOISE_SHARE * floor
 
 
+def _slides(spectrum: AxisSpectrum, cutoff: float) -> bool:
+    """Return True if the spectrum goes on falling beyond the cut-off, as that of soft anatomy."""
+    level = 10 * np.log10(spectrum.power + np.finfo(float).tiny)
+    first, middle, last = np.interp([cutoff, (1 + cutoff) / 2, 1.0], spectrum.frequency, level)
+    return bool(middle - last > SLIDING * max(first - middle, 0.0) + 1.0)
+
+
+def _reproduced(
+    spectrum: AxisSpectrum, lines: np.ndarray, valid: np.ndarray, factor: float
+) -> bool:
+    """Return True if voxels `factor` times as large, interpolated, give the scan."""
+    middle = middle_of_lines(lines, valid)
+    if middle is None:
+        return False
+    above = float(spectrum.power[spectrum.frequency > 1 / factor].sum()) / len(spectrum.power)
+    return spline_misfit(middle, factor) < NOT_REPRODUCED * above
+
+
 def _lowest(power: np.ndarray) -> float:
     """Return the mean of the lowest sixteenth of a spectrum."""
     return float(np.sort(power)[: max(2, len(power) // 16)].mean())
@@ -314,19 +342,31 @@ def _axis_resolution(
     cutoff = empty_above(spectrum)
     if cutoff is not None and floor is not None and _noise_above(spectrum, cutoff, floor):
         cutoff = None
-    if cutoff is not None and cutoff > 1 / LARGEST_FACTOR:
-        fraction = min(fraction, cutoff)
-        if (factor := cubic_factor(spectrum, cutoff)) is not None:
-            return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
-        return AxisResolution(voxel, voxel / fraction, "zero-filled", voxel / cutoff)
-    period = _period(lines, valid)
-    if period is not None:
-        # A period of p and of 1 - p cycles per voxel look alike: take what the spectrum supports.
-        large, small = 1 / period, 1 / (1 - period)
-        factor = large if fraction < (large * small) ** -0.5 else small
-        if factor <= LARGEST_FACTOR and _level_above(spectrum, 1 / factor) < LOST_DECIBEL:
-            return AxisResolution(voxel, voxel / fraction, "interpolated", voxel * factor)
+    if cutoff is not None and cutoff <= 1 / LARGEST_FACTOR:
+        cutoff = None
+    usable = voxel / fraction if cutoff is None else voxel / min(fraction, cutoff)
+    factors = [] if cutoff is None else [cubic_factor(spectrum, cutoff)]
+    for factor in [*factors, *_factors(_period(lines, valid), fraction)]:
+        if factor is None or _level_above(spectrum, 1 / factor) >= LOST_DECIBEL:
+            continue
+        if _reproduced(spectrum, lines, valid, factor):
+            return AxisResolution(voxel, usable, "interpolated", voxel * factor)
+    if cutoff is not None and not _slides(spectrum, cutoff):
+        return AxisResolution(voxel, usable, "zero-filled", voxel / cutoff)
     return AxisResolution(voxel, voxel / fraction, "native", voxel)
+
+
+def _factors(period: float | None, fraction: float) -> list[float]:
+    """Return factors of interpolation to ask for, by the period of sharpness (cycles per voxel).
+
+    A period of p and of 1 - p look alike: the spectrum, usable up to a ``fraction``, decides.
+    Interpolation by 2 leaves no period.
+    """
+    if period is None:
+        return [2.0]
+    large, small = 1 / period, 1 / (1 - period)
+    factor = large if fraction < (large * small) ** -0.5 else small
+    return [each for each in (factor, 2.0) if each <= LARGEST_FACTOR]
 
 
 def acquired_resolution(
