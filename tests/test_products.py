@@ -21,7 +21,7 @@ from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageSte
 from bids_moediff.reports.figures import DRAW
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.chain import FAILURES, Chain
-from bids_moediff.workflows.products import write_products
+from bids_moediff.workflows.products import remove_earlier, write_products
 
 IMAGE = AnatomicalImage(Path("/x"), "sub-01/anat/sub-01_T1w.nii", {"sub": "01"}, "T1w", {})
 
@@ -56,27 +56,73 @@ def test_keys_leave_the_underscore_to_labels() -> None:
     assert find_product("standard_a_b").label == "a_b"
 
 
-def test_only_what_the_model_gives_is_selected_made_and_written(tmp_path: Path) -> None:
-    """A model without experts that was asked for gates."""
-    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.float32), np.eye(4)), tmp_path / "sr.nii")
-    results = {"x": {"status": "done", "files": {"sr": "sr.nii"}}}
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "record.json").write_text("{}")
-    select = pe.Node(SelectResult(products=["sr", "gates"]), name="select")
-    select.inputs.trait_set(results=str(tmp_path / "results.json"), key="x")
+def write_all(folder: Path, wanted: list[str]) -> set[str]:
+    """Write what a model without experts gives; names of all files in the output folder then."""
+    if not (folder / "sr.nii").exists():  # else the steps are those of an earlier run
+        nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.float32), np.eye(4)), folder / "sr.nii")
+        results = {"x": {"status": "done", "files": {"sr": "sr.nii"}}}
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "record.json").write_text("{}")
+    given_keys = [key for key in wanted if find_product(key).made_by == NETWORK]
+    select = pe.Node(SelectResult(products=given_keys), name="select")
+    select.inputs.trait_set(results=str(folder / "results.json"), key="x")
     given = pe.Node(niu.IdentityInterface(fields=["record"]), name="given")
-    given.inputs.record = str(tmp_path / "record.json")
-    workflow = pe.Workflow(name="products_wf", base_dir=str(tmp_path / "work"))
-    products = [find_product(key) for key in ("sr", "gates", "expert")]
-    sources = {key: (select, key) for key in ("sr", "gates")} | {"record": (given, "record")}
-    settings = Settings(output_dir=tmp_path / "out", output_resolution=(1.0, 1.0, 1.0))
+    given.inputs.record = str(folder / "record.json")
+    workflow = pe.Workflow(name="products_wf", base_dir=str(folder / "work"))
+    products = [find_product(key) for key in wanted]
+    sources = {key: (select, key) for key in given_keys} | {"record": (given, "record")}
+    settings = Settings(output_dir=folder / "out", output_resolution=(1.0, 1.0, 1.0))
     chain = Chain(workflow, select)
     write_products(chain, products, sources, settings, IMAGE)
+    remove_earlier(chain, products, settings, IMAGE)
     graph = workflow.run(plugin="Linear")
     (last,) = [node for node in graph.nodes() if node.name == chain.end[0].name]
     assert last.result.outputs.failure == ""
-    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert names == {"sub-01_res-1mm_desc-sr_T1w.nii.gz", "sub-01_res-1mm_desc-sr_T1w.json"}
+    return {path.name for path in (folder / "out").rglob("*") if path.is_file()}
+
+
+WRITTEN = {"sub-01_res-1mm_desc-sr_T1w.nii.gz", "sub-01_res-1mm_desc-sr_T1w.json"}
+
+
+def test_only_what_the_model_gives_is_selected_made_and_written(tmp_path: Path) -> None:
+    """A model without experts that was asked for gates."""
+    assert write_all(tmp_path, ["sr", "gates", "expert"]) == WRITTEN
+
+
+def test_what_an_earlier_run_wrote_for_the_image_and_this_one_does_not_goes(
+    tmp_path: Path,
+) -> None:
+    own = json.dumps({"Sources": ["bids:raw:sub-01/anat/sub-01_T1w.nii"]})
+    other = json.dumps({"Sources": ["bids:raw:sub-01/anat/sub-01_acq-b_T1w.nii"]})
+    old = [f"res-1mm_desc-{name}_T1w" for name in ("sr", "srstd", "srsample1", "srsample12")]
+    old += ["space-MNI152NLin6Asym_res-1mm_desc-sr_T1w", "seg-moegate_res-1mm_probseg"]
+    kept = {
+        "sub-01_res-2mm_desc-srstd_T1w": own,  # another result
+        "sub-01_acq-b_res-1mm_desc-srsample1_T1w": other,
+        "sub-01_res-1mm_desc-srsample1_dseg": own,  # made of a sample by another program
+        "sub-01_res-1mm_desc-srsample7_T1w": "{}",
+        "sub-01_desc-preproc_T1w": own,
+    }
+    anat, figures = (tmp_path / "out" / "sub-01" / name for name in ("anat", "figures"))
+    anat.mkdir(parents=True)
+    figures.mkdir()
+    for stem, sidecar in {**{f"sub-01_{stem}": own for stem in old}, **kept}.items():
+        (anat / f"{stem}.json").write_text(sidecar)
+        (anat / f"{stem}.nii.gz").touch()
+    for name in ("srstd", "gates", "difference"):
+        (figures / f"sub-01_desc-{name}_T1w.png").touch()
+    stay = {stem + extension for stem in kept for extension in (".json", ".nii.gz")}
+    stay.add("sub-01_desc-difference_T1w.png")
+    assert write_all(tmp_path, ["sr", "gates"]) == WRITTEN | stay
+
+
+def test_a_file_that_is_gone_is_written_again_from_a_kept_working_directory(
+    tmp_path: Path,
+) -> None:
+    assert write_all(tmp_path, ["sr"]) == WRITTEN
+    for path in (tmp_path / "out").rglob("*.*"):
+        path.unlink()
+    assert write_all(tmp_path, ["sr"]) == WRITTEN
 
 
 class _InputSpec(ImageStepInputSpec):

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
+from bids_moediff.bids.earlier_products import remove_product
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.products import TABLES, find_product
@@ -195,7 +196,7 @@ class _WriteInputSpec(ImageStepInputSpec):
     source = traits.Str(mandatory=True, desc="source image (AnatomicalImage.to_json)")
     output_dir = traits.Str(mandatory=True, desc="root of the derivatives")
     product = traits.Str(mandatory=True, desc="key of the product")
-    content = File(desc="what to write; undefined if this model has no such product")
+    content = File(desc="what to write; undefined if this run makes no such product")
     output_resolution = traits.Tuple(traits.Float, traits.Float, traits.Float)
     output_dtype = traits.Str("float32", usedefault=True, desc="auto or float32")
     record = File(desc="JSON: what ran, for the sidecar")
@@ -206,18 +207,23 @@ class _WriteOutputSpec(ImageStepOutputSpec):
 
 
 class WriteProduct(ImageStep):
-    """Write one product, with its sidecar and tables, under BIDS names."""
+    """Write one product, with its sidecar and tables, under BIDS names.
+
+    If this run makes no such product, that of an earlier run is removed: beside the new result it
+    would be taken for a part of it.
+    """
 
     input_spec = _WriteInputSpec
     output_spec = _WriteOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        if not isdefined(self.inputs.content):
-            return {}
         key, root = self.inputs.product, Path(self.inputs.output_dir)
         source = AnatomicalImage.from_json(self.inputs.source)
         row = find_product(key)
         zooms = self.inputs.output_resolution if row.on_output_grid else None
+        if not isdefined(self.inputs.content):
+            remove_product(source, key, root, zooms)
+            return {}
         record = read_json(self.inputs.record)
         step = self._step(record) if row.intensities else None
         if step is not None:

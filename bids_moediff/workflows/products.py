@@ -9,6 +9,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from bids_moediff.bids.earlier_products import earlier_products
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.products import NETWORK, PREPARATION, Product, wanted_products
 from bids_moediff.interfaces.groups import GroupRecord
@@ -82,6 +83,7 @@ def init_image_products_wf(
     sources = {key: (select, key) for key in given}
     sources |= {"mask": (inputnode, "mask"), "record": (record, "record")}
     write_products(chain, products, sources, settings, source)
+    remove_earlier(chain, products, settings, source)
     workflow.connect([(quality, outputnode, [("quality", "quality"), ("doubts", "doubts")])])
     chain.leave(outputnode)
     return workflow
@@ -177,16 +179,40 @@ def write_products(
             known[product.key] = (maker, product.key.partition("_")[0])
             if "record" in maker.outputs.copyable_trait_names():
                 record = (maker, "record")
-        write = WriteProduct(
-            source=image.to_json(),
-            product=product.key,
-            output_dir=str(settings.output_dir),
-            output_dtype=settings.output_dtype,
-        )
-        if product.on_output_grid:
-            write.inputs.output_resolution = settings.zooms
-        node = pe.Node(write, name=_node_name("ds", product), mem_gb=1.0)
-        chain.step(node, content=known[product.key], record=record)
+        write = _init_write(product, settings, image)
+        chain.step(write, content=known[product.key], record=record)
+
+
+def remove_earlier(
+    chain: Chain, products: Iterable[Product], settings: Settings, image: AnatomicalImage
+) -> None:
+    """Remove what an earlier run wrote for an image after the network, and this one does not.
+
+    Parameters
+    ----------
+    chain, settings, image
+        As for :func:`write_products`.
+    products
+        What this run writes.
+    """
+    keys = {product.key for product in products}
+    for product in earlier_products(image, settings.output_dir, settings.zooms):
+        if product.key not in keys:
+            chain.step(_init_write(product, settings, image))
+
+
+def _init_write(product: Product, settings: Settings, image: AnatomicalImage) -> pe.Node:
+    """Return the step that writes a product, or removes it if there is nothing to write."""
+    write = WriteProduct(
+        source=image.to_json(),
+        product=product.key,
+        output_dir=str(settings.output_dir),
+        output_dtype=settings.output_dtype,
+    )
+    if product.on_output_grid:
+        write.inputs.output_resolution = settings.zooms
+    # The file may be gone since this step ran: it is not taken from the working directory.
+    return pe.Node(write, name=_node_name("ds", product), mem_gb=1.0, overwrite=True)
 
 
 def _init_maker(product: Product, settings: Settings, image: AnatomicalImage) -> pe.Node:
