@@ -332,6 +332,35 @@ class Options:
             raise ValueError("the output voxel size depends on the image: use for_image first")
         return self.output_resolution
 
+    def sampling_expert(self, names: Sequence[str]) -> int | None:
+        """Return the index of the one expert that ``--sampler`` names, or None for all.
+
+        Parameters
+        ----------
+        names
+            Experts of the model that sample.
+
+        Raises
+        ------
+        UsageError
+            For an expert that the model does not have; the message lists those it has.
+        """
+        known = [f"expert-{number}" for number in range(1, len(names) + 1)]
+        if self.sampler in known:
+            return known.index(self.sampler)
+        if self.sampler == "experts" and names:
+            return None
+        if not names:
+            raise UsageError(
+                f"--sampler {self.sampler}: this model has no experts that sample; use --model "
+                "moediff or --sampler gaussian."
+            )
+        pairs = [f"{word} ({name})" for word, name in zip(known, names, strict=True)]
+        raise UsageError(
+            f"--sampler {self.sampler}: the experts of this model are {', '.join(pairs)}, or "
+            "experts for all."
+        )
+
     @property
     def draws_samples(self) -> bool:
         """Whether samples are drawn."""

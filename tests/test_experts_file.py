@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save
 
 from bids_moediff.errors import UsageError, WeightsError
+from bids_moediff.families.choice import choose
 from bids_moediff.families.moediff.error_sampler import chosen
 from bids_moediff.families.moediff.experts_file import read_experts
 from bids_moediff.families.moediff.volume_experts import VolumeExperts, VolumeExpertsConfig
+from bids_moediff.options import Options
 
 EXPERTS = VolumeExperts(VolumeExpertsConfig(channels=4, blocks=1))
 
@@ -54,13 +56,30 @@ def test_damaged_experts_are_not_used(tmp_path):
 
 
 def test_engine_is_the_measured_one_unless_another_is_named():
-    assert chosen("auto", None, {}) == "gaussian"
-    assert chosen("auto", EXPERTS, {"auto": "gaussian"}) == "gaussian"
-    assert chosen("auto", EXPERTS, {"auto": "experts"}) == "experts"
-    assert chosen("gaussian", EXPERTS, {"auto": "experts"}) == "gaussian"
-    assert chosen("experts", EXPERTS, {"auto": "gaussian"}) == "experts"
-    assert chosen("expert-3", EXPERTS, {}) == 2
-    with pytest.raises(UsageError, match="3 experts"):
-        chosen("expert-4", EXPERTS, {})
+    def choice(sampler, experts=EXPERTS, auto="gaussian"):
+        return chosen(Options(sampler=sampler), experts, {"auto": auto})
+
+    assert choice("auto", None, "experts") == "gaussian"
+    assert choice("auto") == "gaussian"
+    assert choice("auto", auto="experts") == "experts"
+    assert choice("gaussian", auto="experts") == "gaussian"
+    assert choice("experts") == "experts"
+    assert choice("expert-3") == 2
+    with pytest.raises(UsageError, match=r"expert-1 .*expert-3 "):
+        choice("expert-4")
     with pytest.raises(UsageError, match="no experts"):
-        chosen("experts", None, {})
+        choice("experts", None)
+
+
+def test_experts_that_do_not_sample_are_refused_before_weights_are_read(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"family": "moediff"}')
+    with pytest.raises(UsageError, match="no experts"):
+        choose(Options(sampler="experts", weights=folder), "cpu")
+    save_experts(EXPERTS, folder)
+    assert choose(Options(sampler="expert-3", weights=folder), "cpu").model == str(folder)
+    with pytest.raises(UsageError, match=r"expert-1 .*expert-3 "):
+        choose(Options(sampler="expert-9", weights=folder), "cpu")
+    with pytest.raises(UsageError, match="no experts"):
+        choose(Options(sampler="expert-1", model="student"), "cpu")

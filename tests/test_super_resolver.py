@@ -183,8 +183,10 @@ def test_experts_draw_samples_that_agree_with_the_scan(with_experts, sampling):
         assert np.abs(change).max() > 0
         seen = operator.forward(torch.from_numpy(change)).numpy()
         assert np.linalg.norm(seen) < 1e-3 * np.linalg.norm(change)
-    alone = with_experts.enhance(image, replace(asked, sampler="expert-2"))
+    one = replace(asked, sampler="expert-2", outputs=("gates",))
+    alone = with_experts.enhance(image, one)
     assert "the expert cortex" in alone.record["SamplesFrom"]
+    assert not {"srexpert1", "srexpert2", "srexpert3"} & set(alone.maps)
     gaussian = sampling.enhance(image, plain)
     default = with_experts.enhance(image, plain)
     drawn = [data_of(one)["sample_1"] for one in (result, alone, gaussian, default)]
@@ -192,7 +194,7 @@ def test_experts_draw_samples_that_agree_with_the_scan(with_experts, sampling):
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not np.allclose(drawn[one], drawn[other], rtol=1e-3)
     np.testing.assert_array_equal(result.image.dataobj, gaussian.image.dataobj)
-    with pytest.raises(UsageError, match="3 experts"):
+    with pytest.raises(UsageError, match="expert-3"):
         with_experts.enhance(image, replace(asked, sampler="expert-4"))
     with pytest.raises(UsageError, match="no experts"):
         sampling.enhance(image, asked)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bids_moediff.errors import UsageError, WeightsError
 from bids_moediff.families import OWN, family
-from bids_moediff.networks.model_folder import BRAIN_MASK, available, read_config
+from bids_moediff.networks.model_folder import BRAIN_MASK, available, read_config, resolve
 from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
 
@@ -51,10 +51,19 @@ def choose(
     Raises
     ------
     UsageError
-        For a reference contrast that no network of the model uses.
+        For a reference contrast that no network of the model uses, and for experts that draw
+        samples and that the model does not have.
     WeightsError
         For a model that is asked for and cannot restore images.
     """
+    choice = _choose(options, device, bfloat16, shipped)
+    _check_sampler(options, choice.model)
+    return choice
+
+
+def _choose(
+    options: Options, device: str, bfloat16: bool | None, shipped: Iterable[str] | None
+) -> ModelChoice:
     asked_for = str(options.weights) if options.weights is not None else options.model
     if asked_for != "auto":
         # What cannot be read is refused where the weights are loaded, with the reason.
@@ -108,6 +117,12 @@ def check_restores(config: Mapping[str, Any], name: str) -> None:
             f"{name} is a {kind} model: this version can train such models, not yet restore "
             "images with them. Use --model moediff or --model student."
         )
+
+
+def _check_sampler(options: Options, model: str) -> None:
+    """Raise UsageError for experts that draw samples and that the model does not have."""
+    if options.sampler.startswith("expert") and (config := read_config(model)):
+        options.sampling_expert(family(str(config.get("family"))).sampling_experts(resolve(model)))
 
 
 def _check_reference(options: Options, config: Mapping[str, Any]) -> None:

@@ -182,6 +182,8 @@ class Family:
         Description of the family for MODEL_CARD.md.
     experts
         Returns the names of the experts in the order of their maps, from config.json.
+    sampling_experts
+        Returns the names of the experts that draw samples, from the folder of a model.
     takes_reference
         Whether a reference contrast guides the model.
     stages
@@ -200,6 +202,7 @@ class Family:
     network_words: Callable[[Mapping[str, Any]], str]
     card: str
     experts: Callable[[Mapping[str, Any]], Sequence[str]] = lambda config: ()
+    sampling_experts: Callable[[Path], Sequence[str]] = lambda folder: ()
     takes_reference: bool = False
     stages: Callable[[], Sequence[StageEntry]] = tuple
     compose: Callable[[Mapping[str, nn.Module]], nn.Module] | None = None

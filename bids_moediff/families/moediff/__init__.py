@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_moediff.errors import WeightsError
 from bids_moediff.families.protocol import Family, Restorer
 from bids_moediff.options import Options
+from bids_moediff.runtime.given_files import read_json
 
 if TYPE_CHECKING:
     from bids_moediff.training.catalogue import StageEntry
@@ -45,6 +47,16 @@ def _macs(config: Mapping[str, Any], options: Options) -> Mapping[str, float]:
 def _experts(config: Mapping[str, Any]) -> Sequence[str]:
     section = config.get("moediff")
     return tuple(section.get("experts", EXPERTS)) if section else ()
+
+
+def _sampling_experts(folder: Path) -> Sequence[str]:
+    path = folder / "experts.json"
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(read_json(path)["network"].get("experts", EXPERTS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
 
 
 def _network_words(record: Mapping[str, Any]) -> str:
@@ -105,6 +117,7 @@ FAMILY = Family(
     card="MoEDiff-SR: a 3-D regression mean, refined by three diffusion experts under a gate that "
     "looks at multi-scale patch tokens.",
     experts=_experts,
+    sampling_experts=_sampling_experts,
     stages=_stages,
     compose=_compose,
     complete=_complete,

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from bids_moediff.errors import UsageError
 from bids_moediff.families.posterior import LocalScale
 from bids_moediff.families.protocol import Problem
 from bids_moediff.options import Options
@@ -15,7 +14,7 @@ from .angle_sampler import AngleSampler, View
 from .volume_experts import VolumeExperts
 
 STEPS = 1
-AUTO, GAUSSIAN, EXPERTS, ONE_EXPERT = "auto", "gaussian", "experts", "expert-"
+AUTO, GAUSSIAN, EXPERTS = "auto", "gaussian", "experts"
 
 
 class ExpertsSampler:
@@ -58,13 +57,13 @@ class ExpertsSampler:
         }
 
 
-def chosen(sampler: str, experts: VolumeExperts | None, about: Mapping[str, Any]) -> str | int:
+def chosen(options: Options, experts: VolumeExperts | None, about: Mapping[str, Any]) -> str | int:
     """Return ``gaussian``, ``experts`` or the index of one expert.
 
     Parameters
     ----------
-    sampler
-        Value of ``--sampler``.
+    options
+        With ``--sampler``.
     experts, about
         Experts of the model, and the content of experts.json; its ``auto`` names the better
         sampler.
@@ -74,18 +73,12 @@ def chosen(sampler: str, experts: VolumeExperts | None, about: Mapping[str, Any]
     UsageError
         For an expert that the model does not have.
     """
-    if sampler == AUTO:
+    if options.sampler == AUTO:
         return str(about.get(AUTO, GAUSSIAN)) if experts is not None else GAUSSIAN
-    if sampler == GAUSSIAN:
+    if options.sampler == GAUSSIAN:
         return GAUSSIAN
-    count = 0 if experts is None else len(experts.experts)
-    if sampler == EXPERTS and count:
-        return EXPERTS
-    number = int(sampler.removeprefix(ONE_EXPERT)) if sampler != EXPERTS else 1
-    if not 1 <= number <= count:
-        has = f"{count} experts that sample" if count else "no experts that sample"
-        raise UsageError(f"--sampler {sampler}: this model has {has}; use --sampler gaussian.")
-    return number - 1
+    one = options.sampling_expert(() if experts is None else experts.config.experts)
+    return EXPERTS if one is None else one
 
 
 def experts_sampler(
@@ -116,5 +109,6 @@ def experts_sampler(
     who = f"the expert {names[only]}" if only is not None else f"{len(names)} experts on volumes"
     name = f"{who}, from coloured noise in the null space of the acquisition"
     made = ExpertsSampler(sampler, scale, options.num_steps or STEPS, name)
-    made.keeps_changes = "gates" in options.outputs
+    # One expert alone shares the work with nobody.
+    made.keeps_changes = "gates" in options.outputs and only is None
     return made

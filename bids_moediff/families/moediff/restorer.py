@@ -120,7 +120,7 @@ class MoEDiffRestorer:
     def _engine(self, options: Options) -> str | int:
         """Return the chosen sampler; raise UsageError for an unknown expert."""
         experts, about = self.beside or (None, {})
-        return chosen(options.sampler, experts, about)
+        return chosen(options, experts, about)
 
     @property
     def _from_noise(self) -> bool:
