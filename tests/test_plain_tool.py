@@ -55,6 +55,19 @@ def test_an_image_and_its_lesion(folder, capsys):
     assert not (folder / "out_elsewhere.nii.gz").exists()
 
 
+def test_samples_that_are_drawn_are_written(folder, capsys):
+    image, out = str(folder / "in.nii.gz"), folder / "drawn.nii.gz"
+    words = ["--zooms", "1", "--model", "student", "--num-samples", "2"]
+    assert main([image, str(out), *words]) == 0
+    drawn = [nib.load(folder / f"drawn_sample_{number}.nii.gz").get_fdata() for number in (1, 2)]
+    deviation = nib.load(folder / "drawn_srstd.nii.gz").get_fdata()
+    np.testing.assert_allclose(deviation, np.std(drawn, axis=0, ddof=1), atol=1e-3)
+    assert main([image, str(folder / "elsewhere.nii.gz"), str(folder / "two.nii.gz"), *words]) == 2
+    assert "--num-samples and --sample go with one image" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="one image"):
+        super_resolve(nib.load(image), 1, num_samples=2)
+
+
 @pytest.mark.parametrize(("word", "sigma"), [("2.5", 2.5), ("none", 0.0)])
 def test_noise_that_is_known_is_not_read(folder, word, sigma):
     words = [str(folder / "in.nii.gz"), str(folder / "told.nii.gz"), "--zooms", "1"]

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,8 @@ def run_batch(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
 
 def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     """Restore one image and write it with its record: the plain tool."""
-    _check_places(namespace, Options(**typed).num_samples)
+    options = _with_samples(Options(**typed))
+    _check_places(namespace, options.num_samples)
     (source,), output = namespace.inputs, namespace.output
     from bids_moediff.imaging.grid import NOT_RESTORED
     from bids_moediff.imaging.map_images import carry_images
@@ -207,7 +209,7 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     try:
         result = restore(
             Scan(image, mask),
-            Options(**typed),
+            options,
             metadata=statements,
             device=namespace.device or "auto",
             progress=progress,
@@ -217,13 +219,12 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     finally:
         close()
     result.record["Warnings"] = [*remarks, *unusable, *result.record["Warnings"]]
-    step = _storage_step(result, Options(**typed).output_dtype)
+    step = _storage_step(result, options.output_dtype)
     write_nifti(result.image, output, step=step)
     if step is not None:
         result.record["IntensityStep"] = step
-    for key, sample in result.maps.items():
-        if key.startswith("sample_"):
-            write_nifti(sample, output.with_name(f"{stem(output)}_{key}.nii.gz"))
+    for key, made in result.maps.items():  # samples, and their standard deviation
+        write_nifti(made, output.with_name(f"{stem(output)}_{key}.nii.gz"))
     write_json(result.record, sidecar_of(output))
     for path, carried in zip(maps, carry_images(list(maps.values()), result.image), strict=True):
         write_nifti(carried, path)
@@ -234,6 +235,13 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     how = "not restored" if untouched else f"by {result.record['Model']}"
     print(f"{output}: {size} mm, {how}", file=sys.stderr)
     return 0
+
+
+def _with_samples(options: Options) -> Options:
+    """Return the options with the samples that are drawn written."""
+    if options.num_samples > 1:
+        return replace(options, sample=options.sample or "posterior")
+    return options
 
 
 def _storage_step(result: Any, wanted: str) -> float | None:
@@ -261,6 +269,8 @@ def run_several(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
         raise UsageError(
             "--mask, --carry and --reference go with one image; several are combined without."
         )
+    if Options(**typed).draws_samples:
+        raise UsageError("--num-samples and --sample go with one image; several are combined.")
     from bids_moediff.inference.simple import restore_several
     from bids_moediff.inference.worker import Scan
     from bids_moediff.preprocessing.conform import conform
@@ -344,6 +354,7 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
         reads[namespace.reference_file] = "the reference"
     beside = ["srcount"] if several else [stem(path) for path in namespace.carry]
     beside += [f"sample_{number + 1}" for number in range(min(samples, 1000))]
+    beside += ["srstd"] if samples > 1 else []
     names = dict.fromkeys(f"{stem(output)}_{name}.nii.gz" for name in beside)
     require_places(reads, [output, sidecar_of(output), *map(output.with_name, names)])
     require_record(output, "OutputVoxelSize")

@@ -75,6 +75,11 @@ def super_resolve(
     """
     asked = Options.from_dict({"output_resolution": output_resolution, **options}, "super_resolve")
     _check_metadata(metadata)
+    if asked.draws_samples or asked.outputs:
+        raise UsageError(
+            "super_resolve: it returns one image; for samples and further outputs use "
+            "SuperResolver.enhance, or bids_moediff-superres --num-samples N."
+        )
     if isinstance(image, Sequence):
         _check_several(image, mask, metadata, reference)
         scans = [Scan(_plain(scan, f"scan {place}")) for place, scan in enumerate(image, 1)]
