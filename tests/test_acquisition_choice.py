@@ -179,3 +179,26 @@ def test_a_filter_read_in_plane_is_told_there_alone(anatomy, everywhere):
     first, second, third = told(scan, (1.7, 1.7, 1.0), everywhere).acquisition.axes
     assert first == second != Axis("kspace")
     assert third == Axis("kspace")
+
+
+def test_the_corner_of_a_plane_counts_as_that_of_three_axes(anatomy, everywhere):
+    """The same texture has the same filter, whether two or three of its axes are coarse."""
+    scan, declared = add_rician_noise(anatomy, SIGMA / 10, 2), Acquisition.uniform("kspace")
+    plane, cubic = (
+        choose_acquisition(declared, scan, zooms, everywhere, SIGMA / 10).weights
+        for zooms in ((1.7, 1.7, 1.0), (1.7, 1.7, 1.7))
+    )
+    assert plane == pytest.approx(cubic, abs=0.03)
+
+
+def test_a_stated_width_counts_up_to_the_widest_that_was_measured():
+    assert slice_weights(0.0, 1.6) == slice_weights(0.0, 1.0)
+    assert slice_weights(0.0, 0.3) == slice_weights(0.0, 0.5)
+
+
+def test_the_middle_of_the_head_is_read_wherever_it_lies(anatomy, everywhere):
+    beside = np.random.default_rng(3).normal(0, 5, (64, SIDE, SIDE)).astype(np.float32)
+    moved = np.concatenate([beside, anatomy])
+    where = np.concatenate([np.zeros(beside.shape, dtype=bool), everywhere])
+    alone = read_kspace(anatomy, (1.0, 1.0, 1.0), everywhere, SIGMA)
+    assert read_kspace(moved, (1.0, 1.0, 1.0), where, SIGMA) == alone

@@ -95,7 +95,7 @@ def test_masked_maps_are_not_padded(tmp_path, real):
     assert np.array_equal(values(image), masked)
 
 
-@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, 20.0)])
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, 20.0), (-0.5, 20.0)])
 def test_wrapped_integers_are_read_as_what_they_were(tmp_path, real, slope, intercept):
     data = np.clip(values(real) / np.percentile(values(real), 99) * 45000, 0, 65000)
     stored = data.astype(np.uint16).view(np.int16)

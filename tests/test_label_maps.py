@@ -8,9 +8,10 @@ import pytest
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
+from bids_moediff.imaging.label_edges import edge_support
 from bids_moediff.imaging.label_maps import carry_fractions, carry_labels
 from bids_moediff.imaging.map_images import carry_image, carry_images, read_map
-from bids_moediff.imaging.nearest_fractions import to_simplex
+from bids_moediff.imaging.nearest_fractions import nearest_fractions, to_simplex
 from bids_moediff.imaging.separable import along_axes
 
 FINE = (1.0, 1.0, 1.0)
@@ -162,6 +163,30 @@ def test_borders_of_labels_are_drawn_to_the_edges_of_the_image(tissue, contrast)
     assert dice(drawn == 1, truth) > dice(alone == 1, truth) + 0.01
     assert drawn.sum() == pytest.approx(8 * given.sum(), abs=1)
     np.testing.assert_array_equal(flat, alone)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_support_is_the_distance_from_the_means_in_the_noise_around(unit):
+    labels = np.zeros((20, 20, 20), np.int16)
+    labels[10:] = 1
+    noise = np.random.default_rng(0).normal(0, 0.8, labels.shape)
+    guide = unit * (1 + 2 * labels + noise).astype(np.float32)
+    index = np.flatnonzero(np.abs(np.indices(labels.shape)[0] - 9.5) < 2)
+    support = edge_support(guide, labels, index, np.tile([0, 1], (len(index), 1)), FINE)
+    away = np.square(guide.ravel()[index, None] / unit - [1, 3]) / (2 * 0.8**2)
+    expected = np.clip(away.min(1, keepdims=True) - away, -4, 0)
+    assert np.abs(support - expected).mean() < 0.2
+
+
+@pytest.mark.parametrize("border", [(1.0, 1.0), (0.3, 0.8), (0.1, 0.4)])
+def test_a_region_on_voxels_that_do_not_divide_evenly_keeps_its_volume(border):
+    average = axis_matrix(20, 0.7, 14, 1.0, Axis("box")).astype(np.float32)
+    inside = np.zeros((14, 1, 1), np.float32)
+    inside[4:9], inside[4], inside[8] = 1, *border
+    start = np.full((2, 20, 1, 1), 0.5, np.float32)
+    made = nearest_fractions(start, np.stack([1 - inside, inside]), [average, None, None])
+    assert made[1].sum() * 0.7 == pytest.approx(inside.sum(), abs=1e-3)
+    np.testing.assert_allclose(made.sum(0), 1, atol=1e-5)
 
 
 GRID = np.diag([-2.0, 2.0, 2.0, 1.0])

@@ -118,3 +118,14 @@ def test_distances_are_those_of_scipy_in_voxels_of_any_size() -> None:
     expected = ndimage.distance_transform_edt(~mask, sampling=zooms)
     assert np.allclose(distance_to(mask, zooms), expected, atol=1e-3)
     assert np.isinf(distance_to(mask[:2], zooms)).all()
+
+
+def test_a_faint_rim_above_the_noise_belongs_to_the_head() -> None:
+    """Bone and a faint scalp are as many dark voxels as the air is: they must not count as air."""
+    axes = [(np.arange(n) - (n - 1) / 2) * 3.0 for n in (64, 76, 64)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    radius = np.sqrt(((grid / RADII) ** 2).sum(-1))
+    signal = np.select([radius <= 0.8, radius <= 0.86, radius <= 1.0], [200.0, 60.0, 40.0])
+    real, imaginary = 12 * np.random.default_rng(0).standard_normal((2, *signal.shape))
+    found = head_mask_array(np.hypot(signal + real, imaginary).astype(np.float32), (3.0,) * 3)
+    assert dice(found, radius <= 1.0) > 0.97

@@ -20,7 +20,8 @@ from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.volume_experts import VolumeExperts, VolumeExpertsConfig
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
-from bids_moediff.inference.pose import Inputs, pose
+from bids_moediff.imaging.null_space import NullSpace
+from bids_moediff.inference.pose import HEAD, Inputs, pose
 from bids_moediff.inference.self_ensemble import mirrored
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
@@ -291,6 +292,14 @@ def test_the_level_of_the_scale_is_a_mean_of_two(sampling):
     assert not 0.9 < level < 1.1
     np.testing.assert_allclose(whole / none, level, rtol=1e-3)
     np.testing.assert_allclose(half / none, level**0.5, rtol=1e-3)
+    # At a share of one the level is that of the added detail, out of the scan's sight.
+    known = SuperResolver(replace(model, calibration={"factor": 4.0}), sampling.device, "fp32")
+    made, _, _ = known.restore(image, asked, Inputs(), lambda stage, fraction: None)
+    by_hand = known.uncertainty.by_added_detail(made).square()
+    wanted = NullSpace(made.posed.operator).variance(by_hand)
+    inside = made.posed.start() > HEAD
+    reached = torch.from_numpy(whole / made.posed.scale).square()
+    assert float(reached[inside].mean()) == pytest.approx(float(wanted[inside].mean()), rel=1e-3)
 
 
 def test_integers_are_taken_where_they_cost_little(sampling, monkeypatch):

@@ -23,7 +23,13 @@ from bids_moediff.imaging.simulation import degrade, draw, fixed
 from bids_moediff.training import tensor_filters
 from bids_moediff.training.batches import patches, slices
 from bids_moediff.training.bids_heads import Selection, bids_heads, collect, manifest_heads
-from bids_moediff.training.contrast import CORTEX, WHITE, random_contrast, tissue_codes
+from bids_moediff.training.contrast import (
+    CORTEX,
+    WHITE,
+    random_contrast,
+    synthesise,
+    tissue_codes,
+)
 from bids_moediff.training.guidance import (
     displacement,
     guidance_maps,
@@ -87,6 +93,17 @@ def test_contrasts_keep_air_dark_and_order_or_inverse(seed: int) -> None:
     mapped = random_contrast(level, np.random.default_rng(seed), 0.3, 0.7)
     assert torch.isfinite(mapped).all() and mapped.max() > 0.1
     assert float(mapped[0]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("left", "right"), [(2, 41), (3, 42), (11, 50)])
+def test_both_hemispheres_of_a_label_map_look_alike(left: int, right: int) -> None:
+    labels = torch.zeros(24, 16, 16, dtype=torch.uint8)
+    labels[2:11], labels[13:22] = left, right
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        image = synthesise(labels, np.random.default_rng(seed), generator)
+        sides = [float(part[2:-2, 4:-4, 4:-4].mean()) for part in (image[2:11], image[13:22])]
+        assert sides[0] == pytest.approx(sides[1], abs=0.02)
 
 
 # Degraded volumes

@@ -121,8 +121,6 @@ def _span(start: int, n_f: int, d_f: float, n_c: int, d_c: float) -> tuple[slice
     else:
         fine_low = int(low * d_c / d_f + 1e-6)
         fine_high = min(n_f, int(np.ceil(high * d_c / d_f - 1e-6)))
-    if high == n_c:
-        fine_high = n_f
     inner = slice(start - fine_low, stop - fine_low)
     return slice(start, stop), inner, slice(fine_low, fine_high), slice(low, high)
 
