@@ -18,7 +18,7 @@ from bids_moediff.cli import app, check
 from bids_moediff.cli.check import supported
 from bids_moediff.cli.common import run_command
 from bids_moediff.cli.parser import build_parser
-from bids_moediff.errors import NothingToProcessError
+from bids_moediff.errors import DeviceError, NothingToProcessError
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.devices import Acceleration, Card, explain_absence
 from bids_moediff.settings import Settings, load_settings
@@ -342,6 +342,15 @@ def test_why_a_device_is_not_there(device, found, driver, container, environment
     sentence = explain_absence(device, found, driver, container, environment)
     assert words in sentence
     assert sentence.startswith(f"--device {device} was asked for, but")
+
+
+def test_a_card_beyond_the_last_one_is_not_there(monkeypatch):
+    found = Acceleration("2.6", "12.4", (), (Card("A100", 80.0, (8, 0)),) * 2)
+    monkeypatch.setattr(devices, "driver_is_visible", lambda: True)
+    monkeypatch.setattr(devices, "ask_torch", lambda environment: found)
+    assert devices.require_devices("cuda:1", {}) == ["cuda:1"]
+    with pytest.raises(DeviceError, match="the numbers 0 to 1"):
+        devices.require_devices("cuda:2", {})
 
 
 def test_the_image_is_known_whatever_runs_it():

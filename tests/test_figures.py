@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from bids_moediff.reports import canvas, figures, plots
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.reports import canvas, combined, figures, plots
 from bids_moediff.reports.canvas import Frame, Volume
 from report_data import SHAPE, affine, head
 
@@ -242,6 +243,38 @@ def test_gates_and_winner_show_the_right_expert_at_the_right_place(tmp_path):
     for colour, number in zip(seen, (2, 1), strict=True):
         wanted = np.array(figures.LABEL_COLOURS[number])
         assert np.argsort(colour).tolist() == np.argsort(wanted).tolist()
+
+
+def test_kernels_lie_where_they_are_in_the_patient(scene, tmp_path):
+    labels = np.zeros(SHAPE, np.uint8)
+    box = labels[16:32, 20:36, 12:28]
+    box[:8, 8:], box[8:, 8:], box[:8, :8], box[8:, :8] = 1, 2, 3, 4
+    volume = Volume.from_image(nib.Nifti1Image(labels, affine((1.0, 1.0, 1.0))))
+    figures.write_kernels(scene, figures.Overlay(volume), tmp_path / "kernels.png")
+    axial = np.asarray(Image.open(tmp_path / "kernels.png")).astype(int)[30:350, :320]
+    # Front and right are at the upper left.
+    for place, label in (((0, 0), 2), ((0, 1), 1), ((1, 0), 4), ((1, 1), 3)):
+        seen = axial[80 + 160 * place[0], 80 + 160 * place[1]]
+        wanted = np.array(figures.LABEL_COLOURS[label])
+        assert np.argsort(seen).tolist() == np.argsort(wanted).tolist()
+
+
+def test_a_registered_scan_lies_under_the_combined_image(scene, tmp_path):
+    """Its header places it elsewhere, by the movement that registration found."""
+    turn = nib.eulerangles.euler2mat(0.1, 0.05, -0.08)
+    moved = nib.affines.from_matvec(turn, [4.0, -3.0, 2.0])
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(head(), moved @ affine((1.0, 1.0, 1.0))), path)
+    name = "sub-01/anat/sub-01_desc-srcombined_T1w.nii.gz"
+    image = AnatomicalImage(tmp_path / name, name, {"sub": "01"}, "T1w", {})
+    scan = {"Scan": "scan", "Used": True, "Brightness": 1.0, "RigidTransform": moved.tolist()}
+    record = {"CombinedScans": [scan]}
+    (pair,) = combined.draw_pairs(tmp_path, image, scene, record, {"scan": {"raw": path}})
+    result = figures.write_result(scene, tmp_path / "result.png")
+    before, after, wanted = (
+        np.asarray(Image.open(one)).astype(int)[30:] for one in (pair.before, pair.after, result)
+    )
+    assert 4 * np.abs(after - wanted).mean() < np.abs(before - wanted).mean()
 
 
 def test_a_mask_that_leaves_the_picture_has_no_outline_at_its_edge() -> None:

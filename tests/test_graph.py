@@ -13,14 +13,15 @@ from bids_moediff.interfaces.products import SidecarRecord
 from bids_moediff.settings import Settings
 from bids_moediff.workflows.participant import RunPlan, init_single_subject_wf
 
+NAME = "sub-01/anat/sub-01_T1w.nii.gz"
+IMAGE = AnatomicalImage(Path("/nowhere") / NAME, NAME, {"sub": "01"}, "T1w", {})
+
 
 @pytest.fixture(scope="module")
 def graph() -> nx.DiGraph:
     """Names of the steps of a participant with one image, with what they wait for."""
-    name = "sub-01/anat/sub-01_T1w.nii.gz"
-    image = AnatomicalImage(Path("/nowhere") / name, name, {"sub": "01"}, "T1w", {})
     plan = RunPlan("student", "", ("cpu",), 1, "run")
-    workflow = init_single_subject_wf(Participant("01", (image,)), Settings(), plan)
+    workflow = init_single_subject_wf(Participant("01", (IMAGE,)), Settings(), plan)
     # Without the nodes that only hand on, which join what has nothing to do with each other.
     steps = generate_expanded_graph(workflow._create_flat_graph())
     return nx.DiGraph([(a.name, b.name) for a, b in steps.edges()])
@@ -44,10 +45,33 @@ def test_an_image_without_figures_fails_with_their_sentence(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("intensities", "raw"), [("input", "/raw"), ("corrected", None)])
 def test_the_page_shows_the_image_whose_intensities_were_kept(intensities, raw) -> None:
-    name = "sub-01/anat/sub-01_T1w.nii.gz"
-    image = AnatomicalImage(Path("/nowhere") / name, name, {"sub": "01"}, "T1w", {})
     settings = Settings(bids_dir=Path("/raw"), output_dir=Path("/out"), intensities=intensities)
     plan = RunPlan("student", "", ("cpu",), 1, "run")
-    workflow = init_single_subject_wf(Participant("01", (image,)), settings, plan)
+    workflow = init_single_subject_wf(Participant("01", (IMAGE,)), settings, plan)
     given = workflow.get_node("report").inputs.raw_dir
     assert (given if isdefined(given) and given else None) == raw
+
+
+@pytest.mark.parametrize(("devices", "slots"), [(("cpu",), 4), (("cuda:0", "cuda:1"), 1)])
+def test_a_network_counts_the_processors_it_uses(devices, slots) -> None:
+    """Otherwise a run starts more of them than it has processors, or cards."""
+    plan = RunPlan("student", "", devices, 4, "run")
+    workflow = init_single_subject_wf(Participant("01", (IMAGE,)), Settings(), plan)
+    network = workflow.get_node("superres_wf").get_node("superres")
+    assert network.n_procs == slots
+    assert network.inputs.device == ",".join(devices)
+    assert network.inputs.use_gpu == (devices[0] != "cpu")
+
+
+@pytest.mark.parametrize("unwarping", [False, True])
+def test_the_record_says_what_the_preparation_does(tmp_path: Path, unwarping: bool) -> None:
+    """The methods text is written from it."""
+    coefficients = tmp_path / "scanner.grad"
+    coefficients.touch()
+    given = {"gradient_coefficients": coefficients} if unwarping else {}
+    settings = Settings(**given, skip_bias_correction=True)
+    plan = RunPlan("student", "", ("cpu",), 1, "run")
+    workflow = init_single_subject_wf(Participant("01", (IMAGE,)), settings, plan)
+    status = workflow.get_node("status_T1w").inputs
+    assert status.unwarping == unwarping
+    assert not status.bias_correction

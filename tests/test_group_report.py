@@ -184,7 +184,9 @@ def multi_site(root: Path) -> tuple[Path, Path]:
         own.write_text(
             json.dumps({"ManufacturersModelName": "Prisma" if site == "A" else "Skyra"})
         )
-    (raw / "T1w.json").write_text('{"Manufacturer": "Siemens", "MagneticFieldStrength": 3}')
+    (raw / "T1w.json").write_text(
+        '{"Manufacturer": "Siemens", "MagneticFieldStrength": 3, "ManufacturersModelName": "Trio"}'
+    )
     lines = ["participant_id\tsite\tage", *(f"sub-{n:02d}\t{'AB'[n % 2]}\t{n}" for n in range(12))]
     (raw / "participants.tsv").write_text("\n".join(lines) + "\n")
     return output, raw

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_moediff.reports.facts import run_card
+from bids_moediff.reports.facts import resolution, run_card
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.reports.participant import write_participant_report
 from report_data import make_run
@@ -133,3 +133,9 @@ def test_the_card_names_the_filter_that_was_assumed():
     card = dict(run_card({}, {"SamplingProfiles": [soft, soft, sharp]}))
     assert card["Sampling"] == "kspace quarter-hann, kspace quarter-hann, kspace"
     assert dict(run_card({}, {"SamplingProfiles": [sharp] * 3}))["Sampling"] == "kspace"
+
+
+def test_resolution_has_stored_usable_and_acquired_size_in_this_order():
+    figures = {"spacing_y": 1.0, "usable_y": 2.0, "acquired_y": 1.5}
+    figures["interpolation_y"] = "zero-filled"
+    assert resolution(figures) == [("second", "1 mm", "2 mm", "1.5 mm", "zero-filled")]

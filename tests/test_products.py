@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.processing import resample_from_to
 from nipype.interfaces import utility as niu
 from nipype.interfaces.base import traits
 from nipype.pipeline import engine as pe
@@ -15,8 +16,9 @@ from nipype.pipeline import engine as pe
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.products import NETWORK, PREPARATION, PRODUCTS, find_product
 from bids_moediff.errors import ImageError
+from bids_moediff.imaging.grid import output_grid
 from bids_moediff.interfaces.network import SelectResult
-from bids_moediff.interfaces.products import MAKERS
+from bids_moediff.interfaces.products import MAKERS, ResampleMask
 from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from bids_moediff.reports.figures import DRAW
 from bids_moediff.settings import Settings
@@ -123,6 +125,21 @@ def test_a_file_that_is_gone_is_written_again_from_a_kept_working_directory(
     for path in (tmp_path / "out").rglob("*.*"):
         path.unlink()
     assert write_all(tmp_path, ["sr"]) == WRITTEN
+
+
+def test_the_mask_on_the_output_grid_is_that_of_a_linear_interpolation(tmp_path: Path) -> None:
+    """Only the part of the grid around the mask is interpolated."""
+    data = np.zeros((20, 22, 24), np.uint8)
+    data[7:12, 5:15, 9:20] = 1
+    mask = nib.Nifti1Image(data, nib.affines.from_matvec(np.diag([-2.0, 2.0, 2.0]), [9, -5, 3]))
+    shape, affine = output_grid(mask.shape, mask.affine, (0.7, 0.7, 0.7))
+    grid = nib.Nifti1Image(np.zeros(shape, np.float32), affine)
+    for image, name in ((mask, "mask.nii"), (grid, "sr.nii")):
+        nib.save(image, tmp_path / name)
+    step = ResampleMask(mask=str(tmp_path / "mask.nii"), sr=str(tmp_path / "sr.nii"))
+    found = nib.load(step.run(cwd=str(tmp_path)).outputs.srmask)
+    soft = resample_from_to(nib.Nifti1Image(data.astype(np.float32), mask.affine), grid, order=1)
+    assert np.array_equal(np.asarray(found.dataobj), np.asarray(soft.dataobj) >= 0.5)
 
 
 class _InputSpec(ImageStepInputSpec):

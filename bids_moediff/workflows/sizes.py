@@ -2,16 +2,15 @@
 """Read sizes from headers before anything is computed: voxels, memory, the grid of a group."""
 
 import math
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.combination.frame import Grid, frame_zooms, scan_zooms, union_grid
+from bids_moediff.combination.frame import Grid, frame_zooms, union_grid
 from bids_moediff.errors import ImageError
 from bids_moediff.families.cost import Estimate, combination_cost, estimate
-from bids_moediff.imaging.grid import Triple, voxel_sizes
+from bids_moediff.imaging.grid import Triple
 from bids_moediff.interfaces.groups import PlannedGroup
 from bids_moediff.options import FINEST_DEFAULT
 from bids_moediff.preprocessing.as_written import open_image
@@ -69,15 +68,10 @@ def result_cost(image: AnatomicalImage, settings: Settings, model: str, device: 
     if not image.members:
         shape, zooms = shape_and_zooms(image)
         return estimate(shape, zooms, settings, model=model, device=device)
-    grids, zooms = list(_grids(image).values()), output_voxels(image, settings)
-    frame = union_grid(grids, [np.eye(4)] * len(grids), zooms)
-    combining = combination_cost(frame.shape, len(grids))
-    alone = []
-    for grid in grids:
-        own = replace(settings, output_resolution=scan_zooms(grid.affine, grids[0].affine, zooms))
-        sizes = voxel_sizes(grid.affine)
-        alone.append(estimate(grid.shape, sizes, own, model=model, device=device).gigabytes)
-    return replace(combining, gigabytes=max(combining.gigabytes, *alone))
+    grids = list(_grids(image).values())
+    frame = union_grid(grids, [np.eye(4)] * len(grids), output_voxels(image, settings))
+    # More than any of its scans alone: more bytes a voxel, on a grid that holds them all.
+    return combination_cost(frame.shape, len(grids))
 
 
 def _grids(group: AnatomicalImage) -> dict[str, Grid]:
