@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bids_moediff.evaluation.sampling import crps
-from bids_moediff.families.posterior import LocalScale, local_scale, white
+from bids_moediff.evaluation.sampling import Scene, crps, volumes
+from bids_moediff.evaluation.tissue_classes import Classes
+from bids_moediff.families.posterior import LocalScale, local_scale, texture, white
 from bids_moediff.families.protocol import Problem
 from bids_moediff.imaging.acquisition import Acquisition, Axis
 from bids_moediff.imaging.null_space import NullSpace
@@ -214,3 +215,35 @@ def test_the_two_noises_of_a_sample_have_nothing_in_common():
     squares = torch.stack([local.draw(seed).square() for seed in range(200)]).mean(0)
     ratio = squares.mean((1, 2)) / local.deviation.square().mean((1, 2))
     assert float((ratio - 1).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0, 6.0])
+def test_texture_gives_the_unmeasured_detail_the_power_of_the_truth(share):
+    """Amplified up to three times its power, the rest by noise."""
+    space = NullSpace(_operator((2.0, 2.0, 2.0), Acquisition.uniform("kspace"), (32, 32, 32)))
+    noise = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
+    detail = space.project(noise)
+    scale = LocalScale(torch.full_like(noise, share**0.5), None, space)
+    made = detail + texture(detail, scale, 1)
+    power = (1 + share) * detail.square().mean()
+    assert float(made.square().mean()) == pytest.approx(float(power), rel=0.02)
+
+
+def _layers(dark: int, middle: int) -> torch.Tensor:
+    """A block of 30 planes in three brightnesses."""
+    lines = torch.tensor([0.0] * dark + [1.0] * middle + [2.0] * (30 - dark - middle))
+    return lines[:, None, None].expand(30, 6, 6).contiguous()
+
+
+@pytest.mark.parametrize(("moved", "held"), [(0, 1), (5, 1), (6, 0)])
+def test_the_interval_of_a_volume_is_that_of_one_more_sample(moved, held):
+    """Two samples 2 planes to either side: 1.645 sqrt(8) sqrt(1.5) = 5.7 planes."""
+    image, truth = _layers(10, 10), _layers(10 + moved, 10 - moved)
+    errors = torch.stack([_layers(12, 8) - image, _layers(8, 12) - image])
+    mask = torch.ones(image.shape, dtype=torch.bool)
+    classes = Classes.of(truth.numpy(), mask.numpy())
+    space = NullSpace(_operator((2.0, 1.0, 1.0), Acquisition.uniform("kspace"), (30, 6, 6)))
+    found = volumes(Scene(truth, image, mask, space, (2.0, 1.0, 1.0), classes), errors)
+    assert found["volume_dark"] == found["volume_middle"] == held
+    assert found["volume_bright"] == 1
+    assert found["bias_dark"] == pytest.approx(10 / (10 + moved) - 1)

@@ -171,6 +171,16 @@ def test_larger_voxels_average_a_reference_and_beyond_it_there_is_nothing() -> N
     assert not found[10:].any()
 
 
+def test_fine_voxels_are_averaged_along_whichever_axis_they_lie() -> None:
+    """Stripes of 1 mm along the first axis of the reference, the last of the grid of 2 mm."""
+    stripes = 100 + 50 * (-1.0) ** np.arange(40)
+    data = np.broadcast_to(stripes[:, None, None], (40, 30, 12)).astype(np.float32)
+    reference = nib.Nifti1Image(data, np.diag([1.0, 1.0, 3.0, 1.0]))
+    affine = nib.affines.from_matvec(2 * np.eye(3)[::-1], [4, 4, 4])
+    found = resample_reference(reference, (10, 10, 14), affine)
+    assert found[2:8, 2:8, 2:8] == pytest.approx(100, abs=0.1)
+
+
 def crfm(folder: Path) -> Path:
     """A tiny model whose output depends on the reference."""
     torch.manual_seed(0)
