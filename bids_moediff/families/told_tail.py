@@ -133,14 +133,18 @@ def fit_told_tail(
     border = recipe.border // FOLD
     window = fading(recipe.patch // FOLD, border, recipe.fade // FOLD)
     inner = (..., *(slice(border, -border or None),) * 3)
-    for batch in batches:
+    for whole in batches:
+        told = whole["condition"][:, ACQUISITION_NUMBERS:].any(1)
+        batch = {name: part[told] for name, part in whole.items()}
+        if not told.any():  # slices: nothing further is told of them
+            continue
         start, condition = batch["start"][:, None], batch["condition"]
         output, features = network.with_features(start, condition)
         missing = space_to_depth(wanted_of(teacher, batch) - output) / OUTPUT_GAIN
         parts = [part[inner] for part in (features[-1].float(), missing, _weight(batch, window))]
-        for one, lacking, weight, told in zip(*parts, condition, strict=True):
+        for one, lacking, weight, numbers in zip(*parts, condition, strict=True):
             gram, cross = lag_moments(one, lacking, weight)
-            moments.add(gram.cpu(), cross.cpu(), told[ACQUISITION_NUMBERS:].tolist())
+            moments.add(gram.cpu(), cross.cpu(), numbers[ACQUISITION_NUMBERS:].tolist())
     change = moments.solve(recipe.ridge).to(terms.weight)
     own = slice(ACQUISITION_NUMBERS * outputs, None)
     terms.weight[own] += change[:, :-1].transpose(1, 2).reshape(terms.weight[own].shape)
@@ -171,7 +175,8 @@ class ToldTailStage(Stage):
         """Fit the last layer."""
         count = -(-self.recipe.fitted_patches // self.recipe.batch)
         chosen = track(itertools.islice(batches, count), "patches", count)
-        fit_told_tail(self.teacher, self.network, chosen, self.recipe)
+        with autocast(self.device, self.recipe):
+            fit_told_tail(self.teacher, self.network, chosen, self.recipe)
 
     def batch(self, volumes: Sequence[Volume], rng: np.random.Generator) -> Batch:
         """Return cubes."""

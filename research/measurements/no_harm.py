@@ -178,7 +178,7 @@ def main() -> None:
     progress = ProgressBar(len(plan), "result")
     rows, _ = run(
         plan, Rows(options.output / "rows.tsv"), HeadTable(options.output / "heads.tsv"),
-        lambda row, problem: progress(problem if row is None else result_line(row)),
+        lambda row, problem: progress(result_line(row) if row and "psnr" in row else problem),
     )  # fmt: skip
     progress.close()
     found = margins(rows, options.model)
