@@ -166,6 +166,16 @@ def test_slices_of_unstated_thickness_are_three_quarters_of_their_distance():
     assert named.acquisition.axes[axis] == Axis("gaussian", 1.0)
 
 
+@pytest.mark.parametrize("wanted", [5.0, 19.0])
+def test_slices_stay_on_their_axis_where_one_size_is_passed_for_all(wanted):
+    """Whole voxels of 19 mm are 20 mm here, 19.1 mm there."""
+    image = nib.Nifti1Image(np.ones((160, 191, 30), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    scan = find_measured(image, wanted=(wanted,) * 3)
+    for options in ((), ("box", 4.0)):
+        found = declared_acquisition(scan, {"MRAcquisitionType": "2D"}, *options).acquisition
+        assert [axis.profile for axis in found.axes] == ["kspace", "kspace", "box"]
+
+
 @pytest.mark.parametrize("changed", [(True, False, False), (False, False, True)])
 def test_slices_are_read_where_only_the_plane_was_interpolated(changed):
     """In plane scanners zero-fill as a rule; slices wider than stated are seen all the same."""

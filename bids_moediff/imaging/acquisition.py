@@ -76,7 +76,9 @@ class Acquisition:
         return cls((axis, axis, axis))
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], zooms: Sequence[float]) -> "Acquisition":
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], zooms: Sequence[float], slice_axis: int | None = None
+    ) -> "Acquisition":
         """Return the acquisition that a BIDS sidecar declares.
 
         A 2-D scan has slices along its coarsest axis, as thick as SliceThickness says
@@ -87,19 +89,23 @@ class Acquisition:
         ----------
         metadata
             Content of the sidecar.
-        zooms
-            Voxel sizes in mm.
+        zooms, slice_axis
+            As for :meth:`of_slices`.
         """
         kind = str(metadata.get("MRAcquisitionType", "")).upper()
         thick = float(max(zooms)) > 1.9 * float(min(zooms))
         if kind == "2D" or (kind != "3D" and thick):
             thickness = float(metadata.get("SliceThickness") or 0)
-            return cls.of_slices(zooms, thickness=thickness or None)
+            return cls.of_slices(zooms, thickness=thickness or None, slice_axis=slice_axis)
         return cls.uniform("kspace")
 
     @classmethod
     def of_slices(
-        cls, zooms: Sequence[float], profile: str = "auto", thickness: float | None = None
+        cls,
+        zooms: Sequence[float],
+        profile: str = "auto",
+        thickness: float | None = None,
+        slice_axis: int | None = None,
     ) -> "Acquisition":
         """Return slices along the coarsest axis and k-space along the others.
 
@@ -114,8 +120,10 @@ class Acquisition:
         thickness
             Slice thickness in mm. Without it, an "auto" profile is three quarters of the slice
             distance wide, for the same reason, and a named profile as wide as the distance.
+        slice_axis
+            Axis of the slices; by default the coarsest.
         """
-        axis = int(np.argmax(zooms))
+        axis = int(np.argmax(zooms)) if slice_axis is None else slice_axis
         if thickness is None:
             width = UNSTATED_WIDTH if profile == "auto" else 1.0
         else:

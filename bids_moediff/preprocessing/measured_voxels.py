@@ -22,6 +22,7 @@ from bids_moediff.imaging.masks import head_mask_array
 from bids_moediff.imaging.separable import along_axes
 from bids_moediff.imaging.spectrum import LEAST_FACTOR, AxisResolution, acquired_resolution
 
+ALIKE = 0.9  # of the largest voxel size: as coarse, but for the rounding to whole voxels
 MARGIN = 1.03  # of a cut-off is kept: its place is known to about 2 % of Nyquist
 INTERPOLATED_KINDS = ("zero-filled", "interpolated")
 
@@ -31,7 +32,8 @@ class Measured:
     """A scan on the voxels that were measured.
 
     ``image``, ``mask`` and ``bias_field`` share a grid. ``changed`` marks axes that are coarser
-    than stored. ``source`` is "spectrum", "option" or "header".
+    than stored. ``source`` is "spectrum", "option" or "header". ``stored`` holds the voxel sizes
+    in mm of the file, if they are others.
     """
 
     image: nib.Nifti1Image
@@ -39,11 +41,22 @@ class Measured:
     bias_field: nib.Nifti1Image | None
     changed: tuple[bool, bool, bool]
     source: str
+    stored: Triple | None = None
 
     @property
     def zooms(self) -> Triple:
         """Voxel sizes in mm."""
         return voxel_sizes(self.image.affine)
+
+    @property
+    def slice_axis(self) -> int:
+        """Axis along which slices lie, if there are any: the coarsest.
+
+        Sizes with whole voxels differ by a few percent; of such axes, the coarsest as stored.
+        """
+        zooms, stored = self.zooms, self.stored or self.zooms
+        coarse = [axis for axis in range(3) if zooms[axis] > ALIKE * max(zooms)]
+        return max(coarse, key=lambda axis: stored[axis])
 
 
 def measured_zooms(axes: Sequence[AxisResolution], shape: Sequence[int]) -> Triple:
@@ -151,6 +164,7 @@ def find_measured(
         bias_field,
         (coarser[0], coarser[1], coarser[2]),
         "spectrum" if isinstance(wanted, str) else "option",
+        stored,
     )
 
 
@@ -198,8 +212,11 @@ def declared_acquisition(
     """
     zooms = measured.zooms
     if slice_profile != "auto" or slice_thickness is not None:
-        return Declared(Acquisition.of_slices(zooms, slice_profile, slice_thickness), "option")
-    acquisition = Acquisition.from_metadata(metadata, zooms)
+        given = Acquisition.of_slices(
+            zooms, slice_profile, slice_thickness, slice_axis=measured.slice_axis
+        )
+        return Declared(given, "option")
+    acquisition = Acquisition.from_metadata(metadata, zooms, measured.slice_axis)
     if str(metadata.get("MRAcquisitionType", "")).upper() != "2D":
         axes = [
             Axis("kspace") if changed else axis
@@ -219,7 +236,7 @@ def estimated_acquisition(
     clearly contradicts it. It also stays if interpolation was undone along the axes in question,
     since a cut-off is known to some hundredths only.
     """
-    slices = int(np.argmax(measured.zooms))
+    slices = measured.slice_axis
     sliced = declared.acquisition.has_slices
     if measured.changed[slices] if sliced else any(measured.changed):
         return declared, {}
