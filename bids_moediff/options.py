@@ -125,7 +125,7 @@ class Options:
     slice_thickness: float | None = option(
         None,
         to_millimetres,
-        "slice thickness in mm where the sidecar does not say or is wrong",
+        "slice thickness, 0.2 to 20 mm, where the sidecar does not say or is wrong",
         group=RESTORATION,
         metavar="MM",
     )

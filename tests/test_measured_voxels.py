@@ -26,6 +26,7 @@ from bids_moediff.preprocessing.measured_voxels import (
     estimated_acquisition,
     find_measured,
     measured_zooms,
+    thickness_remark,
     undo_interpolation,
 )
 
@@ -174,6 +175,26 @@ def test_slices_stay_on_their_axis_where_one_size_is_passed_for_all(wanted):
     for options in ((), ("box", 4.0)):
         found = declared_acquisition(scan, {"MRAcquisitionType": "2D"}, *options).acquisition
         assert [axis.profile for axis in found.axes] == ["kspace", "kspace", "box"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "given", "words"),
+    [
+        (4.0, None, None),
+        (40.0, None, "40 mm is 10 times the slice distance of 4 mm; 2 times"),
+        (0.4, None, "0.1 times the slice distance of 4 mm; 0.2 times"),
+        (4.0, 10.0, "10 mm is 2.5 times"),
+        (40.0, 4.0, None),
+    ],
+)
+def test_a_thickness_that_cannot_be_used_is_said(stated, given, words):
+    image = nib.Nifti1Image(np.ones((20, 20, 30), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    scan = find_measured(image, wanted="header")
+    sidecar = {"MRAcquisitionType": "2D", "SliceThickness": stated}
+    declared = declared_acquisition(scan, sidecar, "auto", given)
+    said = thickness_remark(scan, sidecar, declared, given)
+    assert (said is None) == (words is None)
+    assert words is None or words in said
 
 
 @pytest.mark.parametrize("changed", [(True, False, False), (False, False, True)])

@@ -11,7 +11,7 @@ from bids_moediff.imaging.acquisition import Acquisition, Axis
 from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.imaging.noise import Noise, air_noise
 from bids_moediff.inference.expected_error import Calibration, coarseness, expected_error
-from bids_moediff.inference.warnings import range_warnings, residual_warning
+from bids_moediff.inference.warnings import estimate_remark, range_warnings, residual_warning
 from bids_moediff.options import Options
 
 KSPACE = Acquisition.uniform("kspace")
@@ -54,6 +54,14 @@ def test_edges_of_slice_widths(profile: str, width: float, ratio: float, told: b
     acquisition = Acquisition((Axis("kspace"), Axis("kspace"), Axis(profile, width)))
     said = range_warnings((2.0, 1, ratio), (1.0, 1, 1), acquisition)
     assert [f"{width:.2f} times as thick" in line for line in said] == [True] * told
+
+
+def test_a_width_that_was_estimated_is_said_to_be_one() -> None:
+    likely = {"gaussian 0.5": 0.31, "box 0.5": 0.46, "box 0.75": 0.18, "gaussian 0.75": 0.05}
+    narrow, wide = (Acquisition((Axis(), Axis(), Axis("box", width))) for width in (0.5, 1.0))
+    said = estimate_remark(narrow, likely)
+    assert said is not None and "box 0.5 46 %, gaussian 0.5 31 %, box 0.75 18 %" in said
+    assert estimate_remark(wide, likely) is None
 
 
 @pytest.mark.parametrize(

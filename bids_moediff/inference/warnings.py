@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warn about acquisitions outside the range that the networks were trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -77,9 +77,29 @@ def _width_warnings(ratios: Sequence[float], acquisition: Acquisition) -> list[s
     if not outside:
         return []
     return [
-        f"Slices {outside[0]:.2f} times as thick as their spacing are outside the {low:g} to "
-        f"{high:g} the model was trained for."
+        f"Slices were taken as {outside[0]:.2f} times as thick as their spacing, outside the "
+        f"{low:g} to {high:g} the model was trained for."
     ]
+
+
+def estimate_remark(acquisition: Acquisition, likelihood: Mapping[str, float]) -> str | None:
+    """Return a sentence on slices that were read from the image and lie outside the trained range.
+
+    Parameters
+    ----------
+    acquisition
+        As it was estimated.
+    likelihood
+        Of each profile that was compared.
+    """
+    if not likelihood or not _width_warnings((2.0, 2.0, 2.0), acquisition):
+        return None
+    likely = sorted(likelihood.items(), key=lambda item: -item[1])[:3]
+    words = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in likely)
+    return (
+        f"This thickness is an estimate from the image, not a statement; the likeliest profiles "
+        f"(width over distance): {words}. --slice-profile and --slice-thickness overrule it."
+    )
 
 
 def residual_warning(data: np.ndarray, noise: float, relative: float) -> str | None:

@@ -29,13 +29,14 @@ from bids_moediff.preprocessing.measured_voxels import (
     estimated_acquisition,
     find_measured,
     slice_axis_remark,
+    thickness_remark,
 )
 from bids_moediff.runtime.device_lock import hold_device
 
 from .pose import Inputs
 from .request import ImageRequest, Request
 from .super_resolver import Result, Store, SuperResolver
-from .warnings import residual_warning
+from .warnings import estimate_remark, residual_warning
 
 # Share of the brightness that may be anatomy in a reading of the noise, where the air agrees with
 # it, and where there is no air or it disagrees.
@@ -181,8 +182,13 @@ def prepare(scan: Scan, told: ImageRequest, options: Options) -> Prepared:
     weights: dict[str, float] = {}
     if sampling.source != "option":
         sampling, weights = estimated_acquisition(sampling, measured, told.metadata, noise.sigma)
-    remark = slice_axis_remark(told.metadata, measured.zooms)
-    return Prepared(measured, sampling, noise, weights, (remark,) if remark else ())
+    remarks = [
+        slice_axis_remark(told.metadata, measured.zooms),
+        thickness_remark(measured, told.metadata, sampling, options.slice_thickness),
+    ]
+    if sampling.source == "estimated":
+        remarks.append(estimate_remark(sampling.acquisition, weights))
+    return Prepared(measured, sampling, noise, weights, tuple(filter(None, remarks)))
 
 
 def enhance_image(
@@ -249,7 +255,10 @@ def enhance_prepared(
         InputVoxelSize=[round(size, 6) for size in voxel_sizes(scan.image.affine)],
         AcquiredVoxelSize=[round(size, 6) for size in measured.zooms],
         AcquiredVoxelSizeFrom=measured.source,
-        SamplingProfiles=sampling.acquisition.to_dict()["axes"],
+        SamplingProfiles=[
+            axis | {"fwhm": round(axis["fwhm"], 4)}
+            for axis in sampling.acquisition.to_dict()["axes"]
+        ],
         SamplingProfilesFrom=sampling.source,
         SamplingProfilesLikelihood=dict(prepared.likelihood),
         EstimatedNoise=_rounded(noise.sigma),

@@ -15,7 +15,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bids_moediff.imaging.acquisition import Acquisition, Axis, axis_matrix
+from bids_moediff.imaging.acquisition import (
+    NARROWEST,
+    WIDEST,
+    Acquisition,
+    Axis,
+    axis_matrix,
+)
 from bids_moediff.imaging.acquisition_choice import choose_acquisition
 from bids_moediff.imaging.grid import Triple, output_grid, voxel_sizes
 from bids_moediff.imaging.masks import head_mask_array
@@ -197,6 +203,35 @@ def slice_axis_remark(metadata: Mapping[str, Any], zooms: Sequence[float]) -> st
         f"The sidecar says that the slices follow {stated} (SliceEncodingDirection), but voxels "
         f"are longest along {'ijk'[longest]} ({zooms[longest]:.3g} mm; {zooms[axis]:.3g} mm along "
         f"{stated}): slices along {'ijk'[longest]} were assumed."
+    )
+
+
+def thickness_remark(
+    measured: Measured, metadata: Mapping[str, Any], declared: Declared, given: float | None
+) -> str | None:
+    """Return a sentence if a stated slice thickness is too far from the distance to be used.
+
+    Parameters
+    ----------
+    measured, metadata
+        The scan, and its sidecar.
+    declared
+        Sampling that is used.
+    given
+        Thickness in mm of the command line, which counts before that of the sidecar.
+    """
+    stated = metadata["SliceThickness"] if declared.source == "stated" else None
+    thickness = stated if given is None else given
+    if thickness is None:
+        return None
+    distance = measured.zooms[measured.slice_axis]
+    width = thickness / distance
+    used = min(max(width, NARROWEST), WIDEST)
+    if math.isclose(width, used, rel_tol=1e-3):
+        return None
+    return (
+        f"A slice thickness of {thickness:.3g} mm is {width:.2g} times the slice distance of "
+        f"{distance:.3g} mm; {used:g} times the distance was used."
     )
 
 
