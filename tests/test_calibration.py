@@ -4,12 +4,15 @@
 import csv
 import json
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_moediff.cli.evaluation import each_result
+from bids_moediff.errors import MoediffError
 from bids_moediff.evaluation.calibration import COVERAGES, curves, figures
 from conftest import run_here
 from generated import head, untrained_model
@@ -92,3 +95,21 @@ def test_the_factor_is_measured_and_then_fits(tmp_path: Path) -> None:
     with (tmp_path / "out" / "calibration.tsv").open(newline="") as stream:
         (row,) = csv.DictReader(stream, delimiter="\t")
     assert float(row["fitted"]) == pytest.approx(1, abs=0.01)
+
+
+def test_a_head_that_cannot_be_used_is_told_by_the_exit_code(tmp_path: Path, capsys) -> None:
+    """The others are evaluated; without any there is no table."""
+    nib.save(head((24, 24, 24), (1.0, 1.0, 1.0)), tmp_path / "good.nii.gz")
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+
+    def used(*names: str) -> bool:
+        heads = [tmp_path / f"{name}.nii.gz" for name in names]
+        options = Namespace(heads=heads, other_site=[], data=None, protocols=["x2iso-kspace"])
+        return each_result(options, "x", [None], lambda *_: "")
+
+    assert used("good")
+    assert not used("good", "bad")
+    assert not used("bad", "good")
+    assert "x: bad: bad.nii.gz" in capsys.readouterr().err
+    with pytest.raises(MoediffError, match="No image could be evaluated"):
+        used("bad")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from bids_moediff.cli.degrade import main
+from bids_moediff.cli.degrade import _recipe_values, build_parser, main
+from bids_moediff.errors import UsageError
 from bids_moediff.evaluation.degradation import Coarsening, degrade
 from bids_moediff.imaging.acquisition import Acquisition, Axis
 from conftest import run_here, run_script
@@ -222,6 +223,26 @@ def test_mistakes(
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.rglob("*.nii.gz.*part"))
+
+
+@pytest.mark.parametrize(
+    ("words", "good"),
+    [
+        ("--factor 1", True), ("--factor 0.99", False), ("--factor 20", True),
+        ("--factor 20.1", False), ("--resolution 0.1", True), ("--resolution 0.09", False),
+        ("--resolution 50", True), ("--resolution 50.1", False), ("--factor 2 --gap 0", True),
+        ("--factor 2 --gap -0.1", False), ("--factor 2 --thickness 0", False),
+        ("--factor 2 --thickness 1 --gap 0", False), ("--factor 2 --add-noise 0", False),
+        ("--factor 2 --random-seed -1", False),
+    ],
+)  # fmt: skip
+def test_bounds_of_the_options(words: str, good: bool) -> None:
+    options = build_parser().parse_args(["in", "out", *words.split()])
+    if good:
+        _recipe_values(options)
+        return
+    with pytest.raises(UsageError):
+        _recipe_values(options)
 
 
 @pytest.mark.parametrize("output", ["x.nii.gz", "link.nii.gz", "x.nii"])

@@ -10,9 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.execution.outcome import Outcome, exit_code, failed, print_summary
+from bids_moediff.execution.run import _next_command
 from bids_moediff.inference.request import ImageResult, write_results
-from bids_moediff.interfaces.network import _settle
+from bids_moediff.interfaces.network import _settle, end_sentence
+from bids_moediff.settings import Settings
+from bids_moediff.workflows.participant import RunPlan
+from bids_moediff.workflows.planned import planned_items
 from generated import dataset
 
 COMMAND = [sys.executable, "-m", "bids_moediff.cli.app"]
@@ -95,6 +100,42 @@ def test_the_summary_says_what_to_look_at_and_what_comes_next(tmp_path, capsys):
     assert "The file is truncated." in said
     assert str(tmp_path / "sub-01.html") in said
     assert said.endswith("Next: bids_moediff /data /out group")
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "there"),
+    [("all", 0, True), ("report", 0, True), ("sr", 0, False), ("all", 1, False)],
+)
+def test_the_group_level_comes_after_runs_that_did_everything(stage, code, there):
+    settings = Settings(bids_dir=Path("/data"), output_dir=Path("/out"), stage=stage)
+    assert _next_command(settings, code) == ("bids_moediff /data /out group" if there else "")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "was killed"),
+        (137, "was killed"),
+        (143, "signal 15"),
+        (70, "70: Last."),
+        (78, "Last."),
+    ],
+)
+def test_why_the_network_ended(code, words):
+    said = end_sentence(code, "First.\nbids_moediff-superres: Last.\n", 2.0)
+    assert words in said and "First" not in said
+
+
+@pytest.mark.parametrize(("size", "runs"), [(1.0, True), (0.5, False)])
+def test_a_planned_run_names_a_network_only_where_voxels_get_smaller(size, runs):
+    """The methods text that --boilerplate-only writes says what will run."""
+    name = "sub-01/anat/sub-01_T1w.nii.gz"
+    image = AnatomicalImage(
+        Path("/nowhere") / name, name, {"sub": "01"}, "T1w", {}, shape=(9,) * 3, zooms=(size,) * 3
+    )
+    plan = RunPlan("student", "", ("cpu",), 1, "run")
+    (item,) = planned_items([Participant("01", (image,))], Settings(), plan)
+    assert bool(item["record"]["NetworksRun"]) is runs
 
 
 @pytest.mark.parametrize(("code", "left"), [(69, []), (-9, ["c"])])
