@@ -141,10 +141,11 @@ def _wants_gates(settings: Settings) -> bool:
 
 
 CHANGES_FIGURE = Figure(
-    "Who did what: changes by the experts of a sample",
-    "What each expert network added to the noise that the first sample started from, in units of "
-    "the input and on one colour scale. With that noise they add up to the sample minus the "
-    "super-resolved image; none of them changes what was measured.",
+    "Samples: changes by the experts that draw them",
+    "What each of these networks added to the noise that the first sample started from, in units "
+    "of the input and on one colour scale. With that noise they add up to the sample minus the "
+    "super-resolved image; none of them changes what was measured. They are not the experts that "
+    "refine the image: their gate is another one, and its weights are not written.",
     "changes",
     beside=("srexpert2", "srexpert3"),
 )
@@ -243,12 +244,12 @@ _ROWS = (
         entities={"seg": "moegate"},
         suffix="probseg",
         sidecar=lambda record: {"LabelMap": list(_experts(record)), **record},
-        description="weights of the experts",
+        description="weights of the experts that refine the image",
         wanted=_wants_gates,
         figure=Figure(
-            "Who did what: weights of the experts",
-            "Weight of each expert network, 0 to 1; they add up to 1 in every voxel. Colour is "
-            "the weight, brightness the anatomy.",
+            "Image: weights of the experts that refine it",
+            "Weight of each of these networks, 0 to 1; they add up to 1 in every voxel. Colour is "
+            "the weight, brightness the anatomy. Samples are drawn by others, with another gate.",
             "expert weights",
         ),
     ),
@@ -261,12 +262,13 @@ _ROWS = (
             "LabelMap": {name: number for number, name in enumerate(_experts(record), 1)},
             **record,
         },
-        description="expert with the largest weight",
+        description="expert with the largest of these weights",
         made_by="WinningExpert",
         wanted=_wants_gates,
         figure=Figure(
-            "Leading expert",
-            "Colour shows which expert has the largest weight, brightness the anatomy.",
+            "Image: leading expert",
+            "Colour shows which of the experts that refine the image has the largest weight, "
+            "brightness the anatomy.",
             "leading expert",
             "Expert with the largest weight",
         ),
