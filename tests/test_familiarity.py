@@ -137,6 +137,7 @@ def test_rare_contrasts_are_compared_with_all():
     middle = {name: reference()["all"][name][0] for name in FIGURES}
     assert novelty(middle, "T2w").distance == 0
     assert novelty(middle, "T1w").distance > 0
+    assert novelty(middle, "UNIT1") == novelty(middle, "T1w")
 
 
 @pytest.mark.shared

@@ -51,15 +51,6 @@ def test_noise_of_an_empty_mask_is_unknown(phantom):
     assert air_noise(np.zeros_like(signal), brain, (1.0, 1.0, 1.0)) is None
 
 
-def test_air_that_was_mostly_deleted_tells_no_noise(phantom):
-    signal, brain = phantom
-    data = rician(signal, 2.0)
-    kept = np.random.default_rng(4).random(data.shape)
-    for share, known in ((0.3, False), (0.7, True)):
-        cut = np.where(brain | (kept < share), data, 0)
-        assert (air_noise(cut, brain, (1.0, 1.0, 1.0)) is not None) == known
-
-
 def test_efc_has_its_analytic_limits():
     assert quality.entropy_focus(np.full((8, 8, 8), 7.0)) == pytest.approx(1.0)
     single = np.zeros((8, 8, 8))

@@ -252,6 +252,9 @@ def test_lesions_are_tried_with_a_registered_reference(tmp_path: Path) -> None:
     for path, one in zip(paths, images, strict=True):
         nib.save(one, path)
     found = Block(paths[0], reference=paths[1], side=48).load()
+    corner = np.rint(np.linalg.inv(target.affine) @ found.affine[:, 3]).astype(int)
+    part = tuple(slice(first, first + 48) for first in corner[:3])
+    assert np.array_equal(found.truth, np.asarray(target.dataobj)[part])
     nib.save(reference, paths[1])
     right = Block(paths[1], side=48).load().truth
     inside = right > 0

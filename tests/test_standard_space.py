@@ -89,6 +89,7 @@ def test_resampling_with_no_motion_gives_the_image_back_on_the_asked_voxels(home
     identity = SimpleITK.Transform(3, SimpleITK.sitkIdentity)
     same = to_template(source, identity, template, (4.0, 4.0, 4.0))
     assert np.allclose(same.dataobj, source.get_fdata(), atol=1e-3)
+    assert {int(same.header[code]) for code in ("sform_code", "qform_code")} == {4}  # MNI
     fine = to_template(source, identity, template, (2.0, 2.0, 4.0))
     assert np.allclose(fine.header.get_zooms(), (2.0, 2.0, 4.0))
     blocks = fine.get_fdata().reshape(source.shape[0], 2, source.shape[1], 2, -1).mean((1, 3))
