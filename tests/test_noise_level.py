@@ -168,6 +168,15 @@ def test_noise_that_k_space_filtering_hid_is_read_in_the_air(clean, inside):
     assert reading.sigma == pytest.approx(parts[0].std(), rel=0.2)
 
 
+def test_dark_tissue_in_the_corners_of_a_block_is_no_air(clean, inside):
+    """A block out of a head has no air; uneven dark tissue would look like filtered noise."""
+    sigma = 0.03 * TOP
+    uneven = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(SHAPE), 1.2)
+    dark = np.where(inside, clean, 200 + 40 * uneven / uneven.std()).astype(np.float32)
+    reading = read_noise(add_rician_noise(dark, sigma, 1), ONES, inside)
+    assert reading.sigma == pytest.approx(sigma, rel=0.15)
+
+
 def test_air_is_read_to_one_per_cent_and_only_where_its_regions_agree():
     """The loudest hundredth of the air is left out, which would read 2 % too little."""
     air = np.random.default_rng(5).rayleigh(7, (96, 96, 96)).astype(np.float32)

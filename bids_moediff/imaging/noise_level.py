@@ -331,7 +331,7 @@ def _air_reading(
 def _air_colour(data: np.ndarray, head: np.ndarray, axes: tuple[int, ...]) -> float:
     """Return the deviation of the air over that expected from its high frequencies; at least 1.
 
-    A filter of k-space removes noise from the corner; the air shows how much of it.
+    Only corners of the scan count whose voxels are distributed as air. A filter of k-space removes noise from the corner; the air shows how much of it.
     """
     found = []
     sides = [max(2 * TAPS, min(32, size // 4)) for size in data.shape]
@@ -342,8 +342,8 @@ def _air_colour(data: np.ndarray, head: np.ndarray, axes: tuple[int, ...]) -> fl
         for y in corners[1]:
             for z in corners[2]:
                 block = (slice(*x), slice(*y), slice(*z))
-                if head[block].any() or np.mean(data[block] == 0) > 0.2:
-                    continue
+                if head[block].any() or _rayleigh(data[block].ravel()) is None:
+                    continue  # dark tissue is no air either
                 found.append(_colour(data[block], axes))
     if len(found) < 2:
         return 1.0
