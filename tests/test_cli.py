@@ -176,6 +176,7 @@ def test_dry_run_prints_a_table_and_writes_nothing(call, dataset):
         assert words in first
     assert len(rows) == 2
     assert "2 images" in done.stdout
+    assert "0.0 GB of results" in done.stdout
     assert listing(dataset.parent) == before
 
 

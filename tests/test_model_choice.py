@@ -111,6 +111,23 @@ def test_counted_arithmetic_equals_torchs():
         assert macs <= counted
 
 
+def test_samples_take_time_and_disk():
+    def cost(model, **options):
+        return estimate((200,) * 3, (1.0,) * 3, Options(**options), model=model, bfloat16=True)
+
+    alone, eight = cost("student"), cost("student", num_samples=8, sample="posterior")
+    voxels = 286**3  # of 0.7 mm
+    assert eight.seconds - alone.seconds == pytest.approx(8 * 0.3e-6 * voxels, rel=0.05)
+    # Eight samples and their deviation, 3.6 bytes each.
+    more = (eight.disk_gigabytes - alone.disk_gigabytes) * 1e9
+    assert more == pytest.approx(9 * 3.6 * voxels, rel=0.05)
+    texture, experts = (
+        cost("moediff", num_samples=8, sample=kind) for kind in ("texture", "posterior")
+    )
+    assert experts.seconds > texture.seconds > cost("moediff").seconds
+    assert cost("student", sampler="gaussian") == alone
+
+
 def test_time_estimate_follows_the_model(tmp_path):
     small = student_folder(tmp_path / "small")
     large = student_folder(tmp_path / "large", StudentConfig(48, 4, (32,) * 4))

@@ -52,6 +52,7 @@ class PlannedImage:
     matrix_out: Triple | None = None
     gigabytes: float = 0.0
     seconds: float = 0.0
+    disk_gigabytes: float = 0.0
     problem: str | None = None
     source: AnatomicalImage | None = None
     zooms_out: Zooms | None = None
@@ -93,9 +94,11 @@ def print_plan(settings: Settings) -> int:
     if good:
         peak = max(row.gigabytes for row in good)
         minutes = sum(row.seconds for row in good) / 60
+        size = sum(row.disk_gigabytes for row in good)
         console.print(
             f"{counted(len(good), 'image')}, at most {peak:.1f} GB at a time, "
-            f"about {minutes:.0f} min of super-resolution. Nothing was written."
+            f"about {minutes:.0f} min of super-resolution, {size:.1f} GB of results. Nothing was "
+            "written."
         )
     if takes_reference(choice.model):
         for words in _references(good, settings):
@@ -220,6 +223,7 @@ def _plan_image(
         cost.shape,
         cost.job_gigabytes,
         cost.seconds,
+        cost.disk_gigabytes,
         source=image,
         zooms_out=settings.output_zooms(zooms),
     )
@@ -236,6 +240,7 @@ def _plan_group(
         matrix_out=cost.shape,
         gigabytes=cost.job_gigabytes,
         seconds=cost.seconds,
+        disk_gigabytes=cost.disk_gigabytes,
         source=group,
         zooms_out=output_voxels(group, settings),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from bids_moediff.errors import WeightsError
 from bids_moediff.families import family
-from bids_moediff.networks.model_folder import read_config
+from bids_moediff.networks.model_folder import read_config, resolve
 from bids_moediff.options import Options
 from bids_moediff.runtime.resources import has_bfloat16
 
@@ -19,6 +19,12 @@ _BASE_GIGABYTES = 1.1
 _APP_GIGABYTES = 0.4
 # Loading the weights, interpolation, projection, writing.
 _BASE_SECONDS = 5.0
+# A sample with its file, per voxel of the output, on one core with bfloat16; experts at one step
+# (docs/speed.md). Samples need no more memory than the networks before them.
+_SECONDS_PER_SAMPLE = {"noise": 0.3e-6, "experts": 1.2e-6}
+SLOWER_WITHOUT_BFLOAT16 = 3.5
+# Files of the result, compressed, per voxel: 16-bit integers, and floats (measured on a T1w head).
+_BYTES_OF_INTEGERS, _BYTES_OF_FLOATS = 1.6, 3.6
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,14 @@ class Estimate:
         Time of that process in s.
     shape
         Voxel counts of the output.
+    disk_gigabytes
+        Size of the image, its samples and its maps in GB.
     """
 
     gigabytes: float
     seconds: float
     shape: tuple[int, int, int]
+    disk_gigabytes: float = 0.0
 
     @property
     def job_gigabytes(self) -> float:
@@ -77,14 +86,63 @@ def estimate(
         for n, old, new in zip(shape_in, zooms_in, options.output_zooms(zooms_in), strict=True)
     ]
     voxels = math.prod(counts)
+    samplers = _sampling_experts(model, options)
     seconds = voxels * seconds_per_voxel(
         read_config(model), options, device=device, threads=threads, bfloat16=bfloat16
     )
+    seconds += voxels * _sample_seconds(options, bool(samplers), device, threads, bfloat16)
     return Estimate(
         round(_BASE_GIGABYTES + voxels * _BYTES_PER_VOXEL / 1e9, 2),
         round(_BASE_SECONDS + seconds, 1),
         (counts[0], counts[1], counts[2]),
+        round(voxels * _bytes_on_disk(model, options, len(samplers)) / 1e9, 3),
     )
+
+
+def _sampling_experts(model: str, options: Options) -> Sequence[str]:
+    """Return the experts that draw the samples; empty for noise and without samples."""
+    noise = options.sampler == "gaussian" or options.sample == "texture"
+    if noise or not options.draws_samples:
+        return ()
+    try:
+        kind = read_config(model).get("family")
+        return family(kind).sampling_experts(resolve(model))
+    except WeightsError:  # it is said where the model is loaded
+        return ()
+
+
+def _sample_seconds(
+    options: Options, by_experts: bool, device: str, threads: int, bfloat16: bool | None
+) -> float:
+    """Return the time in s that all samples take for one output voxel."""
+    if not options.draws_samples:
+        return 0.0
+    one = _SECONDS_PER_SAMPLE["noise"]
+    if by_experts:
+        experts = (_SECONDS_PER_SAMPLE["experts"] - one) * (options.num_steps or 1)
+        if device.startswith("cuda"):
+            experts = 0.0
+        elif not (has_bfloat16() if bfloat16 is None else bfloat16):
+            experts *= SLOWER_WITHOUT_BFLOAT16
+        one += experts / max(1, threads)
+    return options.num_samples * one
+
+
+def _bytes_on_disk(model: str, options: Options, num_samplers: int) -> float:
+    """Return the size of the files for one output voxel."""
+    maps = options.num_samples if options.writes_samples else 0
+    maps += options.wants_expected_error
+    if "gates" in options.outputs:
+        maps += _num_experts(read_config(model)) + num_samplers
+    image = _BYTES_OF_INTEGERS if options.output_dtype == "auto" else _BYTES_OF_FLOATS
+    return image + maps * _BYTES_OF_FLOATS
+
+
+def _num_experts(config: Mapping[str, Any]) -> int:
+    try:
+        return len(family(config.get("family")).experts(config))
+    except WeightsError:
+        return 0
 
 
 # Combining scans, by voxel of the result: the volumes of the estimate, and those of each scan.
@@ -109,6 +167,7 @@ def combination_cost(shape: tuple[int, int, int], scans: int) -> Estimate:
         round(_BASE_GIGABYTES + voxels * (common + each * scans) / 1e9, 2),
         round(_BASE_SECONDS + voxels * scans * _SECONDS_PER_COMBINED_VOXEL, 1),
         shape,
+        round(voxels * _BYTES_OF_INTEGERS / 1e9, 3),
     )
 
 
