@@ -19,6 +19,7 @@ from bids_moediff.combination.alignment import SAME_HEAD, align
 from bids_moediff.combination.copies import is_copy
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
+from bids_moediff.combination.mending import _from_beside
 from bids_moediff.combination.observation import Observation, total
 from bids_moediff.combination.resampling import Resampler, _bridge, _Side, decompose
 from bids_moediff.combination.scans import QUIETEST, Combined, _not_too_quiet, combine
@@ -500,6 +501,16 @@ def test_moved_slices_are_found(stacks: list[Scan], without_third: Combined) -> 
     result = combine([*stacks[:2], changed(stacks[2], "torn", jump)], ZOOMS)
     assert result.scans[2].dark == TORN
     assert error(result.image) < 0.95 * error(without_third.image)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_bad_slice_is_filled_from_whole_ones_alone(axis: int) -> None:
+    """A ramp over the slices; those of less than full weight do not fill one another."""
+    weights = np.array([0.5, 1, 1, 0, 0.4, 1, 0.9])
+    ramp = np.broadcast_to(np.arange(7.0)[:, None, None], (7, 3, 4)).copy()
+    torn = np.where(weights[:, None, None] < 1, -9.0, ramp)
+    filled = np.moveaxis(_from_beside(np.moveaxis(torn, 0, axis), weights, axis), axis, 0)
+    np.testing.assert_allclose(filled[:, 0, 0], [1, 1, 2, 3, 4, 5, 5], rtol=1e-6)
 
 
 def test_sums_do_not_depend_on_threads() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import ndimage
 
 from bids_moediff.families.crfm import mapping
 from bids_moediff.families.crfm.features import (
@@ -148,6 +149,22 @@ def test_three_tissues_are_mapped_where_a_slope_fails() -> None:
     assert float(map_tile(scan, noise, noise)[1].mean()) < 0.15
     reference[:, :, 18:] = 0
     assert float(map_tile(scan, reference, reference)[1][:, :, 21:].max()) == 0
+
+
+def test_borders_of_the_mapped_reference_are_as_sharp_as_its_own() -> None:
+    """The relation is read at the resolution of the scan, and applied at that of the reference."""
+    torch.manual_seed(0)
+    coarse = torch.nn.functional.interpolate(torch.rand(1, 1, 6, 6, 6), size=36, mode="trilinear")
+    kinds = (coarse * 3).floor().clamp(0, 2).long()
+    reference, truth = torch.tensor([0.2, 0.5, 0.8])[kinds], torch.tensor([0.8, 0.5, 0.2])[kinds]
+    trip, scan = (
+        torch.from_numpy(ndimage.gaussian_filter(one.numpy(), (0, 0, 1, 1, 1)))
+        for one in (reference, truth)
+    )
+    mapped, _ = map_tile(scan, reference, trip)
+    inner = (slice(None), slice(None), *(slice(6, -6),) * 3)
+    lost = (scan - truth)[inner].square().mean()
+    assert float((mapped - truth)[inner].square().mean()) < 0.4 * float(lost)
 
 
 def test_tiles_of_the_mapped_reference_equal_the_whole(monkeypatch) -> None:

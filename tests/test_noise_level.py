@@ -6,6 +6,8 @@ import pytest
 from scipy import fft, ndimage, stats
 
 from bids_moediff.imaging.noise_level import (
+    COLOURED,
+    _air_colour,
     _air_reading,
     _corner_axes,
     read_noise,
@@ -216,3 +218,11 @@ def test_an_unknown_filter_is_refused():
 def test_rician_share_is_the_variance_of_scipys_distribution():
     ratios = np.array([0.3, 1.0, 2.0, 6.0])
     assert rician_share(ratios) == pytest.approx(stats.rice.var(ratios), rel=1e-6)
+
+
+@pytest.mark.parametrize(("width", "coloured"), [(0.0, False), (0.2, False), (0.6, True)])
+def test_air_counts_as_coloured_only_beyond_chance(width, coloured):
+    noise = np.random.default_rng(1).standard_normal((2, 64, 64, 64)).astype(np.float32)
+    air = np.hypot(*(ndimage.gaussian_filter(part, width) for part in noise))
+    found = _air_colour(air, np.zeros(air.shape, dtype=bool), (0, 1, 2))
+    assert found > COLOURED if coloured else found == 1.0
