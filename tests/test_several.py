@@ -65,7 +65,7 @@ def test_what_is_refused(words, sentence, capsys):
 
 
 def test_voxels_coarser_than_a_scan(tmp_path, capsys):
-    words = [*INPUTS[:2], str(tmp_path / "out.nii.gz"), *OPTIONS[:-1], "5"]
+    words = [*INPUTS[:2], str(tmp_path / "out.nii.gz"), *OPTIONS[:-1], "2.5"]  # scans have 2.4
     assert main(words) == 1
     assert "--output-resolution auto" in capsys.readouterr().err
 
