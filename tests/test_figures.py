@@ -203,6 +203,7 @@ def test_profile_runs_along_the_axis_that_gained_most():
     at, coarse = plots.profile(scene.original, plane, axis, place, across, centre)
     _, line = plots.profile(scene.enhanced, plane, axis, place, across, centre)
     assert np.diff(at) == pytest.approx(4.0)
+    assert at % 4 == pytest.approx(2.0), "the middle of each voxel"
     assert len(line) >= 3 * len(coarse)
     assert set(coarse) <= set(thick.ravel())
 
