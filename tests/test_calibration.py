@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.cli.evaluation import each_result
-from bids_moediff.errors import MoediffError
+from bids_moediff.cli.evaluation import each_result, load_heads
+from bids_moediff.errors import MoediffError, UsageError
 from bids_moediff.evaluation.calibration import COVERAGES, curves, figures
 from conftest import run_here
 from generated import head, untrained_model
@@ -113,3 +113,24 @@ def test_a_head_that_cannot_be_used_is_told_by_the_exit_code(tmp_path: Path, cap
     assert "x: bad: bad.nii.gz" in capsys.readouterr().err
     with pytest.raises(MoediffError, match="No image could be evaluated"):
         used("bad")
+
+
+def test_heads_are_named_and_blocks_are_large_enough(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.nii", "b.nii", "t2.nii"):
+        (tmp_path / name).touch()
+
+    def heads(*names: str, **more: object) -> list:
+        given = {"heads": [Path(name) for name in names], "other_site": [], "data": None}
+        return load_heads(Namespace(**given, **more))
+
+    assert [head.path.name for head in heads("a.nii", "b.nii")] == ["a.nii", "b.nii"]
+    assert heads("a.nii", block=48)[0].side == 48
+    with pytest.raises(UsageError, match="at least 48"):
+        heads("a.nii", block=47)
+    with pytest.raises(UsageError, match="Name heads"):
+        heads()
+    (guided,) = heads("a.nii", reference=[Path("t2.nii")], block=64)
+    assert guided.reference == Path("t2.nii")
+    with pytest.raises(UsageError, match="1 for 2 heads"):
+        heads("a.nii", "b.nii", reference=[Path("t2.nii")])

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from bids_moediff import __version__
-from bids_moediff.cli import app, check
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.cli import app, check, dry_run
 from bids_moediff.cli.check import supported
 from bids_moediff.cli.common import run_command
 from bids_moediff.cli.parser import build_parser
 from bids_moediff.errors import DeviceError, NothingToProcessError
+from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.runtime import devices
 from bids_moediff.runtime.devices import Acceleration, Card, explain_absence
 from bids_moediff.settings import Settings, load_settings
@@ -444,3 +446,27 @@ def test_what_was_left_out_is_said_before_there_is_nothing_to_do(capsys):
     remark, sentence = capsys.readouterr().err.splitlines()
     assert remark == "bids_moediff-x: sub-1/anat/t1.nii is left out: no name."
     assert sentence == "bids_moediff-x: No image."
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted", "said"),
+    [
+        ((1.0,), 0.8, []),
+        ((0.8,), 0.8, ["sub-1_T1w: no voxel"]),
+        (
+            (1.0, 0.5, 0.4),
+            0.8,
+            ["sub-2_T1w and 1 more: no voxel", "sub-2_T1w and 1 more: coarser"],
+        ),
+    ],
+)
+def test_dry_run_says_where_nothing_gets_finer(tmp_path, sizes, wanted, said):
+    rows = []
+    for number, size in enumerate(sizes, 1):
+        name = f"sub-{number}_T1w"
+        image = AnatomicalImage(tmp_path / name, name, {"sub": str(number)}, "T1w", {})
+        rows.append(dry_run.PlannedImage(name, zooms_in=(size,) * 3, source=image))
+    settings = Settings(output_resolution=(wanted,) * 3)
+    words = {"no voxel": NOT_RESTORED, "coarser": dry_run.COARSER}
+    expected = [f"{name}: {words[which]}" for name, which in (line.split(": ") for line in said)]
+    assert list(dry_run._remarks(rows, settings)) == expected

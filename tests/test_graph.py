@@ -63,6 +63,36 @@ def test_a_network_counts_the_processors_it_uses(devices, slots) -> None:
     assert network.inputs.use_gpu == (devices[0] != "cpu")
 
 
+def test_what_the_network_is_given_in_the_request() -> None:
+    plan = RunPlan("student", "why", ("cpu",), 1, "run")
+    for settings, steps in ((Settings(), None), (Settings(sloppy=True, num_steps=4), 1)):
+        workflow = init_single_subject_wf(Participant("01", (IMAGE,)), settings, plan)
+        request = workflow.get_node("superres_wf").get_node("write_request").inputs
+        assert request.options["model"] == "student" and request.model_reason == "why"
+        assert request.options["num_steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("intensities", "connected"),
+    [
+        ("input", {("conform", "image", "image"), ("bias_field", "bias_field", "bias_field")}),
+        ("corrected", {("bias_field", "corrected", "image")}),
+    ],
+)
+def test_the_network_gets_the_image_whose_intensities_are_kept(intensities, connected) -> None:
+    settings = Settings(intensities=intensities)
+    plan = RunPlan("student", "", ("cpu",), 1, "run")
+    workflow = init_single_subject_wf(Participant("01", (IMAGE,)), settings, plan)
+    graph = workflow.get_node("prepare_T1w_wf")._graph
+    found = {
+        (source.name, field, inlet)
+        for source, target, data in graph.edges(data=True)
+        for field, inlet in data["connect"]
+        if target.name == "describe" and inlet in ("image", "bias_field")
+    }
+    assert found == connected
+
+
 @pytest.mark.parametrize("unwarping", [False, True])
 def test_the_record_says_what_the_preparation_does(tmp_path: Path, unwarping: bool) -> None:
     """The methods text is written from it."""

@@ -15,10 +15,14 @@ from nipype import config
 from nipype.interfaces import utility as niu
 from nipype.interfaces.base import traits
 from nipype.pipeline import engine as pe
+from nipype.pipeline.plugins.linear import LinearPlugin
 
 from bids_moediff.errors import ImageError
 from bids_moediff.execution.isolated_plugin import IsolatedMultiProcPlugin
+from bids_moediff.execution.plugin_choice import choose_plugin
 from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
+from bids_moediff.runtime.resources import Limits
+from bids_moediff.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +151,21 @@ def _die() -> int:
 
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
+
+
+def test_the_plugin_follows_processors_and_file(tmp_path: Path) -> None:
+    def chosen(nprocs: int, content: str = "") -> dict[str, Any]:
+        file = tmp_path / "plugin.yml"
+        file.write_text(content)
+        settings = Settings(use_plugin=file if content else None)
+        return choose_plugin(settings, Limits(nprocs, 1, 7.5), 2, print)
+
+    assert type(chosen(1)["plugin"]) is LinearPlugin
+    several = chosen(3)["plugin"]
+    assert type(several) is IsolatedMultiProcPlugin
+    given = several.plugin_args
+    assert (given["n_procs"], given["memory_gb"], given["n_gpu_procs"]) == (3, 7.5, 2)
+    fewer = chosen(3, "plugin: MultiProc\nplugin_args: {n_procs: 2}")["plugin"].plugin_args
+    assert (fewer["n_procs"], fewer["memory_gb"]) == (2, 7.5)
+    other = chosen(3, "plugin: SLURM\nplugin_args: {sbatch_args: --mem=8G}")
+    assert other == {"plugin": "SLURM", "plugin_args": {"sbatch_args": "--mem=8G"}}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_moediff.reports import facts
 from bids_moediff.reports.facts import resolution, run_card
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.reports.participant import write_participant_report
@@ -139,3 +140,14 @@ def test_resolution_has_stored_usable_and_acquired_size_in_this_order():
     figures = {"spacing_y": 1.0, "usable_y": 2.0, "acquired_y": 1.5}
     figures["interpolation_y"] = "zero-filled"
     assert resolution(figures) == [("second", "1 mm", "2 mm", "1.5 mm", "zero-filled")]
+
+
+def test_numbers_of_the_tables():
+    assert facts.number(None) == "-" and facts.number(0.0) == "0"
+    assert facts.number(0.123456, "mm") == "0.1235 mm"
+    assert "2.0 times the noise" in facts.added(3.0, 1.5)
+    assert "3 input units" in facts.added(3.0, None)
+    flat = {"quality": {"noise_sigma": 2.0}}
+    assert facts.noise_of(flat, {"EstimatedNoise": 3.0}) == 3.0
+    assert facts.noise_of(flat, {}) == 2.0
+    assert facts.noise_of({}, {}) is None

@@ -10,7 +10,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import last_items, last_record, write_note, write_plan
 from bids_moediff.execution.group import participant_state
-from bids_moediff.interfaces.run_record import ImageStatus
+from bids_moediff.interfaces.run_record import ImageStatus, with_earlier
 
 
 def ended(folder: Path, status: str, stage: str = "sr") -> None:
@@ -154,3 +154,17 @@ def test_a_run_that_was_stopped_says_nothing_of_other_images(tmp_path: Path) -> 
         "sub-1_T1w": "done",
         "sub-1_T2w": "failed",
     }
+
+
+def test_a_page_has_the_images_of_earlier_runs_too(tmp_path: Path) -> None:
+    """Sessions may be processed one after the other; what this run says of an image counts."""
+    run = tmp_path / "logs" / "sub-1" / "1"
+    run.mkdir(parents=True)
+    keys = {"sub-1_T1w": "b", "sub-1_T2w": "a", "sub-1_FLAIR": None}
+    items = [
+        {"key": key, "status": "failed", "message": "old", "source": source}
+        for key, source in keys.items()
+    ]
+    (run / "run.json").write_text(json.dumps({"stage": "sr", "images": items}))
+    own = {"key": "sub-1_T1w", "status": "done", "message": "", "source": "b"}
+    assert with_earlier([own], tmp_path, "1") == [items[1], own]

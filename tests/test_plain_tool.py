@@ -205,6 +205,8 @@ def crowded(folder, tmp_path):
         ("y_x.nii.gz y.nii.gz --carry x.nii.gz", "y_x.nii.gz is the input"),
         ("m.nii.gz y.nii.gz --carry x.nii.gz y_x.nii.gz", "y_x.nii.gz is a map to carry"),
         ("x.nii.gz z_srcount.nii.gz z.nii.gz", "z_srcount.nii.gz is the input"),
+        ("x.nii.gz y_x.nii.gz other.nii", "other.nii exists. The last of several images"),
+        ("x.nii.gz y_x.nii.gz n.nii.gz --mask m.nii.gz", "--reference go with one image"),
         ("x.nii.gz link.nii.gz", "link.nii.gz is the input"),
         ("x.nii.gz hard.nii.gz", "hard.nii.gz is the input"),
         ("x.nii.gz link.nii.gz --mask m.nii.gz", "link.nii.gz is the input"),

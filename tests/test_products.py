@@ -18,7 +18,7 @@ from bids_moediff.bids.products import NETWORK, PREPARATION, PRODUCTS, find_prod
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import output_grid
 from bids_moediff.interfaces.network import SelectResult
-from bids_moediff.interfaces.products import MAKERS, ResampleMask
+from bids_moediff.interfaces.products import MAKERS, ResampleMask, SidecarRecord, WriteProduct
 from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from bids_moediff.reports.figures import DRAW
 from bids_moediff.settings import Settings
@@ -140,6 +140,38 @@ def test_the_mask_on_the_output_grid_is_that_of_a_linear_interpolation(tmp_path:
     found = nib.load(step.run(cwd=str(tmp_path)).outputs.srmask)
     soft = resample_from_to(nib.Nifti1Image(data.astype(np.float32), mask.affine), grid, order=1)
     assert np.array_equal(np.asarray(found.dataobj), np.asarray(soft.dataobj) >= 0.5)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("auto", np.int16), ("float32", np.float32)])
+def test_intensities_are_stored_as_asked_for(tmp_path: Path, dtype: str, kind: type) -> None:
+    data = np.linspace(0, 1000, 216).reshape(6, 6, 6).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "sr.nii")
+    (tmp_path / "record.json").write_text('{"EstimatedNoise": 20.0}')
+    step = WriteProduct(
+        source=IMAGE.to_json(), output_dir=str(tmp_path / "out"), product="sr",
+        content=str(tmp_path / "sr.nii"), record=str(tmp_path / "record.json"),
+        output_resolution=(1.0, 1.0, 1.0), output_dtype=dtype,
+    )  # fmt: skip
+    place = tmp_path / "out" / step.run(cwd=str(tmp_path)).outputs.path
+    assert nib.load(place).get_data_dtype() == kind
+    sidecar = json.loads(place.with_name("sub-01_res-1mm_desc-sr_T1w.json").read_text())
+    assert ("IntensityStep" in sidecar) == (dtype == "auto")
+
+
+def test_a_sidecar_has_every_remark_once_in_the_order_of_the_work(tmp_path: Path) -> None:
+    content = {
+        "notes": ["a"], "mask_record": {"method": "network", "warnings": ["b", "a"]},
+        "quality": {"cnr": 3.0}, "doubts": ["c"],
+        "result": {"record": {"Model": "x", "Warnings": ["b", "d"]}},
+    }  # fmt: skip
+    for name, value in content.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    step = SidecarRecord(**{name: str(tmp_path / f"{name}.json") for name in content})
+    record = json.loads(Path(step.run(cwd=str(tmp_path)).outputs.record).read_text())
+    assert record == {
+        "Model": "x", "BrainMask": {"method": "network"}, "Quality": {"cnr": 3.0},
+        "Warnings": ["a", "b", "c", "d"],
+    }  # fmt: skip
 
 
 class _InputSpec(ImageStepInputSpec):

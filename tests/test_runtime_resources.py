@@ -15,6 +15,7 @@ from bids_moediff.runtime.resources import (
     available_cpus,
     available_memory_gb,
     has_bfloat16,
+    memory_warning,
     parse_memory,
     plan,
     visible_devices,
@@ -186,3 +187,9 @@ def test_exhausted_memory_is_known_through_the_errors_that_follow() -> None:
         later.__context__, wrapped.__cause__ = first, first
         assert all(map(is_out_of_memory, (first, later, wrapped)))
     assert not is_out_of_memory(OSError(errno.ENOSPC, "")) and not is_out_of_memory(None)
+
+
+def test_memory_is_warned_of_if_it_is_not_enough() -> None:
+    assert memory_warning(4.0, "x", 4.0) == ""
+    words = memory_warning(4.1, "x", 4.0)
+    assert "may use 4.0 GB, but x needs about 4.1 GB" in words and "--mem=5G" in words
