@@ -176,6 +176,16 @@ def test_shading_is_a_mean_ratio() -> None:
     assert np.abs(found / (1.2 + 0.2 * x - 0.1 * x**2) - 1).max() < 0.06
 
 
+def test_the_mean_of_a_shading_is_drawn_to_nothing() -> None:
+    """The equation of the constant term holds exactly, however stiff the others are."""
+    random = np.random.default_rng(0)
+    expected = ndimage.gaussian_filter(0.3 + 0.5 * random.random((20, 24, 16)), 1)
+    x = np.linspace(-1, 1, 20)[:, None, None]
+    shaded = expected * (1 + 0.3 * x + 0.5 * x**2)
+    found = shading_map(fit_shading(shaded, expected, np.ones(shaded.shape)), shaded.shape)
+    assert abs((shaded - found * expected).sum()) < 1e-5 * shaded.sum()
+
+
 def test_noise_passes_for_no_shading() -> None:
     random = np.random.default_rng(0)
     truth = np.zeros((32, 32, 16))

@@ -2,6 +2,7 @@
 """Image contents that users reported: hot voxels, wrapped numbers, noisy air, turned headers."""
 
 import gzip
+import re
 import struct
 import zlib
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bids_moediff.preprocessing.brain_mask import brain_mask
 from bids_moediff.preprocessing.conform import check_header, conform
 from bids_moediff.preprocessing.head_pose import hesitation, turned, turned_head
 from bids_moediff.preprocessing.measured_voxels import slice_axis_remark
+from bids_moediff.preprocessing.wrapped import unwrapped
 from bids_moediff.quality import input_checks
 from bids_moediff.quality.input_checks import doubts_about, prepare
 from bids_moediff.settings import Settings
@@ -122,6 +124,18 @@ def test_values_that_began_again_at_zero_are_refused(tmp_path, real, limit):
         assert not any("wrapped" in words for words in remarks)
 
 
+def test_bright_beside_dark_as_often_as_beside_the_middle_is_wrapped():
+    """Of noise a quarter as many of the neighbours would be so dark as of the middle."""
+    data = np.tile(np.array([250.0, 5, 250, 128])[:, None, None], (6, 20, 20))
+    data[0, 0, 0], data[1, 0, 0] = 255, 0
+    with pytest.raises(ImageError, match="values look wrapped at 255: "):
+        unwrapped(data.astype(np.float32), 1.0, 0.0, [])
+    often = np.tile(np.array([250.0, 5] + [250, 128] * 4)[:, None, None], (6, 20, 20))
+    often[0, 0, 0], often[1, 0, 0] = 255, 0
+    remarks: list[str] = []
+    assert unwrapped(often.astype(np.float32), 1.0, 0.0, remarks) is not None and not remarks
+
+
 def test_signed_values_of_fewer_bits_are_read_as_unsigned(tmp_path, real):
     data = np.round(np.clip(values(real) / np.percentile(values(real), 99) * 2800, 0, 4095))
     image, remarks = put(tmp_path, np.where(data > 2047, data - 4096, data), real, np.int16)
@@ -180,6 +194,9 @@ def test_interleaved_slices_of_other_brightness_are_said(tmp_path, real, factor,
     )
     assert len(remarks) == 1
     assert remarks[0].endswith(words)
+    if kept:
+        percent = int(re.findall(r"by (\d+) %", remarks[0])[0])
+        assert percent == pytest.approx(100 * (1 / factor - 1), rel=0.1)
 
 
 def striped(data, amplitude, place):

@@ -178,6 +178,16 @@ def test_support_is_the_distance_from_the_means_in_the_noise_around(unit):
     assert np.abs(support - expected).mean() < 0.2
 
 
+def test_nothing_is_said_where_a_label_has_no_brightness_nearby():
+    labels = np.zeros((30, 6, 6), np.int16)
+    labels[3:], labels[20:] = 1, 2
+    guide = np.arange(3, dtype=np.float32)[labels]
+    index = np.flatnonzero(np.indices(labels.shape)[0] == 3)
+    several = np.tile([0, 1, 2], (len(index), 1))
+    assert not edge_support(guide, labels, index, several, FINE).any()
+    assert edge_support(guide, labels, index, several[:, :2], FINE)[:, 0].max() < -3
+
+
 @pytest.mark.parametrize("border", [(1.0, 1.0), (0.3, 0.8), (0.1, 0.4)])
 def test_a_region_on_voxels_that_do_not_divide_evenly_keeps_its_volume(border):
     average = axis_matrix(20, 0.7, 14, 1.0, Axis("box")).astype(np.float32)
@@ -254,6 +264,12 @@ def test_labels_may_be_stored_in_any_type(tmp_path, kind):
     assert carried.dtype == np.int16
     assert set(np.unique(carried)) == {0, 2035}
     assert np.count_nonzero(carried) == pytest.approx(8 * ball(12, 4.0, 5.0).sum(), rel=0.01)
+
+
+def test_labels_below_zero_stay_what_they_are(tmp_path):
+    labels = np.zeros(SHAPE, np.int16)
+    labels[2:6], labels[7:10] = -5, 100
+    assert set(np.unique(there_and_back(tmp_path / "a.nii.gz", labels))) == {-5, 0, 100}
 
 
 def test_nifti_2_and_broken_headers(tmp_path):

@@ -67,6 +67,16 @@ def test_defaced_part_is_left_out_and_its_neighbour_kept() -> None:
     assert dice(mask, truth) > 0.97
 
 
+def test_a_narrow_end_of_a_deleted_part_is_left_out_too() -> None:
+    """A slot of 4 mm, 8 mm deep, in the face of a cut: left out up to 9 mm from its wide part."""
+    data, _ = make_head()
+    data[:, :36, :40] = 0.0
+    data[46:48, 36:40, :40] = 0.0
+    mask = head_mask_array(data, (2.0, 2.0, 2.0))
+    assert not mask[46:48, 36:39, 10:30].any()
+    assert mask[40:44, 37:40, 10:30].all()
+
+
 def test_stripped_brain_keeps_its_ventricles() -> None:
     data, truth = make_head(noise=2.0)
     brain = truth.copy()

@@ -63,3 +63,5 @@ def test_the_distance_of_slices(stated, axis, kind, said):
     assert bool(words) == said
     if said:
         assert f"{stated:g} mm by the sidecar" in words[0]
+        found = image.header.get_zooms()[2 if axis is None else "ijk".index(axis[0])]
+        assert f"too {'flat' if stated > found else 'long'} along" in words[0]
