@@ -168,6 +168,7 @@ def test_fine_voxels_are_taken_as_declared(anatomy, everywhere):
         ((0.9, 0.9, 2.5), ()),  # one axis is not enough
         ((2.0, 2.0, 4.0), ()),  # the two would be the fine ones
         ((1.0, 1.0, 1.0), ()),
+        ((1.6, 1.6, 1.6), ()),  # an infant may be as soft
     ],
 )
 def test_a_filter_is_read_on_axes_of_about_equal_coarse_voxels(zooms, axes):

@@ -288,8 +288,9 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
 
     The result agrees with the scan within this noise. Fine anatomy reads as noise of about 1 % of
     the brightness, on some sharp heads 2.8 %, and so may ghosts in the air. Agreement within such
-    a reading would give up measured detail. So only a given number counts, what two agreeing
-    estimates have beyond 1 %, and what the spectrum alone has beyond 2 %.
+    a reading would give up measured detail. So only a given number counts, noise of one level all
+    over flat tissue, what two agreeing estimates have beyond 1 %, and what the spectrum alone has
+    beyond 2 %.
 
     Parameters
     ----------
@@ -298,7 +299,7 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
     data
         The scan (x, y, z).
     """
-    if noise.source == "option":
+    if noise.source == "option" or noise.even:
         return noise.sigma
     if noise.source not in DOUBT or not (data > 0).any():
         return 0.0
