@@ -10,6 +10,7 @@ import pytest
 
 from bids_moediff.bids.carried_maps import (
     carried_path,
+    carried_sidecar,
     check_carried,
     find_maps,
     maps_elsewhere,
@@ -19,7 +20,7 @@ from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import output_grid
-from bids_moediff.interfaces.carried_maps import CarryMaps, maps_on_grid
+from bids_moediff.interfaces.carried_maps import FRACTIONS, LABELS, CarryMaps, maps_on_grid
 
 ZOOMS = (1.0, 1.0, 1.0)
 
@@ -197,6 +198,23 @@ def test_maps_are_written_with_their_words(carry, tmp_path):
     assert np.asarray(nib.Nifti1Image.from_filename(probability).dataobj).sum() == pytest.approx(
         0.5 * 6**3 * 8, rel=0.01
     )
+    said = json.loads(stem.with_name("sub-01_res-1mm_label-GM_probseg.json").read_text())
+    assert sidecar["CarriedBy"] == LABELS and said["CarriedBy"] == FRACTIONS
+
+
+def test_a_sidecar_says_in_whose_space_and_what_kind_of_mask(tmp_path):
+    source = image(tmp_path, "sub-01_FLAIR.nii.gz")
+    uri = "bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz"
+    own = {"Sources": [uri], "Resolution": "1 mm isotropic", "CarriedBy": "how"}
+    for name, record, more in (
+        ("sub-01_space-FLAIR_mask", {}, {"SpatialReference": uri, "Type": "ROI"}),
+        ("sub-01_desc-x_mask", {"Type": "Lesion", "Sources": ["a"]}, {"Type": "Lesion"}),
+        ("sub-01_dseg", {"Manual": True}, {"Manual": True}),
+    ):
+        path = tmp_path / f"{name}.nii.gz"
+        path.with_name(f"{name}.json").write_text(json.dumps(record))
+        found = carried_sidecar(source, path, ZOOMS, "how")
+        assert found == own | more | {"CarriedFrom": path.name}
 
 
 def test_maps_may_lie_in_the_output_folder(derivatives, tmp_path, carry):

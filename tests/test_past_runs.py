@@ -9,8 +9,11 @@ import pytest
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import last_items, last_record, write_note, write_plan
+from bids_moediff.errors import UsageError
 from bids_moediff.execution.group import participant_state
+from bids_moediff.execution.notes import note_error
 from bids_moediff.interfaces.run_record import ImageStatus, with_earlier
+from bids_moediff.settings import Settings
 
 
 def ended(folder: Path, status: str, stage: str = "sr") -> None:
@@ -168,3 +171,16 @@ def test_a_page_has_the_images_of_earlier_runs_too(tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps({"stage": "sr", "images": items}))
     own = {"key": "sub-1_T1w", "status": "done", "message": "", "source": "b"}
     assert with_earlier([own], tmp_path, "1") == [items[1], own]
+
+
+def test_a_run_that_ends_is_noted_for_those_who_are_there(tmp_path: Path) -> None:
+    """A label that does not exist must not appear as a participant of the group level."""
+    for folder in ("raw/sub-1", "out"):
+        (tmp_path / folder).mkdir(parents=True)
+    settings = Settings(
+        bids_dir=tmp_path / "raw", output_dir=tmp_path / "out", participant_label=("1", "9")
+    )
+    note_error(settings, "run", UsageError("There is no sub-9."))
+    assert [path.name for path in (tmp_path / "out" / "logs").iterdir()] == ["sub-1"]
+    state = participant_state(tmp_path / "out", "1")
+    assert state["status"] == "failed" and "exit code 2: There is no sub-9." in state["message"]
