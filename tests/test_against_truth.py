@@ -13,7 +13,7 @@ import pytest
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import parse_name
 from bids_moediff.errors import ImageError
-from bids_moediff.evaluation.against_truth import ResultFile, align, match
+from bids_moediff.evaluation.against_truth import ResultFile, align, match, onto_grid
 from bids_moediff.imaging.masks import head_mask_array
 from conftest import run_here, run_script
 from generated import dataset, head
@@ -166,3 +166,13 @@ def test_mistakes(folders: Path, arguments: list[str], code: int, sentence: str)
     assert run.returncode == code, run.stderr
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_result_covers_its_voxels_up_to_their_faces() -> None:
+    """Voxels of 2 mm from -1 to 19 mm, on a grid of 1 mm from -4 to 24 mm."""
+    source = nib.Nifti1Image(np.ones((10, 10, 10), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    affine = nib.affines.from_matvec(np.eye(3), [-3.5, -3.5, -3.5])
+    _, covered, grid = onto_grid(source, nib.Nifti1Image(np.zeros((28,) * 3, np.uint8), affine))
+    expected = np.zeros((28,) * 3, dtype=bool)
+    expected[3:23, 3:23, 3:23] = True
+    assert grid == "spline" and np.array_equal(covered, expected)

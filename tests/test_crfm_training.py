@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bids_moediff.families.crfm.training import CRFMStage
+from bids_moediff.training.lesions import DARKEST, LesionPlan, lesion_field
 from bids_moediff.training.pack import load_pack, save_pack
 from bids_moediff.training.references import SHARES, draw_reference
 from bids_moediff.training.volumes import Simulated, make_volume
@@ -60,6 +61,17 @@ def test_a_lesion_is_in_the_target_or_in_the_reference() -> None:
     assert {"reference0", "reference1"} <= set(volumes[0])
     assert all(v["reference0"].shape == v["target"].shape for v in volumes)
     assert not torch.equal(volumes[0]["reference0"], volumes[0]["reference1"])
+
+
+def test_lesions_are_as_bright_or_dark_as_was_drawn() -> None:
+    truth = torch.full((48, 48, 48), 0.8)
+    plan = LesionPlan(diameters=(4.0, 6.0), contrasts=(0.1, 0.1))
+    field = lesion_field(truth, torch.ones_like(truth), plan, np.random.default_rng(0))
+    assert float(field.max()) == pytest.approx(0.1, abs=1e-3)
+    assert float(field.min()) == pytest.approx(-0.1, abs=1e-3)
+    dim = 0.35 * truth
+    dim += lesion_field(dim, torch.ones_like(dim), LesionPlan(), np.random.default_rng(1))
+    assert float(dim.min()) >= DARKEST - 1e-6
 
 
 def test_recipes_without_references_draw_what_they_drew() -> None:

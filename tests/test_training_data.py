@@ -563,8 +563,9 @@ def test_interpolated_slices_are_undone_or_spared() -> None:
     assert all(grid.spared == 2 and not grid.changes for grid in spared)
     undone = [grid for grid in grids if grid.spared is None]
     assert all(grid.factors[2] == 2 for grid in undone)
-    # the plane (3 mm voxels) is coarsened no further than to cubes of 6.4 mm
-    assert all(1 <= grid.factors[0] <= 6.4 / 3 + 1e-6 for grid in undone)
+    # the plane (3 mm voxels) is coarsened a part of the way to cubes of 6.4 mm
+    plane = [grid.factors[0] for grid in undone]
+    assert 1 <= min(plane) < 1.3 and 1.8 < max(plane) <= 6.4 / 3 + 1e-6
     assert draw_grid(head, {"other*": [1, 1, 2]}, 0.0, rng) == Grid()
     assert draw_grid(heads()[3], {"*": [1, 1, 2]}, 1.0, rng) == Grid()
 
