@@ -122,8 +122,10 @@ def test_a_problem_turned_around_is_the_problem_of_the_image_turned_around():
     posed = pose(scan((16, 14, 12)), (0.7,) * 3, Inputs(), torch.device("cpu"))
     problem = posed.problem()
     volume = torch.randn(problem.start().shape, generator=torch.Generator().manual_seed(1))
+    problem = replace(problem, reference=volume)
     for axis in range(3):
         turned = mirrored(problem, axis)
+        assert torch.equal(turned.reference, volume.flip(axis))
         torch.testing.assert_close(turned.measured, problem.measured.flip(axis))
         torch.testing.assert_close(turned.start(), problem.start().flip(axis))
         for name in ("agree", "round_trip"):
