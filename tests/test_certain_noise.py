@@ -32,5 +32,9 @@ def test_noise_of_one_level_counts_in_full():
     assert certain_noise(NoiseReading(19.0, "spectrum", 1.0, even=True), DATA) == 19.0
 
 
+def test_noise_beside_much_detail_does_not_count():
+    assert certain_noise(NoiseReading(30.0, "spectrum", 1.0, detailed=True), DATA) == 0
+
+
 def test_an_empty_image_has_no_brightness():
     assert certain_noise(NoiseReading(3.0, "spectrum and air", 1.0), np.zeros((4, 4, 4))) == 0

@@ -56,13 +56,15 @@ class NoiseReading:
 
     ``sigma`` and ``uncertainty`` (one standard deviation) are in the units of the image.
     ``source`` is "spectrum and air", "spectrum", "air", "tissue" or "none" (not readable: sigma is
-    0). ``even``: flat tissue shows one level of it, so hardly any of it is anatomy.
+    0). ``even``: flat tissue shows one level of it, so hardly any of it is anatomy;
+    ``detailed``: much of it is.
     """
 
     sigma: float
     source: str
     uncertainty: float
     even: bool = False
+    detailed: bool = False
 
 
 def read_noise(
@@ -101,17 +103,17 @@ def read_noise(
     colour = _air_colour(data, head, found.axes) if found.white else 1.0
     low, middle = found.low * colour, found.middle * colour
     doubt = max(0.05 * low, min(middle - low, low))
-    even = middle < EVEN * low
+    even, detailed = middle < EVEN * low, middle > CONTAMINATED * low
     if air is None:
-        return NoiseReading(low, "spectrum", doubt, even)
+        return NoiseReading(low, "spectrum", doubt, even, detailed)
     if max(air, low) <= AGREEMENT * min(air, low):
         return NoiseReading(low, "spectrum and air", max(0.05 * low, abs(air - low)), even)
     # Anatomy can only add to the spectrum; but air may be dark because it was suppressed, and
     # then tissue shows noise of one level. A corner that a filter emptied tells nothing.
-    anatomy = middle > CONTAMINATED * low or not found.white  # a band that ends early is full
+    anatomy = detailed or not found.white  # a band that ends early is full
     if (air < low and anatomy) or (air > low and colour > EMPTIED):
         return NoiseReading(air, "air", max(0.1 * air, 0.5 * abs(low - air)))
-    return NoiseReading(low, "spectrum", max(doubt, 0.25 * low), even)
+    return NoiseReading(low, "spectrum", max(doubt, 0.25 * low), even, detailed)
 
 
 def rician_share(ratio: np.ndarray) -> np.ndarray:

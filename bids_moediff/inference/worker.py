@@ -290,7 +290,7 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
     the brightness, on some sharp heads 2.8 %, and so may ghosts in the air. Agreement within such
     a reading would give up measured detail. So only a given number counts, noise of one level all
     over flat tissue, what two agreeing estimates have beyond 1 %, and what the spectrum alone has
-    beyond 2 %.
+    beyond 2 % where flat tissue is not full of detail.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def certain_noise(noise: NoiseReading, data: np.ndarray) -> float:
     """
     if noise.source == "option" or noise.even:
         return noise.sigma
-    if noise.source not in DOUBT or not (data > 0).any():
+    if noise.source not in DOUBT or noise.detailed or not (data > 0).any():
         return 0.0
     brightness = float(np.percentile(data[data > 0], 99.5))
     return math.sqrt(max(0.0, noise.sigma**2 - (DOUBT[noise.source] * brightness) ** 2))
