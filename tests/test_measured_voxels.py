@@ -16,6 +16,7 @@ from bids_moediff.families.protocol import Problem, Progress
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.spectrum import AxisResolution, acquired_resolution
 from bids_moediff.inference.request import ImageRequest
+from bids_moediff.inference.simple import restore
 from bids_moediff.inference.super_resolver import SuperResolver
 from bids_moediff.inference.worker import Scan, enhance_image
 from bids_moediff.networks.model_folder import LoadedModel
@@ -274,3 +275,14 @@ def test_a_voxel_is_brain_if_half_of_it_is():
     found = find_measured(image, nib.Nifti1Image(inside, np.eye(4)), wanted=(5.0, 1.0, 1.0))
     assert found.mask is not None and found.zooms == (5.0, 1.0, 1.0)
     assert np.asarray(found.mask.dataobj)[:, 0, 0].tolist() == [0, 1]
+
+
+def test_the_plain_tool_says_that_it_left_the_voxels_of_the_file():
+    _, fine = zero_filled()
+    mask = nib.Nifti1Image(np.ones(fine.shape, np.uint8), fine.affine)
+    one = Options(model="student", output_resolution=(1.0,) * 3)  # so that no network runs
+    for resolution, said in (("auto", True), ("header", False)):
+        options = replace(one, acquired_resolution=resolution)
+        record = restore(Scan(fine, mask), options, device="cpu").record
+        words = " ".join(record["Warnings"])
+        assert ("instead of 0.5 mm along the first axis" in words) == said

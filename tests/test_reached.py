@@ -11,7 +11,7 @@ PACKAGE = ROOT / "bids_moediff"
 # Views of one step of a longer computation, which the app does in one go; tests look at them.
 SINGLE_STEPS = {
     "quality_figures", "find_doubts", "head_mask", "axis_spectrum", "sharpness_period",
-    "axis_resolution", "resolution_warnings", "undo_interpolation",
+    "axis_resolution", "undo_interpolation",
 }  # fmt: skip
 # With which the lab trains scale heads and puts them into model folders.
 LAB = {"scale_loss"}

@@ -137,14 +137,19 @@ def test_deleted_voxels_do_not_leak_into_the_spectrum(texture):
     assert deleted.usable == pytest.approx(whole.usable, rel=0.05)
 
 
+def sizes_of(axes):
+    return [axis.voxel for axis in axes], [axis.acquired for axis in axes]
+
+
 def test_the_warning_names_axis_and_size(texture):
     data = zero_filled(texture, 0, 2.0)
     axes = spectrum.acquired_resolution(data, (0.5, 1.0, 1.0), inside(data.shape))
-    (sentence,) = spectrum.resolution_warnings(axes)
-    assert "instead of 0.5 mm along the first voxel axis" in sentence
+    sentence = spectrum.interpolation_warning(*sizes_of(axes))
+    assert sentence is not None
+    assert "instead of 0.5 mm along the first axis" in sentence
     assert "second" not in sentence
     native = spectrum.acquired_resolution(texture, (1.0, 1.0, 1.0), inside(texture.shape))
-    assert spectrum.resolution_warnings(native) == []
+    assert spectrum.interpolation_warning(*sizes_of(native)) is None
 
 
 @pytest.mark.shared

@@ -18,6 +18,7 @@ Spectra are Welch averages over pieces of voxel lines that lie wholly inside the
 the edge of a skull-stripped or defaced image nor the air around the head enters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -407,16 +408,23 @@ def acquired_resolution(
     return first, second, third
 
 
-def resolution_warnings(axes: tuple[AxisResolution, ...]) -> list[str]:
-    """Return a sentence on axes that hold less detail than their voxel size suggests."""
+def interpolation_warning(stored: Sequence[float], acquired: Sequence[float]) -> str | None:
+    """Return a sentence on axes that were interpolated before; None if there are none.
+
+    Parameters
+    ----------
+    stored, acquired
+        Voxel sizes in mm of the file, and those that were measured, by axis.
+    """
     found = [
-        f"{axis.acquired:.2g} mm instead of {axis.voxel:.2g} mm along the {name} voxel axis"
-        for name, axis in zip(AXIS_NAMES, axes, strict=True)
-        if axis.kind in ("zero-filled", "interpolated")
+        f"{after:.2g} mm instead of {before:.2g} mm along the {name} axis"
+        for before, after, name in zip(stored, acquired, AXIS_NAMES, strict=True)
+        if after >= LEAST_FACTOR * before
     ]
     if not found:
-        return []
-    return [
-        "The image was interpolated before it came here (zero filling or resampling): it holds "
-        "detail of about " + ", ".join(found) + "."
-    ]
+        return None
+    return (
+        "The image was interpolated before (zero filling at the scanner, resampling "
+        f"or earlier super-resolution): its detail is about {', '.join(found)}. The result is "
+        "made from there, unless --acquired-resolution says otherwise."
+    )

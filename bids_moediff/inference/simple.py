@@ -12,6 +12,7 @@ import nibabel as nib
 
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.reference import use_reference
+from bids_moediff.imaging.spectrum import interpolation_warning
 from bids_moediff.options import Options
 from bids_moediff.preprocessing.conform import conform_loaded
 
@@ -183,6 +184,10 @@ def restore(
         )
         result = enhance_image(loaded.resolver, scan, told, options, partial(report, key))
     result.record["ModelChoice"] = loaded.model_reason
+    if result.record["AcquiredVoxelSizeFrom"] == "spectrum":  # no quality figures say so here
+        sizes = (result.record[f"{kind}VoxelSize"] for kind in ("Input", "Acquired"))
+        if sentence := interpolation_warning(*sizes):
+            result.record["Warnings"].append(sentence)
     return result
 
 

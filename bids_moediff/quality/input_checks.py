@@ -17,7 +17,7 @@ from scipy import ndimage
 from bids_moediff.imaging.grid import steps_to, voxel_sizes
 from bids_moediff.imaging.masks import distance_to, head_mask_array
 from bids_moediff.imaging.separable import gaussian
-from bids_moediff.imaging.spectrum import LEAST_FACTOR
+from bids_moediff.imaging.spectrum import interpolation_warning
 from bids_moediff.quality.familiarity import FAR, FIGURES, TINY
 
 WORKING = 2.0  # mm
@@ -377,20 +377,14 @@ def derived(scan: PreparedScan) -> str | None:
 
 def interpolated(scan: PreparedScan) -> str | None:
     """Warn of interpolation that the spectra of the quality figures found."""
-    found = []
-    for axis, name in zip("xyz", ("first", "second", "third"), strict=True):
-        if scan.figures.get(f"interpolation_{axis}") in ("zero-filled", "interpolated"):
-            stored, acquired = scan.figures[f"spacing_{axis}"], scan.figures[f"acquired_{axis}"]
-            if acquired < LEAST_FACTOR * stored:
-                continue
-            found.append(f"{acquired:.2g} mm instead of {stored:.2g} mm along the {name} axis")
-    if not found:
-        return None
-    return (
-        "The image was interpolated before (zero filling at the scanner, resampling "
-        f"or earlier super-resolution): its detail is about {', '.join(found)}. The result is "
-        "made from there, unless --acquired-resolution says otherwise."
-    )
+    axes = [
+        axis
+        for axis in "xyz"
+        if scan.figures.get(f"interpolation_{axis}") in ("zero-filled", "interpolated")
+    ]
+    sizes = [scan.figures.get(f"spacing_{axis}", 0.0) for axis in "xyz"]
+    acquired = [scan.figures[f"acquired_{axis}"] if axis in axes else 0.0 for axis in "xyz"]
+    return interpolation_warning(sizes, acquired) if axes else None
 
 
 def cavity(scan: PreparedScan) -> str | None:
