@@ -125,6 +125,7 @@ def test_samples_take_time_and_disk():
         cost("moediff", num_samples=8, sample=kind) for kind in ("texture", "posterior")
     )
     assert experts.seconds > texture.seconds > cost("moediff").seconds
+    assert experts.gigabytes > texture.gigabytes == cost("moediff").gigabytes
     assert cost("student", sampler="gaussian") == alone
 
 

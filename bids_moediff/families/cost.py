@@ -20,9 +20,13 @@ _APP_GIGABYTES = 0.4
 # Loading the weights, interpolation, projection, writing.
 _BASE_SECONDS = 5.0
 # A sample with its file, per voxel of the output, on one core with bfloat16; experts at one step
-# (docs/speed.md). Samples need no more memory than the networks before them.
+# (docs/speed.md).
 _SECONDS_PER_SAMPLE = {"noise": 0.3e-6, "experts": 1.2e-6}
 SLOWER_WITHOUT_BFLOAT16 = 3.5
+# Experts that sample need more memory than the networks before them: 2.27 GB where the rule above
+# gives 1.38 (4.3 million voxels); beyond a slab of 4 million voxels it is taken to stay. Noise
+# needs no more (1.26 GB where the student had 1.54).
+_BYTES_OF_SAMPLERS, _VOXELS_OF_SAMPLERS = 220.0, 4e6
 # Files of the result, compressed, per voxel: 16-bit integers, and floats (measured on a T1w head).
 _BYTES_OF_INTEGERS, _BYTES_OF_FLOATS = 1.6, 3.6
 
@@ -91,8 +95,10 @@ def estimate(
         read_config(model), options, device=device, threads=threads, bfloat16=bfloat16
     )
     seconds += voxels * _sample_seconds(options, bool(samplers), device, threads, bfloat16)
+    size = voxels * _BYTES_PER_VOXEL
+    size += min(voxels, _VOXELS_OF_SAMPLERS) * _BYTES_OF_SAMPLERS if samplers else 0
     return Estimate(
-        round(_BASE_GIGABYTES + voxels * _BYTES_PER_VOXEL / 1e9, 2),
+        round(_BASE_GIGABYTES + size / 1e9, 2),
         round(_BASE_SECONDS + seconds, 1),
         (counts[0], counts[1], counts[2]),
         round(voxels * _bytes_on_disk(model, options, len(samplers)) / 1e9, 3),
