@@ -241,6 +241,7 @@ def test_identity_and_words(case):
     assert len(first.SourceImageSequence) == SHAPE[2]
     assert first.SeriesInstanceUID != f"{STUDY}.9"
     assert len({item.SOPInstanceUID for item in slices}) == len(slices)
+    assert [item.InstanceNumber for item in slices] == [*range(1, len(slices) + 1)]
     shared = ("SeriesInstanceUID", "WindowCenter", "WindowWidth", "FrameOfReferenceUID")
     assert all(len({str(item.get(name)) for item in slices}) == 1 for name in shared)
     for path in (case / "out-identity").iterdir():
