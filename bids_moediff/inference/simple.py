@@ -83,14 +83,9 @@ def super_resolve(
         )
     if isinstance(image, Sequence):
         _check_several(image, mask, metadata, reference)
-        scans = [Scan(_plain(scan, f"scan {place}")) for place, scan in enumerate(image, 1)]
-        found = restore_several(scans, asked, metadata=metadata, device=device).combined  # type: ignore[arg-type]
-        for words in found.warnings:
-            warnings.warn(words, stacklevel=2)
-        return found.image
-    plain_mask = None if mask is None else _plain(mask, "the mask", scan=False)
-    scan = Scan(_plain(image, "the image"), plain_mask)
-    return _one(scan, asked, metadata, reference, device)
+        return _combined(image, asked, metadata, device)
+    where = None if mask is None else _plain(mask, "the mask", scan=False)
+    return _one(Scan(_plain(image, "the image"), where), asked, metadata, reference, device)
 
 
 def _one(
@@ -108,6 +103,17 @@ def _one(
     if other is not None and not result.record["Reference"]["Used"]:
         warnings.warn(result.record["Reference"]["Reason"], stacklevel=3)
     return result.image
+
+
+def _combined(
+    images: Sequence[nib.spatialimages.SpatialImage], options: Options, metadata: Any, device: str
+) -> nib.Nifti1Image:
+    """Combine several scans; a warning names each that was left out."""
+    scans = [Scan(_plain(scan, f"scan {place}")) for place, scan in enumerate(images, 1)]
+    found = restore_several(scans, options, metadata=metadata, device=device).combined
+    for words in found.warnings:
+        warnings.warn(words, stacklevel=3)
+    return found.image
 
 
 def _check_several(images: Sequence[Any], mask: Any, metadata: Any, reference: Any) -> None:

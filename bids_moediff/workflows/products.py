@@ -55,8 +55,7 @@ def init_image_products_wf(
     key, results
         Name of the image in the results; results of the participant.
     image, mask, notes, mask_record
-        Products of the preparation. The quality figures need no more than these, so they are
-        computed beside the bias field and the network.
+        Products of the preparation. The quality figures need no more, so nothing waits for them.
     failure, failure_beside
         What went wrong in the preparation, and on the way to the brain mask.
 
