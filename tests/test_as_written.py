@@ -89,6 +89,14 @@ def test_a_quaternion_that_is_none(tmp_path):
         check_header(path)
 
 
+def test_a_quaternion_that_is_none_under_a_code_that_is_none(tmp_path):
+    broken = (QUATERNION, "3f", 2.0, 2.0, 2.0)
+    path = written(tmp_path / "a.nii", (SFORM, "h", 0), (QFORM, "h", 9), broken)
+    image, remarks = conform(path)
+    assert nib.affines.voxel_sizes(image.affine) == pytest.approx(check_header(path)[1])
+    assert any("left and right cannot be told apart" in words for words in remarks)
+
+
 @pytest.mark.parametrize("code", [6, 99, 32767])
 def test_a_code_that_nifti_does_not_know_is_a_statement(tmp_path, code):
     path = written(tmp_path / "a.nii", (SFORM, "h", code), (QFORM, "h", 0), (ROWS, "f", -5.2))

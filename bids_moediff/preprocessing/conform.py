@@ -111,6 +111,7 @@ def _conformed(
     header = nib.Nifti1Header() if not isinstance(image, nib.Nifti1Pair) else image.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
+    header["qform_code"] = header["sform_code"] = 0  # nibabel fails on those that are none
     header = nib.Nifti1Header.from_header(header, check=False)
     with quiet():
         result = nib.Nifti1Image(data, affine, header)

@@ -47,7 +47,7 @@ def odd_slices(data: np.ndarray, axis: int) -> np.ndarray:
     planes = planes.reshape(len(planes), -1)
     tissue = (planes > TISSUE * np.percentile(planes, 98)).sum(axis=1)
     whole = tissue >= LEAST_SHARE * np.median(tissue[tissue > 0]) if tissue.any() else tissue > 0
-    rest = planes - planes.mean(axis=1, keepdims=True)
+    rest = planes - planes.mean(axis=1, keepdims=True, dtype=np.float64)
     lengths = np.linalg.norm(rest, axis=1, keepdims=True)
     rest = np.divide(rest, lengths, out=np.zeros_like(rest), where=lengths > 0)
     beside = np.einsum("ij,ij->i", rest[1:], rest[:-1])
