@@ -274,6 +274,7 @@ def test_a_page_older_than_the_last_record_is_made_again(tmp_path, age, missing)
     made = settings.output_dir / "sub-01" / "anat" / "sub-01_res-1mm_desc-sr_T1w.nii.gz"
     made.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(np.arange(60.0).reshape(3, 4, 5), np.eye(4)), made)
+    made.with_name("sub-01_res-1mm_desc-sr_T1w.json").touch()
     item = {
         "key": image().key, "status": "done", "source": image().relative_path,
         "products": {"sr": str(made.relative_to(settings.output_dir))},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bids_moediff import super_resolve
-from bids_moediff.cli.places import require_record
+from bids_moediff.cli.places import remove_earlier, require_record
 from bids_moediff.cli.superres import main
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.imaging.grid import voxel_sizes
@@ -66,6 +66,40 @@ def test_samples_that_are_drawn_are_written(folder, capsys):
     assert "--num-samples and --sample go with one image" in capsys.readouterr().err
     with pytest.raises(UsageError, match="one image"):
         super_resolve(nib.load(image), 1, num_samples=2)
+    # Beside a new image the old samples would be taken for its own.
+    (folder / "drawn_sample_3.nii.gz").touch()  # of somebody else
+    again = [image, str(out), "--zooms", "1", "--model", "student"]
+    assert main([*again, "--carry", str(folder / "lesion.nii.gz")]) == 0
+    beside = {path.name for path in folder.glob("drawn_*")}
+    assert beside == {"drawn_sample_3.nii.gz", "drawn_lesion.nii.gz"}
+    assert json.loads((folder / "drawn.json").read_text())["FilesBeside"] == [
+        "drawn_lesion.nii.gz"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "left"),
+    [
+        ({"FilesBeside": ["a_x.nii.gz", "a_old.nii.gz", "a_in.nii.gz", "gone"]}, "x in other"),
+        ({"FilesBeside": ["../other", "a_old.nii.gz"]}, "x old in other"),
+        ({"FilesBeside": [3]}, "x old in other"),
+        ({"NumberOfSamples": 3}, "x old in other"),
+        (["FilesBeside"], "x old in other"),
+        (None, "x old in other"),
+    ],
+)
+def test_what_an_earlier_call_wrote_goes_and_nothing_else(tmp_path, record, left):
+    output = tmp_path / "sub" / "a.nii.gz"
+    output.parent.mkdir()
+    files = {name: output.with_name(f"a_{name}.nii.gz") for name in ("x", "old", "in")}
+    files["other"] = tmp_path / "other"
+    for path in (output, *files.values()):
+        path.touch()
+    if record is not None:
+        output.with_name("a.json").write_text(json.dumps(record))
+    remove_earlier(output, [files["x"]], [files["in"]])
+    assert output.exists()
+    assert [name for name, path in files.items() if path.exists()] == left.split()
 
 
 @pytest.mark.parametrize(("word", "sigma"), [("2.5", 2.5), ("none", 0.0)])

@@ -36,6 +36,26 @@ def earlier_products(image: AnatomicalImage, output_dir: Path, zooms: Zooms) -> 
                 yield find_product(key)
 
 
+def further_files(image: AnatomicalImage, output_dir: Path, zooms: Zooms) -> list[str]:
+    """Return the files of products of which an image has several (samples, standard spaces).
+
+    Parameters
+    ----------
+    image, output_dir, zooms
+        As for :func:`earlier_products`.
+
+    Returns
+    -------
+    list
+        Paths of images relative to the output folder.
+    """
+    return [
+        str(derivative_path(image, product.key, zooms))
+        for product in earlier_products(image, output_dir, zooms)
+        if product.label
+    ]
+
+
 def _keys(row: Product, image: AnatomicalImage, output_dir: Path, zooms: Zooms) -> Iterator[str]:
     """Yield the key of a product, or that of each of its files on disk if there may be several."""
     if row.each is None:

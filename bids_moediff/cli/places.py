@@ -3,11 +3,14 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bids_moediff.errors import UsageError
 from bids_moediff.runtime.given_files import read_json
+
+# Key of the record of an image: names of the other files that the same call wrote.
+BESIDE = "FilesBeside"
 
 
 def stem(path: Path) -> str:
@@ -82,6 +85,32 @@ def require_record(output: Path, known: str) -> None:
         raise UsageError(
             f"{record} belongs to another image; give the output another name, or remove it."
         )
+
+
+def remove_earlier(output: Path, written: Sequence[Path], reads: Iterable[Path]) -> None:
+    """Remove what an earlier call wrote beside an output, and this one does not.
+
+    Beside the new image it would be taken for a part of it. Only files that the record of the
+    earlier call names are removed, and none that this call reads.
+
+    Parameters
+    ----------
+    output
+        Image to write; its record is still the earlier one.
+    written
+        Files that this call writes.
+    reads
+        Its input files.
+    """
+    try:
+        names = read_json(sidecar_of(output))[BESIDE]
+        paths = [output.with_name(name) for name in names]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    kept = [output, *written, *reads]
+    for path in paths:
+        if path.is_file() and not any(same_file(path, other) for other in kept):
+            path.unlink()
 
 
 def _require_folder(folder: Path) -> None:

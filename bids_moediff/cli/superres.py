@@ -19,6 +19,8 @@ from bids_moediff import __version__
 from bids_moediff.cli.common import Parser, run_command, unknown_option
 from bids_moediff.cli.parser import add_old_spelling, add_options, given
 from bids_moediff.cli.places import (
+    BESIDE,
+    remove_earlier,
     require_image_name,
     require_places,
     require_record,
@@ -223,11 +225,16 @@ def run_single(namespace: argparse.Namespace, typed: dict[str, Any]) -> int:
     write_nifti(result.image, output, step=step)
     if step is not None:
         result.record["IntensityStep"] = step
-    for key, made in result.maps.items():  # samples, and their standard deviation
-        write_nifti(made, output.with_name(f"{stem(output)}_{key}.nii.gz"))
+    # Samples, their standard deviation, and carried maps.
+    beside = {
+        output.with_name(f"{stem(output)}_{key}.nii.gz"): result.maps[key] for key in result.maps
+    }
+    beside |= dict(zip(maps, carry_images(list(maps.values()), result.image), strict=True))
+    for path, made in beside.items():
+        write_nifti(made, path)
+    remove_earlier(output, list(beside), _reads(namespace))
+    result.record[BESIDE] = [path.name for path in beside]
     write_json(result.record, sidecar_of(output))
-    for path, carried in zip(maps, carry_images(list(maps.values()), result.image), strict=True):
-        write_nifti(carried, path)
     for words in result.record["Warnings"]:
         print(f"Warning: {words}", file=sys.stderr)
     size = " x ".join(f"{zoom:.4g}" for zoom in result.record["OutputVoxelSize"])
@@ -340,24 +347,30 @@ def _check_places(namespace: argparse.Namespace, samples: int = 0) -> None:
             raise UsageError(
                 f"{source} is named twice among the scans to combine: name each scan once."
             )
+    reference = namespace.reference_file
+    if reference and any(same_file(source, reference) for source in sources):
+        raise UsageError(
+            f"{reference} is the input: a reference is another contrast of the same subject."
+        )
+    beside = ["srcount"] if several else [stem(path) for path in namespace.carry]
+    beside += [f"sample_{number + 1}" for number in range(min(samples, 1000))]
+    beside += ["srstd"] if samples > 1 else []
+    names = dict.fromkeys(f"{stem(output)}_{name}.nii.gz" for name in beside)
+    require_places(_reads(namespace), [output, sidecar_of(output), *map(output.with_name, names)])
+    require_record(output, "OutputVoxelSize")
+
+
+def _reads(namespace: argparse.Namespace) -> dict[Path, str]:
+    """Return what each file is that a call reads."""
+    sources = namespace.inputs
     reads = dict.fromkeys(sources, "the input")
     reads |= dict.fromkeys(map(sidecar_of, sources), "the sidecar of the input")
     reads |= dict.fromkeys(namespace.carry, "a map to carry")
     if namespace.mask:
         reads[namespace.mask] = "the mask"
     if namespace.reference_file:
-        if any(same_file(source, namespace.reference_file) for source in sources):
-            raise UsageError(
-                f"{namespace.reference_file} is the input: a reference is another contrast of "
-                "the same subject."
-            )
         reads[namespace.reference_file] = "the reference"
-    beside = ["srcount"] if several else [stem(path) for path in namespace.carry]
-    beside += [f"sample_{number + 1}" for number in range(min(samples, 1000))]
-    beside += ["srstd"] if samples > 1 else []
-    names = dict.fromkeys(f"{stem(output)}_{name}.nii.gz" for name in beside)
-    require_places(reads, [output, sidecar_of(output), *map(output.with_name, names)])
-    require_record(output, "OutputVoxelSize")
+    return reads
 
 
 def _mask(path: Path, image: Any) -> Any:

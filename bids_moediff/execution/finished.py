@@ -89,19 +89,18 @@ def _why_again(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _whole(output_dir: Path, item: Mapping[str, Any]) -> bool:
-    """Return True if every product that the record names exists in its full length."""
+    """Return True if every file that the record names exists in its full length."""
     products = item.get("products") or {}
+    paths = [*products.values(), *(item.get("further") or ())]
     return bool({"sr", "srcombined"} & set(products)) and all(
-        _complete(output_dir / path) for path in products.values()
+        _complete(output_dir / path) for path in paths
     )
 
 
 def _complete(path: Path) -> bool:
     """Return True if a product was not cut off since (a copy that stopped, a full quota)."""
-    if not path.is_file() or not path.stat().st_size:
+    if not path.is_file() or not path.with_name(f"{path.name.split('.')[0]}.json").is_file():
         return False
-    if not path.name.endswith(".nii.gz"):
-        return True
     try:
         check_length(path, open_image(path))
     except Exception:  # whatever is wrong with it: it is made anew

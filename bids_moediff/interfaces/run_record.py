@@ -17,6 +17,8 @@ from nipype.interfaces.base import (
 )
 
 from bids_moediff import __version__
+from bids_moediff.bids.carried_maps import carried_before
+from bids_moediff.bids.earlier_products import further_files
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
 from bids_moediff.bids.past_runs import (
@@ -74,6 +76,12 @@ class ImageStatus(SimpleInterface):
             item = previous_item(output_dir, source, zooms) if reports else self._item(source)
             known = recorded_products(output_dir, item) if reports else {}
             item["products"] = known or existing_products(output_dir, source, zooms)
+            if not reports:
+                carried = carried_before(source, output_dir, zooms)
+                item["further"] = [
+                    *further_files(source, output_dir, zooms),
+                    *(path.relative_to(output_dir).as_posix() for path in carried),
+                ]
         except Exception as error:  # it would cost the other images of the participant
             item = empty_item(source) | {"message": unexpected(type(self).__name__, error)}
         path = write_json(item, Path(runtime.cwd) / "status.json")
