@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_moediff.errors import WeightsError
-from bids_moediff.networks.streaming import DEPTH, Chain, Convolution, Part, Residual, joined
+from bids_moediff.networks.streaming import DEPTH, Chain, Convolution, Part, Residual, pieces, room
 from bids_moediff.runtime.given_files import read_json
 
 RANGES_NAME = "int8.json"  # in a model folder; may be absent
@@ -67,20 +67,25 @@ class IntegerConvolution:
         self._activate = plain.activate
         self._tail: Tensor | None = None
 
-    def _quantised(self, planes: Tensor) -> Tensor:
-        """Return signed or unsigned levels of (1, C, n, Y, Z), rounded half up."""
-        levels = planes.float() * (1 / self._scale)
-        return levels.add_(self._zero + 0.5).clamp_(0, LEVELS).to(torch.uint8)
+    def _quantised(self, planes: Tensor, levels: Tensor) -> None:
+        """Write the levels of (1, C, n, Y, Z), rounded half up, into bytes of the same shape."""
+        for values, bytes_ in zip(pieces(planes), pieces(levels), strict=True):
+            level = values.float() if values.dtype != torch.float32 else values.clone()
+            level.mul_(1 / self._scale).add_(self._zero + 0.5).clamp_(0, LEVELS)
+            # By way of 16 bits: torch turns floating point into bytes one at a time.
+            bytes_.copy_(level.to(torch.int16))
 
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Take planes, return finished planes."""
-        size = (1, planes.shape[1], 1, *planes.shape[3:])
-        border = torch.full(size, self._zero, dtype=torch.uint8)
-        known = [border if self._tail is None else self._tail, self._quantised(planes)]
+        tail = 1 if self._tail is None else self._tail.shape[DEPTH]
+        count = tail + planes.shape[DEPTH] + last
+        size = (1, planes.shape[1], count, *planes.shape[3:])
+        together = room(size, torch.uint8, planes.device)
+        together[:, :, :tail] = self._zero if self._tail is None else self._tail
+        self._quantised(planes, together[:, :, tail : tail + planes.shape[DEPTH]])
         if last:
-            known.append(border)
-        together = joined(known, torch.uint8)
-        if together.shape[DEPTH] < 3:
+            together[:, :, -1] = self._zero
+        if count < 3:
             self._tail = together
             return planes.new_zeros((1, self._features, 0, *planes.shape[3:]), dtype=self._kind)
         self._tail = together[:, :, -2:].clone(memory_format=torch.channels_last_3d)

@@ -15,6 +15,7 @@ returns the planes that are ready, which may be none; ``last`` marks the end of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, Self
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional
 from bids_moediff.networks.winograd import Winograd, pays
 
 DEPTH = 2  # dimension of (1, C, n, Y, Z) along which planes come in
+PIECE = 1 << 17  # numbers that stay in a core's cache through several steps
 
 
 class Part(Protocol):
@@ -142,19 +144,32 @@ class NarrowConvolution(Convolution):
         return functional.conv3d(beside, self.weight, self.bias, padding=(0, border, 0))
 
 
+def room(size: Sequence[int], kind: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory for planes (1, C, n, Y, Z) in the order of convolutions."""
+    return torch.empty(size, dtype=kind, device=device, memory_format=torch.channels_last_3d)
+
+
 def joined(parts: list[Tensor], kind: torch.dtype) -> Tensor:
     """Concatenate planes in the memory order of convolutions; cast them on the way."""
     _, channels, _, rows, columns = parts[0].shape
     size = (1, channels, sum(part.shape[DEPTH] for part in parts), rows, columns)
-    joined = torch.empty(
-        size, dtype=kind, device=parts[0].device, memory_format=torch.channels_last_3d
-    )
+    together = room(size, kind, parts[0].device)
     begin = 0
     for part in parts:
         end = begin + part.shape[DEPTH]
-        joined[:, :, begin:end] = part
+        together[:, :, begin:end] = part
         begin = end
-    return joined
+    return together
+
+
+def pieces(planes: Tensor) -> tuple[Tensor, ...]:
+    """Return (1, C, n, Y, Z) in pieces of a cache's size, in the memory order of convolutions.
+
+    The pieces are views if the planes lie in that order.
+    """
+    if planes.device.type == "cuda":
+        return (planes.permute(0, 2, 3, 4, 1),)
+    return planes.permute(0, 2, 3, 4, 1).reshape(-1).split(PIECE)
 
 
 class Chain:
@@ -183,14 +198,25 @@ class Residual:
     def push(self, planes: Tensor, last: bool) -> Tensor:
         """Take planes, return finished planes."""
         # Small changes to a large sum get lost in 16 bits.
-        total = self.part.push(planes, last).float()
+        change = self.part.push(planes, last)
+        total = room(change.shape, torch.float32, change.device)
         self._waiting.append(planes)
         done = 0
         while done < total.shape[DEPTH]:
             first = self._waiting.pop(0)
             count = min(first.shape[DEPTH], total.shape[DEPTH] - done)
-            total[:, :, done : done + count] += first[:, :, :count]
+            along = slice(done, done + count)
+            _add(first[:, :, :count], change[:, :, along], total[:, :, along])
             done += count
             if count < first.shape[DEPTH]:
                 self._waiting.insert(0, first[:, :, count:])
         return total
+
+
+def _add(first: Tensor, change: Tensor, total: Tensor) -> None:
+    """Write planes plus their change, which may have 16 bits, into ``total`` of 32 bits."""
+    if total.device.type == "cuda":
+        torch.add(first, change, out=total)
+        return
+    for one, other, both in zip(pieces(first), pieces(change), pieces(total), strict=True):
+        torch.add(both.copy_(other), one, out=both)
