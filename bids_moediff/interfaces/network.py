@@ -250,7 +250,7 @@ class SelectResult(ImageStep):
         results = Path(self.inputs.results)
         item = read_results(results).get(self.inputs.key)
         if item is None or not item.done:
-            raise ImageError(item.message if item else "The image was not super-resolved.")
+            raise ImageError((item and item.message) or "The image was not super-resolved.")
         outputs = {
             key: str(results.parent / item.files[key])
             for key in self.inputs.products

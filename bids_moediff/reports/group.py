@@ -220,7 +220,8 @@ def _clean(value: Any) -> Any:
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """Return the columns of the table; session and scans only if there is more than one."""
-    unused = set() if any(row["session"] for row in rows) else {"session"}
+    unused = {"sentences"}  # the page groups them; the table has them in one text
+    unused |= set() if any(row["session"] for row in rows) else {"session"}
     unused |= set() if any(row["scans"] > 1 for row in rows) else {"scans"}
     return [name for name in rows[0] if name not in unused]
 

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What steps hand to one another: requests, results, records, and what failed first."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.errors import UsageError
+from bids_moediff.inference.request import ImageResult, Request, write_results
+from bids_moediff.interfaces import preparation, run_record
+from bids_moediff.interfaces.groups import GroupRecord
+from bids_moediff.interfaces.network import (
+    DescribePrepared,
+    SelectResult,
+    SuperResolve,
+    WriteRequest,
+    end_sentence,
+)
+from bids_moediff.interfaces.preparation import BiasField, BrainMask, Conform
+from bids_moediff.interfaces.products import MAKERS, WriteProduct
+from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
+from bids_moediff.interfaces.step import FAILED_FILE, TRACEBACK_FILE, unexpected
+from bids_moediff.options import Options
+
+NAME = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def image(name: str = "sub-01_T1w", **more: Any) -> AnatomicalImage:
+    path, suffix = f"sub-01/anat/{name}.nii.gz", name.split("_")[-1]
+    metadata = {"MRAcquisitionType": "2D", "SliceThickness": 3.0, "EchoTime": 0.1}
+    return AnatomicalImage(Path("/x") / path, path, {"sub": "01"}, suffix, metadata, **more)
+
+
+def put(path: Path, content: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, np.ndarray):
+        nib.save(nib.Nifti1Image(content, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    else:
+        path.write_text(json.dumps(content))
+    return str(path)
+
+
+def read(path: Any) -> Any:
+    return json.loads(Path(str(path)).read_text())
+
+
+def run(step: Any, folder: Path) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    return step.run(cwd=str(folder)).outputs
+
+
+@pytest.fixture
+def volume(tmp_path) -> str:
+    return put(tmp_path / "volume.nii", np.ones((12, 12, 12), np.float32))
+
+
+def test_what_is_ready_for_the_network(tmp_path, volume):
+    record = put(tmp_path / "choice.json", {"Used": True})
+    given = {"mask": put(tmp_path / "m.nii", np.ones((12, 12, 12), np.uint8)),
+             "bias_field": put(tmp_path / "b.nii", np.ones((12, 12, 12), np.float32)),
+             "reference": put(tmp_path / "r.nii", np.ones((9, 9, 9), np.float32))}  # fmt: skip
+    more = {**given, "reference_record": record}
+    entry = read(
+        run(DescribePrepared(source=image().to_json(), image=volume, **more), tmp_path / "1").entry
+    )
+    assert entry == {
+        "failure": "", "key": "sub-01_T1w", "image": volume, "out_dir": "sub-01_T1w", **given,
+        "metadata": {"MRAcquisitionType": "2D", "SliceThickness": 3.0}, "acquisition": None,
+        "zooms": None, "with_error": False, "reference_record": {"Used": True},
+    }  # fmt: skip
+    plain = DescribePrepared(source=image().to_json(), image=volume, mask=given["mask"])
+    entry = read(run(plain, tmp_path / "2").entry)
+    assert [entry[name] for name in ("bias_field", "reference")] == [None, None]
+    assert entry["reference_record"] == {}
+    lost = DescribePrepared(source=image().to_json(), failure_beside="It is odd.")
+    found = run(lost, tmp_path / "3")
+    assert read(found.entry) == {"failure": "It is odd.", "key": "sub-01_T1w"}
+    assert found.failure == "It is odd."
+
+
+def entries(tmp_path: Path, volume: str) -> list[str]:
+    ready: list[dict[str, Any]] = [
+        {"failure": "", "key": key, "image": volume, "out_dir": key} for key in "abc"
+    ]
+    ready.append({"failure": "It is odd.", "key": "d"})
+    return [put(tmp_path / f"{entry['key']}.json", entry) for entry in ready]
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_the_request_for_the_network(tmp_path, volume, only):
+    group = {
+        "key": "g", "members": ["b", "c", "d"], "zooms": [1.0, 1.0, 1.0],
+        "frame": np.diag([2.0, 2.0, 2.0, 1.0]).tolist(), "left_out": {"e": "too old"},
+    }  # fmt: skip
+    options = Options(output_resolution=(1.0,) * 3, num_steps=3)
+    step = WriteRequest(
+        entries=entries(tmp_path, volume), options=options.to_dict(), model_reason="why",
+        groups=[group], combine_only=only, weights="w",
+    )  # fmt: skip
+    request = Request.read(Path(run(step, tmp_path / "1").request))
+    assert request.options == options and request.model_reason == "why"
+    assert [one.key for one in request.images] == ["a", "b", "c"]
+    assert [one.with_error for one in request.images] == [False, True, True]
+    (found,) = request.groups
+    assert (found.key, found.out_dir, tuple(found.zooms)) == ("g", "g", (1.0, 1.0, 1.0))
+    assert found.scans == {"b": "b", "c": "c"}
+    assert found.lost == {"d": "It is odd.", "e": "too old"}
+    # Results of other voxels than the combined image's need scans that are restored once more.
+    coarse = Options(output_resolution=(1.5,) * 3).to_dict()
+    step = WriteRequest(
+        entries=entries(tmp_path, volume), options=coarse, groups=[group], combine_only=only
+    )
+    again = Request.read(Path(run(step, tmp_path / "2").request))
+    keys = ["a", "b", "c"] if only else ["a", "b", "c", "b_for_g", "c_for_g"]
+    assert [one.key for one in again.images] == keys
+    assert all(tuple(one.zooms) == (1.0,) * 3 for one in again.images if one.with_error)
+    assert sum(one.with_error for one in again.images) == 2
+
+
+@pytest.mark.parametrize(
+    ("item", "failure"),
+    [
+        (ImageResult(status="done", files={"sr": "k/sr.nii", "gates": "k/g.nii"}), ""),
+        (ImageResult(status="failed", message="It is odd."), "It is odd."),
+        (ImageResult(status="running"), "The image was not super-resolved."),
+        (None, "The image was not super-resolved."),
+    ],
+)
+def test_one_result_of_many(tmp_path, item, failure):
+    results = tmp_path / "net" / "results.json"
+    results.parent.mkdir()
+    for name in ("sr", "g"):
+        put(tmp_path / "net" / "k" / f"{name}.nii", np.ones((2, 2, 2), np.float32))
+    others = {"other": ImageResult(status="done", files={"sr": "x.nii"})}
+    write_results(others | ({} if item is None else {"k": item}), results)
+    step = SelectResult(products=["sr", "srstd"], key="k", results=str(results))
+    found = run(step, tmp_path / "1")
+    if item is not None and item.done:
+        assert found.sr == str(tmp_path / "net" / "k" / "sr.nii")
+        assert not hasattr(found, "gates"), "nobody asked for it"
+        assert read(found.result)["files"] == item.files
+    else:
+        assert found.failure == failure and (tmp_path / "1" / FAILED_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "words"),
+    [
+        (2, "bids_moediff-superres: No.\n\n", "No."), (69, "x\nGone.", "Gone."),
+        (78, "", "Super-resolution ended with code 78."),
+        (-9, "", "needs about 3.2 GB"), (137, "x", "needs about 3.2 GB"),
+        (-11, "x", "ended by signal 11."), (139, "x", "ended by signal 11."),
+        (192, "x", "ended by signal 64."), (193, "x", "code 193: x"), (128, "", "code 128."),
+        (1, "x\nbids_moediff-superres: y", "code 1: y."),
+    ],
+)  # fmt: skip
+def test_why_a_network_ended(code, errors, words):
+    assert words in end_sentence(code, errors, 3.24)
+
+
+def test_the_command_of_the_network_replaces_the_shell(tmp_path):
+    step = SuperResolve(request=put(tmp_path / "r.json", {}), device="cuda:0,cuda:1")
+    assert step.cmdline.startswith("exec ")
+    words = step.cmdline.split()
+    assert words[2:4] == ["-m", "bids_moediff.cli.superres"]
+    for option, value in (
+        ("--device", "cuda:0,cuda:1"), ("--request", str(tmp_path / "r.json")),
+        ("--results", "results.json"),
+    ):  # fmt: skip
+        assert words[words.index(option) + 1] == value
+
+
+def status(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    step = ImageStatus(
+        source=image().to_json(), stage="all", output_dir=str(tmp_path / "out"),
+        zooms=(1.0, 1.0, 1.0), run_id="r", made_with={"version": "1"}, **more,
+    )  # fmt: skip
+    return read(run(step, tmp_path / "status").status)
+
+
+def parts(tmp_path: Path, result: ImageResult) -> dict[str, str]:
+    given = {"notes": ["a"], "mask_record": {"method": "network", "warnings": ["b"]},
+             "doubts": ["c"], "quality": {"cnr": 3.0}}  # fmt: skip
+    found = {name: put(tmp_path / f"{name}.json", value) for name, value in given.items()}
+    results = tmp_path / "results.json"
+    write_results({"sub-01_T1w": result, "other": ImageResult(status="failed")}, results)
+    return found | {"results": str(results)}
+
+
+DONE = ImageResult(
+    status="done", record={"Model": "m", "Warnings": ["d"]}, seconds=7.0, peak_memory_gb=1.5
+)
+
+
+def test_all_that_is_known_of_an_image_that_is_done(tmp_path):
+    given = parts(tmp_path, DONE)
+    found = status(tmp_path, **given, bias_correction=False, unwarping=True)
+    assert found == {
+        "key": "sub-01_T1w", "source": NAME, "suffix": "T1w", "status": "done", "message": "",
+        "preparation": {
+            "BrainMask": "network", "BiasCorrection": False, "GradientUnwarping": True,
+        },
+        "record": {"Model": "m", "Warnings": ["d"]}, "quality": {"cnr": 3.0},
+        "warnings": ["a", "b", "c", "d"], "made_with": {"version": "1"}, "seconds": 7.0,
+        "peak_memory_gb": 1.5, "products": {}, "further": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("failure", "result", "message", "code"),
+    [
+        ("", ImageResult(status="failed", message="Lost.", exit_code=69), "Lost.", 69),
+        ("First.", ImageResult(status="failed", message="Lost."), "First.", None),
+        ("First.", DONE, "First.", None),
+    ],
+)
+def test_what_failed_first_is_the_message(tmp_path, failure, result, message, code):
+    found = status(tmp_path, **parts(tmp_path, result), failure=failure)
+    assert (found["status"], found["message"], found.get("exit_code")) == ("failed", message, code)
+
+
+def test_an_image_of_several_scans_names_them(tmp_path):
+    scans = (image("sub-01_acq-a_T2w"), image("sub-01_acq-b_T2w"))
+    group = image("sub-01_desc-srcombined_T2w", members=scans)
+    item = run_record.empty_item(group)
+    assert item["scans"] == [scan.relative_path for scan in scans]
+    assert "scans" not in run_record.empty_item(image())
+    assert (item["status"], item["message"]) == ("failed", "")
+
+
+def test_the_record_of_a_run(tmp_path):
+    statuses = [put(tmp_path / f"{n}.json", {"source": n, "key": n}) for n in ("b", "c")]
+    path = tmp_path / "logs" / "sub-01" / "2" / "run.json"
+    path.parent.mkdir(parents=True)
+    given = {"label": "01", "settings": {"model": "auto"}, "statuses": statuses,
+             "refused": [{"source": "a", "key": "a"}], "run_file": str(path)}  # fmt: skip
+    run(CollectRun(stage="all", **given), tmp_path / "1")
+    record = read(path)
+    assert [one["key"] for one in record["images"]] == ["a", "b", "c"]
+    assert (record["participant"], record["stage"]) == ("01", "all")
+    assert record["settings"] == {"model": "auto"}
+    assert {"bids_moediff", "python", "torch", "nipype"} <= set(record["versions"])
+    assert record["finished"].endswith("+00:00")
+    # A report made later shows versions and settings of the run that did the work.
+    path.write_text(json.dumps(record | {"versions": {"torch": "1"}, "settings": {"model": "x"}}))
+    later = tmp_path / "logs" / "sub-01" / "3" / "run.json"
+    later.parent.mkdir()
+    run(CollectRun(stage="report", **given | {"run_file": str(later)}), tmp_path / "2")
+    made = read(later)
+    assert (made["stage"], made["versions"]) == ("report", {"torch": "1"})
+    assert made["settings"] == {"model": "x"}
+
+
+def test_the_page_is_told_of_all_images(tmp_path, monkeypatch):
+    from bids_moediff.reports import participant
+
+    seen: dict[str, Any] = {}
+
+    def write(output_dir, label, run, raw_dir=None):
+        seen.update(output_dir=output_dir, label=label, run=run, raw_dir=raw_dir)
+        path = output_dir / "page.html"
+        path.touch()
+        return path
+
+    monkeypatch.setattr(participant, "write_participant_report", write)
+    old = {"key": "sub-01_T2w", "source": "z", "status": "failed", "message": "Old."}
+    record = tmp_path / "logs" / "sub-01" / "1" / "run.json"
+    put(record, {"stage": "all", "images": [old]})
+    items = [
+        {"key": "sub-01_T1w", "source": "a", "status": "done", "message": "",
+         "preparation": {"BrainMask": "network"}, "record": {}},
+        {"key": "sub-01_PDw", "source": "b", "status": "failed", "message": "New."},
+    ]  # fmt: skip
+    path = put(tmp_path / "run.json", {"images": items, "versions": {"x": "1"}})
+    for raw in (None, tmp_path):
+        more = {} if raw is None else {"raw_dir": str(raw)}
+        step = ParticipantReport(label="01", output_dir=str(tmp_path), run_file=path, **more)
+        assert run(step, tmp_path / "work").report == str(tmp_path / "page.html")
+        assert (seen["label"], seen["output_dir"], seen["raw_dir"]) == ("01", tmp_path, raw)
+    assert [one["key"] for one in seen["run"]["images"]] == [
+        "sub-01_T1w", "sub-01_PDw", "sub-01_T2w",
+    ]  # fmt: skip
+    assert seen["run"]["errors"] == ["sub-01_PDw: New.", "sub-01_T2w: Old."]
+    assert "convolutional network" in seen["run"]["methods"]
+    assert "* [@nipype]" in seen["run"]["methods"] and seen["run"]["versions"] == {"x": "1"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "stripped"),
+    [(["nonzero", "nonzero"], True), (["nonzero", "network"], False), ([], False)],
+)
+def test_a_combined_image_is_stripped_if_all_scans_are(tmp_path, methods, stripped):
+    masks = [put(tmp_path / f"{n}.json", {"method": one}) for n, one in enumerate(methods)]
+    result = put(tmp_path / "result.json", {"record": {"Model": "m"}})
+    step = GroupRecord(result=result, **({"mask_records": masks} if masks else {}))
+    found = read(run(step, tmp_path / "1").record)
+    assert found == {"Model": "m", "SkullStripped": stripped}
+
+
+def test_remarks_of_the_preparation_come_in_the_order_of_the_work(tmp_path, monkeypatch):
+    scan = nib.Nifti1Image(np.ones((12, 12, 12), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    seen: list[Any] = []
+    monkeypatch.setattr(preparation, "conform", lambda path: (scan, ["read"]))
+    monkeypatch.setattr(preparation, "distance_remarks", lambda one, words: [words["x"]])
+    monkeypatch.setattr(preparation, "read_coefficients", lambda path: Path(path).name)
+    record = {"largest_displacement_mm": 3.14, "warnings": ["far"]}
+    moved = nib.Nifti1Image(np.full((12, 12, 12), 2, np.float32), scan.affine)
+    monkeypatch.setattr(preparation, "unwarp", lambda one, words: (moved, {**record, "x": words}))
+
+    def on_grid(maps, one):
+        seen.append((list(maps), float(np.asarray(one.dataobj).max())))
+        return [], ["map"]
+
+    monkeypatch.setattr(preparation, "maps_on_grid", on_grid)
+    source = AnatomicalImage(
+        Path("/x") / NAME, NAME, {"sub": "01"}, "T1w", {"x": "distance"}, remarks=("sidecar",)
+    )
+    coefficients = tmp_path / "scanner.grad"
+    coefficients.touch()
+    step = Conform(
+        source=source.to_json(), coefficients=str(coefficients), maps=["m"], remark="elsewhere"
+    )
+    found = run(step, tmp_path / "1")
+    assert read(found.notes) == [
+        "sidecar", "read", "distance", "far", "Gradient distortion was undone: up to 3.1 mm.",
+        "map", "elsewhere",
+    ]  # fmt: skip
+    assert nib.load(found.image).get_fdata().max() == 2
+    assert seen == [(["m"], 2.0)], "maps must fit the image that the network gets"
+    plain = run(Conform(source=source.to_json()), tmp_path / "2")
+    assert read(plain.notes) == ["sidecar", "read", "distance", "map"]
+    odd = AnatomicalImage(Path("/x") / NAME, NAME, {"sub": "01"}, "T1w", {}, "It is a link.")
+    assert run(Conform(source=odd.to_json()), tmp_path / "3").failure == "It is a link."
+
+
+def test_a_mask_is_found_or_taken_and_a_remark_on_it_comes_first(tmp_path, volume, monkeypatch):
+    inside = nib.Nifti1Image(np.ones((12, 12, 12), np.uint8), np.diag([2.0, 2.0, 2.0, 1.0]))
+    for name, method in (("brain_mask", "network"), ("reuse_mask", "derivatives")):
+        monkeypatch.setattr(
+            preparation, name,
+            lambda *given, m=method: (inside, {"method": m, "warnings": ["own"], "n": len(given)}),
+        )  # fmt: skip
+    found = run(BrainMask(image=volume), tmp_path / "1")
+    assert read(found.record) == {"method": "network", "warnings": ["own"], "n": 1}
+    taken = run(BrainMask(image=volume, precomputed=volume, remark="first"), tmp_path / "2")
+    assert read(taken.record) == {"method": "derivatives", "warnings": ["first", "own"], "n": 2}
+    assert nib.load(taken.mask).get_fdata().sum() == 12**3
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_bias_field_is_told_and_divided_out(tmp_path, volume, monkeypatch, skip):
+    field = nib.Nifti1Image(np.full((12, 12, 12), 4, np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    monkeypatch.setattr(preparation, "bias_field", lambda image, mask: field)
+    record = put(tmp_path / "record.json", {"method": "network"})
+    found = run(BiasField(image=volume, mask=volume, record=record, skip=skip), tmp_path / "1")
+    told = read(found.record)
+    assert told["method"] == "network" and told["BiasFieldCorrection"].startswith(
+        "none" if skip else "N4 (SimpleITK)"
+    )
+    corrected = nib.load(found.corrected).get_fdata()
+    assert corrected.max() == (1 if skip else 0.25)
+    assert (found.bias_field if skip else nib.load(found.bias_field).get_fdata().max()) != 1
+
+
+def test_the_leading_expert_has_the_largest_weight(tmp_path):
+    gates = np.zeros((2, 2, 1, 3), np.float32)
+    gates[0, 0, 0], gates[0, 1, 0], gates[1, 0, 0] = (
+        [0.5, 0.3, 0.2],
+        [0.1, 0.6, 0.3],
+        [0, 0.4, 0.6],
+    )
+    gates[1, 1, 0] = [0.5, 0.5, 0]
+    step = MAKERS["WinningExpert"](gates=put(tmp_path / "g.nii", gates))
+    found = nib.load(run(step, tmp_path / "1").expert)
+    assert np.asarray(found.dataobj)[..., 0].tolist() == [[1, 2], [3, 1]]
+    assert found.get_data_dtype() == np.uint8 and found.header.get_xyzt_units()[0] == "mm"
+
+
+def test_a_step_that_fails_leaves_its_mark_and_those_after_it_none(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(preparation, "load_image", fail)
+    path = put(tmp_path / "large.nii", np.zeros((90, 90, 90), np.float32))
+    found = run(BrainMask(image=path), tmp_path / "1")
+    size = Path(path).stat().st_size
+    assert f"it needs about {0.4 + 12 * size / 1e9:.1f} GB" in found.failure
+    assert (tmp_path / "1" / FAILED_FILE).read_text() == f"{found.failure}\n"
+    assert "MemoryError" in (tmp_path / "1" / TRACEBACK_FILE).read_text()
+    handed = run(BrainMask(image=path, failure=found.failure, failure_beside="b"), tmp_path / "2")
+    assert handed.failure == found.failure and not list((tmp_path / "2").glob("*.txt"))
+    beside = run(BrainMask(image=path, failure_beside="b"), tmp_path / "3")
+    assert beside.failure == "b"
+
+
+def test_words_on_what_nobody_foresaw(tmp_path):
+    (tmp_path / "file").touch()
+    error = NotADirectoryError(20, "Not a directory", str(tmp_path / "file" / "x"))
+    assert "file is in the way in the output folder" in unexpected("Step", error)
+    words = unexpected("Step", ValueError("bad"))
+    assert words == "Step failed unexpectedly (ValueError: bad)."
+    assert "no reason given" in unexpected("Step", ValueError())
+    assert "needs about" not in unexpected("Step", MemoryError())
+
+
+def test_a_product_that_is_not_made_is_removed_and_no_other(tmp_path):
+    own = {"Sources": [f"bids:raw:{NAME}"]}
+    anat = tmp_path / "out" / "sub-01" / "anat"
+    for stem in ("res-1mm_desc-srstd_T1w", "res-2mm_desc-srstd_T1w"):
+        put(anat / f"sub-01_{stem}.json", own)
+        put(anat / f"sub-01_{stem}.nii.gz", np.ones((2, 2, 2), np.float32))
+    step = WriteProduct(
+        source=image().to_json(), output_dir=str(tmp_path / "out"), product="srstd",
+        output_resolution=(1.0, 1.0, 1.0),
+    )  # fmt: skip
+    assert run(step, tmp_path / "1").failure == ""
+    assert {path.name for path in anat.iterdir()} == {
+        "sub-01_res-2mm_desc-srstd_T1w.json", "sub-01_res-2mm_desc-srstd_T1w.nii.gz",
+    }  # fmt: skip
+
+
+def test_a_request_with_an_unknown_option_is_refused(tmp_path, volume):
+    step = WriteRequest(entries=entries(tmp_path, volume), options={"num_step": 3})
+    with pytest.raises(UsageError, match="num_steps"):
+        run(step, tmp_path / "1")
