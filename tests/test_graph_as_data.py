@@ -49,7 +49,7 @@ OURS = {
         {"combine": "auto", "combine_only": True, "stage": "sr", "noise": "3"},
         ("student", ("cpu",), 1),
     ),
-    "guided": ({"reference": "auto", "stage": "sr"}, ("crfm", ("cpu",), 1)),
+    "guided": ({"stage": "sr"}, ("crfm", ("cpu",), 1)),
     "prepared": (
         {"stage": "preproc", "gradient_coefficients": "scanner.grad"},
         ("student", ("cpu",), 1),
