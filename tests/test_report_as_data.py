@@ -21,7 +21,7 @@ import pytest
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.imaging.grid import NOT_RESTORED
-from bids_moediff.reports import canvas, combined, figures, plots, reference, viewer
+from bids_moediff.reports import canvas, combined, figures, plots, reference, study, viewer
 from bids_moediff.reports.canvas import Volume
 from bids_moediff.reports.group import write_group_report
 from bids_moediff.reports.participant import write_participant_report
@@ -436,3 +436,18 @@ def test_the_page_of_a_group(tmp_path):
         for axis, which in axes.items():
             said = described[f"voxel_{place}_{axis}"]["Description"]
             assert words in said and which in said
+
+
+def test_columns_that_tell_centres_apart(tmp_path):
+    names = ["Site", "CENTER_id", "centre", "scanner2", "cohort", "group", "Diagnosis", "age"]
+    lines = ["\t".join(["participant_id", *names]), "\t".join(["sub-1", *"abcdefgh"])]
+    lines += [
+        "\t".join(["2", "", "n/a", "N/A", "NaN", "x", "y", "z", "1"]),
+        "\t".join(["", *"abcdefgh"]),
+    ]
+    (tmp_path / "participants.tsv").write_text("\n".join(lines), encoding="utf-8-sig")
+    assert study.read_participants(tmp_path) == {
+        "1": dict(zip(names[:7], "abcdefg", strict=True)),
+        "2": {"cohort": "x", "group": "y", "Diagnosis": "z"},
+    }
+    assert study.read_participants(tmp_path / "none") == {}
