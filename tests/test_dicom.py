@@ -2,6 +2,7 @@
 """A result as a DICOM series: geometry, values, identity, refusals. Needs pydicom and dcm2niix."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from bids_moediff import __version__
 from bids_moediff.cli.dicom import main
 from bids_moediff.dicom import source
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import output_grid
+from golden import check
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install '.[dicom]'")
 
@@ -247,6 +250,44 @@ def test_identity_and_words(case):
     for path in (case / "out-identity").iterdir():
         assert b"secret-identifier" not in path.read_bytes()
     assert not any(element.tag.is_private for element in first.iterall())
+
+
+def shown(value: object) -> str:
+    """A value of a header in digits of every processor; of sentences the numbers."""
+    if isinstance(value, str | bytes):
+        words = str(value).split()
+        return (
+            str(value)
+            if len(words) < 12
+            else " ".join(re.findall(r"\d[\d.]*|VERSION", str(value)))
+        )
+    if isinstance(value, list | tuple | pydicom.multival.MultiValue):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    if isinstance(value, pydicom.sequence.Sequence):
+        return f"{len(value)} items"
+    return f"{float(value):.4g}" if isinstance(value, float) else str(value)
+
+
+def test_every_word_of_a_header(case):
+    """One slice of the source's plane and one of another: tags, values, order."""
+    assert convert(case, "out-words") == 0
+    assert convert(case, "out-axial-words", "--plane", "axial") == 0
+    lines = []
+    for name in ("out-words", "out-axial-words"):
+        paths = sorted((case / name).iterdir())
+        lines.append(f"{len(paths)} files, {paths[-1].name} the last")
+        for element in pydicom.dcmread(paths[3]):
+            if element.keyword.endswith("UID") and not element.keyword.startswith("SOPClass"):
+                value = "of the source" if str(element.value).startswith(STUDY) else "of its own"
+            elif element.keyword == "PixelData":
+                value = f"{len(element.value)} bytes"
+            else:
+                value = shown(element.value)
+                value = value.replace(__version__, "VERSION")
+            lines.append(f"{element.tag} {element.VR} {element.keyword}: {value}")
+            if element.VR == "SQ":
+                lines += [f"  {one.keyword}: {shown(one.value)}" for one in element.value[0]]
+    check("dicom.txt", "\n".join(lines) + "\n")
 
 
 def test_the_same_call_gives_the_same_files(case):
