@@ -144,6 +144,13 @@ def test_a_stated_thickness_is_kept_unless_the_scan_speaks_against_it(anatomy, e
     assert same.acquisition.axes[0] == Axis("kspace")
 
 
+def test_a_statement_wider_than_the_distance_has_to_show(anatomy, everywhere):
+    where = everywhere[:, :, ::4]
+    for true in (0.5, 0.75, 1.0):
+        scan = slices(anatomy, Axis("box", true))
+        assert told(scan, (1, 1, 4), where, stated=1.6).acquisition.axes[2].fwhm <= 1
+
+
 @pytest.mark.parametrize("reading", np.linspace(-0.8, 0.8, 17))
 def test_no_choice_loses_under_a_profile_that_is_still_open(reading):
     weights = slice_weights(float(reading))

@@ -2,6 +2,7 @@
 """``bids_moediff-superres IN IN IN OUT``: scans of one head are combined."""
 
 import json
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -128,7 +129,8 @@ def test_python_reads_images_as_the_commands_do():
     ):  # fmt: skip
         with pytest.raises(ImageError, match=words):
             super_resolve([scan, wrong])
-    with pytest.raises(UsageError, match="SliceThickness is 'x'"):
-        super_resolve(scan, metadata={"SliceThickness": "x"})
+    for odd in ("x", math.nan, math.inf, -3.0, 0, True):
+        with pytest.raises(UsageError, match=f"SliceThickness is {odd!r}"):
+            super_resolve(scan, metadata={"SliceThickness": odd})
     with pytest.raises(UsageError, match="expected an image"):
         super_resolve({"a": scan})

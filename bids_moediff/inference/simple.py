@@ -22,6 +22,7 @@ from .super_resolver import Result
 from .worker import Scan, enhance_image, held_device, load
 
 LENGTHS = ("SliceThickness", "SpacingBetweenSlices")
+LENGTH_RANGE = (0.05, 100.0)  # mm, as in sidecars
 
 Progress = Callable[[str | None, str, float], None]
 
@@ -252,11 +253,16 @@ def _plain(image: Any, name: str, *, scan: bool = True) -> nib.Nifti1Image:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raise UsageError for statements on lengths that are not numbers."""
+    """Raise UsageError for statements on lengths that no scan has."""
+    low, high = LENGTH_RANGE
     for content in metadata if isinstance(metadata, Sequence) else [metadata]:
         if not isinstance(content, Mapping | None):
             raise UsageError("super_resolve: metadata is a dictionary, or a list of them.")
         for key in LENGTHS:
             value = (content or {}).get(key)
-            if value is not None and not isinstance(value, Real):
-                raise UsageError(f"super_resolve: {key} is {value!r}; expected a number (mm).")
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (number and low <= value <= high):
+                raise UsageError(
+                    f"super_resolve: {key} is {value!r}; expected a number from {low:g} to "
+                    f"{high:g} (mm)."
+                )
