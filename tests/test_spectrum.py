@@ -75,6 +75,14 @@ def test_interpolation_is_found_by_its_period(texture, order, factor):
     assert period == pytest.approx(min(1 / factor, 1 - 1 / factor), abs=0.01)
 
 
+@pytest.mark.parametrize(("order", "factor"), [(1, 3), (1, 4), (3, 4), (1, 5)])
+def test_slices_cut_finer_get_their_whole_distance_back(texture, order, factor):
+    """Voxels of a part of the distance (1.5 of 3) would give the scan too."""
+    data = np.rint(upsample(texture[:48, :48, ::2], 2, factor, order))
+    found = spectrum.axis_resolution(data, inside(data.shape), 2, 1 / factor)
+    assert (found.kind, found.acquired) == ("interpolated", pytest.approx(1, rel=0.03))
+
+
 def test_interpolation_by_two_is_found_without_a_period():
     data = np.rint(upsample(anatomy(), 0, 2.0, 1))
     found = spectrum.axis_resolution(data, inside(data.shape), 0, 0.5)

@@ -38,6 +38,7 @@ MOST_SEGMENTS = 6000
 LEAST_FACTOR = 1.15  # smaller differences are within the accuracy of the cut-off
 # Beyond this factor an image is smooth, not interpolated.
 LARGEST_FACTOR = 5.0
+ROUNDED = 0.98  # a period is known to a hundredth
 # What lies above the acquired band, in decibels against the last fifth of it: linear and cubic
 # kernels leave -15 to -3; above this, detail would be lost, so the period was found by chance.
 LOST_DECIBEL = -2.5
@@ -53,6 +54,7 @@ SLIDING = 0.6
 # Mean square that splines on coarser voxels leave, over that above their band: 0.2 at the most
 # where they were interpolated; 0.5 and more on 42 heads as they are and on soft ones.
 NOT_REPRODUCED = 0.35
+ALIKE = 0.85  # factors this near are one factor, known more or less exactly
 AXIS_NAMES = ("first", "second", "third")
 
 
@@ -211,15 +213,24 @@ def _slides(spectrum: AxisSpectrum, cutoff: float) -> bool:
     return bool(middle - last > SLIDING * max(first - middle, 0.0) + 1.0)
 
 
-def _reproduced(
-    spectrum: AxisSpectrum, lines: np.ndarray, valid: np.ndarray, factor: float
-) -> bool:
-    """Return True if voxels `factor` times as large, interpolated, give the scan."""
+def _reproduced_factor(
+    spectrum: AxisSpectrum, lines: np.ndarray, valid: np.ndarray, factors: Sequence[float]
+) -> float | None:
+    """Return the factor by which coarser voxels, interpolated, give the scan; None if none does.
+
+    Factors that divide the true one (1.5 and 3) give the scan too, so the largest counts.
+    """
     middle = middle_of_lines(lines, valid)
     if middle is None:
-        return False
-    above = float(spectrum.power[spectrum.frequency > 1 / factor].sum()) / len(spectrum.power)
-    return spline_misfit(middle, factor) < NOT_REPRODUCED * above
+        return None
+    misfits = {}
+    for factor in factors:
+        above = float(spectrum.power[spectrum.frequency > 1 / factor].sum()) / len(spectrum.power)
+        misfit = spline_misfit(middle, factor)
+        if misfit < NOT_REPRODUCED * above:
+            misfits[factor] = misfit
+    near = [factor for factor in misfits if factor > ALIKE * max(misfits)]
+    return min(near, key=lambda factor: misfits[factor], default=None)
 
 
 def _lowest(power: np.ndarray) -> float:
@@ -346,28 +357,25 @@ def _axis_resolution(
     if cutoff is not None and cutoff <= 1 / LARGEST_FACTOR:
         cutoff = None
     usable = voxel / fraction if cutoff is None else voxel / min(fraction, cutoff)
-    factors = [] if cutoff is None else [cubic_factor(spectrum, cutoff)]
-    for factor in [*factors, *_factors(_period(lines, valid), fraction)]:
-        if factor is None or _level_above(spectrum, 1 / factor) >= LOST_DECIBEL:
-            continue
-        if _reproduced(spectrum, lines, valid, factor):
-            return AxisResolution(voxel, usable, "interpolated", voxel * factor)
+    factors = _factors(_period(lines, valid))
+    if cutoff is not None and (cubic := cubic_factor(spectrum, cutoff)):
+        factors.append(cubic)
+    factors = [each for each in factors if _level_above(spectrum, 1 / each) < LOST_DECIBEL]
+    if factor := _reproduced_factor(spectrum, lines, valid, factors):
+        return AxisResolution(voxel, usable, "interpolated", voxel * factor)
     if cutoff is not None and not _slides(spectrum, cutoff):
         return AxisResolution(voxel, usable, "zero-filled", voxel / cutoff)
     return AxisResolution(voxel, voxel / fraction, "native", voxel)
 
 
-def _factors(period: float | None, fraction: float) -> list[float]:
+def _factors(period: float | None) -> list[float]:
     """Return factors of interpolation to ask for, by the period of sharpness (cycles per voxel).
 
-    A period of p and of 1 - p look alike: the spectrum, usable up to a ``fraction``, decides.
-    Interpolation by 2 leaves no period.
+    A period of p and of 1 - p look alike; interpolation by 5 may show its second harmonic alone,
+    interpolation by 2 leaves no period.
     """
-    if period is None:
-        return [2.0]
-    large, small = 1 / period, 1 / (1 - period)
-    factor = large if fraction < (large * small) ** -0.5 else small
-    return [each for each in (factor, 2.0) if each <= LARGEST_FACTOR]
+    found = [] if period is None else [1 / period, 1 / (1 - period), 2 / period]
+    return [2.0, *(each for each in found if each <= LARGEST_FACTOR / ROUNDED)]
 
 
 def acquired_resolution(
