@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from bids_moediff.bids.image import AnatomicalImage
-from bids_moediff.errors import UsageError
+from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.inference.request import ImageResult, Request, write_results
 from bids_moediff.interfaces import preparation, run_record
 from bids_moediff.interfaces.groups import GroupRecord
@@ -26,6 +27,7 @@ from bids_moediff.interfaces.products import MAKERS, WriteProduct
 from bids_moediff.interfaces.run_record import CollectRun, ImageStatus, ParticipantReport
 from bids_moediff.interfaces.step import FAILED_FILE, TRACEBACK_FILE, unexpected
 from bids_moediff.options import Options
+from bids_moediff.runtime.text import counted, names_only, one_line, visible, without_folders
 
 NAME = "sub-01/anat/sub-01_T1w.nii.gz"
 
@@ -428,3 +430,127 @@ def test_a_request_with_an_unknown_option_is_refused(tmp_path, volume):
     step = WriteRequest(entries=entries(tmp_path, volume), options={"num_step": 3})
     with pytest.raises(UsageError, match="num_steps"):
         run(step, tmp_path / "1")
+
+
+@pytest.mark.parametrize("sloppy", [False, True])
+def test_a_result_in_a_standard_space_has_the_record_of_its_registration(
+    tmp_path, volume, monkeypatch, sloppy
+):
+    from bids_moediff.imaging import standard_space
+
+    seen: dict[str, Any] = {}
+    place = tmp_path / "tpl-A" / "tpl-A_T1w.nii.gz"
+    template = SimpleNamespace(image=place)
+    moved = nib.Nifti1Image(np.full((3, 3, 3), 7, np.float32), np.eye(4))
+
+    def find(name: str, suffix: str) -> Any:
+        seen["find"] = (name, suffix)
+        return template
+
+    def register(*given: Any) -> Any:
+        seen["register"] = given
+        return "transform", {"space": "A", "warnings": ["poor"]}
+
+    def to_template(*given: Any) -> Any:
+        seen["to"] = given
+        return moved
+
+    for name, function in (
+        ("find_template", find), ("register", register), ("to_template", to_template),
+    ):  # fmt: skip
+        monkeypatch.setattr(standard_space, name, function)
+    record = put(tmp_path / "record.json", {"Model": "m", "Warnings": ["own"]})
+    mask = put(tmp_path / "mask.nii", np.full((12, 12, 12), 3, np.uint8))
+    step = MAKERS["ToStandardSpace"](
+        source=image("sub-01_T2w").to_json(), sr=volume, srmask=mask, record=record, label="A",
+        output_resolution=(1.0, 1.0, 2.0), sloppy=sloppy,
+    )  # fmt: skip
+    found = run(step, tmp_path / "1")
+    assert seen["find"] == ("A", "T2w")
+    one, inside, of, spline = seen["register"]
+    assert (one.get_fdata().max(), inside.get_fdata().max(), of) == (1, 3, template)
+    assert spline is not sloppy
+    assert seen["to"][0].get_fdata().max() == 1 and seen["to"][1:3] == ("transform", template)
+    assert tuple(seen["to"][3]) == (1.0, 1.0, 2.0)
+    assert nib.load(found.standard).get_fdata().max() == 7
+    assert read(found.record) == {
+        "Model": "m", "Warnings": ["own", "poor"], "Registration": {"space": "A"},
+        "SpatialReference": "tpl-A/tpl-A_T1w.nii.gz",
+    }  # fmt: skip
+    lacking = MAKERS["ToStandardSpace"](
+        source=image().to_json(), sr=volume, record=record, label="A",
+        output_resolution=(1.0, 1.0, 2.0),
+    )  # fmt: skip
+    assert not run(lacking, tmp_path / "2").get().get("standard"), "without a mask there is none"
+
+
+@pytest.mark.parametrize(
+    ("answer", "used", "reason"),
+    [
+        ("good", True, "chosen"), ("poor", False, "It fits badly."),
+        (ImageError("odd."), False, "No reference was used: odd."),
+        (ValueError("x"), False, "The reference failed unexpectedly (ValueError: x)."),
+        (None, False, "chosen"),
+    ],
+)  # fmt: skip
+def test_a_reference_is_used_or_says_why_not(tmp_path, volume, monkeypatch, answer, used, reason):
+    """``None``: there is no image that may guide this one."""
+    from bids_moediff.interfaces import reference
+    from bids_moediff.reports import reference as picture
+
+    drawn: list[Any] = []
+    other = nib.Nifti1Image(np.full((4, 4, 4), 5, np.float32), np.eye(4))
+    aligned = nib.Nifti1Image(np.full((4, 4, 4), 6, np.float32), np.eye(4))
+
+    def use(target: Any, found: Any) -> Any:
+        assert (target.get_fdata().max(), found.get_fdata().max()) == (1, 5)
+        if isinstance(answer, Exception):
+            raise answer
+        good = answer == "good"
+        record = {"Used": good, "Reason": "" if good else "It fits badly.", "Overlap": 0.5}
+        kept = aligned if good else None
+        return SimpleNamespace(aligned=SimpleNamespace(image=aligned), image=kept, record=record)
+
+    monkeypatch.setattr(reference, "conform", lambda path: (other, []))
+    monkeypatch.setattr(reference, "use_reference", use)
+    monkeypatch.setattr(picture, "write_reference", lambda *given: drawn.append(given))
+    old = tmp_path / "out" / "sub-01" / "figures" / "sub-01_desc-reference_T1w.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    choice = {"Source": "s", "Used": False, "Reason": "chosen"}
+    step = reference.AlignReference(
+        source=image().to_json(), image=volume, choice=json.dumps(choice),
+        output_dir=str(tmp_path / "out"),
+        reference="" if answer is None else image("sub-01_T2w").to_json(),
+    )  # fmt: skip
+    found = run(step, tmp_path / "1")
+    record = read(found.record)
+    assert (record["Used"], record["Reason"], record["Source"]) == (used, reason, "s")
+    assert not old.exists(), "the picture of an earlier run"
+    assert len(drawn) == (answer in ("good", "poor"))
+    if drawn:
+        target, before, after, path = drawn[0]
+        tops = [one.get_fdata().max() for one in (target, before, after)]
+        assert tops == [1, 5, 6] and path == old
+    if used:
+        assert nib.load(found.reference).get_fdata().max() == 6
+    else:
+        assert not found.get().get("reference")
+    assert found.failure == "", "a failure loses the reference and not the image"
+
+
+def test_text_of_others_is_fit_to_be_shown():
+    assert counted(0, "image") == "0 images" and counted(1, "image") == "1 image"
+    assert visible("a\tb\n\x1b[31m\u202ec") == "a\tb\n\\x1b[31m\\u202ec"
+    assert one_line(" a \n b\t\x07 ") == "a b \\x07"
+    assert one_line("x" * 400) == "x" * 400
+    assert one_line("x" * 401) == "x" * 399 + "…" and len(one_line("x" * 500, 10)) == 10
+    assert (
+        without_folders("no '/a/b c/d.nii' or \"/e/f\" or /g/h") == "no 'd.nii' or \"f\" or /g/h"
+    )
+    assert (
+        names_only("in /a/b/c.nii, see http://x/y and a/b/c")
+        == "in c.nii, see http://x/y and a/b/c"
+    )
+    folders = (Path("/data/my study"), None, Path("/data"), 3)
+    assert names_only("/data/my study/x and /data/z", folders) == "my study/x and data/z"

@@ -366,3 +366,149 @@ def test_how_every_command_ends(capsys, error, code, words):
 )  # fmt: skip
 def test_words_that_people_try_first(word, hint):
     assert hint in str(unknown_option(word, build_parser()))
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[str]:
+    """Names of the parts of the app in the order in which they are called; none does a thing."""
+    from bids_moediff.bids import dataset, discover, query
+    from bids_moediff.cli import app, check, dry_run
+    from bids_moediff.execution import group, notes, run
+    from bids_moediff.runtime import devices, temporary
+
+    done: list[str] = []
+
+    def noting(name: str, answer: Any = None) -> Any:
+        return lambda *_: done.append(name) or answer
+
+    for module, name, answer in (
+        (temporary, "require_temporary_folder", None), (dataset, "check_input", None),
+        (dataset, "check_output", None), (query, "load_filters", {}), (group, "run_group", 5),
+        (app, "_check_groups", None), (dry_run, "print_plan", 4), (check, "print_check", 6),
+        (discover, "find_participants", []), (discover, "require_an_image", None),
+        (devices, "require_devices", ["cpu"]), (check, "check_weights", None),
+        (run, "run_participants", 3), (notes, "note_error", None),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, noting(name, answer))
+    return done
+
+
+BEGIN = "require_temporary_folder check_input check_output "
+IMAGES = "load_filters find_participants require_an_image "
+DEVICE = "require_devices check_weights "
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "called"),
+    [
+        ("d o participant", 3, f"{BEGIN}{IMAGES}{DEVICE}run_participants"),
+        ("d o group", 5, f"{BEGIN}run_group"),
+        ("d o participant --dry-run", 4, f"{BEGIN}load_filters print_plan"),
+        ("d o participant --combine g.json --dry-run", 4,
+         f"{BEGIN}load_filters _check_groups print_plan"),
+        ("d o participant --combine auto --dry-run", 4, f"{BEGIN}load_filters print_plan"),
+        ("--check", 6, "print_check"), ("d o participant --check", 6, "print_check"),
+        ("--print-config", 0, ""), ("d o participant --stage sr", 3,
+                                    f"{BEGIN}{IMAGES}{DEVICE}run_participants"),
+        ("d o participant --stage preproc", 3, f"{BEGIN}{IMAGES}run_participants"),
+        ("d o participant --stage report", 3, f"{BEGIN}{IMAGES}run_participants"),
+        ("d o participant --reports-only", 3, f"{BEGIN}{IMAGES}run_participants"),
+        ("d o participant --boilerplate-only", 3, f"{BEGIN}{IMAGES}run_participants"),
+        ("d o", 2, ""), ("a.nii.gz b.nii.gz", 2, ""), ("participant d o", 2, ""),
+        ("d o participant --nonsense", 2, ""),
+    ],
+)  # fmt: skip
+def test_what_is_checked_before_what(steps, capsys, words, code, called):
+    from bids_moediff.cli.app import main
+
+    assert main(words.split()) == code
+    assert steps == called.split()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("place", ["require_an_image", "check_weights", "run_participants"])
+def test_what_ends_a_run_is_noted_for_the_group_level(steps, monkeypatch, capsys, place):
+    from bids_moediff.bids import discover
+    from bids_moediff.cli import check
+    from bids_moediff.cli.app import main
+    from bids_moediff.execution import run
+
+    def fail(*_: Any) -> None:
+        raise WeightsError("Gone.")
+
+    module = {"require_an_image": discover, "check_weights": check}.get(place, run)
+    monkeypatch.setattr(module, place, fail)
+    assert main("d o participant".split()) == 78
+    assert steps[-1] == "note_error" and "Gone." in capsys.readouterr().err
+    steps.clear()
+    monkeypatch.setattr(discover, "find_participants", fail)
+    assert main("d o participant --dry-run".split()) == 4
+    assert "note_error" not in steps
+
+
+@pytest.mark.parametrize(
+    ("shipped", "written", "loaded"), [(True, False, 0), (False, True, 0), (False, False, 1)]
+)
+def test_weights_that_are_as_they_were_are_not_loaded_in_advance(
+    monkeypatch, shipped, written, loaded
+):
+    from bids_moediff.cli import check
+    from bids_moediff.settings import Settings
+
+    done: list[Any] = []
+    monkeypatch.setattr(check, "choose", lambda *_: SimpleNamespace(model="m"))
+    monkeypatch.setattr(check, "is_as_shipped", lambda model: model == "m" and shipped)
+    monkeypatch.setattr(check, "is_as_written", lambda model: model == "m" and written)
+    monkeypatch.setattr(check, "require_weights", lambda *given: done.append(given))
+    check.check_weights(Settings(), "cuda:1")
+    assert done == [(Settings(), "cuda:1")] * loaded
+
+
+def test_results_are_compared_with_the_true_images_of_their_session(
+    seen, monkeypatch, tmp_path, capsys
+):
+    from bids_moediff.cli import evaluate
+    from bids_moediff.evaluation import against_truth, page
+
+    results = [SimpleNamespace(entities={"sub": label}, relative=f"r{label}") for label in "12"]
+    tried: list[Any] = []
+
+    def match(result: Any, images: Any, session: str | None = None) -> Any:
+        tried.append((result.relative, images, session))
+        if result.relative == "r2":
+            raise ImageError("no match")
+        return f"{images} {session}"
+
+    class Images:
+        def __init__(self, root: Path) -> None:
+            self.root = root
+
+        def of(self, label: str) -> str:
+            return f"{self.root.name}-{label}"
+
+    monkeypatch.setattr(evaluate, "_Images", Images)
+    monkeypatch.setattr(against_truth, "find_results", seen.noting("find", results))
+    monkeypatch.setattr(against_truth, "match", match)
+    monkeypatch.setattr(
+        against_truth, "evaluate", seen.noting("evaluate", ({"psnr": 1.0}, "pair"))
+    )
+    monkeypatch.setattr(page, "draw_pair", seen.noting("draw", "picture"))
+    monkeypatch.setattr(evaluate, "_write_derivatives", seen.noting("write"))
+    words = ["derivatives", str(tmp_path), "out", "--truth", "truth", "--truth-session", "ses-b"]
+    more = ["--input", "coarse", "--participant-label", "sub-1", "2", "--fit-intensities"]
+    assert evaluate.main([*words, *more]) == 1, "one of two could not be compared"
+    assert seen["find"][0] == (tmp_path, ["1", "2"])
+    assert tried == [("r1", "truth-1", "b"), ("r1", "coarse-1", None), ("r2", "truth-2", "b")]
+    assert seen["evaluate"][0] == (results[0], "truth-1 b", "coarse-1 None", True)
+    (rows, problems, pictures, folder), _ = seen["write"]
+    assert (rows, problems) == ([{"psnr": 1.0}], ["r2: no match"])
+    assert pictures == {"r1": "picture"} and folder == Path("out")
+    monkeypatch.setattr(against_truth, "find_results", seen.noting("find", results[:1]))
+    assert evaluate.main(words[:5]) == 0
+    assert seen["find"][0][1] == [] and seen["evaluate"][0][2:] == (None, False)
+    assert tried[-1] == ("r1", "truth-1", None)
+    monkeypatch.setattr(against_truth, "find_results", seen.noting("find", []))
+    assert evaluate.main(words) == 66
+    assert evaluate.main(["derivatives", str(tmp_path / "none"), "out", "--truth", "t"]) == 2
+    assert evaluate.main(["benchmarks"]) == 2 == evaluate.main([])
+    assert "did you mean benchmark" in capsys.readouterr().err
