@@ -13,8 +13,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.bids.discover import discover_participant, participant_folders
+from bids_moediff.bids.database import images_in_database
+from bids_moediff.bids.discover import (
+    SERIES,
+    _why_left_out,
+    discover_participant,
+    participant_folders,
+)
 from bids_moediff.bids.image import AnatomicalImage
+from bids_moediff.bids.listing import list_participant
 from bids_moediff.cli import dry_run
 from bids_moediff.errors import MoediffError
 from bids_moediff.families import cost
@@ -143,3 +150,20 @@ def test_what_would_be_done(root, monkeypatch, capsys, name, more):
     text = "\n".join(line for line in lines if line[0] not in "┏┡└") + "\n"
     check(f"plans/dry_{name}.txt", text.replace(str(root.parent), "ROOT"))
     assert not (root.parent / "out").exists()
+
+
+def test_a_database_lists_the_same_images_as_the_folders(root):
+    for label in ("01", "02", "03"):
+        # pybids passes over names without a participant.
+        listed = [
+            path for path in list_participant(root, label).images if path.name.startswith("sub-")
+        ]
+        assert images_in_database(root, root.parent / "database", label) == listed, label
+
+
+@pytest.mark.parametrize("suffix", [*SERIES, "T1w", "UNIT1"])
+def test_series_have_entities_that_other_images_have_not(tmp_path, suffix):
+    path = tmp_path / "sub-1" / "anat" / f"sub-1_flip-1_inv-2_mt-on_{suffix}.nii.gz"
+    reason = _why_left_out(path, path.relative_to(tmp_path).as_posix(), {path})
+    of_bids = ("MESE", "MEGRE", "MP2RAGE", "MPM", "VFA", "MTS", "MTR", "IRT1")
+    assert (reason is None) == (suffix in of_bids)

@@ -58,7 +58,8 @@ def described(source: AnatomicalImage) -> list[str]:
             continue
         for label in LABELS.get(row.key, [""]):
             key = f"{row.key}_{label}" if label else row.key
-            zooms = (0.7, 0.7, 1.25) if row.on_output_grid else None
+            sizes = (0.7, 0.7, 1.25) if source.suffix == "T1w" else (0.8, 0.8, 0.8)
+            zooms = sizes if row.on_output_grid else None
             names = [
                 str(derivative_path(source, key, zooms, extension)) for extension in row.extensions
             ]

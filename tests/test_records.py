@@ -554,3 +554,23 @@ def test_text_of_others_is_fit_to_be_shown():
     )
     folders = (Path("/data/my study"), None, Path("/data"), 3)
     assert names_only("/data/my study/x and /data/z", folders) == "my study/x and data/z"
+
+
+def test_quality_is_that_of_the_image_in_its_mask(tmp_path, volume, monkeypatch):
+    from bids_moediff.interfaces.quality import ImageQuality
+    from bids_moediff.quality import figures
+
+    seen: list[Any] = []
+
+    def judge(*given: Any) -> Any:
+        seen.append(given)
+        return {"cnr": 2.0}, ["odd"]
+
+    monkeypatch.setattr(figures, "judge", judge)
+    mask = put(tmp_path / "mask.nii", np.full((12, 12, 12), 3, np.uint8))
+    step = ImageQuality(source=image("sub-01_T2w").to_json(), image=volume, mask=mask)
+    found = run(step, tmp_path / "1")
+    ((scan, inside, suffix, metadata),) = seen
+    assert (scan.get_fdata().max(), inside.get_fdata().max(), suffix) == (1, 3, "T2w")
+    assert metadata == image().metadata
+    assert (read(found.quality), read(found.doubts)) == ({"cnr": 2.0}, ["odd"])

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.reports import canvas, combined, figures, plots, reference, study, viewer
 from bids_moediff.reports.canvas import Volume
 from bids_moediff.reports.group import write_group_report
-from bids_moediff.reports.participant import write_participant_report
+from bids_moediff.reports.participant import environment, write_participant_report
 from golden import check
 from report_data import SHAPE, affine, head, make_image, make_run
 
@@ -451,3 +452,9 @@ def test_columns_that_tell_centres_apart(tmp_path):
         "2": {"cohort": "x", "group": "y", "Diagnosis": "z"},
     }
     assert study.read_participants(tmp_path / "none") == {}
+
+
+def test_a_page_without_a_value_that_it_shows_is_not_written():
+    with pytest.raises(jinja2.UndefinedError):
+        environment().from_string("{{ absent }}").render()
+    assert environment().from_string("{{ words }}").render(words="<b>") == "&lt;b&gt;"

@@ -272,3 +272,11 @@ def test_warnings_come_in_their_order_and_without_the_mask_where_it_is_no_brain(
     # 2,200 ml are 275,000 voxels of 8 mm3; here a voxel has 130 mm3.
     large = doubts_about(scan(**{**vars(made), "zooms": (5.0, 5.0, 5.2)}))
     assert [words[: len(start)] for words, start in zip(large, starts, strict=True)] == [*starts]
+
+
+def test_a_vein_says_nothing_in_an_image_of_another_contrast(monkeypatch):
+    monkeypatch.setattr(checks, "vein_brightness", lambda _: 1.5)
+    monkeypatch.setattr(checks, "wrong_contrast", lambda _: None)
+    assert checks.contrast_agent(scan()) is not None
+    monkeypatch.setattr(checks, "wrong_contrast", lambda _: "It looks T2-weighted.")
+    assert checks.contrast_agent(scan()) is None
