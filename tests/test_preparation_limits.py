@@ -428,3 +428,106 @@ def test_values_that_were_not_measured(change, said, expected):
         edges = np.percentile(data, [0.1, 99.9])
         value = good[same].min() if expected == "padding" else edges[int(data[3, 4, 5] > 0)]
         assert np.allclose(found[~same], value)
+
+
+def test_what_is_left_of_a_stripped_head_is_its_mask(monkeypatch):
+    data = np.zeros((30, 30, 30), np.float32)
+    inside = np.sqrt(((np.indices(data.shape) - 14.5) ** 2).sum(0)) < 11
+    data[inside] = np.random.default_rng(0).uniform(80, 120, int(inside.sum()))
+    logits = np.where(np.sqrt(((np.indices(data.shape) - 14.5) ** 2).sum(0)) < 10.2, 1.0, -1.0)
+    record = {"model": "m", "sha256": "s", "threshold": 0.0}
+    monkeypatch.setattr(masks, "_network_logits", lambda *_: (logits, dict(record)))
+    mask, found = masks.brain_mask(scan(data, 4.0))
+    assert found["method"] == "nonzero"
+    assert np.asarray(mask.dataobj).sum() > 1.1 * (logits > 0).sum()
+    data[~inside] = 1.0
+    assert masks.brain_mask(scan(data, 4.0))[1]["method"] == "network"
+
+
+def test_the_threshold_of_the_network_is_that_of_its_model(monkeypatch):
+    logits = np.full((16, 16, 16), -1.0)
+    logits[:8] = 0.5
+    record = {"model": "m", "sha256": "s", "threshold": 0.6}
+    monkeypatch.setattr(masks, "_network_logits", lambda *_: (logits, dict(record)))
+    noise = np.random.default_rng(0).uniform(10, 20, logits.shape)
+    with pytest.raises(ImageError, match="no brain"):
+        masks.brain_mask(scan(noise, 10.0))
+    record["threshold"] = 0.4
+    assert masks.brain_mask(scan(noise, 10.0))[1]["volume_ml"] == 2048.0
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.45, False), (0.55, True)])
+def test_a_mask_of_fractions_is_cut_at_one_half(tmp_path: Path, share, kept):
+    fractions = np.zeros((20, 20, 20), np.float32)
+    fractions[2:10, 2:10, 2:10] = 1.0
+    fractions[10:18, 2:10, 2:10] = share
+    nib.save(scan(fractions, 5.0), tmp_path / "m.nii.gz")
+    mask, _ = reuse_mask(tmp_path / "m.nii.gz", scan(np.zeros((20, 20, 20)), 5.0))
+    assert np.asarray(mask.dataobj).sum() == (1024 if kept else 512)
+
+
+@pytest.mark.parametrize(("lowest", "moved"), [(-85, False), (-115, True)])
+def test_images_are_moved_up_if_their_middle_is_a_tenth_below_zero(lowest, moved):
+    """Half of the voxels are air, at ``lowest``; the brightest reach 1000 above it."""
+    data = np.full((24, 24, 24), float(lowest), np.float32)
+    ramp = np.linspace(0, 1000, 24 * 24 * 10).reshape(24, 24, 10)
+    data[..., 14:] = lowest + ramp
+    remarks: list[str] = []
+    found = sound_intensities(data, 1.0, 0.0, remarks)
+    assert any("was added to all" in words for words in remarks) == moved
+    assert found.min() == pytest.approx(0 if moved else lowest)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.35, True), (0.25, False)])
+def test_slices_with_little_tissue_are_not_compared(share, said):
+    """The slice before the odd one shows a share of the tissue of the others."""
+    data = stack(levels(30)).astype(np.float64)
+    random = np.random.default_rng(0)
+    data[..., 12] = random.uniform(0, 150, data[..., 12].shape)
+    rows = round((1 - share) * data.shape[0])
+    data[:rows, :, 11] *= 0.01
+    data[:rows, :, 13] *= 0.01
+    found = odd_slices(data, 2).tolist()
+    assert (found == [12]) == said
+
+
+@pytest.mark.parametrize(("count", "widest"), [(16, 1), (24, 2), (32, 3), (48, 3)])
+def test_how_many_slices_side_by_side_are_looked_for(count, widest):
+    """Eight slices for each step between the two around."""
+    for width in (1, 2, 3):
+        data = stack(levels(count)).astype(np.float64)
+        random = np.random.default_rng(0)
+        data[..., 6 : 6 + width] = random.uniform(0, 150, (*data.shape[:2], width))
+        assert len(odd_slices(data, 2)) == (width if width <= widest else 0)
+
+
+@pytest.mark.parametrize(
+    ("masked", "brightness", "said"),
+    [(False, 0.18, False), (False, 0.22, True), (True, 0.45, False), (True, 0.55, True)],
+)
+def test_a_head_is_cut_off_where_its_last_plane_is_as_bright_as_its_middle(
+    masked, brightness, said
+):
+    """Against the median of all planes; of masked images most voxels are one value."""
+    random = np.random.default_rng(0)
+    data = random.uniform(0.9, 1.1, (12, 12, 40)).astype(np.float32)
+    data[:3] += 100  # the tissue of each plane
+    if masked:
+        data[3:] = 0
+    data[:3, :, 33:36] *= brightness
+    data[..., 36:] = 0
+    assert bool(empty_planes(data)) == said
+
+
+def test_empty_planes_beside_the_rim_of_a_mask_are_no_loss():
+    """A plane of a few voxels beyond the mask; a tenth of the usual number is a part of it."""
+    random = np.random.default_rng(0)
+    data = np.zeros((20, 30, 20), np.float32)
+    data[4:16, 6:24, 4:16] = random.uniform(50, 100, (12, 18, 12))
+    for voxels, said in ((10, False), (18, True)):
+        some = data.copy()
+        some[4:16, 3, 5] = np.where(np.arange(12) < voxels, 50, 0)
+        some[4:16, 3, 6] = np.where(np.arange(12) + 12 < voxels, 50, 0)
+        words = [one for one in empty_planes(some) if "second axis" in one]
+        assert bool(words) == said
+        assert not said or "2 of 30 slices" in words[0]
