@@ -318,7 +318,8 @@ def quality_figures(
         raise ValueError(f"mask {inside.shape} and image {data.shape} differ in shape")
     image = nib.Nifti1Image(data, affine)
     scan = prepare(image, nib.Nifti1Image(inside.astype(np.uint8), affine), suffix)
-    return _figures(data, inside, voxel_sizes(affine), scan)
+    head = head_mask_array(data, voxel_sizes(affine)) | inside
+    return _figures(data, inside, head, voxel_sizes(affine), scan)
 
 
 def judge(
@@ -329,19 +330,24 @@ def judge(
     The same as :func:`quality_figures` and then
     :func:`bids_moediff.quality.input_checks.find_doubts`, which share half of their work.
     """
-    scan = prepare(image, mask, suffix, metadata)
     # In C order: values inside a mask are then read in the order of memory.
     data = np.ascontiguousarray(image.dataobj, dtype=np.float32)
     inside = np.ascontiguousarray(mask.dataobj) > 0
-    figures = _figures(data, inside, voxel_sizes(image.affine), scan)
+    zooms = voxel_sizes(image.affine)
+    head = head_mask_array(data, zooms) | inside
+    scan = prepare(image, mask, suffix, metadata, head=head)
+    figures = _figures(data, inside, head, zooms, scan)
     return figures, doubts_about(replace(scan, figures=figures))
 
 
 def _figures(
-    data: np.ndarray, inside: np.ndarray, zooms: tuple[float, float, float], scan: PreparedScan
+    data: np.ndarray,
+    inside: np.ndarray,
+    head: np.ndarray,
+    zooms: tuple[float, float, float],
+    scan: PreparedScan,
 ) -> Figures:
     """Return all figures of finite data; ``scan`` is the same, prepared for the checks."""
-    head = head_mask_array(data, zooms) | inside
     noise = estimate_noise(data, inside, head, zooms)
     brain = data[inside]
     middle = float(np.median(brain)) if len(brain) else None

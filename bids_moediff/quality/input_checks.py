@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import apply_orientation
 from scipy import ndimage
 
 from bids_moediff.imaging.grid import steps_to, voxel_sizes
@@ -85,8 +86,12 @@ def prepare(
     suffix: str,
     metadata: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
+    head: np.ndarray | None = None,
 ) -> PreparedScan:
-    """Bring an image and its brain mask to the form that the checks need."""
+    """Bring an image and its brain mask to the form that the checks need.
+
+    ``head`` is the mask of the head on the grid of the image, where it is known already.
+    """
     canonical, brain = nib.as_closest_canonical(image), nib.as_closest_canonical(mask)
     data = np.nan_to_num(np.asarray(canonical.dataobj, dtype=np.float32))
     inside = np.asarray(brain.dataobj) > 0
@@ -95,11 +100,15 @@ def prepare(
     part = tuple(slice(step // 2, None, step) for step in steps)
     coarse, inside = ndimage.uniform_filter(data, steps)[part], inside[part]
     zooms = (full[0] * steps[0], full[1] * steps[1], full[2] * steps[2])
+    if head is None:
+        known = head_mask_array(coarse, zooms)
+    else:
+        known = apply_orientation(head, nib.io_orientation(image.affine))[part]
     depth = distance_to(np.pad(~inside, 1, constant_values=True), zooms)[1:-1, 1:-1, 1:-1]
     return PreparedScan(
         data=coarse,
         brain=inside,
-        head=head_mask_array(coarse, zooms) | inside,
+        head=known | inside,
         depth=depth,
         zooms=zooms,
         shape=data.shape,
