@@ -215,6 +215,14 @@ class Options:
         group=RESTORATION,
         record="SelfEnsemble",
     )
+    in_plane_refit: bool = option(
+        False,
+        to_flag,
+        "refit the last layer of moediff or student to the fine plane of thick slices (twice the "
+        "time; for slices thinner than their distance)",
+        group=RESTORATION,
+        record="InPlaneRefit",
+    )
     reference: str | None = option(
         None,
         to_reference(ANATOMICAL_SUFFIXES),

@@ -139,7 +139,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "output_resolution": "auto", "acquired_resolution": "auto", "slice_profile": "auto",
         "slice_thickness": None, "noise": "auto", "model": "auto", "weights": None,
         "num_steps": None, "num_samples": 1, "sample": None, "sampler": "auto", "random_seed": 0,
-        "planes": 1, "self_ensemble": False,
+        "planes": 1, "self_ensemble": False, "in_plane_refit": False,
         "consistency": "end", "reference": None, "outputs": (), "precision": "auto",
         "batch_size": None, "non_negative": False, "output_dtype": "auto",
     }  # fmt: skip
@@ -151,7 +151,7 @@ def test_options_survive_the_request_and_reach_the_sidecar() -> None:
     assert Options.from_dict(made.to_dict(), "request") == made
     assert made.record() == {
         "NumberOfSteps": 5, "NumberOfSamples": 1, "RandomSeed": 4, "SlicePlanes": 3,
-        "DataConsistency": "end", "NonNegative": False, "SelfEnsemble": False,
+        "DataConsistency": "end", "NonNegative": False, "SelfEnsemble": False, "InPlaneRefit": False,
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"request: 'plane' is not an option .*planes"):
         Options.from_dict({"plane": 1}, "request")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PROGRAM = "bids_moediff-evaluate"
 SAMPLING = (
     "random_seed", "num_steps", "num_samples", "sampler", "planes", "consistency",
-    "batch_size", "self_ensemble",
+    "batch_size", "self_ensemble", "in_plane_refit",
 )  # fmt: skip
 
 

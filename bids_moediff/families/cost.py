@@ -192,7 +192,7 @@ def stage_macs(config: Mapping[str, Any], options: Options) -> Mapping[str, floa
         macs = family(config.get("family")).macs(config, options)
     except (WeightsError, KeyError, TypeError, ValueError):
         return {}
-    passes = 2 if options.self_ensemble else 1
+    passes = (1 + options.self_ensemble) * (1 + options.in_plane_refit)
     return {name: passes * count for name, count in macs.items()}
 
 

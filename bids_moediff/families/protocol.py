@@ -186,6 +186,8 @@ class Family:
         Returns the names of the experts that draw samples, from the folder of a model.
     takes_reference
         Whether a reference contrast guides the model.
+    refits_in_plane
+        Whether its last layer can be refitted to an image (--in-plane-refit).
     stages
         Returns the trainable stages, in the order in which they build on one another.
     compose
@@ -204,6 +206,7 @@ class Family:
     experts: Callable[[Mapping[str, Any]], Sequence[str]] = lambda config: ()
     sampling_experts: Callable[[Path], Sequence[str]] = lambda folder: ()
     takes_reference: bool = False
+    refits_in_plane: bool = False
     stages: Callable[[], Sequence[StageEntry]] = tuple
     compose: Callable[[Mapping[str, nn.Module]], nn.Module] | None = None
     complete: Callable[[nn.Module, Path, str | torch.device], None] | None = None

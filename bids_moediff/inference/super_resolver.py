@@ -15,6 +15,7 @@ import torch
 
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.families import family
+from bids_moediff.families.in_plane_refit import has_fine_plane, without_refit
 from bids_moediff.families.load import fastest_precision, load_model, make_restorer
 from bids_moediff.families.protocol import Problem, Restored, Settled
 from bids_moediff.imaging.acquisition import Acquisition
@@ -39,7 +40,7 @@ Progress = Callable[[str, float], None]
 Store = Callable[[str, nib.Nifti1Image], None]
 CONSISTENCIES = ("end", "each-step", "off")
 # Keys of the record that say nothing where no network ran.
-SAMPLING = ("NumberOfSteps", "NumberOfSamples", "SlicePlanes", "SelfEnsemble")
+SAMPLING = ("NumberOfSteps", "NumberOfSamples", "SlicePlanes", "SelfEnsemble", "InPlaneRefit")
 
 NO_KERNELS = "This model does not describe images by kernels: no map of kernels was made."
 
@@ -280,6 +281,8 @@ class SuperResolver:
 
         problem = replace(posed.problem(), start=start)
         settled = self.restorer.settle(replace(options, num_samples=1), problem)
+        if options.in_plane_refit and not (kind.refits_in_plane and has_fine_plane(problem)):
+            settled = without_refit(settled)
         if options.self_ensemble and not problem.nothing_to_gain:
             axis = left_right_axis(image.affine)
             restored = restore_mirrored(self.restorer, problem, settled.options, report, axis)

@@ -111,7 +111,13 @@ def _restoration(images: Sequence[Item]) -> str:
     ran = [item for item in images if item["record"].get("NetworksRun")]
     lines = []
     for group in _groups(
-        ran, "Model", "NetworksRun", "NumberOfSamples", "SamplesFrom", "SelfEnsemble"
+        ran,
+        "Model",
+        "NetworksRun",
+        "NumberOfSamples",
+        "SamplesFrom",
+        "SelfEnsemble",
+        "InPlaneRefit",
     ):
         record = group[0]["record"]
         words = family(record["ModelFamily"]).network_words(record)
@@ -124,6 +130,10 @@ def _restoration(images: Sequence[Item]) -> str:
         ]
         if record.get("SelfEnsemble"):
             lines.append("Each result is the mean of those of the image and of its mirror image.")
+        if record.get("InPlaneRefit"):
+            lines.append(
+                "The network's last layer was refitted to the plane of each image's slices."
+            )
         if record.get("NumberOfSamples", 1) > 1:
             count = record["NumberOfSamples"]
             by = f": {record['SamplesFrom']}" if record.get("SamplesFrom") else ""

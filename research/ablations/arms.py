@@ -97,14 +97,14 @@ class SharedMean(MoEDiffRestorer):
         images = [made.image for made in super().restore(problem, several, progress)]
         yield Restored(torch.stack(images).mean(0))
 
-    def run_mean(self, problem: Problem, progress: Progress) -> torch.Tensor:
+    def run_mean(self, problem: Problem, progress: Progress, refit: bool = False) -> torch.Tensor:
         """The kept mean, if it is that of this start."""
         if self.mean is None:
             return problem.start()
         start = problem.start()
         before = self.kept.get(self.digest)
         if before is None or not torch.equal(before[0], start):
-            before = (start, super().run_mean(problem, progress))
+            before = (start, super().run_mean(problem, progress, refit))
             self.kept[self.digest] = before
         return before[1].clone()
 

@@ -118,6 +118,7 @@ FAMILY = Family(
     "looks at multi-scale patch tokens.",
     experts=_experts,
     sampling_experts=_sampling_experts,
+    refits_in_plane=True,
     stages=_stages,
     compose=_compose,
     complete=_complete,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from bids_moediff.families.in_plane_refit import restore_refitted
 from bids_moediff.families.posterior import LocalScale
 from bids_moediff.families.protocol import (
     NOTHING_TO_GAIN,
@@ -60,7 +61,7 @@ class MoEDiffRestorer:
         self, problem: Problem, options: Options, progress: Progress
     ) -> Iterator[Restored]:
         """Yield the estimates; the regression network runs once."""
-        mean = self.run_mean(problem, progress)
+        mean = self.run_mean(problem, progress, options.in_plane_refit)
         for sample in range(options.num_samples):
             seed = options.random_seed + sample
 
@@ -69,12 +70,13 @@ class MoEDiffRestorer:
 
             yield self._run_experts(mean, problem, replace(options, random_seed=seed), report)
 
-    def run_mean(self, problem: Problem, progress: Progress) -> Tensor:
+    def run_mean(self, problem: Problem, progress: Progress, refit: bool = False) -> Tensor:
         """Return the output of the regression network (X, Y, Z), or the start if there is none."""
         start = problem.start()
         if self.mean is None or problem.nothing_to_gain:
             return start
-        return restore_volume(self.mean, start, problem, self.precision, progress, "mean")
+        run = restore_refitted if refit else restore_volume
+        return run(self.mean, start, problem, self.precision, progress, "mean")
 
     def gates(self, problem: Problem) -> Tensor:
         """Return the gates (X, Y, Z, experts) of one plane without running an expert."""

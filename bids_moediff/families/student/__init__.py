@@ -65,5 +65,6 @@ FAMILY = Family(
     ),
     card="One 3-D network, compressed from the regression network of MoEDiff-SR, that restores "
     "any voxel size in one step.",
+    refits_in_plane=True,
     stages=_stages,
 )

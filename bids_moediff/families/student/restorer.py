@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from bids_moediff.families.in_plane_refit import restore_refitted
 from bids_moediff.families.protocol import (
     NOTHING_TO_GAIN,
     Problem,
@@ -45,9 +46,8 @@ class StudentRestorer:
         """Yield the one estimate."""
         start = problem.start()
         if not problem.nothing_to_gain:
-            start = restore_volume(
-                self.network, start, problem, self.precision, progress, "student"
-            )
+            run = restore_refitted if options.in_plane_refit else restore_volume
+            start = run(self.network, start, problem, self.precision, progress, "student")
         yield Restored(start)
 
     def sampler(self, problem: Problem, options: Options) -> str:
