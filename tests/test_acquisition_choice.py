@@ -3,15 +3,20 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from bids_moediff.imaging.acquisition import Acquisition, Axis, axis_matrix
 from bids_moediff.imaging.acquisition_choice import (
+    FIGURE_SPREAD,
+    HEADS,
     KSPACE,
     OPEN,
     SLICE_GAINS,
+    SLICE_SPREAD,
     SLICES,
+    STATED_SPREAD,
     TOLD_SLICES,
+    USUAL_SPREAD,
     choose_acquisition,
     filter_weights,
     least_regret,
@@ -210,3 +215,71 @@ def test_the_middle_of_the_head_is_read_wherever_it_lies(anatomy, everywhere):
     where = np.concatenate([np.zeros(beside.shape, dtype=bool), everywhere])
     alone = read_kspace(anatomy, (1.0, 1.0, 1.0), everywhere, SIGMA)
     assert read_kspace(moved, (1.0, 1.0, 1.0), where, SIGMA) == alone
+
+
+def test_weights_of_profiles_are_densities_of_students_t():
+    """And of a normal width around the stated one."""
+    for reading, stated in ((-0.3, None), (0.05, 0.8), (0.9, None)):
+        density = {
+            true: stats.t(5).pdf((reading - mean) / SLICE_SPREAD)
+            * (1 if stated is None else stats.norm.pdf(true.fwhm, stated, STATED_SPREAD))
+            for true, mean in SLICES.items()
+        }
+        expected = {true: value / sum(density.values()) for true, value in density.items()}
+        assert slice_weights(reading, stated) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("figures", [(-1.2, -0.8), (-2.0, -1.4), (-1.0, -0.6), (-3.0, -1.0)])
+def test_weights_of_filters_are_normal_densities(figures):
+    """Of the figures around those of each filter: spread over heads, and of the reading."""
+    density = {
+        name: stats.multivariate_normal.pdf(
+            figures, mean, HEADS + FIGURE_SPREAD.get(name, USUAL_SPREAD) ** 2 * np.eye(2)
+        )
+        for name, mean in KSPACE.items()
+    }
+    expected = {name: value / sum(density.values()) for name, value in density.items()}
+    assert filter_weights(KspaceFigures(*figures)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_below_the_lowest_figures_only_noise_is_read():
+    assert filter_weights(KspaceFigures(-7.0, -3.0)) == filter_weights(KspaceFigures(-4.0, -1.6))
+
+
+TOLD = (Axis("kspace"), Axis("box", 1.0), Axis("box", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("weights", "gains", "chosen"),
+    [
+        ((0.7, 0.3), ((1.0, 0.8, 0.9), (0.2, 1.0, 0.1)), 1),  # 0.76, 0.86 and 0.66 dB
+        ((0.7, 0.3), ((1.0, 0.9, 0.9), (0.5, 1.0, 0.1)), 0),  # 0.08 dB more is not worth it
+        ((0.7, 0.3), ((0.5, 3.0, 0.9), (0.5, -0.1, 0.9)), 2),  # harm where it is still open
+        ((0.95, 0.05), ((0.5, 3.0, 0.9), (0.5, -0.1, 0.9)), 1),  # and where it is not
+        ((0.7, 0.3), ((-0.5, 3.0, 0.9), (0.5, -0.1, -0.9)), 0),  # all may harm
+    ],
+)
+def test_the_choice_gains_most_and_harms_under_no_open_acquisition(weights, gains, chosen):
+    of = dict(zip("ab", weights, strict=True))
+    found = least_regret(of, dict(zip("ab", gains, strict=True)), TOLD, Axis("kspace"))
+    assert found == TOLD[chosen]
+
+
+def test_a_choice_tells_weights_of_a_hundredth_or_more(anatomy, everywhere):
+    """To three digits; slices lie along the largest voxels."""
+    stack = np.moveaxis(slices(anatomy, Axis("gaussian", 1.0)), 2, 1)
+    declared = [Axis("kspace"), Axis("box", 0.75), Axis("kspace")]
+    choice = choose_acquisition(
+        Acquisition(tuple(declared)), stack, (1, 4, 1), everywhere[:, ::4], SIGMA
+    )
+    reading = read_slices(stack, (1, 4, 1), everywhere[:, ::4], SIGMA)
+    expected = {
+        f"{true.profile} {true.fwhm:g}": round(weight, 3)
+        for true, weight in slice_weights(reading).items()
+        if weight >= 0.01
+    }
+    assert choice.weights == expected and len(expected) < len(SLICES)
+    assert choice.acquisition.axes[1] == least_regret(
+        slice_weights(reading), SLICE_GAINS, TOLD_SLICES, declared[1]
+    )
+    assert choice.acquisition.axes[::2] == (Axis("kspace"),) * 2

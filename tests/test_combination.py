@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -19,7 +20,7 @@ from bids_moediff.combination.alignment import SAME_HEAD, align
 from bids_moediff.combination.copies import is_copy
 from bids_moediff.combination.estimate import joint_estimate
 from bids_moediff.combination.frame import Grid, coverage, frame_zooms, scan_zooms, union_grid
-from bids_moediff.combination.mending import _from_beside
+from bids_moediff.combination.mending import _from_beside, mended
 from bids_moediff.combination.observation import Observation, total
 from bids_moediff.combination.resampling import Resampler, _bridge, _Side, decompose
 from bids_moediff.combination.scans import QUIETEST, Combined, _not_too_quiet, combine
@@ -33,7 +34,7 @@ from bids_moediff.combination.slice_weights import (
 )
 from bids_moediff.combination.view import Scan, Setting, grid_of, mean_of, range_of
 from bids_moediff.errors import ImageError
-from bids_moediff.imaging.acquisition import Acquisition, Operator
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
 from bids_moediff.imaging.interpolation import initial_estimate
 from bids_moediff.imaging.registration import register
@@ -521,6 +522,31 @@ def test_a_bad_slice_is_filled_from_whole_ones_alone(axis: int) -> None:
     torn = np.where(weights[:, None, None] < 1, -9.0, ramp)
     filled = np.moveaxis(_from_beside(np.moveaxis(torn, 0, axis), weights, axis), axis, 0)
     np.testing.assert_allclose(filled[:, 0, 0], [1, 1, 2, 3, 4, 5, 5], rtol=1e-6)
+
+
+def test_mending_a_result_is_restoring_the_mended_scan() -> None:
+    """Slices of weight 0 and 0.4 become like those beside them, wholly and to 60 %."""
+    data = np.random.default_rng(0).random((9, 8, 7)).astype(np.float32)
+    weights, acquisition = np.array([1, 1, 0, 1, 0.4, 1, 1]), Acquisition.uniform("box")
+    coarse, fine = (1.0, 1.0, 3.0), (1.0, 1.0, 1.0)
+    operator = Operator.between((9, 8, 21), fine, data.shape, coarse, acquisition)
+
+    def single(values: np.ndarray) -> np.ndarray:
+        return initial_estimate(torch.from_numpy(values), operator, coarse, fine).numpy()
+
+    better = data.copy()
+    better[:, :, 2] = data[:, :, 1:4:2].mean(2)
+    better[:, :, 4] = 0.4 * data[:, :, 4] + 0.6 * data[:, :, 3:6:2].mean(2)
+    axes = Acquisition((Axis("kspace"), Axis("kspace"), Axis("box")))
+    scan = Scan(
+        "a", nib.Nifti1Image(data, np.diag([*coarse, 1])), axes,
+        nib.Nifti1Image(single(data) + 5, np.diag([*fine, 1])), noise=3.0,
+    )  # fmt: skip
+    view: Any = SimpleNamespace(scan=scan, observation=SimpleNamespace(operator=operator))
+    made = mended(view, weights)
+    assert np.asarray(made.single.dataobj) == pytest.approx(single(better) + 5, abs=1e-4)
+    assert made.image is scan.image and made.noise == 3
+    assert np.array_equal(made.single.affine, scan.single.affine)
 
 
 def test_sums_do_not_depend_on_threads() -> None:

@@ -4,6 +4,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
@@ -176,6 +177,43 @@ def test_support_is_the_distance_from_the_means_in_the_noise_around(unit):
     away = np.square(guide.ravel()[index, None] / unit - [1, 3]) / (2 * 0.8**2)
     expected = np.clip(away.min(1, keepdims=True) - away, -4, 0)
     assert np.abs(support - expected).mean() < 0.2
+
+
+def test_support_is_that_of_sums_written_out():
+    """Three labels on voxels of three sizes, some at the faces of the image."""
+    random, zooms, shape = np.random.default_rng(3), (1.0, 2.0, 4.0), (13, 7, 6)
+    labels = (ndimage.gaussian_filter(random.normal(size=shape), (3, 1.5, 1)) > 0).astype(int)
+    labels[9:, 4:], labels[0, 0, 0] = 2, 2
+    guide = (20 * labels + random.normal(0, 6, shape)).astype(np.float32)
+    reach, places = (4, 2, 1), list(np.ndindex(shape))  # 9 mm, at least three voxels
+
+    def box(at: tuple[int, ...]) -> tuple[slice, ...]:
+        return tuple(slice(max(0, p - r), p + r + 1) for p, r in zip(at, reach, strict=True))
+
+    means, rest = np.full((3, *shape), np.nan), np.zeros(shape)
+    for number in range(3):
+        own = labels == number
+        weight = np.where(ndimage.binary_erosion(own, border_value=1), 1, 0.1 * own)
+        for at in places:
+            if weight[box(at)].sum() > 0.05:
+                means[(number, *at)] = np.average(guide[box(at)], weights=weight[box(at)])
+        rest[own] = np.square(guide - means[number])[own]
+    around = np.pad(rest, [(r, r) for r in reach], mode="symmetric")
+    sizes = tuple(2 * r + 1 for r in reach)
+    spread = np.lib.stride_tricks.sliding_window_view(around, sizes).mean((3, 4, 5))
+    spread += (1e-3 * np.abs(guide).max()) ** 2
+    index = np.arange(0, guide.size, 3)
+    candidates = random.permuted(np.tile([0, 1, 2], (len(index), 1)), axis=1)[:, :2]
+    candidates[::5, 1] = -1
+    found = edge_support(guide, labels, index, candidates, zooms)
+    for row, at in enumerate(index):
+        place = np.unravel_index(at, shape)
+        known = [n for n in candidates[row] if n >= 0]
+        away = [(guide[place] - means[(n, *place)]) ** 2 / (2 * spread[place]) for n in known]
+        expected = np.clip(min(away) - np.array(away), -4, 0)
+        if np.isnan(away).any():
+            expected[:] = 0
+        assert found[row, : len(known)] == pytest.approx(expected, abs=2e-3)
 
 
 def test_nothing_is_said_where_a_label_has_no_brightness_nearby():

@@ -4,10 +4,11 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import interpolate, ndimage
 
 from bids_moediff.imaging import spectrum
 from bids_moediff.imaging.masks import head_mask_array
+from bids_moediff.imaging.spline_fit import middle_of_lines, spline_misfit
 from research.measurements.interpolated import evaluate, resize_spectrum, upsample
 
 
@@ -208,3 +209,43 @@ def test_the_response_of_cubic_interpolation_is_that_of_scipy(factor: int) -> No
     clear = power > -10  # below, samples of the kernel have images of their own
     assert clear.sum() > 8
     assert np.allclose(expected[clear], power[clear], atol=0.2)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize(("factor", "start"), [(1.6, 0.3), (2.3, 0.75), (1.506, 0.2)])
+def test_splines_on_coarser_knots_leave_nothing_wherever_these_lie(order, factor, start):
+    """Knots to a twentieth of their distance, and factors to a hundredth."""
+    weights = np.random.default_rng(0).normal(0, 10, (60, 80))
+    knots = np.arange(80 + order + 1) - (order + 1) / 2
+    place = np.arange(50) / factor + start + 9
+    lines = interpolate.BSpline(knots, weights, order, axis=1)(place)
+    power = np.mean(lines**2)
+    assert spline_misfit(lines, round(factor, 2)) < 0.005 * power
+    assert spline_misfit(lines, 1.2 * factor) > 0.015 * power
+
+
+def test_splines_leave_the_share_of_white_noise_that_lies_outside_of_them():
+    """Half of the dimensions of a line, at a factor of two, less a knot or two at its ends."""
+    lines = np.random.default_rng(1).normal(0, 3, (500, 64))
+    assert spline_misfit(lines, 2.0) == pytest.approx(9 * (64 - 33) / 64, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("hole", "begin", "count"),
+    [(None, 16, 48), (15, 16, 48), (64, 16, 48), (16, 22, 36), (57, 28, 24), (30, None, 0)],
+)
+def test_of_lines_the_longest_middle_is_taken_that_many_of_them_have(hole, begin, count):
+    """A hole in all but 49 of them."""
+    lines = np.arange(80.0) + 100 * np.arange(150)[:, None]
+    valid = np.ones(lines.shape, bool)
+    if hole is not None:
+        valid[49:, hole] = False
+    found = middle_of_lines(lines, valid)
+    if begin is None:
+        assert found is None
+        return
+    assert found is not None and found.shape[1] == count
+    assert (found[0] % 100).tolist() == list(range(begin, begin + count))
+    if hole is None:
+        many = middle_of_lines(np.tile(lines, (10, 1)), np.tile(valid, (10, 1)))
+        assert many is not None and len(many) == 600
