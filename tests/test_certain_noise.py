@@ -28,6 +28,14 @@ def test_readings_count_beyond_what_anatomy_reads_as(source, sigma, expected):
     )
 
 
+def test_brightness_is_that_of_the_voxels_above_zero():
+    """Whatever share of the image is air, and however bright a few vessels are."""
+    data = np.concatenate([np.zeros((300, 8, 8), np.float32), DATA])
+    data[-1, 0, 0] = 9000
+    found = certain_noise(NoiseReading(30.0, "spectrum", 1.0), data)
+    assert found == pytest.approx(22.36, abs=0.01)
+
+
 def test_noise_of_one_level_counts_in_full():
     assert certain_noise(NoiseReading(19.0, "spectrum", 1.0, even=True), DATA) == 19.0
 

@@ -2,12 +2,15 @@
 """CRFM: features, streaming, and what an absent reference does."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from bids_moediff.families.crfm import mapping
+from bids_moediff.families.crfm import mapping, restorer
 from bids_moediff.families.crfm.features import (
     Guides,
     box_mean,
@@ -20,7 +23,7 @@ from bids_moediff.families.crfm.features import (
 )
 from bids_moediff.families.crfm.mapping import map_reference, map_tile
 from bids_moediff.families.crfm.network import CRFMConfig, CRFMNetwork, change, fold
-from bids_moediff.families.crfm.restorer import correct_volume
+from bids_moediff.families.crfm.restorer import CRFMRestorer, correct_volume
 from bids_moediff.families.whole_volume import pad_to_multiple
 
 TINY = CRFMConfig(channels=6, blocks=2)
@@ -186,3 +189,98 @@ def test_a_sure_proposal_is_followed_and_one_by_chance_is_not() -> None:
     half = (1 + mapping.CHANCE) / 2
     found = mapping.share_of_proposal(torch.tensor([1.0, half, mapping.CHANCE, 0.0]))
     assert torch.allclose(found, mapping.SHARE * torch.tensor([1.0, 0.25, 0.0, 0.0]))
+
+
+def test_the_mapping_is_that_of_sums_written_out() -> None:
+    """Means of the scan by brightness of the round trip, bins lending to one another."""
+    size = (11, 9, 10)
+    start, reference, trip = (torch.rand(size).numpy() * 1.5 for _ in range(3))
+    start = 0.3 * start + 0.4 * trip**2  # the round trip explains much of it
+    trip[0, 0, 0], reference[0, 0, 0], reference[:, :, 8:] = 1.4, 1.4, 0
+    whole = (torch.from_numpy(one)[None, None] for one in (start, reference, trip))
+    mapped, explained = (found[0, 0].numpy() for found in map_tile(*whole))
+    centres = np.linspace(0, mapping.BRIGHTEST, mapping.BINS)
+    width, reach = centres[1], mapping.WINDOW // 2
+    lend = mapping.SPREAD ** np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
+
+    def shares(image: np.ndarray) -> np.ndarray:
+        bright = np.minimum(image, mapping.BRIGHTEST)[..., None]
+        return np.maximum(1 - np.abs(bright - centres) / width, 0)
+
+    def relation(at: tuple[int, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
+        box = tuple(slice(max(0, k - reach), k + reach + 1) for k in at)
+        share = shares(trip[box]).reshape(-1, mapping.BINS)
+        return box, (lend @ (share.T @ start[box].ravel())) / (lend @ share.sum(0))
+
+    known = np.empty(size)
+    for at in np.ndindex(size):
+        known[at] = shares(trip[at]) @ relation(at)[1]
+    for at in ((0, 0, 0), (5, 4, 3), (10, 8, 5), (2, 7, 9)):
+        box, values = relation(at)
+        assert mapped[at] == pytest.approx(shares(reference[at]) @ values, abs=1e-4)
+        left = np.square(start - known)[box].mean() / (start[box].var() + 0.01**2)
+        seen = (reference[tuple(slice(max(0, k - 2), k + 3) for k in at)] != 0).mean()
+        expected = np.clip(1 - left, 0, 1) * np.clip(4 * (seen - 0.5), 0, 1)
+        assert explained[at] == pytest.approx(expected, abs=1e-4)
+    assert 0.1 < explained.max() < 1
+
+
+def test_no_more_is_proposed_than_the_scan_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base agrees, is corrected, and goes part of the way to the mapped reference."""
+    base, start, reference, corrected, mapped = (torch.rand(6, 6, 6) for _ in range(5))
+    explained = torch.rand(6, 6, 6)
+    guides: list[torch.Tensor] = []
+
+    def correct(network: Any, given: Any, condition: Any, *_: Any, **words: Any) -> torch.Tensor:
+        guides.extend(given)
+        assert words["precision"] == "bf16"
+        return corrected.clone()
+
+    monkeypatch.setattr(restorer, "correct_volume", correct)
+    monkeypatch.setattr(
+        restorer, "map_reference", lambda *given: (mapped, explained) if len(given) == 3 else None
+    )
+    problem: Any = SimpleNamespace(
+        reference=reference, reference_weight=0.25, condition=None,
+        agree=lambda volume: volume + 1, start=lambda: start,
+        round_trip=lambda volume: 0.5 * volume,
+    )  # fmt: skip
+    made = object.__new__(CRFMRestorer)
+    made.network, made.precision = None, "bf16"  # type: ignore[assignment]
+    found = made._corrected(base, problem, lambda stage, fraction: None)
+    for one, other in zip(guides, (base + 1, start, reference, 0.5 * reference), strict=True):
+        assert torch.equal(one, other)
+    share = mapping.share_of_proposal(explained)
+    wanted = corrected + share * (start + 0.5 * mapped - corrected)
+    assert torch.allclose(found, base + 1 + 0.25 * (wanted - base - 1), atol=1e-6)
+
+
+def test_a_base_of_other_weights_is_said_and_no_reference_leaves_the_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bids_moediff.families.protocol import Restored, Settled
+    from bids_moediff.options import Options
+
+    options = Options()
+    image = torch.rand(2, 2, 2)
+    base: Any = SimpleNamespace(
+        settle=lambda options, problem: Settled(options, "Base."),
+        restore=lambda problem, options, progress: iter([Restored(image)]),
+        sampler=lambda problem, options: "one step",
+    )
+    monkeypatch.setattr(restorer, "make_restorer", lambda *_: base)
+    monkeypatch.setattr(restorer, "load_model", lambda *_: SimpleNamespace(sha256="aa"))
+    monkeypatch.setattr(CRFMRestorer, "_corrected", lambda self, one, *_: one + 1)
+    with_one: Any = SimpleNamespace(reference=image, nothing_to_gain=False)
+    without: Any = SimpleNamespace(reference=None, nothing_to_gain=False)
+    idle: Any = SimpleNamespace(reference=image, nothing_to_gain=True)
+    for known, other in (("", False), ("aa", False), ("bb", True)):
+        net: Any = SimpleNamespace(config=replace(TINY, base_sha256=known))
+        made = CRFMRestorer(net, torch.device("cpu"), "fp32")
+        assert ("other weights" in made.settle(options, with_one).left_out) is other
+        assert "No reference" in made.settle(options, without).left_out
+        for problem, added in ((with_one, 1), (without, 0), (idle, 0)):
+            (sample,) = made.restore(problem, options, lambda stage, fraction: None)
+            assert torch.equal(sample.image, image + added)
+        assert made.sampler(without, options) == "one step"
+        assert "corrected by a reference" in made.sampler(with_one, options)

@@ -266,6 +266,61 @@ def test_kernels_of_a_region_are_the_ones_that_render_it() -> None:
     assert sum(value**2 for value in across) == pytest.approx(1, abs=1e-2)
 
 
+def test_every_row_of_a_region_describes_its_kernel_and_every_voxel_has_the_strongest() -> None:
+    """Centre, widths, direction, weight, value and slope in voxels, against the definitions."""
+    torch.manual_seed(4)
+    network, order = trained_network(), [1, 2, 0]
+    region = Region(order, (3, 0, 2), (1, 0, 2), 3)  # offset by axis of the image
+    encoding = torch.randn(PER_KERNEL * 4, 5, 4, 6)
+    for done in range(5):
+        region.visit(done, encoding[:, done : done + 1])
+    labels, rows = region.described(network, (14, 12, 16))
+    cut = encoding[:, 1:4, 0:3, 2:5]
+    kernels = network.kernels(cut)
+    # Axis 1 of the image is the first of the network, and so on.
+    corner = torch.tensor([2 * 1 + 0, 2 * 0 + 2, 2 * 2 + 3])
+    by_name = dict(zip("jki", range(3), strict=True))
+    for row in rows:
+        block, kernel = divmod(row["index"] - 1, 4)
+        place = torch.stack(torch.unravel_index(torch.tensor(block), (3, 3, 3)))
+        centre = corner + 2 * place + 0.5 + 2 * kernels.centres[block, kernel]
+        precision = kernels.factors[block, kernel] @ kernels.factors[block, kernel].T
+        covariance = torch.linalg.inv(precision.double())
+        widths, axes = torch.linalg.eigh(4 * covariance)
+        for name, axis in by_name.items():
+            assert row[name] == pytest.approx(float(centre[axis]), abs=1e-3)
+            assert abs(row[f"across_{name}"]) == pytest.approx(abs(float(axes[axis, 0])), abs=2e-3)
+            slope = float(kernels.slopes[block, kernel, axis]) / 2
+            assert row[f"slope_{name}"] == pytest.approx(slope, abs=2e-5)
+        found = [row[f"width_{n}"] for n in (3, 2, 1)]
+        assert found == pytest.approx(widths.sqrt().tolist(), rel=2e-2, abs=2e-3)
+        assert row["weight"] == pytest.approx(
+            float(kernels.log_weights[block, kernel].exp()), abs=1e-4
+        )
+        assert row["value"] == pytest.approx(float(kernels.values[block, kernel]), abs=1e-5)
+    middle = 2 * torch.cartesian_prod(*[torch.arange(3.0)] * 3) + 0.5
+    for voxel in ((0, 0, 0), (2, 3, 1), (5, 4, 5), (3, 2, 4)):
+        points = (torch.tensor(voxel, dtype=torch.float32) - middle) / 2
+        fades = torch.cos(math.pi / 2 * points.clamp(-1, 1)).square().prod(1)
+        shares = gates(kernels, points[:, None])[:, 0] * fades[:, None]
+        strongest = int(shares.flatten().argmax()) + 1
+        j, k, i = (torch.tensor(voxel) + corner).tolist()
+        # At the border of the region fewer blocks overlap, and their weights are larger.
+        if all(1 <= v <= 4 for v in voxel):
+            assert int(labels[i, j, k]) == strongest
+
+
+def test_the_region_lies_around_the_middle_of_the_head() -> None:
+    start = torch.zeros(40, 36, 44)
+    start[6:18, 20:36, 10:40] = 0.5  # its middle: 11.5, 27.5 and 24.5
+    problem: Any = SimpleNamespace(within_head=False)
+    region = Region.around_head(start, problem, [2, 0, 1])
+    assert region.side == 8 and region.offset == (0, 0, 0)
+    assert region.first == (8, 2, 10)  # blocks of two voxels, no further than the image
+    small = Region.around_head(torch.zeros(9, 30, 30), problem, [0, 1, 2])
+    assert small.side == 4 and small.first == (0, 0, 0)
+
+
 def test_the_noise_of_slices_is_told() -> None:
     told = torch.zeros(10)
     assert numbers_of(told, 0.0)[-1] == 0

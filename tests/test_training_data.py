@@ -544,13 +544,12 @@ def test_the_gate_sees_guidance_and_does_without() -> None:
     assert float((network.gate_tokens(known).coarse - plain).detach().abs().max()) > 1e-4
 
 
-def test_a_head_on_larger_voxels_is_what_the_scanner_would_measure() -> None:
+@pytest.mark.parametrize("profile", [Axis("kspace"), Axis("gaussian", 0.8)])
+def test_a_head_on_larger_voxels_is_what_the_scanner_would_measure(profile: Axis) -> None:
     fine = torch.rand(30, 28, 24, generator=torch.Generator().manual_seed(1))
-    profile = Axis("kspace")
     coarse = to_larger_voxels(fine, (1.5, 1.0, 2.0), profile)
-    operator = Operator.between(
-        (30, 28, 24), (1.0, 1.0, 1.0), (20, 28, 12), (1.5, 1.0, 2.0), Acquisition.uniform("kspace")
-    )
+    same = Acquisition((profile,) * 3)
+    operator = Operator.between((30, 28, 24), (1.0, 1.0, 1.0), (20, 28, 12), (1.5, 1.0, 2.0), same)
     torch.testing.assert_close(coarse, operator.forward(fine))
 
 

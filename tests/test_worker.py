@@ -158,6 +158,13 @@ def test_a_model_is_loaded_in_the_precision_asked_for_with_the_first_reason_for_
     assert worker.load(replace(request, model_reason="there"), "cpu").model_reason == "there"
 
 
+def test_what_was_typed_replaces_what_the_request_says() -> None:
+    request = Request(options=Options(random_seed=3), images=(), device="cuda:1")
+    typed = worker.with_typed(request, {"random_seed": 4}, "cpu")
+    assert (typed.options.random_seed, typed.device) == (4, "cpu")
+    assert worker.with_typed(request, {}, None) == request
+
+
 def test_devices_of_a_list_are_all_tried() -> None:
     assert worker.named_devices("cuda:1, cuda:0") == ["cuda:1", "cuda:0"]
     with pytest.raises(UsageError, match="--device"):
@@ -190,7 +197,8 @@ def test_progress_is_one_line_a_percent_and_ends_with_the_parent(
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Two scans on disk, one that is missing, and a network that is never loaded."""
     network = Told()
-    options = Options(acquired_resolution="header", noise=2.0, output_resolution=(1.0,) * 3)
+    known = {"acquired_resolution": "header", "noise": 2.0, "outputs": ("gates",)}
+    options = Options(output_resolution=(1.0,) * 3, **known)  # type: ignore[arg-type]
     loaded = Loaded(network, options, "student", "a reason")  # type: ignore[arg-type]
     monkeypatch.setattr(batch, "load", lambda request, device: loaded)
     images = []
@@ -228,8 +236,8 @@ def test_each_file_of_a_request_reaches_the_network(study: Any) -> None:
         parts = (scan, inputs.mask, inputs.bias_field, inputs.reference)
         found = [float(np.asarray(part.dataobj).max()) for part in parts]
         assert found == [100 + value, 1 + value, 2 + value, 50 + value]
-    assert "uncertainty" not in study.network.calls[0][1].outputs
-    assert "uncertainty" in study.network.calls[1][1].outputs
+    outputs = [asked.outputs for _, asked, _ in study.network.calls]
+    assert outputs == [("gates",), ("gates", "uncertainty")]
     for name in ("a", "b"):
         done = results[name]
         assert done.done and 0 <= done.seconds < 100 and done.peak_memory_gb > 0
