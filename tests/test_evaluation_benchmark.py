@@ -16,7 +16,14 @@ from bids_moediff.errors import UsageError
 from bids_moediff.evaluation.benchmark import protocol_task
 from bids_moediff.evaluation.gates import select_protocols
 from bids_moediff.evaluation.summary import summarise
-from bids_moediff.evaluation.truth import heads_of_manifest, trusted_axes
+from bids_moediff.evaluation.truth import (
+    RIM,
+    Block,
+    TruthHead,
+    heads_of_files,
+    heads_of_manifest,
+    trusted_axes,
+)
 from bids_moediff.imaging.acquisition import Axis
 from bids_moediff.imaging.interpolation import bicubic
 from bids_moediff.imaging.metrics import bootstrap_interval
@@ -246,6 +253,38 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
     ):
         with pytest.raises(UsageError, match="is not a protocol"):
             parse_protocol(wrong)
+
+
+def test_a_block_is_the_middle_of_its_head(tmp_path: Path) -> None:
+    """Beside a cut nothing is judged, at a face of the image everything is."""
+    path = tmp_path / "a.nii.gz"
+    nib.save(head((44, 52, 40), (3.6, 3.6, 4.2)), path)
+    whole, block = TruthHead(path), Block(path, "another site", side=40)
+    all_of_it, cut = whole.load(), block.load()
+    middle = [
+        round(float(np.flatnonzero(all_of_it.mask.any(others)).mean()))
+        for others in ((1, 2), (0, 2), (0, 1))
+    ]
+    begin = [min(max(0, m - 20), n - 40) for m, n in zip(middle, (44, 52, 40), strict=True)]
+    assert min(begin[:2]) > 0 and begin[2] == 0
+    box = tuple(slice(b, b + 40) for b in begin)
+    np.testing.assert_array_equal(cut.truth, all_of_it.truth[box])
+    judged = all_of_it.mask[box].copy()
+    for axis in (0, 1):
+        for rim in (slice(0, RIM), slice(40 - RIM, 40)):
+            judged[(slice(None),) * axis + (rim,)] = False
+    np.testing.assert_array_equal(cut.mask, judged)
+    np.testing.assert_allclose(cut.affine @ [0, 0, 0, 1], all_of_it.affine @ [*begin, 1])
+    np.testing.assert_array_equal(cut.affine[:3, :3], all_of_it.affine[:3, :3])
+    assert (cut.zooms, cut.axes, cut.reference) == (all_of_it.zooms, all_of_it.axes, None)
+    assert block.digest == f"{whole.digest}-40" and cut.head.group == "another site"
+    edge = Block(path, side=44)  # the first axis is as wide as its block
+    assert edge.load().mask[0:RIM].any() == all_of_it.mask[0:RIM].any()
+    found = heads_of_files([path], [tmp_path / "b.nii.gz"][:0])
+    assert [one.group for one in found] == ["heads"]
+    nib.save(head((44, 52, 40), (3.6, 3.6, 4.2)), tmp_path / "b.nii.gz")
+    groups = [one.group for one in heads_of_files([path], [tmp_path / "b.nii.gz"])]
+    assert groups == ["heads", "another site"]
 
 
 def loaded_head(truth: np.ndarray) -> Any:

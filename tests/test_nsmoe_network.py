@@ -2,6 +2,8 @@
 """N-SMoE: kernels against analytic images, blocks against their definition, encoder, restorer."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from bids_moediff.families.nsmoe.network import (
     regular_centres,
 )
 from bids_moediff.imaging.told import MIDDLE_NOISE
+from bids_moediff.options import Options
 
 TINY = NSMoEConfig(channels=8, blocks=1, ranks=(4, 4, 4, 4), hidden=8)
 TOLD = torch.tensor([0.0, 0.5, 1.0, 0.0, 1.0, 1.0, 0.1, 0.0, 0.2, 0.0, 0.4])
@@ -292,7 +295,7 @@ def test_every_row_of_a_region_describes_its_kernel_and_every_voxel_has_the_stro
             assert abs(row[f"across_{name}"]) == pytest.approx(abs(float(axes[axis, 0])), abs=2e-3)
             slope = float(kernels.slopes[block, kernel, axis]) / 2
             assert row[f"slope_{name}"] == pytest.approx(slope, abs=2e-5)
-        found = [row[f"width_{n}"] for n in (3, 2, 1)]
+        found = [row[f"width_{n}"] for n in (1, 2, 3)]
         assert found == pytest.approx(widths.sqrt().tolist(), rel=2e-2, abs=2e-3)
         assert row["weight"] == pytest.approx(
             float(kernels.log_weights[block, kernel].exp()), abs=1e-4
@@ -319,6 +322,53 @@ def test_the_region_lies_around_the_middle_of_the_head() -> None:
     assert region.first == (8, 2, 10)  # blocks of two voxels, no further than the image
     small = Region.around_head(torch.zeros(9, 30, 30), problem, [0, 1, 2])
     assert small.side == 4 and small.first == (0, 0, 0)
+
+
+def test_the_restorer_tells_the_noise_leaves_air_alone_and_gives_map_with_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, told = torch.zeros(80, 20, 20), []
+    start[:8] = 0.6
+
+    def applied(network: Any, volume: Any, numbers: Any, *_: Any) -> torch.Tensor:
+        told.append(numbers)
+        return volume + 1
+
+    rows = [{"index": 1}]
+    region: Any = SimpleNamespace(visit=None, described=lambda *given: (torch.ones(2), rows))
+    monkeypatch.setattr(restorer, "apply_to_volume", applied)
+    monkeypatch.setattr(restorer.Region, "around_head", lambda *_: region)
+    made = restorer.NSMoERestorer(trained_network(), torch.device("cpu"), "fp32")
+    problem: Any = SimpleNamespace(
+        start=lambda: start, nothing_to_gain=False, told=torch.zeros(10), noise=MIDDLE_NOISE,
+        within_head=True,
+    )  # fmt: skip
+    (plain,) = made.restore(problem, Options(), lambda stage, fraction: None)
+    assert float(told[0][-1]) == pytest.approx(0.5) and not plain.maps and not plain.tables
+    assert torch.equal(plain.image[:8], start[:8] + 1) and torch.equal(
+        plain.image[32:], start[32:]
+    )
+    problem.within_head = False
+    asked = Options(outputs=("kernels",))
+    (whole,) = made.restore(problem, asked, lambda stage, fraction: None)
+    assert torch.equal(whole.image, start + 1)
+    assert set(whole.maps) == {"kernels"} and whole.tables == {"kernels": rows}
+    problem.nothing_to_gain = True
+    (idle,) = made.restore(problem, asked, lambda stage, fraction: None)
+    assert torch.equal(idle.image, start)
+    for options, said in (
+        (Options(), False), (Options(num_steps=1), False), (Options(num_steps=3), True),
+        (Options(outputs=("gates",)), True),
+    ):  # fmt: skip
+        settled = made.settle(options, problem)
+        assert bool(settled.left_out) is said and settled.options.num_steps == 1
+
+
+def test_an_odd_side_is_filled_by_its_last_plane() -> None:
+    network, start = trained_network(), torch.rand(7, 8, 6)
+    odd = restorer.apply_to_volume(network, start, TOLD, "fp32")
+    even = restorer.apply_to_volume(network, torch.cat([start, start[-1:]]), TOLD, "fp32")
+    torch.testing.assert_close(odd, even[:-1])
 
 
 def test_the_noise_of_slices_is_told() -> None:

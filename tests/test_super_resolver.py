@@ -6,6 +6,7 @@ Random weights make the networks do something; the promises below must hold what
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,11 +20,14 @@ from bids_moediff.families.moediff.config import MoEDiffConfig
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.network import MoEDiffSR
 from bids_moediff.families.moediff.volume_experts import VolumeExperts, VolumeExpertsConfig
+from bids_moediff.families.posterior import local_scale
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.null_space import NullSpace
+from bids_moediff.inference.expected_error import expected_error
 from bids_moediff.inference.pose import HEAD, Inputs, pose
 from bids_moediff.inference.self_ensemble import mirrored
 from bids_moediff.inference.super_resolver import SuperResolver
+from bids_moediff.inference.uncertainty import Uncertainty, sampler
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.networks.scale import ScaleConfig, ScaleNetwork
@@ -276,6 +280,74 @@ def test_the_scale_head_gives_the_expected_error_if_it_was_found_better(sampling
     larger = nib.Nifti1Image(7 * np.asarray(image.dataobj), image.affine)
     again = SuperResolver(better_model, torch.device("cpu"), "fp32").enhance(larger, asked)
     np.testing.assert_allclose(data_of(again)["srstd"], 7 * data_of(learned)["srstd"], rtol=1e-3)
+
+
+def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
+    """By the definitions: the head sees the image without shading, and so do samplers."""
+    image = scan((12, 12, 12))
+    ramp = np.linspace(0.5, 2.0, 12, dtype=np.float32)[:, None, None]
+    field = np.broadcast_to(ramp, image.shape).copy()
+    shaded = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * field, image.affine)
+    model = replace(sampling.model, calibration={"factor": 1.5})
+    better = replace(model.scale, config={**model.scale.config, "expected_error": True})
+    inputs = Inputs(bias_field=nib.Nifti1Image(field, image.affine))
+    asked = Options(output_resolution=(0.7,) * 3, sample="posterior")
+    resolver = SuperResolver(replace(model, scale=better), sampling.device, "fp32")
+    made, _, _ = resolver.restore(shaded, asked, inputs, lambda stage, fraction: None)
+    known, posed, fine = resolver.uncertainty, made.posed, made.posed.field_fine
+    bare, start = made.image / fine, made.posed.start()
+    assert float(fine.min()) < 0.55 and float(fine.max()) > 1.9
+    factor = better.factor(posed.ratios)
+    by_head = local_scale(better.network, made.problem, bare, start, "fp32", factor=factor)
+    found = replace(known.learned(made))
+    torch.testing.assert_close(found.bare.missing, by_head.missing)
+    torch.testing.assert_close(found.scale.missing, by_head.missing * fine)
+    deviation, record, _ = known.expected(made)
+    torch.testing.assert_close(deviation, found.scale.deviation * posed.scale)
+    assert record["ExpectedErrorFrom"] == "scale head"
+    added, inside = made.image - start * fine, start * fine > HEAD
+    wanted = torch.from_numpy(expected_error(added.numpy(), inside.numpy(), 1.5))
+    without = Uncertainty(replace(model, scale=None), "fp32")
+    deviation, record, _ = without.expected(made)
+    torch.testing.assert_close(deviation, wanted * posed.scale)
+    assert record["ExpectedErrorFactor"] == 1.5
+    by_hand = without.scale(made)
+    torch.testing.assert_close(by_hand.scale.missing, wanted)
+    torch.testing.assert_close(by_hand.bare.missing, wanted / fine)
+    assert Uncertainty(model, "fp32").scale(made).source == "scale head"
+
+    class Own:
+        """A family with a sampler of its own."""
+
+        def error_sampler(self, problem, options, mean, scale):
+            torch.testing.assert_close(mean, bare)
+            assert scale is found.bare
+            error = torch.ones_like(mean)
+            return SimpleNamespace(
+                name="own", draw=lambda seed: seed * error, record=dict, changes=[error, -error]
+            )
+
+    drawn = sampler(Own(), made, found, asked)
+    expected = found.scale.space.project(fine)
+    torch.testing.assert_close(drawn.draw(3), 3 * expected)
+    for one, sign in zip(drawn.changes(), (1, -1), strict=True):
+        torch.testing.assert_close(one, sign * expected)
+
+
+def test_weights_of_a_map_name_all_that_decides_it(sampling):
+    """Another calibration, head or factor is another map, for which no bound was measured."""
+    calibrated = replace(sampling.model, calibration={"factor": 1.5})
+    config = {**sampling.model.scale.config, "expected_error": True, "factors": {"a": 2}}
+    head = replace(sampling.model.scale, config={**config, "level_share": 0.5})
+    models = [
+        sampling.model, calibrated, replace(calibrated, scale=head),
+        replace(calibrated, scale=replace(head, config={**head.config, "level_share": 0.25})),
+        replace(calibrated, scale=replace(head, config={**head.config, "factors": {"a": 3}})),
+    ]  # fmt: skip
+    found = [Uncertainty(model, "fp32").weights for model in models]
+    assert all(one != other for k, one in enumerate(found) for other in found[:k])
+    assert found[1] == {"model": "0" * 64, "calibration": 1.5}
+    assert found[2]["scale"] == "1" * 64 and found[2]["calibration"] == 1.5
 
 
 def test_the_level_of_the_scale_is_a_mean_of_two(sampling):
