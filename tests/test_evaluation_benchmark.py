@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage, signal
 
 from bids_moediff.errors import UsageError
+from bids_moediff.evaluation import truth
 from bids_moediff.evaluation.benchmark import protocol_task
 from bids_moediff.evaluation.gates import select_protocols
 from bids_moediff.evaluation.summary import summarise
@@ -227,6 +228,8 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
     axes, note = trusted_axes(doubled.astype(np.float32), (1.0, 1.0, 1.0), mask)
     assert axes == (0, 2)
     assert "axis 1 was interpolated from about 2 mm to 1 mm" in note
+    fine = trusted_axes(doubled.astype(np.float32), (0.5, 0.5, 0.96), mask)[1]
+    assert "axis 1 was interpolated from about 0.98 mm to 0.5 mm and axis 2 has slices" in fine
     protocol = parse_protocol("x4slices-gaussian")
     assert protocol.ratios(axes) == (1, 1, 4)
     assert protocol.ratios((0, 1)) == (1, 4, 1)
@@ -255,8 +258,14 @@ def test_slices_and_interpolated_axes_hold_no_truth() -> None:
             parse_protocol(wrong)
 
 
-def test_a_block_is_the_middle_of_its_head(tmp_path: Path) -> None:
+def test_a_block_is_the_middle_of_its_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beside a cut nothing is judged, at a face of the image everything is."""
+    sizes = []
+    monkeypatch.setattr(
+        truth, "trusted_axes", lambda data, zooms, mask: (sizes.append(zooms) or (0, 2), "a note")
+    )
     path = tmp_path / "a.nii.gz"
     nib.save(head((44, 52, 40), (3.6, 3.6, 4.2)), path)
     whole, block = TruthHead(path), Block(path, "another site", side=40)
@@ -278,6 +287,10 @@ def test_a_block_is_the_middle_of_its_head(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cut.affine[:3, :3], all_of_it.affine[:3, :3])
     assert (cut.zooms, cut.axes, cut.reference) == (all_of_it.zooms, all_of_it.axes, None)
     assert block.digest == f"{whole.digest}-40" and cut.head.group == "another site"
+    assert sizes[0] == pytest.approx((3.6, 3.6, 4.2)) and (cut.axes, cut.note) == (
+        (0, 2),
+        "a note",
+    )
     edge = Block(path, side=44)  # the first axis is as wide as its block
     assert edge.load().mask[0:RIM].any() == all_of_it.mask[0:RIM].any()
     found = heads_of_files([path], [tmp_path / "b.nii.gz"][:0])

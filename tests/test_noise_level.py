@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage, stats
 
+from bids_moediff.imaging import noise_level
 from bids_moediff.imaging.noise_level import (
     COLOURED,
+    NoiseReading,
     _air_colour,
     _air_reading,
+    _Corner,
     _corner_axes,
     read_noise,
     rician_share,
@@ -234,3 +237,55 @@ def test_air_counts_as_coloured_only_beyond_chance(width, coloured):
     air = np.hypot(*(ndimage.gaussian_filter(part, width) for part in noise))
     found = _air_colour(air, np.zeros(air.shape, dtype=bool), (0, 1, 2))
     assert found > COLOURED if coloured else found == 1.0
+
+
+@pytest.mark.parametrize(
+    ("corner", "air", "colour", "expected"),
+    [
+        (None, None, 1.0, NoiseReading(3.0, "tissue", 1.5)),
+        (None, 4.0, 1.0, NoiseReading(4.0, "air", 0.6)),
+        ((10, 10.2, True), None, 1.0, NoiseReading(10, "spectrum", 0.5, True)),
+        ((10, 11, True), None, 1.0, NoiseReading(10, "spectrum", 1.0)),
+        ((10, 13, True), None, 1.0, NoiseReading(10, "spectrum", 3.0, False, True)),
+        ((10, 30, True), None, 1.0, NoiseReading(10, "spectrum", 10.0, False, True)),
+        ((10, 10.2, True), 11.0, 1.0, NoiseReading(10, "spectrum and air", 1.0, True)),
+        ((10, 13, True), 9.9, 1.0, NoiseReading(10, "spectrum and air", 0.5)),
+        # Dark air: of one level in the tissue it was suppressed, beside detail it is right.
+        ((10, 10.2, True), 7.0, 1.0, NoiseReading(10, "spectrum", 2.5, True)),
+        ((10, 13, True), 7.0, 1.0, NoiseReading(7, "air", 1.5)),
+        ((10, 13, True), 9.0 / 1.2, 1.0, NoiseReading(7.5, "air", 1.25)),
+        ((10, 10.2, False), 7.0, 3.0, NoiseReading(7, "air", 1.5)),
+        # Loud air: a corner that a filter emptied tells nothing, a full one does.
+        ((10, 10.2, True), 40.0, 1.0, NoiseReading(10, "spectrum", 2.5, True)),
+        ((10, 10.2, True), 20.0, 2.0, NoiseReading(20, "spectrum and air", 1.0, True)),
+        ((10, 10.2, True), 60.0, 3.0, NoiseReading(60, "air", 15.0)),
+    ],
+)
+def test_what_counts_where_readings_differ(corner, air, colour, expected, monkeypatch):
+    found = None if corner is None else _Corner(corner[0], corner[1], (0, 1, 2), corner[2])
+    monkeypatch.setattr(noise_level, "_corner_reading", lambda *_: found)
+    monkeypatch.setattr(noise_level, "_air_reading", lambda *_: air)
+    monkeypatch.setattr(noise_level, "_air_colour", lambda *_: colour)
+    monkeypatch.setattr(noise_level, "tissue_noise", lambda *_: 3.0)
+    read = read_noise(np.ones((8, 8, 8)), ONES, np.ones((8, 8, 8), bool))
+    assert read.sigma == pytest.approx(expected.sigma)
+    assert read.uncertainty == pytest.approx(expected.uncertainty)
+    assert (read.source, read.even, read.detailed) == (
+        expected.source, expected.even, expected.detailed,
+    )  # fmt: skip
+    if corner is None and air is None:
+        monkeypatch.setattr(noise_level, "tissue_noise", lambda *_: None)
+        none = read_noise(np.ones((8, 8, 8)), ONES, np.ones((8, 8, 8), bool))
+        assert none == NoiseReading(0.0, "none", 0.0)
+
+
+def test_ghosts_within_a_centimetre_of_the_head_are_no_air():
+    """Twenty voxels of half a millimetre."""
+    air = np.random.default_rng(6).rayleigh(7, (96, 96, 96)).astype(np.float32)
+    head = np.zeros(air.shape, bool)
+    head[40:56, 40:56, 40:56] = True
+    zooms = (0.5, 0.5, 0.5)
+    near = ndimage.distance_transform_edt(~head) < 14
+    with_ghosts = np.where(near, 3 * air, air)
+    assert _air_reading(with_ghosts, zooms, head) == _air_reading(air, zooms, head) is not None
+    assert _air_reading(np.where(near, air, 0), zooms, head) is None

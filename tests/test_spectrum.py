@@ -249,3 +249,107 @@ def test_of_lines_the_longest_middle_is_taken_that_many_of_them_have(hole, begin
     if hole is None:
         many = middle_of_lines(np.tile(lines, (10, 1)), np.tile(valid, (10, 1)))
         assert many is not None and len(many) == 600
+
+
+SEEN = {
+    "usable_fraction": 0.8, "empty_above": None, "_noise_above": False, "cubic_factor": None,
+    "_period": None, "_level_above": -5.0, "_reproduced": False, "_slides": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "acquired", "usable"),
+    [
+        ({}, "native", 2.0, 2.5),
+        ({"empty_above": 0.5}, "zero-filled", 4.0, 4.0),
+        ({"empty_above": 0.9, "usable_fraction": 0.5}, "zero-filled", 2 / 0.9, 4.0),
+        ({"empty_above": 0.5, "_slides": True}, "native", 2.0, 2.5),
+        ({"empty_above": 0.5, "_noise_above": True}, "native", 2.0, 2.5),
+        ({"empty_above": 0.2}, "native", 2.0, 2.5),  # that smooth, not interpolated
+        ({"_reproduced": True}, "interpolated", 4.0, 2.5),  # by two, which leaves no period
+        ({"_reproduced": True, "_level_above": -2.0}, "native", 2.0, 2.5),
+        ({"_reproduced": True, "_period": 0.4}, "interpolated", 2 / 0.6, 2.5),
+        ({"empty_above": 0.5, "_reproduced": True, "cubic_factor": 2.2}, "interpolated", 4.4, 4.0),
+        ({"empty_above": 0.5, "_reproduced": True}, "interpolated", 4.0, 4.0),
+    ],
+)
+def test_what_an_axis_is_by_its_marks(seen, kind, acquired, usable, monkeypatch):
+    for name, value in {**SEEN, **seen}.items():
+        monkeypatch.setattr(spectrum, name, lambda *_, value=value: value)
+    lines, valid = np.zeros((3, 20)), np.ones((3, 20), bool)
+    power = spectrum.AxisSpectrum(np.linspace(0, 1, 9), np.ones(9))
+    found = spectrum._axis_resolution(lines, valid, 2.0, power, 1.0)
+    assert (found.voxel, found.kind) == (2.0, kind)
+    assert (found.acquired, found.usable) == pytest.approx((acquired, usable))
+    without = spectrum._axis_resolution(lines, valid, 2.0, power)
+    assert without.kind == ("zero-filled" if "_noise_above" in seen else kind)
+    unknown = spectrum._axis_resolution(lines, valid, 2.0, None)
+    assert unknown == spectrum.AxisResolution(2.0, 2.0, "unknown", 2.0)
+
+
+def test_factors_of_a_period_and_of_its_mirror_image():
+    """2.5 and 1.67: what is usable up to 0.49 of Nyquist decides; by two is asked for at last."""
+    assert spectrum._factors(None, 0.3) == [2.0]
+    assert spectrum._factors(0.4, 0.48) == pytest.approx([2.5, 2.0])
+    assert spectrum._factors(0.4, 0.50) == pytest.approx([1 / 0.6, 2.0])
+    assert spectrum._factors(0.17, 0.1) == [2.0]  # more than five
+
+
+def test_noise_above_a_cut_off_is_level_and_has_its_share_elsewhere():
+    frequency = np.linspace(0, 1, 41)
+    for least, power, expected in (
+        (0.9, 1.0, True), (0.8, 1.0, False), (0.9, 0.14, False), (0.9, 0.16, True),
+    ):  # fmt: skip
+        level = np.where(frequency < 0.5, 100.0, power)
+        level[-3] = least * power
+        level[24] = 1e-3 * power  # in the lower half of what is beyond
+        seen = spectrum.AxisSpectrum(frequency, level)
+        assert spectrum._noise_above(seen, 0.5, 1.0) is expected
+    assert spectrum._noise_above(seen, 0.99, 1.0) is False
+
+
+@pytest.mark.parametrize(("last", "slides"), [(6.8, False), (7.2, True)])
+def test_a_spectrum_slides_that_falls_on_by_six_tenths_and_one_decibel(last, slides):
+    """By 10 dB up to the middle of what is beyond the cut-off; 7 dB more are too few."""
+    level = np.interp(np.linspace(0, 1, 201), [0, 0.4, 0.7, 1], [60, 50, 40, 40 - last])
+    seen = spectrum.AxisSpectrum(np.linspace(0, 1, 201), 10 ** (level / 10))
+    assert spectrum._slides(seen, 0.4) is slides
+
+
+def test_the_level_above_an_edge_is_against_the_fifth_below_it():
+    frequency = np.linspace(0, 1, 101)
+    power = np.select([frequency < 0.3, frequency < 0.5], [1e6, 100.0], 10.0)
+    seen = spectrum.AxisSpectrum(frequency, power)
+    assert spectrum._level_above(seen, 0.5) == pytest.approx(-10, abs=0.01)
+    assert spectrum._level_above(seen, 0.99) == 0
+
+
+def test_pieces_of_lines_overlap_by_half_and_are_valid_throughout():
+    lines = np.arange(64.0)[None] + 100 * np.arange(2)[:, None]
+    valid = np.ones(lines.shape, bool)
+    valid[1, 30] = False
+    found = spectrum._segments(lines, valid, 16)
+    starts = [0, 8, 16, 24, 32, 40, 48, 100, 108, 132, 140, 148]
+    assert sorted(found[:, 0]) == starts
+    assert np.array_equal(found - found[:, :1], np.tile(np.arange(16.0), (len(starts), 1)))
+
+
+def test_noise_along_another_axis_is_what_a_cut_off_is_held_against(monkeypatch):
+    """The least of the axes that were not cut off; never the axis itself."""
+    floors = []
+    monkeypatch.setattr(spectrum, "empty_above", lambda seen: seen.cut)
+    monkeypatch.setattr(
+        spectrum, "_axis_resolution", lambda *given: floors.append(given[4]) or given[2]
+    )
+    levels = iter([3.0, 2.0, 5.0])
+    cuts = iter([None, None, 0.5])
+
+    def welch(lines, valid):
+        power = np.full(33, next(levels))
+        made = type("Seen", (), {"power": power, "cut": next(cuts)})
+        return made
+
+    monkeypatch.setattr(spectrum, "_welch", welch)
+    data = np.ones((20, 20, 20))
+    sizes = spectrum.acquired_resolution(data, (1.0, 2.0, 3.0), np.ones(data.shape))
+    assert sizes == (1.0, 2.0, 3.0) and floors == [2.0, 3.0, 2.0]

@@ -27,7 +27,7 @@ from bids_moediff.inference.expected_error import expected_error
 from bids_moediff.inference.pose import HEAD, Inputs, pose
 from bids_moediff.inference.self_ensemble import mirrored
 from bids_moediff.inference.super_resolver import SuperResolver
-from bids_moediff.inference.uncertainty import Uncertainty, sampler
+from bids_moediff.inference.uncertainty import OTHER_WEIGHTS, Restoration, Uncertainty, sampler
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.networks.model_folder import LoadedModel
 from bids_moediff.networks.scale import ScaleConfig, ScaleNetwork
@@ -285,6 +285,7 @@ def test_the_scale_head_gives_the_expected_error_if_it_was_found_better(sampling
 def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
     """By the definitions: the head sees the image without shading, and so do samplers."""
     image = scan((12, 12, 12))
+    np.asarray(image.dataobj)[:, :6] *= 0.05  # air
     ramp = np.linspace(0.5, 2.0, 12, dtype=np.float32)[:, None, None]
     field = np.broadcast_to(ramp, image.shape).copy()
     shaded = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * field, image.affine)
@@ -292,10 +293,12 @@ def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
     better = replace(model.scale, config={**model.scale.config, "expected_error": True})
     inputs = Inputs(bias_field=nib.Nifti1Image(field, image.affine))
     asked = Options(output_resolution=(0.7,) * 3, sample="posterior")
-    resolver = SuperResolver(replace(model, scale=better), sampling.device, "fp32")
-    made, _, _ = resolver.restore(shaded, asked, inputs, lambda stage, fraction: None)
-    known, posed, fine = resolver.uncertainty, made.posed, made.posed.field_fine
-    bare, start = made.image / fine, made.posed.start()
+    known = Uncertainty(replace(model, scale=better), "fp32")
+    posed = pose(shaded, (0.7,) * 3, inputs, sampling.device)
+    fine, start = posed.field_fine, posed.start()
+    noise = 0.05 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    made = Restoration(posed.finish(start + noise), posed, posed.problem())
+    bare = made.image / fine
     assert float(fine.min()) < 0.55 and float(fine.max()) > 1.9
     factor = better.factor(posed.ratios)
     by_head = local_scale(better.network, made.problem, bare, start, "fp32", factor=factor)
@@ -311,6 +314,21 @@ def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
     deviation, record, _ = without.expected(made)
     torch.testing.assert_close(deviation, wanted * posed.scale)
     assert record["ExpectedErrorFactor"] == 1.5
+    others = Uncertainty(
+        replace(model, scale=None, calibration={"factor": 1.5, "sha256": "f"}), ""
+    )
+    assert without.expected(made)[2] == [] and others.expected(made)[2] == [OTHER_WEIGHTS]
+    half = replace(better, config={**better.config, "level_share": 0.5, "model_sha256": "f"})
+    large = {"factor": 6.0}  # four times as much as above
+    levelled = Uncertainty(replace(model, scale=half, calibration=large), "fp32")
+    assert known.expected(made)[2] == [] and levelled.expected(made)[2] == [OTHER_WEIGHTS]
+    head, space = start > HEAD, found.bare.space
+    levels = space.variance((4 * wanted / fine).square()), space.variance(by_head.missing.square())
+    ratio = float(levels[0][head].mean() / levels[1][head].mean())
+    assert not 0.8 < ratio < 1.25
+    torch.testing.assert_close(
+        levelled.learned(made).bare.missing, by_head.missing * ratio**0.25, rtol=1e-3, atol=1e-6
+    )
     by_hand = without.scale(made)
     torch.testing.assert_close(by_hand.scale.missing, wanted)
     torch.testing.assert_close(by_hand.bare.missing, wanted / fine)
