@@ -282,8 +282,8 @@ def test_the_scale_head_gives_the_expected_error_if_it_was_found_better(sampling
     np.testing.assert_allclose(data_of(again)["srstd"], 7 * data_of(learned)["srstd"], rtol=1e-3)
 
 
-def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
-    """By the definitions: the head sees the image without shading, and so do samplers."""
+def shaded(sampling) -> tuple[LoadedModel, Restoration]:
+    """A model whose scale head maps the error, and a restored image with shading and air."""
     image = scan((12, 12, 12))
     np.asarray(image.dataobj)[:, :6] *= 0.05  # air
     ramp = np.linspace(0.5, 2.0, 12, dtype=np.float32)[:, None, None]
@@ -292,17 +292,23 @@ def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
     model = replace(sampling.model, calibration={"factor": 1.5})
     better = replace(model.scale, config={**model.scale.config, "expected_error": True})
     inputs = Inputs(bias_field=nib.Nifti1Image(field, image.affine))
-    asked = Options(output_resolution=(0.7,) * 3, sample="posterior")
-    known = Uncertainty(replace(model, scale=better), "fp32")
     posed = pose(shaded, (0.7,) * 3, inputs, sampling.device)
     fine, start = posed.field_fine, posed.start()
     noise = 0.05 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     made = Restoration(posed.finish(start + noise), posed, posed.problem())
-    bare = made.image / fine
     assert float(fine.min()) < 0.55 and float(fine.max()) > 1.9
+    return replace(model, scale=better), made
+
+
+def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
+    """By the definitions: the head sees the image without shading."""
+    whole, made = shaded(sampling)
+    posed, fine, better, model = made.posed, made.posed.field_fine, whole.scale, sampling.model
+    model = replace(model, calibration=whole.calibration)
+    bare, start, known = made.image / fine, posed.start(), Uncertainty(whole, "fp32")
     factor = better.factor(posed.ratios)
     by_head = local_scale(better.network, made.problem, bare, start, "fp32", factor=factor)
-    found = replace(known.learned(made))
+    found = known.learned(made)
     torch.testing.assert_close(found.bare.missing, by_head.missing)
     torch.testing.assert_close(found.scale.missing, by_head.missing * fine)
     deviation, record, _ = known.expected(made)
@@ -334,18 +340,23 @@ def test_shading_is_taken_off_the_scale_head_and_put_onto_its_scale(sampling):
     torch.testing.assert_close(by_hand.bare.missing, wanted / fine)
     assert Uncertainty(model, "fp32").scale(made).source == "scale head"
 
+
+def test_samplers_of_a_family_see_no_shading_and_get_it_put_onto_their_errors(sampling):
+    model, made = shaded(sampling)
+    fine, found = made.posed.field_fine, Uncertainty(model, "fp32").learned(made)
+
     class Own:
         """A family with a sampler of its own."""
 
         def error_sampler(self, problem, options, mean, scale):
-            torch.testing.assert_close(mean, bare)
+            torch.testing.assert_close(mean, made.image / fine)
             assert scale is found.bare
             error = torch.ones_like(mean)
             return SimpleNamespace(
                 name="own", draw=lambda seed: seed * error, record=dict, changes=[error, -error]
             )
 
-    drawn = sampler(Own(), made, found, asked)
+    drawn = sampler(Own(), made, found, Options(sample="posterior"))
     expected = found.scale.space.project(fine)
     torch.testing.assert_close(drawn.draw(3), 3 * expected)
     for one, sign in zip(drawn.changes(), (1, -1), strict=True):
