@@ -151,7 +151,8 @@ def test_options_survive_the_request_and_reach_the_sidecar() -> None:
     assert Options.from_dict(made.to_dict(), "request") == made
     assert made.record() == {
         "NumberOfSteps": 5, "NumberOfSamples": 1, "RandomSeed": 4, "SlicePlanes": 3,
-        "DataConsistency": "end", "NonNegative": False, "SelfEnsemble": False, "InPlaneRefit": False,
+        "DataConsistency": "end", "NonNegative": False, "SelfEnsemble": False,
+        "InPlaneRefit": False,
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"request: 'plane' is not an option .*planes"):
         Options.from_dict({"plane": 1}, "request")
