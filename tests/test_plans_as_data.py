@@ -43,6 +43,7 @@ ODD = (
     "sub-02/anat/sub-02_defacemask.nii.gz", "sub-02/anat/sub-02_T1w.nii", "sub-02/T1/x.nii.gz",
     "sub-02/sub-02_T2w.nii.gz", "sub-02/anat/sub-02_T2w.mgz", "sub-02/anat/x_T1w.nii.gz.nii",
     "sub-02/anat/sub-02_acq-y_T2w.JSON", "sub-02/session1/anat/sub-02_T1w.nii.gz",
+    "sub-02/anat/sub-02_acq-broken_FLAIR.nii.gz",
 )  # fmt: skip
 SIDECARS = {
     "T2w.json": {"EchoTime": 0.1, "MRAcquisitionType": "2d "},
@@ -144,10 +145,13 @@ def test_what_would_be_done(root, monkeypatch, capsys, name, more):
     people = {"participant_label": ["01", "02"], "dry_run": True}
     code = dry_run.print_plan(settings(root, **given | people | more))
     lines = [f"exit code {code}"]
-    for line in capsys.readouterr().out.splitlines():
+    said = capsys.readouterr()
+    for line in said.out.splitlines():
         words = " ".join(line.split())
         lines += [words if words[0] in "│┃" else brief(words)]
     text = "\n".join(line for line in lines if line[0] not in "┏┡└") + "\n"
+    broken = "broken_FLAIR.nii.gz is not a readable NIfTI image"
+    assert (broken in said.err) == (code == 1), "what cannot be done is said"
     check(f"plans/dry_{name}.txt", text.replace(str(root.parent), "ROOT"))
     assert not (root.parent / "out").exists()
 
