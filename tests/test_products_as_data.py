@@ -9,11 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bids_moediff.bids.groups import ScanGroup
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path, figure_path, longest_name
-from bids_moediff.bids.products import PREPARATION, PRODUCTS, find_product, wanted_products
+from bids_moediff.bids.products import (
+    PREPARATION,
+    PRODUCTS,
+    descriptions,
+    find_product,
+    wanted_products,
+)
 from bids_moediff.bids.sidecar import build_sidecar, label_table
+from bids_moediff.errors import ImageError
 from bids_moediff.settings import Settings
 from golden import check
 
@@ -102,3 +111,28 @@ def test_the_longest_name_is_that_of_the_longest_product():
         ]
         assert longest_name(source, rows, zooms) == max(map(len, names))
     assert find_product("sample_3").entities == {"desc": "srsample3"}
+
+
+def test_a_sidecar_names_its_reference_only_where_it_was_used():
+    for reference in ({}, None, {"Used": False, "Source": "x"}):
+        record = {"Reference": reference} if reference is not None else {}
+        sidecar = build_sidecar(IMAGES[0], "sr", (1.0, 1.0, 1.0), record)
+        assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+
+
+def test_each_kind_of_file_is_described_once():
+    rows = {row["desc_id"]: row["description"] for row in descriptions()}
+    wanted = {
+        f"desc-{row.entities['desc']}" for row in PRODUCTS.values() if "desc" in row.entities
+    }
+    assert set(rows) == wanted and len(rows) == len(descriptions())
+    assert rows["desc-sr"] == PRODUCTS["sr"].description
+
+
+@pytest.mark.parametrize(
+    "entity", ["space", "atlas", "seg", "scale", "res", "den", "label", "desc"]
+)
+def test_a_derivative_is_no_source(entity):
+    source = AnatomicalImage(Path("/x"), "x", {"sub": "01", entity: "a"}, "T1w", {})
+    with pytest.raises(ImageError, match=rf"is a derivative already \({entity}-\)"):
+        derivative_path(source, "preproc")

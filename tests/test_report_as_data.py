@@ -22,7 +22,16 @@ import pytest
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.imaging.grid import NOT_RESTORED
-from bids_moediff.reports import canvas, combined, figures, plots, reference, study, viewer
+from bids_moediff.reports import (
+    canvas,
+    combined,
+    facts,
+    figures,
+    plots,
+    reference,
+    study,
+    viewer,
+)
 from bids_moediff.reports.canvas import Volume
 from bids_moediff.reports.group import write_group_report
 from bids_moediff.reports.participant import environment, write_participant_report
@@ -91,11 +100,13 @@ def scene() -> figures.Scene:
     turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), turned)
     brain = np.zeros(coarse.shape, np.uint8)
     brain[4:20, 5:24, 2:9] = coarse[4:20, 5:24, 2:9] > 40
-    return figures.make_scene(
-        nib.Nifti1Image(coarse, matrix).as_reoriented(turn),
-        nib.Nifti1Image(fine, affine((1.0, 1.0, 1.0))),
-        nib.Nifti1Image(brain, matrix),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "WIDEST", 1100)  # takes a third of the time
+        return figures.make_scene(
+            nib.Nifti1Image(coarse, matrix).as_reoriented(turn),
+            nib.Nifti1Image(fine, affine((1.0, 1.0, 1.0))),
+            nib.Nifti1Image(brain, matrix),
+        )
 
 
 def overlay(data: np.ndarray, *names: str, words: str = "words") -> figures.Overlay:
@@ -133,7 +144,7 @@ def test_pictures(scene, drawn, tmp_path):
         nib.Nifti1Image(scene.original.data, affine((2.0, 2.0, 4.0))),
         nib.Nifti1Image(scene.enhanced.data, affine((1.0, 1.0, 1.0))),
     )
-    drawn.append(f"without a mask {rounded((bare.positions, bare.window))}")
+    drawn.append(f"without a mask {rounded((bare.positions, bare.window, bare.frame.scale))}")
     drawn.append(f"change {rounded(figures.change(bare, figures.cubic_on(bare)))}")
     check("report/pictures.txt", "\n".join(drawn) + "\n")
 
@@ -321,6 +332,7 @@ def several(root: Path) -> dict[str, Any]:
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Pictures that hold their name only."""
+    monkeypatch.setattr(figures, "WIDEST", 1100)
     monkeypatch.setattr(canvas.Canvas, "save", lambda _, path: named(path))
     monkeypatch.setattr(plots, "_save", lambda _, path: named(path))
 
@@ -458,3 +470,8 @@ def test_a_page_without_a_value_that_it_shows_is_not_written():
     with pytest.raises(jinja2.UndefinedError):
         environment().from_string("{{ absent }}").render()
     assert environment().from_string("{{ words }}").render(words="<b>") == "&lt;b&gt;"
+
+
+def test_sizes_that_are_not_known_are_left_out_of_the_card():
+    card = dict(facts.run_card({}, {"InputVoxelSize": [1, 1, 2.5], "Device": "cpu"}))
+    assert card == {"Voxel size in": "1 x 1 x 2.5 mm", "Device": "cpu, -"}
