@@ -253,29 +253,36 @@ def test_of_lines_the_longest_middle_is_taken_that_many_of_them_have(hole, begin
 
 SEEN = {
     "usable_fraction": 0.8, "empty_above": None, "_noise_above": False, "cubic_factor": None,
-    "_period": None, "_level_above": -5.0, "_reproduced": False, "_slides": False,
+    "_period": None, "_level_above": -5.0, "_slides": False,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("seen", "kind", "acquired", "usable"),
+    ("seen", "reproduces", "kind", "acquired", "usable"),
     [
-        ({}, "native", 2.0, 2.5),
-        ({"empty_above": 0.5}, "zero-filled", 4.0, 4.0),
-        ({"empty_above": 0.9, "usable_fraction": 0.5}, "zero-filled", 2 / 0.9, 4.0),
-        ({"empty_above": 0.5, "_slides": True}, "native", 2.0, 2.5),
-        ({"empty_above": 0.5, "_noise_above": True}, "native", 2.0, 2.5),
-        ({"empty_above": 0.2}, "native", 2.0, 2.5),  # that smooth, not interpolated
-        ({"_reproduced": True}, "interpolated", 4.0, 2.5),  # by two, which leaves no period
-        ({"_reproduced": True, "_level_above": -2.0}, "native", 2.0, 2.5),
-        ({"_reproduced": True, "_period": 0.4}, "interpolated", 2 / 0.6, 2.5),
-        ({"empty_above": 0.5, "_reproduced": True, "cubic_factor": 2.2}, "interpolated", 4.4, 4.0),
-        ({"empty_above": 0.5, "_reproduced": True}, "interpolated", 4.0, 4.0),
+        ({}, None, "native", 2.0, 2.5),
+        ({"empty_above": 0.5}, None, "zero-filled", 4.0, 4.0),
+        ({"empty_above": 0.9, "usable_fraction": 0.5}, None, "zero-filled", 2 / 0.9, 4.0),
+        ({"empty_above": 0.5, "_slides": True}, None, "native", 2.0, 2.5),
+        ({"empty_above": 0.5, "_noise_above": True}, None, "native", 2.0, 2.5),
+        ({"empty_above": 0.2}, None, "native", 2.0, 2.5),  # that smooth, not interpolated
+        ({}, 2.0, "interpolated", 4.0, 2.5),  # by two, which leaves no period
+        ({"_level_above": -2.0}, 2.0, "native", 2.0, 2.5),  # detail would be lost
+        ({"_period": 0.4}, 2.5, "interpolated", 5.0, 2.5),
+        ({"_period": 0.4}, 1 / 0.6, "interpolated", 2 / 0.6, 2.5),
+        ({"_period": 0.4}, 5.0, "interpolated", 10.0, 2.5),
+        ({"empty_above": 0.5, "cubic_factor": 2.2}, 2.2, "interpolated", 4.4, 4.0),
+        ({"empty_above": 0.5}, 2.0, "interpolated", 4.0, 4.0),
     ],
 )
-def test_what_an_axis_is_by_its_marks(seen, kind, acquired, usable, monkeypatch):
+def test_what_an_axis_is_by_its_marks(seen, reproduces, kind, acquired, usable, monkeypatch):
     for name, value in {**SEEN, **seen}.items():
         monkeypatch.setattr(spectrum, name, lambda *_, value=value: value)
+    monkeypatch.setattr(
+        spectrum,
+        "_reproduced_factor",
+        lambda *given: next((each for each in given[3] if each == reproduces), None),
+    )
     lines, valid = np.zeros((3, 20)), np.ones((3, 20), bool)
     power = spectrum.AxisSpectrum(np.linspace(0, 1, 9), np.ones(9))
     found = spectrum._axis_resolution(lines, valid, 2.0, power, 1.0)
@@ -287,12 +294,28 @@ def test_what_an_axis_is_by_its_marks(seen, kind, acquired, usable, monkeypatch)
     assert unknown == spectrum.AxisResolution(2.0, 2.0, "unknown", 2.0)
 
 
-def test_factors_of_a_period_and_of_its_mirror_image():
-    """2.5 and 1.67: what is usable up to 0.49 of Nyquist decides; by two is asked for at last."""
-    assert spectrum._factors(None, 0.3) == [2.0]
-    assert spectrum._factors(0.4, 0.48) == pytest.approx([2.5, 2.0])
-    assert spectrum._factors(0.4, 0.50) == pytest.approx([1 / 0.6, 2.0])
-    assert spectrum._factors(0.17, 0.1) == [2.0]  # more than five
+def test_factors_of_a_period_of_its_mirror_image_and_of_its_harmonic():
+    """By two is always asked for; beyond five nothing is."""
+    assert spectrum._factors(None) == [2.0]
+    assert spectrum._factors(0.4) == pytest.approx([2.0, 2.5, 1 / 0.6, 5.0])
+    assert spectrum._factors(0.17) == pytest.approx([2.0, 1 / 0.83])
+
+
+def test_of_factors_that_give_the_scan_the_largest_counts(monkeypatch):
+    """The best of about the largest; the misfit may be a third of the power above its band."""
+    power = spectrum.AxisSpectrum(np.linspace(0, 1, 33), np.ones(33))
+    left = {1.5: 0.0, 2.0: 0.0, 2.9: 0.02, 3.0: 0.01, 4.0: 0.3}  # 4: 24 of 33 above, 0.25
+    monkeypatch.setattr(spectrum, "middle_of_lines", lambda lines, valid: lines)
+    monkeypatch.setattr(spectrum, "spline_misfit", lambda lines, factor: left[factor])
+    lines, valid = np.zeros((3, 20)), np.ones((3, 20), bool)
+    asked = (power, lines, valid)
+    assert spectrum._reproduced_factor(*asked, [4.0, 1.5, 2.9, 3.0, 2.0]) == 3.0
+    assert spectrum._reproduced_factor(*asked, [2.0, 1.5]) == 2.0
+    assert spectrum._reproduced_factor(*asked, [4.0]) is None
+    left[4.0] = 0.24
+    assert spectrum._reproduced_factor(*asked, [4.0, 3.0]) == 4.0
+    monkeypatch.setattr(spectrum, "middle_of_lines", lambda lines, valid: None)
+    assert spectrum._reproduced_factor(*asked, [2.0]) is None
 
 
 def test_noise_above_a_cut_off_is_level_and_has_its_share_elsewhere():
