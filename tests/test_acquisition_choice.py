@@ -105,6 +105,17 @@ def test_filters_of_k_space_order_the_figures(anatomy, everywhere):
     assert found["elliptical"].corner < found["hard"].corner - 0.5
 
 
+def test_an_axis_that_was_soft_before_is_not_read(anatomy, everywhere):
+    scan = add_rician_noise(anatomy, SIGMA / 10, 2)
+    soft = add_rician_noise(ndimage.gaussian_filter1d(anatomy, 0.6, 2), SIGMA / 10, 2)
+    usual, uneven = (
+        read_kspace(data, (2, 2, 2), everywhere, SIGMA / 10, axes)
+        for data, axes in ((scan, (0, 1)), (soft, (0, 1, 2)))
+    )
+    assert uneven.axes == (0, 1)
+    assert (uneven.fall, uneven.corner) == pytest.approx((usual.fall, usual.corner), abs=0.1)
+
+
 @pytest.mark.parametrize("true", list(SLICES))
 def test_the_reading_of_a_profile_speaks_for_it(true):
     weights = slice_weights(SLICES[true], true.fwhm)

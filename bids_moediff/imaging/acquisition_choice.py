@@ -134,7 +134,7 @@ def choose_acquisition(
         return Choice(Acquisition((axes[0], axes[1], axes[2])), _kept(named))
     axes_read = readable_axes(zooms)
     figures = read_kspace(data, zooms, head, sigma, axes_read) if axes_read else None
-    if figures is not None and len(axes_read) == 2:
+    if figures is not None and len(figures.axes) == 2:
         figures = replace(figures, corner=figures.corner - PLANE)
     weights_by_filter = {} if figures is None else filter_weights(figures)
     if not weights_by_filter:
