@@ -18,4 +18,4 @@ def check(name: str, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     found, wanted = text.splitlines(), path.read_text(encoding="utf-8").splitlines()
-    assert found == wanted, f"differs from tests/data/{name}"
+    assert found == wanted, f"differs from tests/data/{name} (tests/golden.py writes it anew)"

@@ -250,12 +250,16 @@ def test_the_check_says_all_and_ends_with_the_first_problem(
     monkeypatch.setattr(check, "require_weights", answer("model x", weights))
     assert check.print_check(Settings(device="cuda")) == code
     lines = capsys.readouterr().out.splitlines()
-    good = {line.split(": ")[0].split(maxsplit=1)[-1]: line.startswith("ok ") for line in lines}
+    subjects = [
+        line.removeprefix("NOT OK ").removeprefix("ok").split(":")[0].strip() for line in lines
+    ]
+    shown = ["driver"] * driver + ["torch", "GPU 0", "device", "weights"]
+    assert subjects == ["processors", "memory", *shown]
     assert "ok      processors: 4, 2 threads per process" in lines
     assert ("ok      driver: NVIDIA 550" in lines) == driver
     assert "ok      GPU 0: H, 80 GB" in lines and "ok      torch: 2.6, CUDA 12.4" in lines
     bad = [line for line in lines if line.startswith("NOT OK ")]
-    assert len(bad) == (memory < 6) + (named is not None) + (weights is not None), good
+    assert len(bad) == (memory < 6) + (named is not None) + (weights is not None)
     monkeypatch.setattr(devices, "ask_torch", lambda: replace(found, cards=cards[1:], cuda=None))
     assert check.print_check(Settings(device="cuda")) == (1 if memory < 6 else 69)
     said = capsys.readouterr().out
