@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from bids_moediff.families.moediff.model import MoEDiffModel
 from bids_moediff.families.moediff.restorer import MoEDiffRestorer
-from bids_moediff.families.protocol import Problem, Progress
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.spectrum import AxisResolution, acquired_resolution
 from bids_moediff.inference.request import ImageRequest
@@ -251,8 +250,8 @@ def test_a_result_that_does_not_explain_the_scan_is_told():
     class Forgetful(MoEDiffRestorer):
         """Darkens what it is given."""
 
-        def run_mean(self, problem: Problem, progress: Progress) -> torch.Tensor:
-            return 0.8 * super().run_mean(problem, progress)
+        def run_mean(self, *arguments: Any) -> torch.Tensor:
+            return 0.8 * super().run_mean(*arguments)
 
     coarse, _ = zero_filled()
     model = LoadedModel(MoEDiffModel(None, None), {"family": "moediff"}, "", "none")
