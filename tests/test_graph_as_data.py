@@ -23,6 +23,7 @@ from bids_moediff.bids.discover import discover_participant, with_others
 from bids_moediff.bids.image import Participant
 from bids_moediff.execution.preflight import check_participants
 from bids_moediff.families import cost
+from bids_moediff.options import Options
 from bids_moediff.settings import load_settings
 from bids_moediff.workflows.participant import RunPlan, init_bids_moediff_wf
 from generated import dataset
@@ -111,6 +112,10 @@ def described(workflow: pe.Workflow, root: Path) -> str:
         for field in sorted({*given, *wired}):
             if field in wired:
                 lines.append(f"  {field} <- {wired[field]}")
+            elif field == "options":  # those that are not the default
+                usual, own = Options().to_dict(), given[field]
+                own = {key: own[key] for key in own if own[key] != usual[key]}
+                lines.append(f"  options = {plain(own, root)}")
             elif isdefined(given[field]) and given[field] not in ("", [], {}, None, False):
                 lines.append(f"  {field} = {plain(given[field], root)}")
     return "\n".join(lines) + "\n"
