@@ -186,6 +186,8 @@ def test_fine_voxels_are_taken_as_declared(anatomy, everywhere):
     ("zooms", "axes"),
     [
         ((2.0, 2.7, 2.7), (0, 1, 2)),  # about cubic
+        ((2.5, 3.3, 3.3), (0, 1, 2)),  # by their mean, as here and
+        ((1.3, 1.7, 1.7), (1, 2)),  # here
         ((1.7, 1.7, 1.0), (0, 1)),  # two coarse axes, a fine one
         ((1.0, 2.0, 2.0), (1, 2)),
         ((0.9, 0.9, 2.5), ()),  # one axis is not enough

@@ -189,6 +189,7 @@ def test_a_sure_proposal_is_followed_and_one_by_chance_is_not() -> None:
     half = (1 + mapping.CHANCE) / 2
     found = mapping.share_of_proposal(torch.tensor([1.0, half, mapping.CHANCE, 0.0]))
     assert torch.allclose(found, mapping.SHARE * torch.tensor([1.0, 0.25, 0.0, 0.0]))
+    assert (mapping.CHANCE, mapping.SHARE) == (0.3, 0.4)  # what the shipped weights go with
 
 
 def test_the_mapping_is_that_of_sums_written_out() -> None:

@@ -2,6 +2,8 @@
 """Figures of samples against their definitions, written out."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from bids_moediff.imaging.acquisition import Acquisition, Axis
 from bids_moediff.imaging.null_space import NullSpace
 from bids_moediff.imaging.simulation import ONES, Grids
 from bids_moediff.inference.uncertainty import Spread
+from bids_moediff.options import Options
 
 SHAPE, COUNT = (20, 16, 24), 4
 
@@ -187,3 +190,40 @@ def test_a_spread_is_the_deviation_of_one_sample_from_another() -> None:
         spread.add(sample)
     assert spread.deviation is not None
     torch.testing.assert_close(spread.deviation, samples.std(0), rtol=1e-3, atol=1e-3)
+
+
+def test_samplers_are_held_against_the_first_at_the_noise_of_the_protocol(monkeypatch) -> None:
+    """In percent; noise in percent of the ninetieth percentile of the head."""
+    random = np.random.default_rng(0)
+    task: Any = SimpleNamespace(
+        truth=random.random((6, 6, 6)), mask=random.random((6, 6, 6)) > 0.5, acquisition="a",
+        zooms=(1.0, 1.0, 1.0), coarse_image=None,
+    )  # fmt: skip
+    seen: list[Any] = []
+
+    def restore(image: Any, options: Any, inputs: Any, report: Any) -> Any:
+        seen.append(inputs)
+        return "made", None, None
+
+    scores = {"by hand": {"energy": 2.0, "crps": 4.0}, "own": {"energy": 1.0, "crps": 5.0}}
+    draws = [(name, lambda seed, name=name: torch.tensor(len(name) + seed)) for name in scores]
+    monkeypatch.setattr(sampling, "protocol_task", lambda loaded, protocol: task)
+    monkeypatch.setattr(sampling, "_scene", lambda made, task: "scene")
+    monkeypatch.setattr(sampling, "samplers", lambda *_: iter(draws))
+    drawn: list[list[int]] = []
+
+    def figured(scene: Any, errors: torch.Tensor) -> dict[str, float]:
+        drawn.append(errors.tolist())
+        return dict(scores["by hand" if len(drawn) == 1 else "own"])
+
+    monkeypatch.setattr(sampling, "figures", figured)
+    model = SimpleNamespace(name="m")
+    resolver: Any = SimpleNamespace(restore=restore, model=model)
+    loaded: Any = SimpleNamespace(head=SimpleNamespace(name="h", group="g"))
+    protocol: Any = SimpleNamespace(noise=2.0, key="p")
+    options = Options(num_samples=3, random_seed=10)
+    rows = list(sampling.examine(loaded, protocol, resolver, options))
+    assert seen[0].noise == pytest.approx(0.02 * np.percentile(task.truth[task.mask], 90))
+    assert drawn == [[17, 18, 19], [13, 14, 15]]
+    assert [(row["energy_percent"], row["crps_percent"]) for row in rows] == [(0, 0), (-50, 25)]
+    assert [row["sampler"] for row in rows] == ["by hand", "own"]
