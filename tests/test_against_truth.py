@@ -4,6 +4,8 @@
 import csv
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +15,7 @@ import pytest
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import parse_name
 from bids_moediff.errors import ImageError
-from bids_moediff.evaluation.against_truth import ResultFile, align, match, onto_grid
+from bids_moediff.evaluation.against_truth import ResultFile, align, evaluate, match, onto_grid
 from bids_moediff.imaging.masks import head_mask_array
 from conftest import run_here, run_script
 from generated import dataset, head
@@ -133,6 +135,29 @@ def test_matching() -> None:
         match(result, [other, image_of("sub-1_ses-a_acq-best_T1w")])
     with pytest.raises(ImageError, match="no reference"):
         match(result, [contrast, later])
+
+
+def test_the_band_to_recover_is_that_of_the_acquired_voxels(folders: Path, tmp_path: Path) -> None:
+    """Slices of 10 mm that a file stores as 5 mm leave the same band to recover."""
+    name = "sub-00_ses-hr_T1w.nii.gz"
+    truth = replace(
+        image_of("sub-00_ses-hr_T1w"), path=folders / "truth/sub-00/ses-hr/anat" / name
+    )
+    shutil.copy(
+        folders / "out/sub-00/ses-lr/anat/sub-00_ses-lr_res-4p5x4p5x5mm_desc-sr_T1w.nii.gz",
+        tmp_path / "result.nii.gz",
+    )
+    result = ResultFile(tmp_path / "result.nii.gz", "result.nii.gz", {"sub": "00"}, "T1w")
+    bands = []
+    for sizes in (
+        {"InputVoxelSize": [4.5, 4.5, 10.0]},
+        {"InputVoxelSize": [4.5, 4.5, 5.0], "AcquiredVoxelSize": [4.5, 4.5, 10.0]},
+    ):
+        (tmp_path / "result.json").write_text(json.dumps(sizes))
+        row = evaluate(result, truth)[0]
+        bands.append([row["band_correlation"], row["band_power"]])
+    assert np.isfinite(bands[0]).all()
+    assert bands[1] == bands[0]
 
 
 def test_scale_and_offset_are_fitted(folders: Path) -> None:

@@ -40,6 +40,16 @@ def test_floats_where_no_step_is_fine_enough(noise, largest):
     assert storage_step(noise, largest) is None
 
 
+def test_the_largest_integer_of_16_bits_is_the_limit(tmp_path):
+    """Beyond it an integer would wrap to a negative value."""
+    assert storage_step(32.0, float(LARGEST)) == 1.0
+    assert storage_step(32.0, LARGEST + 1.0) is None
+    data = np.zeros((4, 4, 4), np.float32)
+    data[0, 0, 0], data[1, 1, 1] = LARGEST, -LARGEST
+    path = write_nifti(nib.Nifti1Image(data, np.eye(4)), tmp_path / "limit.nii.gz", step=1.0)
+    assert np.array_equal(np.asarray(nib.load(path).dataobj), data)
+
+
 def test_a_misread_noise_costs_no_grey_levels():
     step = storage_step(1000.0, 4095.0)
     assert step is not None and 4095 / step >= 2048

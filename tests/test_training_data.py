@@ -47,7 +47,7 @@ from bids_moediff.training.pack import (
 from bids_moediff.training.sharpness import Grid, draw_grid, to_larger_voxels
 from bids_moediff.training.stage import relative_weight
 from bids_moediff.training.validation import gains, make_cases
-from bids_moediff.training.volumes import Source, Window, image_weight, make_volume
+from bids_moediff.training.volumes import Simulated, Source, Window, image_weight, make_volume
 from generated import dataset, head
 from training_data import SHAPE, ZOOMS, heads, label_map, tiny
 
@@ -357,6 +357,17 @@ def test_pairs_train_in_the_orientation_the_networks_know(tmp_path: Path) -> Non
         assert lost[1] < 0.9 * lost[0]  # the coarse axis is the smooth one
 
 
+def test_the_numbers_of_a_pair_follow_its_axes() -> None:
+    pair = replace(
+        heads()[0],
+        kind="pair",
+        start=heads()[0].volume,
+        condition=(2.0, 0.0, 1.0, 1.3, 1.1, 1.2),
+    )
+    volume = make_volume(pair, tiny("mean"), np.random.default_rng(0), CPU)
+    assert volume["condition"].tolist() == pytest.approx([0, 1, 2, 1.1, 1.2, 1.3])
+
+
 def _roughness(volume: torch.Tensor, axis: int) -> float:
     return float(volume.float().diff(dim=axis).square().mean())
 
@@ -551,6 +562,16 @@ def test_a_head_on_larger_voxels_is_what_the_scanner_would_measure(profile: Axis
     same = Acquisition((profile,) * 3)
     operator = Operator.between((30, 28, 24), (1.0, 1.0, 1.0), (20, 28, 12), (1.5, 1.0, 2.0), same)
     torch.testing.assert_close(coarse, operator.forward(fine))
+
+
+def test_a_larger_voxel_with_a_deleted_part_counts_nothing() -> None:
+    image = _volume(shape=(12, 12, 12))
+    weight = torch.ones(12, 12, 12)
+    weight[4, 5, 6] = 0
+    fine = Simulated(image, weight, image)
+    coarse = fine.coarsened([2.0, 1.0, 2.0], Axis("box")).weight
+    assert coarse.shape == (6, 12, 6)
+    assert torch.nonzero(coarse == 0).tolist() == [[2, 5, 3]]
 
 
 def test_interpolated_slices_are_undone_or_spared() -> None:
