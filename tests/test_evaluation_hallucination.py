@@ -125,6 +125,24 @@ def test_inventions_are_counted(trial: suite.Trial, loaded: Loaded) -> None:
     assert plain["mirror_difference"] == 0
 
 
+def test_what_blurring_spreads_is_not_outside_a_lesion(trial: suite.Trial) -> None:
+    """Two coarse voxels (5.2 mm) beyond the edge of 4 mm: up to 12.9 mm from the centre."""
+    one = replace(trial, lesions=[next(x for x in trial.lesions if x.diameter == 4)])
+    x, y, z = one.lesions[0].centre
+    largest = {}
+    for steps in (3, 5, 6):  # of 2.4 mm
+
+        def spill(task: Task, steps: int = steps) -> np.ndarray:
+            image = trial.without.truth.copy()
+            if task is trial.with_lesions:
+                image[x + steps, y, z] += 50 * trial.noise
+            return image
+
+        figures = suite.examine(one, Method("spill", "", spill))[1]
+        largest[steps] = figures["outside_max"]
+    assert largest == {3: 0, 5: 0, 6: pytest.approx(50, rel=0.01)}
+
+
 def test_the_ringing_of_the_scan_is_not_the_method_s(loaded: Loaded) -> None:
     """Truncated k-space rings far around a lesion; the scan says so, and no method invented it."""
     lesions = suite.place_lesions(loaded, (5.0,), (0.3,), 2)

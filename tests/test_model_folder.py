@@ -75,6 +75,15 @@ def test_flipped_byte(folder: Path) -> None:
         load_model(folder)
 
 
+def test_a_configuration_without_a_checksum(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["sha256"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="checksum"):
+        load_model(folder)
+
+
 def test_missing_weights_and_missing_folder(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"cannot read .*model\.safetensors"):

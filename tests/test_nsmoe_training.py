@@ -134,6 +134,21 @@ def test_the_critic_s_term_asks_for_what_it_takes_for_truth() -> None:
     torch.testing.assert_close(adversary.loss(output, truth).detach(), wanted)
 
 
+def test_the_critic_learns_by_the_hinge_loss() -> None:
+    torch.manual_seed(0)
+    adversary = Adversary(replace(RECIPE, critic_width=4, learning_rate=1e-12), CPU)
+    critic = adversary.critic.eval()  # the spectral norms stay
+    torch.nn.init.normal_(critic.leave.weight, std=2)  # some voxels lie beyond the hinge
+    output, truth = torch.rand(2, 1, 1, 16, 12, 8)
+    real, made = critic(truth), critic(output)
+    assert (real > 1).any() and (real < 1).any() and (made > -1).any() and (made < -1).any()
+    below, above = (1 - real)[real < 1].sum(), (1 + made)[made > -1].sum()
+    wanted = torch.autograd.grad((below + above) / real.numel(), list(critic.parameters()))
+    adversary.loss(output, truth)
+    for parameter, gradient in zip(critic.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 def test_noise_of_several_coils_has_its_moments() -> None:
     """Second moment of noncentral chi: signal squared + 2 n sigma squared."""
     signal, sigma = np.full((40, 40, 40), 0.5, np.float32), 0.05
@@ -168,7 +183,9 @@ def test_shared_features_are_no_weights_of_its_own(student: Path, tmp_path: Path
         "tell",
         "read",
     }
-    config = {"family": "nsmoe", "version": "0", "nsmoe": stage.network_settings()}
+    settings = stage.network_settings()
+    assert settings["features_sha256"] == load_model(student).sha256
+    config = {"family": "nsmoe", "version": "0", "nsmoe": settings}
     save_model(stage.network, config, tmp_path / "model", "")
     torch.nn.init.ones_(stage.network.read.bias)
     loaded = load_model(tmp_path / "model").network
