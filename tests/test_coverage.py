@@ -109,9 +109,15 @@ def test_command_and_sidecar(tmp_path: Path) -> None:
     # A finished row is not measured again, so a score changed by hand stays.
     text = (tmp_path / "out" / "coverage.tsv").read_text()
     (tmp_path / "out" / "coverage.tsv").write_text(text.replace(rows[0]["score"], "77.5"))
-    again = run_here("bids_moediff-evaluate", "coverage", *arguments, cwd=tmp_path)
+    # A head that cannot be read costs itself and the exit code.
+    (tmp_path / "broken_T1w.nii.gz").write_bytes(b"broken")
+    both = ["out", "--heads", "broken_T1w.nii.gz", *arguments[2:]]
+    again = run_here("bids_moediff-evaluate", "coverage", *both, cwd=tmp_path)
+    assert again.returncode == 1
+    assert "broken_T1w" in again.stderr
     assert "77.50" in again.stdout
     fewer = run_here("bids_moediff-evaluate", "coverage", *arguments[:-1], "1", cwd=tmp_path)
+    assert fewer.returncode == 0
     assert "77.50" not in fewer.stdout
     assert "77.5" in (tmp_path / "out" / "coverage.tsv").read_text()
 

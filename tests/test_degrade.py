@@ -260,3 +260,18 @@ def test_neither_the_image_nor_its_sidecar_is_replaced(
     assert (tmp_path / "x.json").read_text() == "null"
     assert main([words[0], str(tmp_path / "coarse.nii.gz"), *words[2:]]) == 0
     assert "x.json is left out" in capsys.readouterr().err
+
+
+def test_only_the_session_asked_for(tmp_path: Path) -> None:
+    one = head((12, 12, 12))
+    root = dataset(tmp_path / "raw", {f"sub-01_ses-{name}_T1w": one for name in "ab"})
+    words = [str(root), str(tmp_path / "out"), "--factor", "2", "--session-label", "b"]
+    assert main(words) == 0
+    found = [path.name for path in (tmp_path / "out").rglob("*.nii.gz")]
+    assert found == ["sub-01_ses-b_T1w.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["--omp-nthreads", "--threads"])
+def test_threads_are_a_number(name: str) -> None:
+    threads = build_parser().parse_args(["in", "out", "--factor", "2", name, "2"]).omp_nthreads
+    assert (threads, type(threads)) == (2, int)

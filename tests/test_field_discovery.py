@@ -6,12 +6,14 @@ import json
 import os
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 
 from bids_moediff.bids import discover
 from bids_moediff.bids.discover import discover_participant, near_participants
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.statements import read_statements
+from bids_moediff.cli.dry_run import print_plan
 from bids_moediff.errors import ImageError, NothingToProcessError, UsageError
 from bids_moediff.execution import preflight
 from bids_moediff.execution.preflight import check_participants
@@ -272,6 +274,14 @@ def test_a_folder_that_cannot_be_read_leaves_the_other_session_alone(tmp_path, m
     assert [image.key for image in found.images] == ["sub-01_ses-a_T1w"]
     assert found.problems == ("The folder sub-01/ses-b/anat cannot be read: Permission denied.",)
 
+    # The run names the folder and does not end with 0, though the other session is fine.
+    nib.save(small_head(), tmp_path / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    (checked,) = check_participants(settings_for(tmp_path), ["01"])
+    assert [image.key for image in checked.participant.images] == ["sub-01_ses-a_T1w"]
+    assert [(item.label, item.image) for item in checked.refusals] == [("01", None)]
+    assert "sub-01/ses-b/anat" in checked.refusals[0].message
+    assert print_plan(settings_for(tmp_path, dry_run=True, device="cpu")) == 1
+
 
 def test_series_for_maps_are_taken_when_asked_for(tmp_path):
     for stem in (
@@ -386,3 +396,17 @@ def test_a_folder_that_takes_cases_for_one(tmp_path, monkeypatch):
     blind = {tmp_path / "dATA"}
     monkeypatch.setattr(Path, "exists", lambda path: path in blind or exists(path))
     assert preflight.ignores_case(tmp_path / "out")
+
+
+def test_a_scan_that_its_header_puts_out_of_its_group_is_named(tmp_path):
+    for plane in ("ax", "cor"):
+        path = put(tmp_path, f"sub-01/anat/sub-01_acq-{plane}_T2w.nii.gz")
+        nib.save(small_head(), path)
+    put(tmp_path, "sub-01/anat/sub-01_acq-sag_T2w.nii.gz")  # found out when its header is read
+    settings = settings_for(tmp_path, combine="auto")
+    (group,) = discover_participant(settings, "01").groups
+    assert len(group.members) == 3
+    (checked,) = check_participants(settings, ["01"])
+    (group,) = checked.participant.groups
+    assert len(group.members) == 2
+    assert [words for words in checked.participant.notices if "sub-01_acq-sag_T2w" in words]

@@ -2,15 +2,18 @@
 """The viewer's volumes: nothing is lost in packing, places are kept, a page stays small."""
 
 import base64
+import json
+import re
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_moediff.reports import figures, viewer
-from bids_moediff.reports.canvas import Volume
+from bids_moediff.reports.canvas import LETTERS, NORMAL, PLANES, Volume
 from report_data import affine, head
 
 
@@ -101,3 +104,15 @@ def test_too_much_is_averaged_and_said(scene, monkeypatch):
     assert "2 x 2 x 2" in view["detail"]
     shapes = [view["description"]["volumes"]["result"][key] for key in ("shape", "zooms")]
     assert shapes[1] == [2.0, 2.0, 2.0]
+
+
+def test_the_script_has_the_planes_and_letters_of_the_pictures():
+    """Two pictures of one page must not differ in what they call left; no browser needed."""
+    script = (Path(viewer.__file__).parent / "templates" / "viewer.js").read_text()
+
+    def table(name: str) -> dict:
+        (content,) = re.findall(rf"const {name} = ({{.*}});", script)
+        return json.loads(re.sub(r"(\w+):", r'"\1":', content))
+
+    assert {plane: tuple(letters) for plane, letters in table("LETTERS").items()} == LETTERS
+    assert table("PLANES") == {plane: [*axes, NORMAL[plane]] for plane, axes in PLANES.items()}

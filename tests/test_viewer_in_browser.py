@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from bids_moediff.reports.canvas import NORMAL, PLANES
 from bids_moediff.reports.participant import write_participant_report
 from browser import CHROMIUM, REASON, Browser, violations
 from report_data import make_image, make_run
@@ -112,6 +113,51 @@ def test_cubic_interpolation_is_that_of_scipy(page, plane, axis):
     wanted = np.clip(np.take(wanted, index, axis), 0, 255)
     shown = np.array(page.do(f"[...{VIEWER}.values('cubic', '{plane}')]"))
     assert np.abs(shown.reshape(wanted.T.shape).T - wanted).max() <= 0.51
+
+
+def light(page: Browser, axis: int) -> dict[str, list[str]]:
+    """Draw a result that is white in its positive half along an axis.
+
+    Returns the letters of each plane in the order left, right, top, bottom.
+    """
+    page.do(
+        f"(() => {{ const viewer = {VIEWER}, volume = viewer.volumes.result;"
+        f"const shape = volume.shape, count = shape[{axis}];"
+        f"const step = [1, shape[0], shape[0] * shape[1]][{axis}];"
+        "for (let i = 0; i < volume.data.length; i++) {"
+        "volume.data[i] = 2 * (Math.floor(i / step) % count) >= count ? 255 : 0 }"
+        "viewer.slices.clear(); window.letters = {};"
+        "const pen = CanvasRenderingContext2D.prototype, write = pen.fillText;"
+        "pen.fillText = function (words, x, y) {"
+        "if (words.length === 1) {"
+        "(window.letters[this.canvas.dataset.plane] ||= []).push([words, x, y]) }"
+        "write.call(this, words, x, y) };"
+        "viewer.draw() })()"
+    )
+    page.settle()
+    found = {}
+    for plane, letters in page.do("window.letters").items():
+        across, up = (sorted(letters, key=lambda letter: letter[n]) for n in (1, 2))
+        found[plane] = [across[0][0], across[-1][0], up[0][0], up[-1][0]]
+    return found
+
+
+@pytest.mark.parametrize(("axis", "negative", "positive"), [(0, *"LR"), (1, *"PA"), (2, *"IS")])
+def test_letters_name_the_side_that_is_drawn_there(page, axis, negative, positive):
+    page.do(f"{VIEWER}.get('crosshair').click()")
+    for side in ("left", "right"):
+        choose(page, side, "result")
+    letters = light(page, axis)
+    assert set(letters) == set(PLANES)
+    for plane in PLANES:
+        if NORMAL[plane] == axis:
+            continue
+        flat = PLANES[plane][0] == axis
+        places = [(0.4, 0.45), (0.6, 0.45)] if flat else [(0.45, 0.4), (0.45, 0.6)]
+        shades = [pixels(page, plane, *place)[0] for place in places]
+        assert abs(shades[0] - shades[1]) > 200, plane
+        names = [positive if shade > 100 else negative for shade in shades]
+        assert letters[plane][:2] == names if flat else letters[plane][2:] == names, plane
 
 
 def test_wheel_and_keys_change_the_slice(page):
