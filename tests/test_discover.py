@@ -13,6 +13,7 @@ from bids_moediff.bids.discover import (
     discover_participant,
     find_participants,
     nothing_to_process,
+    with_others,
 )
 from bids_moediff.errors import ImageError, NothingToProcessError, UsageError
 from bids_moediff.settings import load_settings
@@ -64,6 +65,15 @@ def test_contrasts_sessions_runs_and_acquisitions(dataset):
     assert names(by_map) == ["sub-01_ses-b_T1map.nii.gz"]
     by_session = discover_participant(settings_for(dataset, session_label=["ses-a"]), "01")
     assert names(by_session) == ["sub-01_ses-a_FLAIR.nii", "sub-01_ses-a_T1w.nii.gz"]
+
+
+def test_a_reference_may_come_from_a_session_that_is_not_asked_for(dataset):
+    put(dataset, "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    put(dataset, "sub-01/ses-b/anat/sub-01_ses-b_T2w.nii.gz")
+    settings = settings_for(dataset, session_label=["b"], modalities=["T2w"])
+    found = with_others(settings, discover_participant(settings, "01"))
+    assert names(found) == ["sub-01_ses-b_T2w.nii.gz"]
+    assert [image.key for image in found.others] == ["sub-01_ses-a_T1w", "sub-01_ses-b_T2w"]
 
 
 def test_sidecars_are_inherited_from_every_level(dataset):

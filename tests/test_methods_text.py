@@ -303,3 +303,14 @@ def test_experts_without_a_single_evaluation_did_not_run() -> None:
         for counts in (None, {"evaluated": 3, "skipped": 1}, {"evaluated": 0, "skipped": 4})
     ]
     assert ran == [("mean", "experts"), ("mean", "experts"), ("mean",)]
+
+
+@pytest.mark.parametrize("step", ["SelfEnsemble", "InPlaneRefit"])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_done_to_some_images_is_told_of_these(step: str, first: bool) -> None:
+    items = [item(key, fake(**{step: done})) for key, done in (("a", first), ("b", not first))]
+    words = {"SelfEnsemble": "mirror image", "InPlaneRefit": "last layer"}[step]
+    text = methods_text(items)
+    parts = re.split(r"(?=`[ab]` were super-resolved)", text)[1:]
+    assert [part[1] for part in parts] == ["a", "b"]
+    assert [words in part for part in parts] == [first, not first]

@@ -2,15 +2,18 @@
 """What the terminal says while networks run: progress never goes back, the time left is right."""
 
 import io
+import json
 
 import pytest
 
 from bids_moediff.execution.progress import (
+    PATTERN,
     PREPARING,
     REPORTING,
     BarDisplay,
     Clock,
     PlainDisplay,
+    ProgressReader,
     ProgressWatcher,
     overall,
 )
@@ -82,3 +85,18 @@ def test_time_left_counts_from_where_the_display_came_in():
     clock = Clock(lambda: next(seconds))
     assert clock.left("a", 0.5) == ""
     assert clock.left("a", 0.75) == "about 0:10 left"
+
+
+def test_a_node_that_is_run_again_shows_its_progress(tmp_path):
+    """It writes its file from the start: shorter at first than what was read of the run before."""
+    path = tmp_path / PATTERN.replace("*", "sub_01")
+    path.parent.mkdir(parents=True)
+    reader = ProgressReader(tmp_path)
+    lines = [json.dumps({"key": "sub-01", "fraction": part}) + "\n" for part in (0.1, 0.2, 0.3)]
+    path.write_text("".join(lines[:2]))
+    assert [item["fraction"] for item in reader] == [0.1, 0.2]
+    assert list(reader) == []
+    path.write_text(lines[2])
+    assert [item["fraction"] for item in reader] == [0.3]
+    path.write_text("".join([lines[2], lines[0]]))
+    assert [item["fraction"] for item in reader] == [0.1]

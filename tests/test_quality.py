@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from bids_moediff.imaging.noise import air_noise, estimate_noise, tissue_noise
 from bids_moediff.quality import figures as quality
+from bids_moediff.reports.captions import MAIN_FIGURES
 
 
 def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
@@ -83,6 +84,8 @@ def test_smoothness_of_filtered_white_noise():
     assert found == pytest.approx(wanted, rel=0.05)
     white = quality.smoothness(rng.normal(size=(64, 64, 64)), np.ones((64, 64, 64)), (1, 1, 1))
     assert max(white) < 0.6
+    # The widths are those in mm, whatever the voxels; so a page must not call them anything else.
+    assert {name: unit for name, _, unit in MAIN_FIGURES}["fwhm_avg"] == "mm"
 
 
 def tissue_sample(suffix: str = "T1w") -> np.ndarray:
