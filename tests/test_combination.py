@@ -32,7 +32,7 @@ from bids_moediff.combination.slice_weights import (
     slice_weights,
     weights_on_frame,
 )
-from bids_moediff.combination.view import Scan, Setting, grid_of, mean_of, range_of
+from bids_moediff.combination.view import UNKNOWN_ERROR, Scan, Setting, grid_of, mean_of, range_of
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
@@ -76,6 +76,14 @@ def test_four_shears_make_a_rotation(degrees: list[float]) -> None:
         assert row[axis] == 0
         product = product @ (np.eye(3) + np.outer(np.eye(3)[axis], row))
     assert np.allclose(product, matrix, atol=1e-6)
+
+
+def test_a_turn_that_needs_too_steep_a_shear_is_an_error() -> None:
+    """About one axis the steepest slope is the tangent of half the angle."""
+    steepest = max(np.abs(row).max() for _, row in decompose(turn([110, 0, 0], [0, 0, 0])[:3, :3]))
+    assert steepest == pytest.approx(np.tan(np.radians(55)))
+    with pytest.raises(ImageError, match="turned too far"):
+        decompose(turn([114, 0, 0], [0, 0, 0])[:3, :3])
 
 
 def permuted_grids() -> tuple[Grid, Grid]:
@@ -600,6 +608,22 @@ def test_the_mean_is_weighted_by_the_inverse_of_the_variance(stacks: list[Scan])
     assert torch.allclose(mean, torch.tensor(1.2)) and torch.allclose(
         variance, torch.tensor(0.008)
     )
+
+
+def test_without_a_map_of_the_error_the_variance_is_of_a_usual_one_and_of_the_noise(
+    stacks: list[Scan],
+) -> None:
+    scale = range_of(stacks[0])
+    scan = replace(stacks[0], noise=0.05 * scale)
+    setting = Setting(grid_of(scan.single), scale)
+    first = setting.view(scan, np.eye(4), None)
+    assert torch.allclose(first.variance, torch.tensor(UNKNOWN_ERROR**2 + 0.05**2))
+    # Of a scan that is half as bright as the first one, the noise is twice as large.
+    bright = replace(first, restored=2 * first.restored)
+    second = setting.view(scan, np.eye(4), bright)
+    assert second.brightness == pytest.approx(0.5, rel=0.05)
+    wanted = UNKNOWN_ERROR**2 + (0.05 / second.brightness) ** 2
+    assert torch.allclose(second.variance, torch.tensor(wanted))
 
 
 def test_the_bridge_between_two_ends_has_equal_steps() -> None:

@@ -42,6 +42,16 @@ def test_an_axis_along_which_nothing_changes_has_no_cut_off():
     assert spectrum.empty_above(still) is None
 
 
+@pytest.mark.parametrize("last", [12, 20])
+def test_the_cut_off_is_the_last_full_bin(last):
+    """The window spreads a quarter of the power of the last full bin over the next one."""
+    power = np.full(33, 1e-6)
+    power[: last + 1] = 1.0
+    power[last + 1] = 0.25
+    found = spectrum.empty_above(spectrum.AxisSpectrum(np.arange(33) / 32, power))
+    assert found is not None and 32 * found == pytest.approx(last, abs=0.5)
+
+
 def test_white_noise_has_a_flat_spectrum_of_its_variance():
     data = np.random.default_rng(0).normal(0, 3, (64, 64, 64))
     found = spectrum.axis_spectrum(data, inside(data.shape), 1)

@@ -144,6 +144,20 @@ def test_a_killed_run_repeats_no_row_of_its_curve(data: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_the_average_of_the_weights_warms_up() -> None:
+    """The decay is (1 + step) / (10 + step), up to its limit: the first weights soon go."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    average = WeightAverage(network, decay=0.9)
+    torch.nn.init.ones_(network.weight)
+    found = []
+    for step in (0, 1, 1000):
+        average.update(network, step)
+        found.append(float(average.values["weight"]))
+    left = (1 / 10, 2 / 11, 0.9)
+    assert found == pytest.approx([1 - left[0], 1 - left[0] * left[1], 1 - np.prod(left)])
+
+
 def _save_for_ever(folder: Path, network: nn.Module) -> None:
     average, optimiser = WeightAverage(network), torch.optim.AdamW(network.parameters())
     for step in range(10_000):
