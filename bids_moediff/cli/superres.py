@@ -38,7 +38,7 @@ CALL = f"{PROGRAM} IN.nii.gz OUT.nii.gz"
 RESTORATION = (
     "output_resolution", "acquired_resolution", "slice_profile", "slice_thickness", "noise",
     "random_seed", "num_steps", "num_samples", "sample", "sampler", "planes", "consistency",
-    "non_negative", "output_dtype",
+    "self_ensemble", "in_plane_refit", "non_negative", "output_dtype",
 )  # fmt: skip
 MODEL = ("model", "weights", "precision", "batch_size")
 
