@@ -76,6 +76,8 @@ def restore_refitted(
         network, start, problem, precision, lambda k, f: progress(k, f / 2), stage
     )
     own = refitted(network, problem, problem.agree(first), precision)
+    if own is network:
+        return first
     return restore_volume(
         own, start, problem, precision, lambda k, f: progress(k, (1 + f) / 2), stage
     )
