@@ -145,6 +145,7 @@ def test_the_engine_refits_slices_and_says_where_it_cannot(network, monkeypatch)
     seen = []
     found = resolver.enhance(scan(), asked, inputs, lambda stage, share: seen.append(share))
     assert found.record["InPlaneRefit"] is True and not plain.record["InPlaneRefit"]
+    assert found.record["NetworksRun"] == ["student"]
     assert in_plane_refit.NO_REFIT not in found.record["Warnings"]
     assert np.abs(found.image.get_fdata() - plain.image.get_fdata()).max() > 0.1
     assert max(seen) == 1.0
@@ -152,3 +153,17 @@ def test_the_engine_refits_slices_and_says_where_it_cannot(network, monkeypatch)
     finer = resolver.enhance(scan(), replace(asked, output_resolution=(0.8,) * 3), inputs)
     assert finer.record["InPlaneRefit"] is False
     assert in_plane_refit.NO_REFIT in finer.record["Warnings"]
+
+
+def test_the_record_of_too_small_a_head_says_that_nothing_was_refitted(network, monkeypatch):
+    monkeypatch.setattr(in_plane_refit, "FEWEST", 100_000)
+    config = {"family": "student", "version": "test"}
+    resolver = SuperResolver(
+        LoadedModel(network, config, "0" * 64, "random"), torch.device("cpu"), "fp32"
+    )
+    inputs = Inputs(acquisition=Acquisition((PLANE, PLANE, SLICES)))
+    options = Options(output_resolution=(1.0,) * 3, in_plane_refit=True)
+    found = resolver.enhance(scan(), options, inputs)
+    assert found.record["InPlaneRefit"] is False
+    assert in_plane_refit.TOO_SMALL in found.record["Warnings"]
+    assert found.record["NetworksRun"] == ["student"]

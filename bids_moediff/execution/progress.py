@@ -26,6 +26,7 @@ STAGES = {
     "student": (0.03, 0.98),
     "mean": (0.03, 0.75),
     "experts": (0.75, 0.98),
+    "refit": (0.39, 0.39),
     "register": (0.0, 0.3),
     "bring together": (0.3, 0.5),
     "estimate": (0.5, 0.98),

@@ -33,10 +33,12 @@ FEWEST = 2_000
 RIDGE = 4.0
 THICK, FINE = 1.5, 1.05  # voxel ratio of slices, and of the plane
 
+STAGE = "refit"  # reported once a last layer was changed
 NO_REFIT = (
     "--in-plane-refit was left out: it needs moediff or student, one thick axis, and an output "
     "with the voxels of the plane (--output-resolution)."
 )
+TOO_SMALL = "--in-plane-refit changed nothing: the head is too small to learn from its planes."
 
 
 def has_fine_plane(problem: Problem) -> bool:
@@ -70,7 +72,8 @@ def restore_refitted(
     problem
         With a fine plane (:func:`has_fine_plane`).
     precision, progress, stage
-        As for :func:`~bids_moediff.families.whole_volume.restore_volume`.
+        As for :func:`~bids_moediff.families.whole_volume.restore_volume`; ``progress`` hears of
+        ``STAGE`` besides, if the head was large enough.
     """
     first = restore_volume(
         network, start, problem, precision, lambda k, f: progress(k, f / 2), stage
@@ -78,6 +81,7 @@ def restore_refitted(
     own = refitted(network, problem, problem.agree(first), precision)
     if own is network:
         return first
+    progress(STAGE, 1.0)
     return restore_volume(
         own, start, problem, precision, lambda k, f: progress(k, (1 + f) / 2), stage
     )

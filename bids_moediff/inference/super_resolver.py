@@ -15,7 +15,8 @@ import torch
 
 from bids_moediff.errors import DeviceError, ImageError
 from bids_moediff.families import family
-from bids_moediff.families.in_plane_refit import has_fine_plane, without_refit
+from bids_moediff.families.in_plane_refit import STAGE as REFIT
+from bids_moediff.families.in_plane_refit import TOO_SMALL, has_fine_plane, without_refit
 from bids_moediff.families.load import fastest_precision, load_model, make_restorer
 from bids_moediff.families.protocol import Problem, Restored, Settled
 from bids_moediff.imaging.acquisition import Acquisition
@@ -223,13 +224,17 @@ class SuperResolver:
         told, notes = self._uncertain(made, options, maps, store, report)
         if "kernels" in settled.options.outputs and "kernels" not in maps:
             notes.append(NO_KERNELS)
+        asked = settled.options
+        if asked.in_plane_refit and networks and REFIT not in ran:
+            asked = replace(asked, in_plane_refit=False)
+            notes.append(TOO_SMALL)
         report("done", 1.0)
         residual = posed.residual(made.image)
         return Result(
             posed.image(made.image * posed.scale),
             maps,
             residual,
-            self._record(posed, made.problem, settled.options, networks)
+            self._record(posed, made.problem, asked, networks)
             | {"ConsistencyResidual": round(residual, 8), "ExpertEvaluations": restored.counts}
             | told
             | self._experts_record("gates" in maps)
@@ -395,7 +400,7 @@ def _noted(progress: Progress | None) -> tuple[dict[str, None], Progress]:
 
 def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:
     """Return the parts of the network that ran, out of all stages that reported progress."""
-    idle = {"interpolate"}
+    idle = {"interpolate", REFIT}
     if last.counts is not None and not last.counts.get("evaluated"):
         idle.add("experts")  # the gate gave them no place to work
     return tuple(stage for stage in stages if stage not in idle)
