@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from bids_moediff.bids.carried_maps import (
+    carried_before,
     carried_path,
     carried_sidecar,
     check_carried,
     find_maps,
+    label_table,
     maps_elsewhere,
     partitions,
+    remove_map,
 )
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
@@ -255,3 +258,56 @@ def test_files_of_tissues_are_carried_together_and_others_are_not():
     names += ["sub-01_label-WM_probseg.nii.gz", "sub-01_label-WM_desc-x_probseg.nii.gz"]
     groups = [[path.name for path in group] for group in partitions(names)]
     assert groups == [[names[0], names[2]], [names[1]], [names[3]]]
+
+
+def test_at_most_five_maps_elsewhere_are_named(tmp_path):
+    first = image(tmp_path / "raw")
+    maps = [f"sub-01_space-MNI_label-{letter}_probseg.nii.gz" for letter in "ABCDEF"]
+    words = maps_elsewhere(first, touch(tmp_path / "five", *maps[:5]))
+    assert f": {', '.join(maps[:5])}. Not carried" in words
+    words = maps_elsewhere(first, touch(tmp_path / "six", *maps))
+    assert f": {', '.join(maps[:5])} and 1 more. Not carried" in words
+
+
+def test_maps_that_earlier_runs_carried(tmp_path):
+    """Those of this image, on this grid, and written by this app."""
+    source = image(tmp_path / "raw", "sub-01_ses-b_T1w.nii.gz", ses="b")
+    folder = tmp_path / "out" / "sub-01" / "ses-b" / "anat"
+    folder.mkdir(parents=True)
+    uri = "bids:raw:sub-01/anat/sub-01_ses-b_T1w.nii.gz"
+    own = {"CarriedFrom": "x", "Sources": [uri]}
+    for name, record in (
+        ("res-0p7x0p7x1mm_desc-a_mask", own), ("res-1mm_desc-b_mask", own),
+        ("res-0p7x0p7x1mm_desc-c_mask", {"Sources": [uri]}),
+        ("res-0p7x0p7x1mm_desc-d_mask", {**own, "Sources": [uri, "more"]}),
+        ("res-0p7x0p7x1mm_desc-e_mask", None), ("res-0p7x0p7x1mm_desc-f_mask", [1]),
+        ("res-0p7x0p7x1mm_desc-g_T1w", own),
+    ):  # fmt: skip
+        (folder / f"sub-01_ses-b_{name}.nii.gz").touch()
+        if record is not None:
+            (folder / f"sub-01_ses-b_{name}.json").write_text(json.dumps(record))
+    (found,) = carried_before(source, tmp_path / "out", (0.7, 0.7, 1.0))
+    assert found == folder / "sub-01_ses-b_res-0p7x0p7x1mm_desc-a_mask.nii.gz"
+    table = found.with_name("sub-01_ses-b_res-0p7x0p7x1mm_desc-a_mask.tsv")
+    table.touch()
+    before = set(folder.iterdir())
+    remove_map(found)
+    gone = {found, table, table.with_suffix(".json")}
+    assert before - set(folder.iterdir()) == gone
+    remove_map(found)
+
+
+def test_the_table_of_labels_lies_beside_the_map_or_above_it(tmp_path):
+    anat = tmp_path / "up" / "maps" / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    folder, path = tmp_path / "up" / "maps", anat / "sub-01_atlas-A_desc-x_dseg.nii.gz"
+    for table in (tmp_path / "dseg.tsv", tmp_path / "up" / "dseg.tsv", folder / "probseg.tsv",
+                  folder / "atlas-B_dseg.tsv", anat / "sub-02_dseg.tsv"):  # fmt: skip
+        table.touch()
+    assert label_table(path, folder) is None
+    for nearer in (
+        folder / "desc-x_dseg.tsv", folder / "atlas-A_dseg.tsv", anat.parent / "sub-01_dseg.tsv",
+        anat / "atlas-A_desc-x_dseg.tsv", anat / "sub-01_atlas-A_desc-x_dseg.tsv",
+    ):  # fmt: skip
+        nearer.touch()
+        assert label_table(path, folder) == nearer

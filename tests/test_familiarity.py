@@ -170,3 +170,71 @@ def test_a_stripped_head_keeps_what_its_mask_left(demo):
     left, kept = np.asarray(found.dataobj) > 0, wide & (data > 0)
     assert record["method"] == "nonzero"
     assert (left & kept).sum() > 0.98 * (left | kept).sum()
+
+
+def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """An uneven head on uneven voxels: data, brain, depth in mm and voxel sizes."""
+    zooms = (3.0, 3.5, 4.0)
+    place = np.indices((44, 46, 34)) - np.array([21, 24, 16])[:, None, None, None]
+    size = np.array([58, 72, 54])[:, None, None, None] / np.array(zooms)[:, None, None, None]
+    radius = np.sqrt(((place / size) ** 2).sum(axis=0))
+    brain, depth = radius < 1, np.clip(54 * (1 - radius), 0, None)
+    texture = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=brain.shape), 1)
+    data = np.select([radius < 0.2, radius < 0.6, brain], [40.0, 115.0, 80.0], 10.0)
+    data += 8 * texture / texture.std() + np.where(place[0] > 5, 9.0, 0.0)
+    return data.astype(np.float32), brain, depth, zooms
+
+
+def test_the_nine_figures_of_a_head_that_was_drawn():
+    data, brain, depth, zooms = drawn()
+    found = scan_figures(data, brain, depth, zooms)
+    values, middle = data[brain].astype(float), float(np.median(data[brain]))
+    low, ninth, lower, upper, high_tail, high = np.percentile(values, [2, 10, 25, 75, 90, 98])
+    rim = np.median(data[(depth > 2) & (depth < 8)])
+    by_hand = {
+        "core_over_rim": np.median(data[depth > 20]) / rim,
+        "bright_tail": high / middle, "dark_tail": low / middle,
+        "spread": (upper - lower) / middle,
+        "skew": (ninth + high_tail - 2 * middle) / (high_tail - ninth),
+    }  # fmt: skip
+    assert {name: found[name] for name in by_hand} == pytest.approx(by_hand, rel=1e-6)
+    assert {name: found[name] for name in FIGURES if name not in by_hand} == pytest.approx(
+        {"edges": 0.44356, "fine_detail": 0.24706, "detail_balance": 0.86245, "symmetry": 0.86594},
+        rel=1e-3,
+    )
+    few = np.where(depth > 20, 20, depth)
+    few.ravel()[np.flatnonzero(depth > 20)[:99]] = 21
+    assert scan_figures(data, brain, few, zooms) is None
+    few.ravel()[np.flatnonzero(depth > 20)[:100]] = 21
+    assert scan_figures(data, brain, few, zooms) is not None
+    bare = np.where((depth > 2) & (depth < 8), 8, depth)
+    assert scan_figures(data, brain, bare, zooms) is None
+
+
+def test_limits_of_the_reference_and_of_the_distance():
+    """Two sources have the scatter of n - 1; few sources that agree have a least scatter."""
+    heads = [dict.fromkeys(FIGURES, value) for value in (4.0, 4.0, 0.1, 0.1)]
+    heads[1] |= {"skew": 7.0}
+    heads[3] |= {"skew": -0.1}
+    found = summarise([[heads[0]], [heads[1]]])
+    assert (found["sources"], found["edges"], found["skew"]) == (2, [4.0, 0.4], [5.5, 2.1213])
+    found = summarise([[heads[2]], [heads[3]]])
+    assert found["edges"] == [0.1, 0.02] and found["skew"] == [0.0, 0.1414]
+    assert summarise([[heads[3]]])["skew"] == [-0.1, 0.02]
+    assert summarise([[dict.fromkeys(FIGURES, -4.0)]])["skew"] == [-4.0, 0.4]
+
+
+def test_the_contrast_counts_that_has_sources_enough():
+    names = list(FIGURES)
+    known = {
+        key: {"sources": count, **{name: [middle, 0.5] for name in FIGURES}}
+        for key, count, middle in (("T1w", 8, 1.0), ("T2w", 7, 2.0), ("all", 15, 3.0))
+    }
+    scan = dict.fromkeys(FIGURES, 1.0) | {names[3]: -0.5, names[5]: 2.0}
+    near = novelty(scan, "T1w", known)
+    assert near == Novelty(pytest.approx(np.sqrt((9 + 4) / 9)), names[3], pytest.approx(3))
+    assert novelty(scan, "UNIT1", known) == near
+    for suffix in ("T2w", "FLAIR"):
+        assert novelty(scan, suffix, known).deviation == pytest.approx(7)
+    far = novelty(scan | {names[0]: 1e9}, "T1w", known)
+    assert far == Novelty(pytest.approx(np.sqrt((400 + 13) / 9)), names[0], 20.0)

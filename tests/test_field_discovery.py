@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import math
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import nibabel as nib
 import pytest
 
 from bids_moediff.bids import discover
+from bids_moediff.bids import statements as of_sidecars
 from bids_moediff.bids.discover import discover_participant, near_participants
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.statements import read_statements
@@ -97,6 +99,81 @@ def test_a_statement_that_cannot_be_is_left_out_alone(tmp_path, key, value):
     assert found == {"EchoTrainLength": 7}
     assert f'"{key}"' in remarks[0] or f"'{key}'" in remarks[0]
     assert len(remarks[0]) < 200
+
+
+def nested(depth: int) -> list:
+    found: list = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("SliceThickness", [0.05, 100.0, 3], [0.049, 100.1]),
+        ("SpacingBetweenSlices", [0.05, 100.0], [0.049, 100.1, False]),
+        ("EchoTime", [0.0, 100], [-0.001, 100.1, True]),
+        ("InversionTime", [0.0, 100], [-0.001, 100.1]),
+        ("MRAcquisitionType", ["2D", "3D"], ["4D", 2]),
+        ("SliceEncodingDirection", ["i", "j", "k", "i-", "j-", "k-"], ["K", "-k"]),
+        ("Nested", [nested(20), {"a": {"b": nested(17)}}], [nested(21), {"a": {"b": nested(19)}}]),
+        ("Text", ["µ", {"µ": ["µ"]}], ["\ud800", {"\udfff": 1}, [["a", "\ud801"]]]),
+        ("\ud800", [], [1]), ("x\nx", ["\ud7ff\ue000"], []),
+    ],
+)  # fmt: skip
+def test_limits_of_what_a_statement_may_be(tmp_path, key, good, bad):
+    for value in good:
+        found, _ = statements(tmp_path, json.dumps({key: value}).encode(), remarks=0)
+        assert found == {key: value}
+    for value in bad:
+        found, _ = statements(tmp_path, json.dumps({key: value}).encode(), remarks=1)
+        assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"EchoTime": -1}, "-1 is not a number from 0 to 100"), ({"run": "a\nb"}, r"'a\nb'"),
+        ({"MRAcquisitionType": [1]}, "[1] is neither 2D"), ({"A": "\ud800"}, "characters"),
+        ({"A": [math.nan]}, "finite"), ({"A": nested(21)}, "20 deep"),
+        ({"run": "a" * 58}, f"'{'a' * 58}' belongs"),
+        ({"run": "a" * 59}, f"'{'a' * 56}... belongs"),
+    ],
+)  # fmt: skip
+def test_why_a_statement_is_left_out(tmp_path, content, words):
+    (reason,) = statements(tmp_path, json.dumps(content).encode(), remarks=1)[1]
+    assert reason.startswith(f"x.json: '{next(iter(content))}'") and words in reason
+
+
+def test_long_numbers_and_long_sidecars(tmp_path, monkeypatch):
+    number = "9" * 300
+    assert statements(tmp_path, f'{{"A": {number}}}'.encode(), remarks=0)[0] == {"A": int(number)}
+    assert statements(tmp_path, f'{{"A": {number}9}}'.encode(), remarks=1)[0] == {}
+    monkeypatch.setattr(of_sidecars, "MOST_BYTES", 20)
+    assert statements(tmp_path, b'{"A": 1}' + 12 * b" ", remarks=0)[0] == {"A": 1}
+    assert statements(tmp_path, b'{"A": 1}' + 13 * b" ", remarks=1)[0] == {}
+
+
+def test_sidecars_are_read_once_for_each_participant(tmp_path):
+    """Those at the root once for all; the others again when another participant was in between."""
+    for name in ("T1w.json", "sub-01/anat/sub-01_T1w.json", "sub-02/anat/sub-02_T1w.json"):
+        put(tmp_path, name, json.dumps({name.split("/")[0]: 1}).encode())
+    sidecars = of_sidecars.Sidecars(tmp_path)
+
+    def read(label: str) -> dict:
+        path = tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+        return sidecars.of_image(path, {"sub": label}, "T1w")[0]
+
+    first = {"T1w.json": 1, "sub-01": 1}
+    assert read("01") == first
+    put(tmp_path, "T1w.json", b'{"new": 1}')
+    put(tmp_path, "sub-01/anat/sub-01_T1w.json", b'{"new": 1}')
+    put(tmp_path, "sub-01/anat/T1w.json", b'{"new": 2}')
+    assert read("01") == first
+    assert read("02") == {"T1w.json": 1, "sub-02": 1}
+    assert read("01") == {"T1w.json": 1, "new": 1}
+    assert sidecars.of_image(tmp_path / "sub-01/anat/x", {"sub": "01"}, "T2w") == ({}, [])
 
 
 def test_texts_of_dicom_are_padded(tmp_path):

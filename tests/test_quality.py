@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality figures and noise against analytic values and independent computations."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from bids_moediff.imaging.noise import air_noise, estimate_noise, tissue_noise
 from bids_moediff.quality import figures as quality
+from bids_moediff.quality import input_checks
 from bids_moediff.reports.captions import MAIN_FIGURES
+from test_familiarity import drawn
 
 
 def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
@@ -133,17 +136,49 @@ def test_summary_matches_numpy_and_survives_nothing():
     assert quality.summary(np.ones(5))["k"] is None
 
 
-def test_quality_figures_are_complete_and_plain(phantom):
-    signal, brain = phantom
+# Of the head below, as they were when somebody last looked at each of them.
+FIGURES = {
+    "cjv": 0.22387, "cnr": 6.0167, "efc": 0.5441, "fber": 945.52, "fwhm_avg": 9.0173,
+    "fwhm_x": 8.1902, "fwhm_y": 9.825, "fwhm_z": 9.0367, "noise_sigma": 4.423,
+    "noise_air": 2.0156, "qi_1": 0.012415, "snr_brain": 16.639, "snr_csf": 5.9846,
+    "snr_gm": 15.37, "snr_wm": 25.169, "snr_total": 15.508, "snrd_brain": 36.512,
+    "distance_from_training": 1.8742, "furthest_figure": "skew", "wm2max": 0.90052,
+    "brain_volume": 946.218, "size_x": 44, "spacing_x": 3, "usable_x": 5.962, "acquired_x": 3,
+    "interpolation_x": "native", "size_y": 46, "spacing_y": 3.5, "usable_y": 7.3391,
+    "acquired_y": 3.5, "interpolation_y": "native", "size_z": 34, "spacing_z": 4,
+    "usable_z": 8.3207, "acquired_z": 4, "interpolation_z": "native",
+    "summary_brain_mean": 81.456, "summary_brain_median": 73.594, "summary_brain_stdv": 26.007,
+    "summary_brain_mad": 10.774, "summary_brain_k": -0.34151, "summary_brain_p05": 26.038,
+    "summary_brain_p95": 114.96, "summary_brain_n": 22529, "summary_bg_mean": 2.6371,
+    "summary_bg_median": 2.3852, "summary_bg_stdv": 1.6818, "summary_bg_mad": 0.91385,
+    "summary_bg_k": 10.065, "summary_bg_p05": 0.65489, "summary_bg_p95": 5.1489,
+    "summary_bg_n": 45912,
+}  # fmt: skip
+
+
+def test_every_figure_of_a_head_that_was_drawn():
+    """Three tissues with texture, noise of 2, something bright in the air, uneven voxels."""
+    _, brain, depth, zooms = drawn()
+    signal = np.select([depth > 30, depth > 12, brain], [25.0, 110.0, 70.0], 0.0)
+    signal += np.where(brain, np.random.default_rng(1).normal(0, 4, brain.shape), 0)
     data = rician(signal, 2.0)
-    figures = quality.quality_figures(data, np.diag([1.0, 1.0, 2.0, 1.0]), brain, "T1w")
-    assert set(figures) == set(quality.DESCRIPTIONS)
-    assert all(value is None or type(value) in (float, str) for value in figures.values())
-    assert figures["snr_brain"] == pytest.approx(60 / 2, rel=0.1)
-    assert figures["snrd_brain"] == pytest.approx(60 / 2, rel=0.1)
-    assert figures["spacing_z"] == 2
-    assert figures["brain_volume"] == pytest.approx(brain.sum() * 2 / 1000)
-    assert figures["qi_1"] < 1e-3
+    data[:4, 20:28] += 9
+    affine = np.diag([*zooms, 1.0])
+    odd = data.copy()
+    odd[0, 0, :3] = np.nan, np.inf, -np.inf
+    data[0, 0, :3] = 0
+    found = quality.quality_figures(odd, affine, brain, "T1w")
+    assert set(found) == set(quality.DESCRIPTIONS)
+    assert all(type(value) in (float, str) for value in found.values())
+    words = {name: value for name, value in FIGURES.items() if isinstance(value, str)}
+    assert {name: found[name] for name in words} == words
+    numbers = {name: value for name, value in FIGURES.items() if name not in words}
+    assert {name: found[name] for name in numbers} == pytest.approx(numbers, rel=2e-3)
+    image, mask = (nib.Nifti1Image(part, affine) for part in (data, brain.astype(np.uint8)))
+    assert quality.judge(image, mask, "T1w", {"ImageType": "MIP"}) == (
+        found,
+        input_checks.find_doubts(image, mask, "T1w", {"ImageType": "MIP"}, found),
+    )
 
 
 def test_ghost_in_the_air_raises_qi_1(phantom):

@@ -10,7 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_moediff.runtime.sink import atomic, table_text, write_json, write_nifti, write_text
+from bids_moediff.runtime import sink
+from bids_moediff.runtime.sink import (
+    atomic,
+    table_text,
+    write_bytes,
+    write_json,
+    write_nifti,
+    write_text,
+)
 
 
 def image():
@@ -35,12 +43,14 @@ def test_names_of_persons_and_hosts_do_not_pass(tmp_path):
     source.header["aux_file"] = b"/home/someone/x"
     for field in ("db_name", "descrip", "intent_name", "data_type"):
         source.header[field] = b"someone"
-    source.header["cal_max"] = 123.0
+    source.header["cal_max"], source.header["cal_min"] = 123.0, 7.0
     source.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
     content = write_nifti(source, tmp_path / "x.nii").read_bytes()
     assert b"someone" not in content
     assert b"Jane" not in content
-    assert nib.load(tmp_path / "x.nii").header["cal_max"] == 0
+    header = nib.load(tmp_path / "x.nii").header
+    assert (header["cal_max"], header["cal_min"]) == (0, 0)
+    assert content[:4] == struct.pack("<I", 348), "not compressed"
     assert len(source.header.extensions) == 1  # the caller's image is left as it was
 
 
@@ -116,5 +126,38 @@ def test_no_sidecar_no_image(tmp_path):
 
 
 def test_table():
-    rows = [{"a": 1, "b": None}, {"b": "x"}]
-    assert table_text(rows, ["a", "b"]) == "a\tb\n1\tn/a\nn/a\tx\n"
+    rows = [{"a": 1, "b": None}, {"b": "x"}, {"a": "1\t\t2\r\n3", "b": "\x1b[0m", "c": "no"}]
+    cells = ["a\tb", "1\tn/a", "n/a\tx", "1 2 3\t\\x1b[0m"]
+    assert table_text(rows, ["a", "b"]) == "\n".join(cells) + "\n"
+
+
+def test_an_image_of_several_pieces(tmp_path, monkeypatch):
+    """Pieces are put together again, and air takes hardly any room."""
+    monkeypatch.setattr(sink, "PIECE", 100)
+    path = write_nifti(image(), tmp_path / "x.nii.gz")
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), image().get_fdata())
+    monkeypatch.setattr(sink, "PIECE", 1 << 24)
+    assert write_nifti(image(), tmp_path / "y.nii.gz").stat().st_size <= path.stat().st_size
+    air = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), np.eye(4))
+    assert write_nifti(air, tmp_path / "z.nii.gz").stat().st_size < 256_000 / 100
+
+
+def test_whole_numbers_of_a_step(tmp_path):
+    values = np.array([[[-1.3, 0.0, 0.49, 2.6]]], dtype=np.float32)
+    source = nib.Nifti1Image(values, np.diag([2.0, 3.0, 4.0, 1.0]))
+    source.header["descrip"] = b"someone"
+    found = nib.load(write_nifti(source, tmp_path / "x.nii", step=0.5))
+    assert found.get_data_dtype() == np.int16 and found.header["descrip"] == b""
+    assert found.dataobj.get_unscaled().ravel().tolist() == [-3, 0, 1, 5]
+    np.testing.assert_allclose(found.get_fdata().ravel(), [-1.5, 0, 0.5, 2.5])
+    assert (found.dataobj.slope, found.dataobj.inter) == (0.5, 0.0)
+    np.testing.assert_array_equal(found.affine, source.affine)
+    assert source.get_data_dtype() == np.float32, "the caller's image is left as it was"
+
+
+def test_text_as_it_is_and_names_that_no_encoding_reads(tmp_path):
+    path = write_text("a\r\nb\ud800ü", tmp_path / "new" / "folder" / "x.txt")
+    assert path.read_bytes() == b"a\r\nb\\ud800" + "ü".encode()
+    assert write_bytes(b"\0\xff", path) == path and path.read_bytes() == b"\0\xff"
+    text = write_json({"a": [1, np.int16(2)]}, tmp_path / "x.json").read_text()
+    assert text == '{\n  "a": [\n    1,\n    2\n  ]\n}\n'

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -280,3 +281,42 @@ def test_a_vein_says_nothing_in_an_image_of_another_contrast(monkeypatch):
     assert checks.contrast_agent(scan()) is not None
     monkeypatch.setattr(checks, "wrong_contrast", lambda _: "It looks T2-weighted.")
     assert checks.contrast_agent(scan()) is None
+
+
+def test_how_a_scan_is_prepared():
+    """Axes turned to RAS, means of blocks of about 2 mm, one voxel of each block of the masks."""
+    rng = np.random.default_rng(0)
+    data = rng.uniform(50, 100, (24, 14, 8)).astype(np.float32)  # x, y, z of RAS
+    brain = np.zeros(data.shape, np.uint8)
+    brain[5:20, 3:12, 0:6] = 3
+    head = np.zeros(data.shape, bool)
+    head[2:22, 2:13] = True
+    data[0, 0, 0] = np.nan
+    affine = np.diag([0.5, 1.0, 2.0, 1.0])
+
+    def as_stored(part: np.ndarray) -> np.ndarray:
+        return np.moveaxis(part, 0, 2)[:, :, ::-1]  # y, z, x to the left
+
+    turned = np.zeros((4, 4))
+    turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = -0.5, 1.0, 2.0, 1.0
+    image, mask = (nib.Nifti1Image(as_stored(part), turned) for part in (data, brain))
+    given = {"metadata": {"a": 1}, "figures": {"b": 2}}
+    found = checks.prepare(image, mask, "T2w", **given, head=as_stored(head))
+    assert (found.shape, found.full_zooms) == (data.shape, (0.5, 1.0, 2.0))
+    assert (found.zooms, found.suffix) == ((2.0, 2.0, 2.0), "T2w")
+    assert (found.metadata, found.figures) == ({"a": 1}, {"b": 2})
+    blocks = np.nan_to_num(data).reshape(6, 4, 7, 2, 8).mean(axis=(1, 3))
+    np.testing.assert_allclose(found.data, blocks, rtol=1e-5)
+    np.testing.assert_array_equal(found.brain, brain[2::4, 1::2] > 0)
+    np.testing.assert_array_equal(found.head, head[2::4, 1::2])
+    # 10 mm, 10 mm and 12 mm long: outside of the image is outside of the brain.
+    assert found.depth[:, 3, 3].tolist() == [0, 2, 4, 4, 2, 0]
+    assert found.depth[2, 3].tolist() == [2, 4, 4, 4, 4, 2, 0, 0]
+    assert found.middle == np.median(blocks[found.brain])
+    plain = checks.prepare(nib.Nifti1Image(data, affine), nib.Nifti1Image(brain, affine), "T2w")
+    np.testing.assert_array_equal(plain.brain, found.brain)
+    np.testing.assert_allclose(plain.data, found.data, rtol=1e-5)
+    assert (plain.metadata, plain.figures) == ({}, {})
+    assert (plain.head | found.brain == plain.head).all()
+    none = checks.prepare(nib.Nifti1Image(data, affine), nib.Nifti1Image(0 * brain, affine), "T2w")
+    assert none.middle == checks.TINY
