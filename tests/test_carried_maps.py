@@ -77,7 +77,10 @@ def test_entities_may_be_left_out_where_one_image_fits(tmp_path):
     assert names(find_maps(first, maps)) == ["sub-01_desc-lesion_mask.nii.gz"]
     image(tmp_path / "raw", "sub-01_run-2_T1w.nii.gz", run="2")
     assert find_maps(first, maps) == ()
-    touch(tmp_path / "maps", "sub-01_run-1_desc-lesion_mask.nii.gz")
+    touch(
+        tmp_path / "maps",
+        *(f"sub-01_run-{number}_desc-lesion_mask.nii.gz" for number in (1, 2)),
+    )
     assert names(find_maps(first, maps)) == ["sub-01_run-1_desc-lesion_mask.nii.gz"]
 
 
@@ -307,6 +310,7 @@ def test_the_table_of_labels_lies_beside_the_map_or_above_it(tmp_path):
     assert label_table(path, folder) is None
     for nearer in (
         folder / "desc-x_dseg.tsv", folder / "atlas-A_dseg.tsv", anat.parent / "sub-01_dseg.tsv",
+        anat.parent / "sub-01_atlas-A_desc-x_dseg.tsv",
         anat / "atlas-A_desc-x_dseg.tsv", anat / "sub-01_atlas-A_desc-x_dseg.tsv",
     ):  # fmt: skip
         nearer.touch()

@@ -291,6 +291,108 @@ def test_filter_search_and_colour_in_a_browser(tmp_path, browser):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=REASON)
+def test_order_of_numbers_texts_and_what_is_missing(group, browser):
+    """Numbers by size, names with their numbers, ``n/a`` last both ways."""
+    for label, snr in (("50", 100.0), ("10", None), ("100", 5.5)):
+        sidecar(group, label, snr)  # type: ignore[arg-type]
+    browser.open(write_group_report(group))
+    for name, first, last in (
+        ("snr_brain", ["99", "100", "00"], ["11", "50", "10"]),
+        (None, ["00", "01", "02"], ["50", "99", "100"]),
+    ):
+        head = f"th[data-name={name}]" if name else "th:not([data-name])"
+        orders, signs = browser.do(
+            f"(() => {{ const head = document.querySelector('#T1w {head}'), orders = [];"
+            "const signs = [];"
+            "for (let n = 0; n < 3; n++) { head.querySelector('button').click();"
+            "orders.push([...document.querySelectorAll('#T1w tbody tr')].map("
+            "(row) => row.cells[0].textContent.trim().slice(4).split('_')[0]));"
+            "signs.push([...document.querySelectorAll('#T1w th[aria-sort]')].map("
+            "(th) => [th === head, th.ariaSort])) } return [orders, signs] })()"
+        )
+        assert signs == [[[True, word]] for word in ("ascending", "descending", "ascending")]
+        assert orders[0] == orders[2] and len(set(orders[0])) == 15
+        up, down = orders[:2]
+        assert (up[:3], up[-3:]) == (first, last)
+        if name:
+            assert down[:2] == ["50", "11"] and down[-2:] == ["99", "10"]
+        else:
+            assert down == up[::-1] and sorted(up, key=int) == up
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=REASON)
+def test_dots_of_a_strip_have_the_lane_and_colour_of_their_group(tmp_path, browser):
+    output, raw = multi_site(tmp_path)
+    sidecar(output, "03", 500.0, Sources=["bids:raw:sub-03/anat/sub-03_T1w.nii.gz"])
+    (output / "sub-03.html").write_text("<p>")
+    browser.window(1280, 900)
+    browser.open(write_group_report(output, raw_dir=raw))
+    look = (
+        "(() => { const strip = document.querySelector('#T1w .strip');"
+        "const places = (path) => [...path.getAttribute('d').matchAll(/M(\\S+) (\\S+?)h0/g)].map("
+        "(found) => [Number(found[1]), Number(found[2])]);"
+        "return { dots: [...strip.querySelectorAll('.dot')].map((path) =>"
+        "[getComputedStyle(path).stroke, places(path)]), far: places(strip.querySelector('.far')),"
+        "box: strip.querySelector('svg').getAttribute('viewBox'),"
+        "axis: strip.querySelector('.axis').getAttribute('y1'),"
+        "legend: [...document.querySelectorAll('#T1w .legend span')].map((entry) =>"
+        "[entry.querySelector('i').style.background, entry.textContent]),"
+        "data: JSON.parse(document.querySelector('#T1w .strips').textContent)[0] } })()"
+    )
+    choose = (
+        "(() => {{ const f = document.querySelector('#T1w {}'); f.value = '{}';"
+        "f.dispatchEvent(new Event('input')) }})()"
+    )
+
+    def height(lane: float, share: float, wide: bool) -> float:
+        return 7 + (13 * lane + 8 * share if wide else 18 * share)
+
+    found = browser.do(look)
+    dots = found["data"]["dots"]
+    assert len(dots) == 12 and found["data"]["far"] == [3]
+    blue, orange = "rgb(0, 114, 178)", "rgb(213, 94, 0)"
+    for lane, (colour, places) in enumerate(found["dots"]):
+        own = [dot for dot in dots if dot[0] % 2 == lane]
+        assert colour == (blue, orange)[lane]
+        wanted = [[10 + 600 * x, height(lane, y, True)] for _, x, y in own]
+        assert np.abs(np.array(places) - wanted).max() < 0.06
+    assert np.abs(np.array(found["far"]) - [[610, height(1, dots[3][2], True)]]).max() < 0.06
+    assert (found["box"], found["axis"]) == ("0 0 620 52", "38")
+    assert found["legend"] == [[blue, "A (6)"], [orange, "B (6)"]]
+    browser.do(choose.format("[data-column=site]", "A"))
+    found = browser.do(look)
+    assert [len(places) for _, places in found["dots"]] == [6, 0] and found["far"] == []
+    assert found["legend"] == [[blue, "A (6)"], [orange, "B (0)"]]
+    browser.do(choose.format("[data-column=site]", ""))
+    browser.do(choose.format("[name=colour]", ""))
+    found = browser.do(look)
+    (places,) = [places for _, places in found["dots"]]
+    wanted = [[10 + 600 * x, height(0, y, False)] for _, x, y in dots]
+    assert np.abs(np.array(places) - wanted).max() < 0.06
+    assert (found["box"], found["axis"], found["legend"]) == ("0 0 620 44", "30", [])
+    hover = (
+        "(() => {{ const svg = document.querySelector('#T1w .strip svg');"
+        "const box = svg.getBoundingClientRect(), scale = box.width / 620;"
+        "svg.dispatchEvent(new PointerEvent('pointermove', {{ clientX: box.left + {} * scale,"
+        "clientY: box.top + {} * scale }}));"
+        "return [document.querySelector('#T1w .under').textContent, svg.style.cursor] }})()"
+    )
+    at = wanted[3]
+    assert browser.do(hover.format(*at)) == ["sub-03_res-0p7mm_T1w; ", "pointer"]
+    assert browser.do(hover.format(at[0] - 5, at[1] - 4))[0] == "sub-03_res-0p7mm_T1w; "
+    assert browser.do(hover.format(at[0] - 9, at[1])) == ["", ""]
+    browser.do(choose.format("[name=search]", "  SUB-01   t1W "))
+    assert browser.do(f"{ROWS}.map((r) => r.dataset.row)") == ["1"]
+    assert browser.do(hover.format(*at)) == ["", ""], "it is not shown"
+    assert browser.do("document.querySelector('.count').textContent") == "1 of 12 images shown"
+    browser.do(choose.format("[name=search]", ""))
+    assert browser.do("document.querySelector('.count').textContent") == ""
+    browser.do(hover.format(*at))
+    browser.do("document.querySelector('#T1w .strip svg').dispatchEvent(new Event('click'))")
+    browser.wait("location.href.endsWith('sub-03.html')")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=REASON)
 @pytest.mark.parametrize("dark", [False, True])
 def test_no_serious_fault_of_accessibility(tmp_path, browser, dark):
     output, raw = multi_site(tmp_path)

@@ -80,6 +80,8 @@ def test_where_the_coarse_data_set_may_lie(tmp_path):
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             check_raw_output(settings_for(source, bad), MAKER)
+    with pytest.raises(UsageError, match="inside the input"):
+        check_raw_output(settings_for(tmp_path / "link", source / "a"), MAKER)
 
 
 def test_participants_that_are_there_keep_their_rows(tmp_path):

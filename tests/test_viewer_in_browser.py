@@ -337,3 +337,263 @@ def test_several_images_get_a_page_each(page, tmp_path):
         page.open(tmp_path / link)
         assert page.do("document.querySelector('nav a').getAttribute('href')") == "sub-01.html"
         assert page.errors == []
+
+
+# What a test may read of the viewer, and set to numbers that differ in every axis.
+SNAPSHOT = (
+    f"const v = {VIEWER}; const canvas = (plane) => v.canvases().find((c) => "
+    "c.dataset.plane === plane);"
+    "const snapshot = () => ({ position: [...v.position], middle: [...v.middle], zoom: v.zoom,"
+    "share: v.share, window: [...v.window], overlay: v.get('overlay').value,"
+    "crosshair: v.get('crosshair').checked, flicker: v.get('flicker').ariaPressed,"
+    "fields: ['zoom', 'swipe', 'darkest', 'brightest', 'axial', 'coronal', 'sagittal'].map("
+    "(name) => Number(v.get(name).value)) });"
+)
+
+
+def act(page: Browser, script: str) -> dict:
+    """Run a script that may use ``v``, ``canvas`` and ``snapshot``; what it returns."""
+    return page.do(f"(() => {{ {SNAPSHOT} {script} }})()")
+
+
+def test_every_key(page):
+    """The result has voxels of 1, 2 and 3 mm here, so that exchanged axes show."""
+    keys = [
+        ("ArrowUp", False), ("ArrowDown", False), ("PageUp", False), ("PageDown", False),
+        ("ArrowLeft", False), ("ArrowRight", False), ("ArrowLeft", True), ("ArrowRight", True),
+        ("ArrowUp", True), ("ArrowDown", True), ("+", False), ("+", True), ("=", False),
+        ("-", False), ("c", False), ("C", True), ("m", False), ("u", False), ("e", False),
+        ("M", False), ("f", False), ("x", False), ("0", False),
+    ]  # fmt: skip
+    start, ends = act(
+        page,
+        "v.volumes.result.zooms = [1, 2, 3]; v.zoom = 2; v.position[1] += 2; v.settle();"
+        "const start = snapshot(), ends = [];"
+        f"for (const [key, shift] of {json.dumps(keys)}) {{"
+        "v.position = [...start.position]; v.middle = [...start.middle]; v.zoom = 2;"
+        "v.share = 0.5;"
+        "const event = new KeyboardEvent('keydown', { key: key, shiftKey: shift === true,"
+        "cancelable: true });"
+        "canvas('coronal').dispatchEvent(event);"
+        "ends.push([snapshot(), event.defaultPrevented]);"
+        "if (key === 'c') { v.get('crosshair').checked = true }"
+        "if (key === 'f') { v.toggleFlicker() } }"
+        "const odd = new KeyboardEvent('keydown', { key: '+', ctrlKey: true, cancelable: true });"
+        "canvas('coronal').dispatchEvent(odd); ends.push([snapshot(), odd.defaultPrevented]);"
+        "return [start, ends]",
+    )  # fmt: skip
+    low, high = (np.array(page.do(f"{VIEWER}.meta.{name}")) for name in ("low", "high"))
+
+    def moved(axis: int, by: float) -> dict:
+        position = np.array(start["position"])
+        position[axis] += by
+        return {"position": pytest.approx(np.clip(position, low + 1e-3, high - 1e-3))}
+
+    wanted = [
+        moved(1, 2), moved(1, -2), moved(1, 20), moved(1, -20), {"share": pytest.approx(0.45)},
+        {"share": pytest.approx(0.55)}, moved(0, 1), moved(0, -1), moved(2, 3), moved(2, -3),
+        {"zoom": 2.5}, {"zoom": 2.5}, {"zoom": 2.5}, {"zoom": 1.6}, {"crosshair": False}, {},
+        {"overlay": "mask"}, {"overlay": "error"}, {"overlay": "expert"}, {"overlay": "mask"},
+        {"flicker": "true", "overlay": "mask"}, {"overlay": "mask"},
+        {"zoom": 1, "overlay": "mask"}, {"zoom": 1, "overlay": "mask"},
+    ]  # fmt: skip
+    names = [*(key for key, _ in keys), "Control"]
+    for key, (end, prevented), changes in zip(names, ends, wanted, strict=True):
+        expected = {name: start[name] for name in ("position", "zoom", "share", "overlay")}
+        expected |= {"crosshair": True, "flicker": "false"} | changes
+        if key in ("0", "Control"):
+            expected["position"] = page.do(f"{VIEWER}.meta.position")
+        assert {name: end[name] for name in expected} == expected, key
+        assert prevented == (key not in ("C", "x", "Control")), key
+
+
+def test_every_control_and_its_limits(page):
+    start, ends, plain = act(
+        page,
+        "const set = (name, value) => { const field = v.get(name); field.value = value;"
+        "field.dispatchEvent(new Event('input')); field.dispatchEvent(new Event('change'));"
+        "return snapshot() };"
+        "v.window = [20, 200]; v.settle(); const start = snapshot();"
+        "const ends = { zoom: set('zoom', 3), swipe: set('swipe', 30),"
+        "darkest: set('darkest', 120), beyond: set('darkest', 240),"
+        "brightest: set('brightest', 210), below: set('brightest', 10),"
+        "axial: set('axial', 3), coronal: set('coronal', 5), sagittal: set('sagittal', 7) };"
+        "v.get('planes').value = 'coronal'; v.get('planes').dispatchEvent(new Event('change'));"
+        "ends.shown = v.root.dataset.shown;"
+        "ends.text = v.get('axial').getAttribute('aria-valuetext');"
+        "v.zoom = 99; v.share = 2; v.position = [1e9, -1e9, 1e9]; v.middle = [-1e9, 1e9, 1e9];"
+        "v.window = [300, 0]; v.settle(); ends.top = snapshot();"
+        "v.zoom = 0; v.share = -1; v.window = [-5, 400]; v.settle(); ends.bottom = snapshot();"
+        "v.get('reset').click(); return [start, ends, snapshot()]",
+    )
+    meta, result = page.do(f"{VIEWER}.meta"), page.do(f"{VIEWER}.meta.volumes.result")
+    low, high = np.array(meta["low"]), np.array(meta["high"])
+    assert ends["zoom"]["zoom"] == 8 and ends["zoom"]["fields"][0] == 3
+    assert ends["swipe"]["share"] == 0.3 and ends["swipe"]["fields"][1] == 30
+    windows = [ends[name]["window"] for name in ("darkest", "beyond", "brightest", "below")]
+    assert windows == [[120, 200], [196, 200], [196, 210], [196, 200]]
+    assert ends["brightest"]["fields"][2:4] == [196, 210]
+    places = [ends[name]["position"] for name in ("axial", "coronal", "sagittal")]
+    first = [start["position"][axis] for axis in range(3)]
+    for place, axis, index in zip(places, (2, 1, 0), (3, 5, 7), strict=True):
+        first[axis] = result["start"][axis] + (index + 0.5) * result["zooms"][axis]
+        assert place == pytest.approx(first)
+    assert ends["sagittal"]["fields"][4:] == [3, 5, 7]
+    assert ends["shown"] == "coronal" and ends["text"] == f"{first[2]:.1f} mm"
+    top, half = ends["top"], (high - low) / 2 / 16
+    assert (top["zoom"], top["share"], top["window"]) == (16, 1, [250, 254])
+    assert top["position"] == pytest.approx([high[0] - 1e-3, low[1] + 1e-3, high[2] - 1e-3])
+    assert top["middle"] == pytest.approx([low[0] + half[0], *(high - half)[1:]])
+    bottom = ends["bottom"]
+    assert (bottom["zoom"], bottom["share"], bottom["window"]) == (1, 0, [0, 255])
+    assert bottom["middle"] == pytest.approx((low + high) / 2)
+    source = page.do(f"{VIEWER}.volumes.input")
+    shown = [255 * (w - source["low"]) / (source["high"] - source["low"]) for w in meta["window"]]
+    assert plain["window"] == pytest.approx([max(shown[0], 0), min(shown[1], 255)])
+    assert (plain["zoom"], plain["share"], plain["position"]) == (1, 0.5, meta["position"])
+
+
+def test_pointers_and_wheels(page):
+    """The patient's right is at the left of the screen, and what is up is up."""
+    page.do("document.documentElement.style.scrollBehavior = 'auto'")
+    start, ends, place = act(
+        page,
+        "const c = canvas('sagittal'), box = c.getBoundingClientRect();"
+        "v.scrolled = undefined; v.volumes.result.zooms = [0.5, 1, 2]; v.zoom = 4;"
+        "v.position = v.middle.map((mm) => mm + 1); v.window = [50, 150]; v.settle();"
+        "const start = snapshot(), ends = {};"
+        "const at = (x, y, more) => ({ clientX: box.left + x * box.width, clientY: box.top +"
+        " y * box.height, cancelable: true, ...more });"
+        "const back = () => { v.position = [...start.position]; v.middle = [...start.middle];"
+        "v.zoom = 4; v.window = [50, 150]; v.share = 0.5; v.settle() };"
+        "const wheel = (name, x, y, more) => { back(); const event = new WheelEvent('wheel',"
+        "at(x, y, more)); c.dispatchEvent(event); ends[name] = { ...snapshot(), stopped:"
+        "event.defaultPrevented }; };"
+        "const drag = (name, kind, x, y, by) => { back(); v.drag(c, kind, at(x, y), by);"
+        "ends[name] = snapshot() };"
+        "wheel('up', 0.5, 0.5, { deltaY: -80 }); wheel('lines', 0.5, 0.5, { deltaY: 1,"
+        "deltaMode: 1 }); wheel('fast', 0.5, 0.5, { deltaY: -4000 });"
+        "wheel('little', 0.5, 0.5, { deltaY: 30 }); wheel('more', 0.5, 0.5, { deltaY: 30 });"
+        "wheel('nearer', 0.25, 0.75, { deltaY: -125, ctrlKey: true });"
+        "wheel('further', 0.25, 0.75, { deltaY: 125, metaKey: true });"
+        "drag('point', 'point', 0.25, 0.75, [9, 9]); drag('pan', 'pan', 0.5, 0.5, [10, -20]);"
+        "drag('swipe', 'swipe', 0.25, 0.5, [0, 0]); drag('window', 'window', 0.5, 0.5, [10, 30]);"
+        "drag('narrow', 'window', 0.5, 0.5, [-999, 0]);"
+        "back(); const view = v.view(c);"
+        "ends.there = [view.x(view.across(40)), view.y(view.up(30))];"
+        "back(); v.scrolled = performance.now(); const event = new WheelEvent('wheel',"
+        "at(0.5, 0.5, { deltaY: -80 })); c.dispatchEvent(event);"
+        "ends.scrolled = { ...snapshot(), stopped: event.defaultPrevented };"
+        "return [start, ends, { scale: view.scale, width: c.width, height: c.height,"
+        "ratio: c.width / c.clientWidth }]",
+    )
+    low, high = (np.array(page.do(f"{VIEWER}.meta.{name}")) for name in ("low", "high"))
+    scale, size = place["scale"], (place["width"], place["height"])
+    fit = min(size[0] / (high[1] - low[1]), size[1] / (high[2] - low[2]))
+    assert scale == pytest.approx(4 * fit) and ends["there"] == pytest.approx([40, 30])
+    sagittal = start["position"][0]
+    slices = {"up": 2, "lines": -1, "fast": 3, "little": 0, "more": -1, "scrolled": 0}
+    for name, steps in slices.items():
+        assert ends[name]["position"][0] == pytest.approx(sagittal + 0.5 * steps), name
+        assert ends[name]["position"][1:] == start["position"][1:]
+        assert ends[name]["stopped"] == (name != "scrolled")
+    middle = np.array(start["middle"])
+    pointer = middle + np.array([0, 0.25 * size[0], -0.25 * size[1]]) / scale
+    fixed = np.array([start["position"][0], *pointer[1:]])
+    for name, zoom in (("nearer", 4 * 2**0.5), ("further", 4 / 2**0.5)):
+        assert ends[name]["zoom"] == pytest.approx(zoom)
+        wanted = fixed + (middle - fixed) * 4 / zoom
+        assert ends[name]["middle"] == pytest.approx(wanted, abs=0.1), name
+    assert ends["point"]["position"] == pytest.approx([sagittal, *pointer[1:]], abs=0.1)
+    moved = middle + np.array([0, 10, -20]) * place["ratio"] / scale
+    assert ends["pan"]["middle"] == pytest.approx(moved)
+    assert ends["swipe"]["share"] == pytest.approx(0.25, abs=0.01)
+    assert ends["window"]["window"] == [60, 170] and ends["narrow"]["window"] == [98, 102]
+
+
+def test_the_numbers_at_the_crosshair(page):
+    text = act(
+        page,
+        "v.values('cubic', 'axial'); v.meta.rotation = [[0, 1, 0], [0, 0, 1], [-1, 0, 0]];"
+        "v.position[0] += 3; v.position[1] -= 2; v.scale.high = 1000; v.report();"
+        "return v.root.querySelector('.readout').textContent",
+    )
+    meta, at = page.do(f"{VIEWER}.meta"), page.do(f"{VIEWER}.position")
+
+    def grey(name: str) -> float:
+        volume = page.do(f"(({{ data, spline, ...more }}) => more)({VIEWER}.volumes.{name})")
+        place = np.floor(np.subtract(at, volume["start"]) / volume["zooms"]).astype(int)
+        index = int(place @ np.cumprod([1, *volume["shape"][:2]]))
+        if name == "cubic":  # of this slice
+            index, name = int(place[:2] @ [1, volume["shape"][0]]), "values('cubic', 'axial')"
+            return page.do(f"{VIEWER}.{name}[{index}]")
+        return page.do(f"{VIEWER}.volumes.{name}.data[{index}]")
+
+    words = text.split(" · ")
+    assert words[0] == f"{at[1]:.1f}, {at[2]:.1f}, {-at[0]:.1f} mm (RAS)"
+    low = meta["volumes"]["input"]["low"]
+    names = {"Input": "input", "Cubic interpolation": "cubic", "Super-resolved": "result"}
+    for found, (name, key) in zip(words[1:4], names.items(), strict=True):
+        assert found.startswith(f"{name} ")
+        value = low + grey(key) / 255 * (1000 - low)
+        assert float(found.removeprefix(name)) == pytest.approx(value, rel=1e-3)
+    error = meta["volumes"]["error"]
+    wanted = error["low"] + grey("error") / 255 * (error["high"] - error["low"])
+    assert float(words[4].removeprefix("expected error ")) == pytest.approx(wanted, rel=0.05)
+    assert words[5] == meta["names"][int(grey("expert"))]
+    beyond = act(
+        page,
+        "v.volumes.result.data.fill(255); v.slices.clear(); v.report();"
+        "return v.root.querySelector('.readout').textContent",
+    )
+    assert "Super-resolved at least 1000 " in beyond and beyond.count("at least") == 1
+
+
+def test_what_is_drawn(page):
+    """Shades of a window, the outline of the mask, heat, opacity, crosshair and swipe line."""
+    for side in ("left", "right"):
+        choose(page, side, "result")
+    page.do(f"{VIEWER}.get('crosshair').click()")
+
+    def shade(script: str, *at: float) -> list[int]:
+        act(page, f"{script}; v.slices.clear(); v.draw()")
+        page.settle()
+        return pixels(page, "axial", *(at or (0.4, 0.4)))
+
+    fill = "v.window = [50, 150]; v.volumes.result.data.fill({})"
+    for grey, expected in ((50, 0), (75, 64), (125, 191), (150, 255), (20, 0), (200, 255)):
+        assert shade(fill.format(grey)) == [expected] * 3
+    for overlay in ("error", "expert"):
+        table = page.do(f"{VIEWER}.meta.{'heat' if overlay == 'error' else 'experts'}")
+        for value in (60, 200) if overlay == "error" else (1, 2):
+            cover = min(255, 3 * value) / 255 if overlay == "error" else 1
+            for opacity in (100, 40):
+                found = shade(
+                    f"{fill.format(100)}; v.get('overlay').value = '{overlay}';"
+                    f"v.get('opacity').value = {opacity}; v.volumes.{overlay}.data.fill({value})"
+                )
+                part = cover * opacity / 100
+                wanted = [128 * (1 - part) + part * colour for colour in table[value]]
+                assert found == pytest.approx(wanted, abs=3), (overlay, value, opacity)
+    mask = "v.get('overlay').value = 'mask'; v.get('opacity').value = 100;"
+    mask += "v.volumes.mask.data.fill({})"
+    assert shade(mask.format(1)) == [128] * 3 and shade(mask.format(0)) == [128] * 3
+    about = page.do(f"{VIEWER}.meta.volumes.mask")
+    column = about["shape"][0] // 2
+    line = "v.volumes.mask.data.forEach((_, i, all) => { all[i] = i % WIDE === COLUMN })"
+    line = line.replace("WIDE", str(about["shape"][0])).replace("COLUMN", str(column))
+    where = about["start"][0] + (column + 0.5) * about["zooms"][0]
+    x = act(page, f"return v.view(canvas('axial')).x({where}) / canvas('axial').width")
+    assert shade(f"{mask.format(0)}; {line}", x, 0.4) == [255, 80, 80]
+    assert shade("v.get('overlay').value = ''", x, 0.4) == [128] * 3
+    cross = "v.get('crosshair').checked = true; v.position = v.middle.map((mm) => mm + 4)"
+    at = act(
+        page,
+        f"{cross}; const view = v.view(canvas('axial')), c = canvas('axial');"
+        "return [view.x(v.position[0]) / c.width, view.y(v.position[1]) / c.height]",
+    )
+    blue = [shade(cross, *place)[2] > shade(cross, *place)[0] + 40
+            for place in ((at[0], 0.7), (0.7, at[1]), (0.7, 0.7), tuple(at))]  # fmt: skip
+    assert blue == [True, True, False, False]
+    swipe = "v.get('right').value = 'input'; v.share = 0.6; v.get('crosshair').checked = false"
+    assert shade(swipe, 0.6, 0.3)[2] < 120 < shade(swipe, 0.6, 0.3)[0]

@@ -57,11 +57,8 @@ def prepare_raw(settings: Settings, maker: str) -> None:
 
 def finish_raw(settings: Settings) -> None:
     """Write the rows of participants.tsv for existing folders (jobs may share the output)."""
-    table = settings.bids_dir / "participants.tsv"
-    if not table.is_file():
-        return
     try:
-        lines = read_text(table).splitlines()
+        lines = read_text(settings.bids_dir / "participants.tsv").splitlines()
     except (OSError, ValueError):  # the images do not need it
         return
     rows: list[dict[str, Any]] = list(csv.DictReader(lines, delimiter="\t"))
