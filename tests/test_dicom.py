@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from bids_moediff import __version__
 from bids_moediff.cli.dicom import main
 from bids_moediff.dicom import source
+from bids_moediff.dicom.derived import stored
 from bids_moediff.errors import UsageError
 from bids_moediff.imaging.grid import output_grid
 from golden import check
@@ -479,3 +480,112 @@ def test_a_turned_image_in_the_same_limits_is_another_field_of_view() -> None:
     assert source.match_series([series], (20, 20, 5), series.affine) is series
     with pytest.raises(UsageError, match="field of view"):
         source.match_series([series], (20, 20, 5), turned)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kept"),
+    [
+        (0, 1000, True), (0, 999.5, False), (-32768, 32767, True), (-32768, 32768, False),
+        (-32769, 32767, False), (-500.4, 500, True),
+    ],
+)  # fmt: skip
+def test_whole_numbers_are_kept_where_they_fit(low, high, kept):
+    """Otherwise 65000 steps from the lowest to the highest value; columns, rows, slices."""
+    data = np.full((2, 3, 4), 7, dtype=np.float32)
+    data[1, 2, 3], data[0, 1, 2] = high, low
+    held = stored(nib.Nifti1Image(data, np.diag([2.0, 3.0, 4.0, 1.0])), "axial", None)
+    assert held.pixels.shape == (4, 3, 2)
+    slope = 1.0 if kept else float(f"{(high - low) / 65000:.6e}")
+    assert (held.slope, held.intercept) == (slope, 0.0 if kept else low)
+    assert held.pixels.dtype == (np.int16 if kept else np.uint16)
+    # Radiology's axial plane: the patient's right at the left, the front at the top.
+    turned = data.transpose(2, 1, 0)[:, ::-1, ::-1]
+    values = held.slope * held.pixels.astype(float) + held.intercept
+    np.testing.assert_allclose(values, turned, atol=0.51 * slope)
+    assert held.pixels.max() == (round(high) if kept else pytest.approx(65000, abs=1))
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:2, 3] = -2, -6
+    np.testing.assert_allclose(held.affine, affine)
+
+
+def series(number: int, shape=(20, 24, 5), zooms=(1.0, 1.5, 2.0)) -> source.Series:
+    header = pydicom.Dataset()
+    header.SeriesInstanceUID, header.SeriesNumber = f"1.2.{number}", number
+    return source.Series((header,), shape, np.diag([*zooms, 1.0]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize(
+    ("beyond", "same"), [(0.0, True), (1.5, True), (1.62, False), (-0.45, True), (-0.55, False)]
+)
+def test_how_far_beyond_the_series_an_image_may_reach(axis, low, beyond, same):
+    """By a voxel and half a millimetre; and half a millimetre less, on both sides."""
+    wanted = series(7)
+    sizes = np.array([20.0, 36.0, 10.0])
+    shape = np.array([20, 36, 10])
+    longer = sizes.copy()
+    longer[axis] += beyond
+    affine = np.diag([*longer / shape, 1.0])
+    affine[:3, 3] = -np.array([0.5, 0.75, 1.0]) + np.diag(affine)[:3] / 2
+    affine[axis, 3] -= beyond if low else 0.0
+    if axis == 2 and beyond > 1.5:
+        affine[2, 3] -= 0.1 if low else -0.1  # its voxels are larger by a tenth
+    if same:
+        assert (
+            source.match_series([series(8, zooms=(3.0, 3.0, 3.0)), wanted], shape, affine)
+            is wanted
+        )
+    else:
+        with pytest.raises(UsageError, match="field of view"):
+            source.match_series([wanted], shape, affine)
+
+
+def test_eight_series_are_named_in_the_order_of_their_numbers():
+    found = [series(number) for number in (10, 3, 1, 9, 2, 5, 4, 8)]
+    names = "; ".join(f"{n} (1.2.{n})" for n in (1, 2, 3, 4, 5, 8, 9, 10))
+    for more, words in (([], f"Series there: {names}."), ([series(6)], "; 9 (1.2.9); 1 more.")):
+        with pytest.raises(UsageError) as error:
+            source.match_series(found + more, (20, 24, 5), np.eye(4), "99")
+        assert str(error.value).endswith(words)
+    odd = pydicom.Dataset()
+    assert (source.Series((odd,), (1, 1, 1), np.eye(4)).number, source._list([series(0)])) == (
+        0,
+        "? (1.2.0)",
+    )
+
+
+def slices(*depths: float, **changes: object) -> list[pydicom.Dataset]:
+    """Headers of slices at these places of an oblique normal."""
+    turn = OBLIQUE
+    found = []
+    for depth in depths:
+        header = pydicom.Dataset()
+        header.Rows, header.Columns, header.PixelSpacing = 12, 10, [1.5, 2.0]
+        header.ImageOrientationPatient = [*turn[:, 0], *turn[:, 1]]
+        header.ImagePositionPatient = [*(turn @ [3.0, 4.0, depth])]
+        for name, value in changes.items():
+            setattr(header, name, value)
+        found.append(header)
+    return found
+
+
+def test_slices_of_a_regular_grid():
+    turn = OBLIQUE
+    headers = slices(6.0, 0.0, 3.0, 12.0, 3.001)  # one lacks, one comes twice
+    found = source._series(headers)
+    assert found is not None and found.shape == (10, 12, 5)
+    assert [header.ImagePositionPatient for header in found.headers] == [
+        headers[index].ImagePositionPatient for index in (1, 2, 4, 0, 3)
+    ]
+    affine = np.eye(4)
+    affine[:3, :3] = turn * [2.0, 1.5, 3.0]
+    affine[:3, 3] = turn @ [3.0, 4.0, 0.0]
+    np.testing.assert_allclose(found.affine, source.LPS_TO_RAS @ affine, atol=1e-5)
+    assert source._series(slices(0.0, 3.0, 6.1)) is not None
+    for wrong in (
+        slices(0.0), slices(0.0, 0.0), slices(0.0, 3.0, 6.0, 10.0),
+        slices(0.0, 3.0) + slices(6.0, Rows=13), slices(0.0, 3.0, PixelSpacing=[0.0, 1.0]),
+        slices(0.0, 3.0) + slices(6.0, ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+    ):  # fmt: skip
+        assert source._series(wrong) is None

@@ -7,6 +7,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
@@ -283,3 +284,40 @@ def test_a_mask_that_leaves_the_picture_has_no_outline_at_its_edge() -> None:
     mask[:, :10] = True
     drawn = canvas.outline(mask, 2)
     assert np.flatnonzero(drawn.any(axis=0)).tolist() == [8, 9]
+
+
+@pytest.mark.parametrize(
+    ("align", "left", "right"), [("left", 60, 90), ("center", 45, 75), ("right", 30, 60)]
+)
+def test_words_stand_where_they_are_put(tmp_path, align, left, right):
+    """Below and beside a point in pixels from the upper left corner, with a dark rim."""
+    board = canvas.Canvas(200, 80)
+    board.write("HHH", 60, 30, align, color="#ff0000", fontsize=10)
+    board.put(np.full((80, 50, 3), 100, np.uint8), 150, 0)
+    board.write("H", 175, 5, color="#00ff00")
+    board.scale_bar(0, 78, 2.0, 20)
+    pixels = np.asarray(Image.open(board.save(tmp_path / "x.png"))).astype(int)
+    assert pixels.shape == (80, 200, 3)
+    rows, columns = np.nonzero((pixels[..., 0] > 150) & (pixels[..., 1] < 100))
+    assert (columns.min(), columns.max()) == pytest.approx((left, right), abs=4)
+    assert (rows.min(), rows.max()) == pytest.approx((32, 43), abs=4)
+    assert (pixels[60:, 160:] == 100).all() and (pixels[5:25, 160:] < 60).any(), "a rim"
+    rows, columns = np.nonzero((pixels == 242).all(axis=-1)[:, :48])
+    assert (set(columns) >= set(range(8, 48))) and {71, 72, 73} <= set(rows)
+
+
+def test_the_line_of_the_profile_on_a_large_picture(scene):
+    """Every n-th pixel is drawn, at most 440 across; the line lies where it was measured."""
+    wide = replace(scene, frame=replace(scene.frame, scale=10.0))
+    for plane, axis, ends in (("axial", 0, "x"), ("axial", 1, "y"), ("sagittal", 2, "y")):
+        axes = Figure().subplots()
+        plots._locate(axes, wide, plane, axis, 11.0, 20.0)
+        drawn, (line,) = axes.get_images()[0].get_array(), axes.get_lines()
+        width, height = wide.frame.size(plane)
+        step = max(1, width // 220)
+        assert drawn.shape == (-(-height // step), -(-width // step), 3) and step > 1
+        columns, rows = wide.frame.positions(plane)
+        assert axes.get_images()[0].get_extent() == [columns[0], columns[-1], rows[-1], rows[0]]
+        moving, fixed = (line.get_xdata(), line.get_ydata())[:: 1 if ends == "x" else -1]
+        assert list(moving) == [20.0 - plots.LENGTH / 2, 20.0 + plots.LENGTH / 2]
+        assert list(fixed) == [11.0, 11.0]

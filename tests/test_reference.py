@@ -80,6 +80,30 @@ def test_the_finest_of_the_session_guides(target, wanted, chosen, words) -> None
     assert choice.record()["Used"] is False
 
 
+def test_among_equals_the_order_of_contrasts_and_of_names_counts() -> None:
+    """The smaller voxel first, then the smaller side, then T1w, T2w, FLAIR, others, and names."""
+    known = {
+        "acq-big_T1w": (1.0, 1.0, 1.1), "acq-long_T1w": (0.5, 1.0, 2.0),
+        "acq-b_T1w": (1.0, 1.0, 1.0), "acq-a_FLAIR": (1.0, 1.0, 1.0),
+        "acq-a_T2w": (1.0, 1.0, 1.0), "acq-c_T1w": (1.0, 1.0, 1.0004),
+        "acq-b_T2starw": (1.0, 1.0, 1.0), "acq-a_T2starw": (1.0, 1.0, 1.0001),
+    }  # fmt: skip
+
+    def sizes(one: AnatomicalImage) -> tuple[float, float, float]:
+        return known.get(one.key.removeprefix("sub-01_"), (1.0, 1.0, 5.0))
+
+    left = [image(name) for name in known]
+    order = []
+    while found := choose_reference(image("PDw"), left, "auto", sizes).image:
+        order.append(found.key.removeprefix("sub-01_"))
+        left.remove(found)
+    wanted = ["acq-b_T1w", "acq-c_T1w", "acq-a_T2w", "acq-a_FLAIR", "acq-long_T1w", "acq-big_T1w"]
+    assert order == wanted
+    assert {one.suffix for one in left} == {"T2starw"}, "taken by name only"
+    chosen = choose_reference(image("PDw"), left, "T2starw", sizes)
+    assert chosen.image == image("acq-a_T2starw") and "the finest of 2" in chosen.reason
+
+
 def test_what_reference_takes() -> None:
     for words in ("auto", "T1w", "ses-01_acq-mprage_T1w"):
         assert Options.from_dict({"reference": words}, "").reference == words

@@ -40,6 +40,19 @@ def test_tables_hold_no_control_characters():
     assert one_line("short  \n text") == "short text"
 
 
+def test_files_do_not_get_the_numbers_of_closed_streams(tmp_path):
+    """A file opened later holds what is written to it, and nothing that is printed."""
+    code = (
+        "import os, sys; from bids_moediff.runtime.streams import tolerate_streams;"
+        "tolerate_streams(); number = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT);"
+        "os.write(number, str(number).encode()); print('x'); print('y', file=sys.stderr)"
+    )
+    call = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "x", sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([*call, str(tmp_path / "file")], env=environment, check=True)
+    assert (tmp_path / "file").read_text() == "3"
+
+
 SAY = """
 import sys
 from bids_moediff.cli.common import run_command

@@ -17,6 +17,7 @@ from bids_moediff.cli.parser import build_parser
 from bids_moediff.errors import GraphError, ImageError, MoediffError, UsageError, WeightsError
 from bids_moediff.evaluation import degradation, truth
 from bids_moediff.evaluation import gates as protocols_of
+from bids_moediff.execution import progress as display
 from bids_moediff.imaging.grid import NOT_RESTORED
 from bids_moediff.inference import simple
 from bids_moediff.training import export as exporting
@@ -132,6 +133,8 @@ def result_of(scan: Path, **record: Any) -> Any:
 
 def test_one_image_goes_with_all_that_belongs_to_it(seen, monkeypatch, scan, capsys):
     monkeypatch.setattr(simple, "restore", seen.noting("restore", result_of(scan)))
+    monkeypatch.setattr(display, "open_display", lambda _: SimpleNamespace(close=closed.pop))
+    closed = [True]
     for name, content in (("m.nii.gz", np.uint8), ("r.nii.gz", np.float32)):
         image = nib.load(scan)
         data = (np.asarray(image.dataobj) > 50).astype(content)
@@ -143,6 +146,7 @@ def test_one_image_goes_with_all_that_belongs_to_it(seen, monkeypatch, scan, cap
     words += ["--reference", scan.with_name("r.nii.gz"), "--device", "cpu", "--output-resolution"]
     assert superres.main([*map(str, words), "1", "1", "1.25", "--noise", "2"]) == 0
     (given, options), named = seen["restore"]
+    assert closed == [], "the bar ends"
     assert np.array_equal(given.image.dataobj, nib.load(scan).dataobj)
     assert float(np.asarray(given.mask.dataobj).max()) == 1
     assert (options.num_samples, options.sample, options.noise) == (3, "posterior", 2.0)
@@ -176,11 +180,14 @@ def test_samples_that_are_written(seen, monkeypatch, scan, capsys, words, number
 
 def test_several_images_go_in_their_order(seen, monkeypatch, scan, capsys):
     monkeypatch.setattr(simple, "restore_several", seen.noting("several", result_of(scan)))
+    monkeypatch.setattr(display, "open_display", lambda _: SimpleNamespace(close=closed.pop))
+    closed = [True]
     other = scan.with_name("b.nii.gz")
     nib.save(nib.Nifti1Image(np.asarray(nib.load(scan).dataobj) * 3, nib.load(scan).affine), other)
     out = scan.with_name("out.nii.gz")
     assert superres.main([str(scan), str(other), str(out), "--planes", "3"]) == 0
     (scans, options), named = seen["several"]
+    assert closed == [], "the bar ends"
     tops = [float(np.asarray(one.image.dataobj).max()) for one in scans]
     assert tops[1] == pytest.approx(3 * tops[0]) and options.planes == 3
     assert named["keys"] == ["in.nii.gz", "b.nii.gz"] and named["device"] == "auto"
