@@ -199,6 +199,85 @@ def test_dry_run_sums_times_and_names_the_largest_need(dataset, capsys):
     assert float(total) == pytest.approx(sum(minutes), abs=0.7)
 
 
+PLANNED = {  # matrix and voxels before, and after at 0.8 x 0.9 x 1 mm
+    "sub-01/anat/sub-01_T1w.nii.gz": ("220 x 200 x 160", "1 x 1 x 1", "275 x 223 x 160"),
+    "sub-01/anat/sub-01_acq-ax_T2w.nii.gz": ("200 x 220 x 30", "1 x 1 x 5", "250 x 245 x 150"),
+    "sub-01/anat/sub-01_acq-cor_T2w.nii.gz": ("180 x 40 x 160", "1 x 5 x 1", "225 x 223 x 160"),
+    "sub-01/anat/sub-01_acq-sag_T2w.nii.gz": ("40 x 220 x 160", "4 x 1 x 1", "200 x 245 x 160"),
+    "sub-01_desc-srcombined_T2w": ("3 scans", "", "252 x 248 x 162"),
+    "sub-02/anat/sub-02_FLAIR.nii.gz": ("60 x 64 x 30", "2 x 3 x 4", "150 x 214 x 120"),
+    "sub-02/anat/sub-02_T1w.nii.gz": ("64 x 60 x 50", "0.5 x 0.5 x 0.5", "40 x 34 x 25"),
+}  # fmt: skip
+
+
+def planned(words: list[str], capsys) -> tuple[int, dict[str, list[str]], str, str]:
+    """Exit code of a dry run, the cells of its table, the lines below it, and the errors."""
+    code = app.main([*words, "--device", "cpu", "--nprocs", "2", "--omp-nthreads", "1"])
+    said = capsys.readouterr()
+    rows = [line.split("│")[1:-1] for line in said.out.splitlines() if line.startswith("│")]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    return code, cells, " ".join(said.out.partition("\nModel")[2].split()), said.err
+
+
+def test_all_that_a_dry_run_says(dataset, capsys):
+    """Three stacks to combine, a scan finer than the output, one that cannot be read."""
+    for path in dataset.rglob("sub-*.nii.gz"):
+        path.unlink()
+    for name, (matrix, voxels, _) in PLANNED.items():
+        if "/" in name:
+            path = dataset / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape, zooms = ([float(n) for n in cell.split(" x ")] for cell in (matrix, voxels))
+            data = np.zeros([int(n) for n in shape], np.uint8)
+            nib.save(nib.Nifti1Image(data, np.diag([*zooms, 1.0])), path)
+    (dataset / "sub-02/anat/sub-02_FLAIR.json").write_text('{"EchoTime": -1}')
+    (dataset / "sub-03" / "anat").mkdir(parents=True)
+    (dataset / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"no image")
+    words = [str(dataset), str(dataset.parent / "out"), "participant", "--dry-run", "--mem", "1"]
+    words += ["--output-resolution", "0.8", "0.9", "1", "--model", "moediff"]
+    code, cells, below, errors = planned([*words, "--combine", "auto"], capsys)
+    assert code == 1 and errors.count("\n") == 2
+    assert "sub-02_FLAIR.json: 'EchoTime'" in errors and "sub-03_T1w.nii.gz is not" in errors
+    expected = {name: [*found, "0.8 x 0.9 x 1"] for name, found in PLANNED.items()}
+    odd = cells.pop("sub-03/anat/sub-03_T1w.nii.gz")
+    assert odd == ["cannot be done", *[""] * 5]
+    cells.pop("image", None)
+    assert {name: found[:4] for name, found in cells.items()} == expected
+    needs, minutes = ({n: float(c[k]) for n, c in cells.items()} for k in (4, 5))
+    group = "sub-01_desc-srcombined_T2w"
+    assert max(needs, key=lambda name: needs[name]) == group and "moediff, asked for" in below
+    assert f"7 images, at most {needs[group]:.1f} GB" in below
+    fine = "sub-02/anat/sub-02_T1w.nii.gz"
+    assert f"{fine}: {NOT_RESTORED}" in below and f"{fine}: {dry_run.COARSER}" in below
+    keys = [f"sub-01_acq-{plane}_T2w" for plane in ("ax", "cor", "sag")]
+    assert f"{group}: combined from {', '.join(keys)}." in below
+    assert f"1.0 GB, but {group} needs about {needs[group]:.1f}" in below
+    assert below.endswith("Without an image to process: sub-03.")
+    code, alone, below, _ = planned([*words, "--participant-label", "01"], capsys)
+    assert code == 0 and set(alone) >= set(list(PLANNED)[:4]) and group not in alone
+    files = " ".join(list(PLANNED)[1:4])
+    assert f"sub-01_T2w: 3 scans of one contrast ({files})." in below
+    assert minutes[group] > 2 * minutes[keys[0].join(("sub-01/anat/", ".nii.gz"))] - 0.2
+
+
+def test_scans_to_combine_are_counted(tmp_path):
+    """Of several sets the first is named, with five of its scans."""
+    images = [
+        AnatomicalImage(tmp_path / "x", f"{name}.nii", {"sub": sub, "run": str(run)}, kind, {})
+        for sub, kind, runs in (("1", "T2w", 7), ("2", "T2w", 2), ("2", "T1w", 1), ("3", "T1w", 2))
+        for run in range(1, runs + 1)
+        for name in [f"sub-{sub}_run-{run}_{kind}"]
+    ]
+    (words,) = dry_run._to_combine(images)
+    names = " ".join(f"sub-1_run-{run}_T2w.nii" for run in range(1, 6))
+    assert words.startswith(
+        f"sub-1_T2w (and 2 more sets): 7 scans of one contrast ({names} and 2 more)."
+    )
+    (words,) = dry_run._to_combine(images[:5])
+    assert words.startswith(f"sub-1_T2w: 5 scans of one contrast ({names}).")
+    assert list(dry_run._to_combine(images[:1])) == []
+
+
 def test_dry_run_names_what_cannot_be_read_and_goes_on(call, dataset):
     (dataset / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"no image")
     (dataset / "sub-02/anat/sub-02_T2w.nii.gz").symlink_to("absent")
