@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What reaches the networks: the posed image as a whole, requests, and the calls from Python."""
+
+import contextlib
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
+from bids_moediff.imaging.consistency import agree, consistent_start
+from bids_moediff.imaging.interpolation import interpolate
+from bids_moediff.imaging.noise import tissue_noise
+from bids_moediff.imaging.reference import resample_reference
+from bids_moediff.imaging.told import told_numbers
+from bids_moediff.inference import simple
+from bids_moediff.inference.error_bound import ErrorBound
+from bids_moediff.inference.expected_error import Calibration, coarseness, expected_error
+from bids_moediff.inference.pose import HEAD, Inputs, Posed, pose
+from bids_moediff.inference.request import (
+    GroupRequest,
+    ImageRequest,
+    ImageResult,
+    Request,
+    read_results,
+    write_results,
+)
+from bids_moediff.inference.warnings import range_warnings
+from bids_moediff.inference.worker import Scan
+from bids_moediff.options import Options
+
+CPU = torch.device("cpu")
+SHAPE, ZOOMS, FINE = (12, 10, 7), (1.0, 1.2, 3.0), (1.0, 0.6, 1.5)
+SLICES = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 0.8)))
+AFFINE = nib.affines.from_matvec(np.diag(ZOOMS), [-5, 8, 11])
+
+
+def image(data: np.ndarray | None = None, affine: np.ndarray = AFFINE) -> nib.Nifti1Image:
+    if data is None:
+        data = 300 + 80 * np.random.default_rng(0).standard_normal(SHAPE)
+    return nib.Nifti1Image(data.astype(np.float32), affine)
+
+
+def values(given: nib.Nifti1Image) -> np.ndarray:
+    return np.asarray(given.dataobj, dtype=np.float32)
+
+
+def ramp(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return 1 + 0.3 * np.indices(shape)[0] / shape[0] - 0.2 * np.indices(shape)[2] / shape[2]
+
+
+def everything() -> tuple[nib.Nifti1Image, Inputs]:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:9, 3:, 1:5] = 1
+    other = nib.Nifti1Image(
+        np.random.default_rng(1).uniform(20, 90, (20, 18, 30)).astype(np.float32),
+        nib.affines.from_matvec(np.diag([0.9, 0.8, 0.7]), [-6, 7, 11]),
+    )
+    inputs = Inputs(
+        mask=image(mask), bias_field=image(ramp()), acquisition=SLICES, noise=6.0,
+        reference=other, reference_weight=0.7,
+    )  # fmt: skip
+    return image(), inputs
+
+
+def test_a_posed_image_as_a_whole() -> None:
+    source, inputs = everything()
+    posed = pose(source, FINE, inputs, CPU)
+    data = values(source)
+    scale = np.percentile(data[values(inputs.mask) > 0], 99.5)
+    shape = (12, 20, 14)
+    assert posed.source is source and posed.scale == pytest.approx(scale)
+    assert posed.measured.numpy() == pytest.approx(data / scale, rel=1e-6)
+    assert posed.zooms == pytest.approx(FINE) and posed.coarse_zooms == pytest.approx(ZOOMS)
+    assert posed.shape == shape and posed.ratios == pytest.approx((1, 2, 2))
+    corner = posed.affine @ [-0.5, -0.5, -0.5, 1]
+    assert corner == pytest.approx(AFFINE @ [-0.5, -0.5, -0.5, 1])
+    assert posed.acquisition is SLICES and posed.noise == pytest.approx(6 / scale)
+    assert posed.reference_weight == 0.7
+    assert posed.warnings == range_warnings(ZOOMS, FINE, SLICES)
+    operator = Operator.between(shape, FINE, SHAPE, ZOOMS, SLICES)
+    volume = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(posed.operator.forward(volume), operator.forward(volume))
+    coarse = torch.from_numpy(ramp().astype(np.float32))
+    fine = interpolate(coarse, ZOOMS, shape, FINE, 1)
+    assert torch.allclose(posed.field_coarse, coarse) and torch.allclose(posed.field_fine, fine)
+    other = resample_reference(inputs.reference, shape, posed.affine)
+    assert (other > 0).mean() > 0.2
+    wanted = other / np.percentile(other[other > 0], 99.5)
+    assert posed.reference.numpy() == pytest.approx(wanted, rel=1e-5)
+    # What is derived from it.
+    unshaded = posed.measured / coarse
+    start = consistent_start(
+        operator, interpolate(unshaded, ZOOMS, shape, FINE), unshaded, posed.noise
+    )
+    assert torch.allclose(posed.start(), start, atol=1e-6)
+    trip = operator.forward(volume)
+    trip = consistent_start(operator, interpolate(trip, ZOOMS, shape, FINE), trip)
+    assert torch.allclose(posed.round_trip(volume), trip, atol=1e-6)
+    shaded = volume * fine
+    finished = agree(operator, shaded, posed.measured, posed.noise)
+    assert torch.allclose(posed.finish(volume), finished, atol=1e-6)
+    assert torch.allclose(posed.finish(volume, consistent=False), shaded)
+    assert torch.allclose(posed.agree(volume), finished / fine, atol=1e-6)
+    rest = operator.forward(volume) - posed.measured
+    assert posed.residual(volume) == pytest.approx(float(rest.norm() / posed.measured.norm()))
+    problem = posed.problem()
+    numbers = SLICES.condition(FINE, ZOOMS)
+    assert problem.condition.tolist() == pytest.approx(list(numbers))
+    extra = told_numbers(SLICES, posed.ratios, posed.noise)
+    assert problem.told.tolist() == pytest.approx([*numbers, *extra]) and any(extra)
+    assert torch.equal(problem.start(), posed.start())
+    assert torch.equal(problem.agree(volume), posed.agree(volume))
+    assert torch.equal(problem.round_trip(volume), posed.round_trip(volume))
+    for name in ("measured", "acquisition", "ratios", "noise", "operator", "reference",
+                 "reference_weight"):  # fmt: skip
+        assert getattr(problem, name) is getattr(posed, name) or getattr(problem, name) == getattr(
+            posed, name
+        )
+
+
+def test_an_image_of_which_nothing_else_is_known() -> None:
+    """The bright half decides the scale, k-space is assumed, and the measurement is kept."""
+    data = values(image())
+    data[:4] = -50
+    posed = pose(image(data), FINE, Inputs(), CPU)
+    assert posed.scale == pytest.approx(np.percentile(data[data > 0], 99.5))
+    assert posed.acquisition == Acquisition.uniform("kspace")
+    assert (posed.noise, posed.reference_weight) == (0.0, 1.0)
+    assert posed.field_coarse is posed.field_fine is posed.reference is None
+    volume = torch.rand(posed.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(posed.agree(volume), posed.finish(volume))
+    assert posed.residual(posed.finish(volume)) < 1e-3 < posed.residual(volume)
+    assert posed.finish(volume, consistent=False) is volume
+    start = consistent_start(
+        posed.operator, interpolate(posed.measured, ZOOMS, posed.shape, FINE), posed.measured
+    )
+    assert torch.equal(posed.start(), start)
+
+
+def test_noise_is_read_where_slices_erase_detail_alone() -> None:
+    """From voxels of the head, brighter than a tenth of the scale."""
+    generator = np.random.default_rng(0)
+    data = np.zeros((30, 28, 26))
+    data[4:-4, 3:-3, 5:-2] = 400
+    data = np.abs(data + generator.normal(0, 12, data.shape))
+    wide = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.6)))
+    source = image(data, np.diag([1.0, 1.0, 2.0, 1.0]))
+    posed = pose(source, (1, 1, 1), Inputs(acquisition=wide), CPU)
+    scaled = values(source) / posed.scale
+    wanted = tissue_noise(scaled.astype(np.float32), scaled > HEAD)
+    assert posed.noise == pytest.approx(wanted, rel=1e-5)
+    assert posed.noise == pytest.approx(12 / posed.scale, rel=0.1)
+    narrow = Acquisition((Axis("kspace"), Axis("kspace"), Axis("gaussian", 1.5)))
+    assert pose(source, (1, 1, 1), Inputs(acquisition=narrow), CPU).noise == 0
+    told = Inputs(acquisition=wide, noise=0.0)
+    assert pose(source, (1, 1, 1), told, CPU).noise == 0
+
+
+def test_axes_finer_than_the_output_are_averaged_first() -> None:
+    """The second of three axes; the last plane is repeated where the count does not divide."""
+    data = values(image(300 + 80 * np.random.default_rng(0).standard_normal((6, 7, 5))))
+    source = image(data, nib.affines.from_matvec(np.diag([2.0, 0.5, 3.0]), [1, 2, 3]))
+    inputs = Inputs(noise=8.0, bias_field=nib.Nifti1Image(
+        ramp((6, 7, 5)).astype(np.float32), source.affine))  # fmt: skip
+    posed = pose(source, (1.0, 1.0, 1.5), inputs, CPU)
+    pairs = (data[:, 0:6:2] + data[:, 1:6:2]) / 2
+    wanted = np.concatenate([pairs, pairs[:, -1:]], axis=1) / posed.scale
+    assert posed.measured.numpy() == pytest.approx(wanted, rel=1e-5)
+    assert posed.coarse_zooms == pytest.approx((2.0, 1.0, 3.0)) and posed.shape == (12, 4, 10)
+    assert posed.noise == pytest.approx(8 / posed.scale / np.sqrt(2))
+    assert posed.warnings[0].count("1 of 3") == 1 and "2, 0.5, 3 mm" in posed.warnings[0]
+    field = torch.from_numpy(ramp((6, 7, 5)).astype(np.float32))
+    coarse = interpolate(field, (2.0, 0.5, 3.0), (6, 4, 5), (2.0, 1.0, 3.0), 1)
+    assert torch.allclose(posed.field_coarse, coarse)
+    both = pose(source, (2.5, 1.0, 1.5), Inputs(), CPU)
+    assert both.coarse_zooms == pytest.approx((2.5, 1.0, 3.0)) and "2 of 3" in both.warnings[0]
+    near = pose(source, (2.0001, 0.5, 1.5), Inputs(), CPU)  # rounding of a header
+    assert near.measured.shape == (6, 7, 5) and not any("of 3" in w for w in near.warnings)
+
+
+@pytest.mark.parametrize("noise", [None, 6.0])
+def test_values_below_zero_are_cut_and_the_measurement_kept(noise: float | None) -> None:
+    data = values(image())
+    data[:, :4] = 0
+    posed = pose(image(data), FINE, Inputs(acquisition=SLICES, noise=noise), CPU)
+    finished = posed.finish(posed.start())
+    assert finished.min() < -0.01
+    found = posed.non_negative(finished)
+    target = posed.operator.forward(finished) if noise else posed.measured
+    target = target.clamp_min(0)
+    volume = finished
+    for _ in range(8):
+        lacking = target - posed.operator.forward(volume.clamp_min(0))
+        volume = posed.operator.correct(volume.clamp_min(0), lacking, posed.noise)
+    assert torch.equal(found, volume.clamp_min(0)) and found.min() == 0
+    plain = finished.clamp_min(0)
+    assert torch.equal(posed.non_negative(finished, consistent=False), plain)
+    far = [float((posed.operator.forward(x) - target).norm()) for x in (found, plain)]
+    assert far[0] < 0.9 * far[1]
+
+
+def test_a_reference_that_shows_little_is_not_used() -> None:
+    source, inputs = everything()
+    assert inputs.reference is not None
+    data = np.zeros((40, 40, 40), np.float32)
+    for count, used in ((4, False), (5, True)):
+        data[:count, :count, :count] = 50
+        other = nib.Nifti1Image(data, nib.affines.from_matvec(np.eye(3), [-6, 7, 9]))
+        posed = pose(source, FINE, replace(inputs, reference=other), CPU)
+        share = (resample_reference(other, posed.shape, posed.affine) > 0).mean()
+        assert (share >= 0.01) == used == (posed.reference is not None)
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "wanted"), [(4, 1, (4, 1)), (0, 2, (2, 2)), (3, 0, (3, 3)), (0, 0, (1, 1))]
+)
+def test_results_have_the_coordinate_codes_of_the_scan(
+    sform: int, qform: int, wanted: tuple[int, int]
+) -> None:
+    source = image()
+    source.header["sform_code"], source.header["qform_code"] = sform, qform
+    posed = pose(source, FINE, Inputs(), CPU)
+    data = torch.rand(posed.shape)
+    made = posed.image(data)
+    assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == wanted
+    assert np.array_equal(values(made), data.numpy())
+    assert made.get_sform() == pytest.approx(posed.affine)
+    assert made.get_qform() == pytest.approx(posed.affine, abs=1e-4)
+    assert made.header.get_xyzt_units() == ("mm", "sec")
+    assert made.get_data_dtype() == np.float32
+
+
+@pytest.mark.parametrize(
+    "data",
+    [np.ones((4, 4)), np.ones((4, 4, 4, 2)), np.ones((4, 1, 4)), np.zeros((4, 4, 4)),
+     np.full((4, 4, 4), np.nan), np.where(np.arange(64).reshape(4, 4, 4) == 3, np.inf, 1.0)],
+)  # fmt: skip
+def test_what_cannot_be_posed(data: np.ndarray) -> None:
+    with pytest.raises(ImageError):
+        pose(image(data, np.eye(4)), (1, 1, 1), Inputs(), CPU)
+    assert isinstance(pose(image(np.ones((2, 2, 2)), np.eye(4)), (1,) * 3, Inputs(), CPU), Posed)
+
+
+# The expected error
+
+
+def test_the_expected_error_as_a_whole() -> None:
+    from scipy import ndimage
+
+    generator = np.random.default_rng(0)
+    added = generator.normal(0, 2, (9, 8, 7)).astype(np.float32)
+    head = generator.random(added.shape) > 0.4
+    variance = generator.normal(0.5, 1, added.shape)
+    local = ndimage.gaussian_filter(added**2, 2.0)
+    wanted = 1.5**2 * (0.8 * local + 0.2 * (added[head] ** 2).mean())
+    found = expected_error(added, head, 1.5)
+    assert found == pytest.approx(np.sqrt(wanted), rel=1e-4) and found.dtype == np.float32
+    both = expected_error(added, head, 1.5, variance)
+    assert both == pytest.approx(np.sqrt(wanted + np.maximum(variance, 0)), rel=1e-4)
+    nowhere = expected_error(added, np.zeros_like(head), 1.5)
+    assert nowhere == pytest.approx(np.sqrt(1.5**2 * 0.8 * local), rel=1e-4)
+
+
+def test_the_factor_follows_the_second_largest_ratio() -> None:
+    assert coarseness((4.0, 1.0, 2.5)) == 2.5
+    known = Calibration(1.0, coarse=3.0)
+    ratios = [1.0, 2.0, 2.25, 2.75, 3.0, 5.0]
+    found = [known.at((ratio, 9.0, 1.0)) for ratio in ratios]
+    assert found == pytest.approx([1, 1, 1.5, 2.5, 3, 3])
+    read = Calibration.from_dict({
+        "factor": "1.5", "heads": ["a"], "spread": [1, 2], "sha256": "x",
+        "coarse": {"factor": 2}, "method": "m",
+    })  # fmt: skip
+    assert read == Calibration(1.5, ("a",), (1.0, 2.0), "x", 2.0)
+    assert Calibration.from_dict({"factor": 1}) == Calibration(1.0)
+
+
+def test_the_record_of_a_bound_as_a_whole() -> None:
+    weights = {"model": "m"}
+    bound = ErrorBound.from_dict({
+        "factors": {"map": 2.5, "samples": "3"}, "samples": 4, "heads": "24", "weights": weights,
+        "voxels_share": 0.95,
+    })  # fmt: skip
+    assert bound == ErrorBound({"map": 2.5, "samples": 3.0}, 4, 24, weights)
+    record = bound.record(4, weights)
+    assert record.pop("ExpectedErrorBound").count("3 times") == 1
+    assert record == {"ExpectedErrorBoundFactor": 3.0, "ExpectedErrorBoundHeads": 24}
+    assert bound.record(3, weights) == {} and bound.record(9, weights)["ExpectedErrorBoundFactor"]
+    assert bound.record(0, weights)["ExpectedErrorBoundFactor"] == 2.5
+    only = ErrorBound.from_dict({"factors": {"map": 2.5}, "heads": 24, "weights": weights})
+    assert only.samples == 0 and only.record(2, weights) == {}
+    for wrong in ({}, {"map": 0}, {"map": float("inf")}, {"map": 1, "samples": -1}):
+        with pytest.raises(ValueError, match="factor"):
+            ErrorBound.from_dict({"factors": wrong, "heads": 24, "weights": weights})
+
+
+# Requests
+
+
+def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Every field of images and groups has a value that is not its default."""
+    one = ImageRequest(
+        key="a", image="a.nii", out_dir="out", mask="m.nii", bias_field="b.nii",
+        metadata={"SliceThickness": 2}, acquisition=SLICES.to_dict(), zooms=[1, 2, 3],
+        with_error=True, reference="r.nii", reference_record={"Used": True},
+    )  # fmt: skip
+    group = GroupRequest(
+        key="g", out_dir="out", zooms=[1, 1, 1], scans={"x": "a"}, lost={"y": "is gone"}
+    )
+    plain = ImageRequest(key="b", image="b.nii", out_dir="out")
+    whole = Request(
+        options=Options(output_resolution=(1.0, 1.5, 2.0), num_samples=3), images=(one, plain),
+        groups=(group,), device="cuda:1", model_reason="because",
+    )  # fmt: skip
+    for part in (one, group):
+        defaults = {item.name: item.default for item in fields(part)}
+        assert all(getattr(part, name) != default for name, default in defaults.items())
+    read = Request.read(whole.write(tmp_path / "request.json"))
+    assert read == whole and read.items == (one, plain, group)
+    text = json.loads((tmp_path / "request.json").read_text())
+    small = {"images": text["images"]}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    assert Request.read(tmp_path / "small.json") == Request(options=Options(), images=(one, plain))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[", "cannot be read"), ("[]", "no list 'images'"), ("{}", "no list 'images'"),
+        ('{"images": {}}', "no list 'images'"), ('{"images": [], "imags": 1}', "'imags'"),
+        ('{"images": [3]}', "An image of .* is not a table"),
+        ('{"images": [{"key": "a", "image": "b"}]}', "An image of .* lacks out_dir"),
+        ('{"images": [], "groups": [{"key": "a", "out_dir": "b"}]}', "A group .* zooms, scans"),
+        ('{"images": [], "groups": [{"key": "a", "out_dri": "b"}]}', "out_dri.*out_dir"),
+        ('{"images": [], "options": {"num_samples": "x"}}', "request.json"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_named(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=says):
+        Request.read(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        Request.read(tmp_path / "absent.json")
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert read_results(path) == {}
+    results = {
+        "a": ImageResult(status="done", message="m", files={"sr": "x"}, record={"k": 1},
+                         seconds=2.5, peak_memory_gb=1.5, exit_code=3),
+        "b": ImageResult(status="failed"), "c": ImageResult(status="running"),
+    }  # fmt: skip
+    assert read_results(write_results(results, path)) == results
+    assert results["b"].to_dict() == {"status": "failed", "message": "", "files": {}, "record": {}}
+    assert [r.done for r in results.values()] == [True, False, False]
+    assert [r.settled for r in results.values()] == [True, True, False]
+
+
+# From Python
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the calls hand to the engine, in order."""
+    found: list[tuple[str, Any]] = []
+    record = {"AcquiredVoxelSizeFrom": "header", "Warnings": []}
+
+    @contextlib.contextmanager
+    def held(device: str, report: Any) -> Any:
+        found.append(("device", device))
+        report("k", "held", 0.1)
+        yield "place"
+
+    def load(request: Request, place: Any) -> Any:
+        found.append(("load", (request, place)))
+        return SimpleNamespace(resolver="resolver", model_reason="because")
+
+    def enhance(resolver: Any, scan: Scan, told: ImageRequest, options: Any, report: Any) -> Any:
+        found.append(("enhance", (resolver, scan, told, options)))
+        report("stage", 0.5)
+        return SimpleNamespace(record=dict(record), image="image")
+
+    def combine(resolver: Any, pairs: Any, options: Any, report: Any) -> Any:
+        found.append(("combine", (resolver, pairs, options)))
+        report("name", "stage", 0.5)
+        return SimpleNamespace(record={}, combined=SimpleNamespace(warnings=["w"], image="both"))
+
+    for name, fake in (("held_device", held), ("load", load), ("enhance_image", enhance),
+                       ("combine_images", combine)):  # fmt: skip
+        monkeypatch.setattr(simple, name, fake)
+    return found
+
+
+def test_one_image_is_restored_with_all_that_is_told(calls: list[tuple[str, Any]]) -> None:
+    scan, options, told = Scan(image()), Options(num_samples=2), []
+    result = simple.restore(
+        scan, options, metadata={"SliceThickness": 3}, device="cuda:1",
+        progress=lambda *words: told.append(words), key="name",
+    )  # fmt: skip
+    request = Request(options=options, images=(), device="cuda:1")
+    asked = ImageRequest(key="name", image="", out_dir="", metadata={"SliceThickness": 3})
+    assert calls == [
+        ("device", "cuda:1"), ("load", (request, "place")),
+        ("enhance", ("resolver", scan, asked, options)),
+    ]  # fmt: skip
+    assert told == [("k", "held", 0.1), ("name", "stage", 0.5)]
+    assert result.record["ModelChoice"] == "because"
+    calls.clear()
+    simple.restore(scan, options)
+    assert calls[0] == ("device", "auto")
+    assert calls[2][1][2] == ImageRequest(key="image", image="", out_dir="")
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_reference_is_aligned_and_its_record_kept(
+    calls: list[tuple[str, Any]], used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, moved = image(), image()
+    choice = SimpleNamespace(image=moved if used else None, record={"Used": used, "Reason": "r"})
+
+    def use(target: Any, given: Any) -> Any:
+        assert target is scan.image and given is other
+        return choice
+
+    monkeypatch.setattr(simple, "use_reference", use)
+    scan = Scan(image(), mask=image())
+    simple.restore(scan, Options(), reference=other)
+    _, given, told, options = calls[2][1]
+    assert (
+        given == replace(scan, reference=choice.image) and told.reference_record is choice.record
+    )
+    assert options.reference == "auto" == calls[1][1][0].options.reference
+    calls.clear()
+    simple.restore(scan, Options(reference="T2w"), reference=other)
+    assert calls[2][1][3].reference == "T2w"
+
+
+def test_several_scans_are_told_apart(calls: list[tuple[str, Any]]) -> None:
+    scans, options, told = [Scan(image()), Scan(image())], Options(num_samples=2), []
+    result = simple.restore_several(
+        scans, options, metadata=[{"a": 1}, {}], device="cpu", keys=["x", "y"],
+        progress=lambda *words: told.append(words),
+    )  # fmt: skip
+    wanted = [ImageRequest(key="x", image="", out_dir="", metadata={"a": 1}),
+              ImageRequest(key="y", image="", out_dir="")]  # fmt: skip
+    assert calls[1:] == [
+        ("load", (Request(options=options, images=(), device="cpu"), "place")),
+        ("combine", ("resolver", list(zip(wanted, scans, strict=True)), options)),
+    ]  # fmt: skip
+    assert told == [("k", "held", 0.1), ("name", "stage", 0.5)]
+    assert result.record == {"ModelChoice": "because"}
+    calls.clear()
+    simple.restore_several(scans, options)
+    assert [told.key for told, _ in calls[2][1][1]] == ["scan 1", "scan 2"]
+    assert calls[0] == ("device", "auto")
+
+
+def test_the_call_from_python_hands_everything_on(calls: list[tuple[str, Any]]) -> None:
+    data = np.arange(24.0 * 22 * 20).reshape(24, 22, 20) + 1
+    given, mask = image(data), image((data > 900).astype(np.float32))
+    found = simple.super_resolve(
+        given, 0.9, mask=mask, metadata={"SliceThickness": 3.0}, device="cpu", model="moediff"
+    )
+    assert found == "image"
+    _, scan, told, options = calls[2][1]
+    assert np.array_equal(values(scan.image), data.astype(np.float32))
+    assert np.array_equal(values(scan.mask), values(mask)) and scan.reference is None
+    assert told.metadata == {"SliceThickness": 3.0} and calls[0] == ("device", "cpu")
+    assert options == Options(output_resolution=(0.9,) * 3, model="moediff")
+    calls.clear()
+    with pytest.warns(UserWarning, match="^w$"):
+        both = simple.super_resolve(
+            [given, given], device="cpu", metadata=[{}, {"SliceThickness": 2.0}], model="moediff"
+        )
+    assert both == "both" and calls[0] == ("device", "cpu")
+    _, pairs, options = calls[2][1]
+    assert [told.metadata for told, _ in pairs] == [{}, {"SliceThickness": 2.0}]
+    assert options == Options(model="moediff")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"metadata": 3}, "dictionary"), ({"metadata": [3]}, "dictionary"),
+        ({"metadata": {"SliceThickness": 0.04}}, "SliceThickness is 0.04"),
+        ({"metadata": {"SpacingBetweenSlices": 100.1}}, "SpacingBetweenSlices is 100.1"),
+        ({"metadata": {"SliceThickness": True}}, "SliceThickness is True"),
+        ({"metadata": {"SliceThickness": "2"}}, "SliceThickness is '2'"),
+        ({"metadata": [{}]}, "list of images"), ({"num_samples": 2}, "one image"),
+        ({"outputs": ("uncertainty",)}, "one image"), ({"mask": 3}, "nibabel"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_one_image(
+    calls: list[tuple[str, Any]], words: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        simple.super_resolve(image(), **words)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "says"),
+    [
+        (1, {}, "two"), (2, {"mask": image()}, "no mask"), (2, {"metadata": {}}, "metadata"),
+        (3, {"metadata": [{}, {}]}, "3 scans need"), (2, {"reference": image()}, "with one image"),
+        (2, {"metadata": [{}, {"SliceThickness": 0.01}]}, "SliceThickness"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_several_images(
+    calls: list[tuple[str, Any]], count: int, words: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        simple.super_resolve([image()] * count, **words)
+    with pytest.raises(UsageError, match="nibabel"):
+        simple.super_resolve([image(), 3])
+    assert not calls
+
+
+def test_lengths_at_their_limits_are_taken(calls: list[tuple[str, Any]]) -> None:
+    data = np.arange(24.0 * 22 * 20).reshape(24, 22, 20) + 1
+    for length in (0.05, 100, None):
+        simple.super_resolve(image(data), metadata={"SliceThickness": length})
+    assert len(calls) == 9
