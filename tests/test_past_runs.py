@@ -8,7 +8,16 @@ import pytest
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.names import derivative_path
-from bids_moediff.bids.past_runs import last_items, last_record, write_note, write_plan
+from bids_moediff.bids.past_runs import (
+    NOTE,
+    STOPPED,
+    Past,
+    last_items,
+    last_record,
+    read_past,
+    write_note,
+    write_plan,
+)
 from bids_moediff.errors import UsageError
 from bids_moediff.execution.group import participant_state
 from bids_moediff.execution.notes import note_error
@@ -184,3 +193,16 @@ def test_a_run_that_ends_is_noted_for_those_who_are_there(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "out" / "logs").iterdir()] == ["sub-1"]
     state = participant_state(tmp_path / "out", "1")
     assert state["status"] == "failed" and "exit code 2: There is no sub-9." in state["message"]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [{"message": 3, "exit_code": 1}, {"message": "x", "exit_code": "1"}, {"message": "x"}, [1]],
+)
+def test_a_note_of_another_form_is_passed_over(tmp_path: Path, note: object) -> None:
+    run = tmp_path / "20260101T000000Z_a"
+    run.mkdir()
+    (run / NOTE).write_text(json.dumps(note))
+    assert read_past(tmp_path) == Past(note=STOPPED, exit_code=1)
+    (run / NOTE).write_text(json.dumps({"message": "It is odd.", "exit_code": 69}))
+    assert read_past(tmp_path) == Past(note="It is odd.", exit_code=69)

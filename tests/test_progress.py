@@ -3,6 +3,8 @@
 
 import io
 import json
+import re
+import sys
 
 import pytest
 
@@ -17,6 +19,7 @@ from bids_moediff.execution.progress import (
     ProgressWatcher,
     overall,
 )
+from bids_moediff.runtime.progress_bar import ProgressBar, track
 
 MOEDIFF = [("interpolate", 0.0), ("interpolate", 1.0), ("mean", 0.5), ("mean", 1.0)]
 MOEDIFF += [("experts", 0.0), ("experts", 1.0), ("done", 1.0)]
@@ -100,3 +103,38 @@ def test_a_node_that_is_run_again_shows_its_progress(tmp_path):
     assert [item["fraction"] for item in reader] == [0.3]
     path.write_text("".join([lines[2], lines[0]]))
     assert [item["fraction"] for item in reader] == [0.1]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_bar_at_a_time_on_a_terminal(monkeypatch):
+    """It goes to standard error, shows count, total and note as they are, and is taken away."""
+    shown, other = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(sys, "stdout", other)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
+    with ProgressBar("Reading", 7, done=2) as bar:
+        bar.update(3, "[b]x")
+        bar.expect(9)
+        assert list(track(iter("ab"), "Within", 2)) == ["a", "b"]
+        with ProgressBar("Within", 1) as second:
+            second.update()
+    text = shown.getvalue()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "Reading" in plain and "5/9" in plain and "[b]x" in plain and "-:--" in plain
+    assert "Within" not in plain and other.getvalue() == ""
+    assert text.endswith("\x1b[1A\x1b[2K"), "its line is taken away"
+    list(track(iter("ab"), "Later", 2))
+    assert "Later" in shown.getvalue() and "2/2" in shown.getvalue()
+    before = shown.getvalue()
+    list(track(iter("ab"), "Never", 2, shown=False))
+    assert shown.getvalue() == before
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    list(track(iter("ab"), "Never", 2))
+    assert sys.stderr.getvalue() == ""

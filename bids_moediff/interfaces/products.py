@@ -240,10 +240,7 @@ class WriteProduct(ImageStep):
             write_json(sidecar, name(".json"))
 
         main = name(row.extensions[0])
-        if row.extensions[0] == ".json":  # a record of its own, without a sidecar
-            write_json(read_json(self.inputs.content), main)
-        else:
-            write_nifti(load_image(self.inputs.content), main, write_beside, step)
+        write_nifti(load_image(self.inputs.content), main, write_beside, step)
         return {"path": main.relative_to(root).as_posix()}
 
     def _step(self, record: Mapping[str, Any]) -> float | None:
