@@ -31,6 +31,7 @@ from bids_moediff.imaging.metrics import bootstrap_interval
 from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_here, run_script
 from generated import head, untrained_model
+from golden import check_numbers, read_table
 
 PROGRAM = "bids_moediff-evaluate"
 SHAPE = (36, 40, 32)
@@ -73,6 +74,12 @@ def test_rows_and_groups(benchmark: Path) -> None:
     assert {row["ratios"] for row in rows} == {"1x1x2", "2x2x2"}
     assert all(row["ssim"] != "n/a" for row in rows)
     assert (benchmark / "out" / "figures" / "x2iso-kspace.png").stat().st_size > 5000
+    found = read_table(benchmark / "out" / "rows.tsv", without=("image", "seconds"))
+    told = [{k: v for k, v in entry.items() if k != "version"} for entry in summarise(found)]
+    check_numbers("evaluations.json", "summary", told, rel=2e-3, abs=2e-3)
+    for one in found:
+        one.pop("version")
+    check_numbers("evaluations.json", "benchmark", found, rel=2e-3, abs=2e-4)
 
 
 def test_cubic_after_box_slices_equals_scipy(benchmark: Path, heads: list[Path]) -> None:

@@ -18,6 +18,7 @@ from bids_moediff.imaging.metrics import intensity_range
 from bids_moediff.imaging.protocols import parse_protocol
 from conftest import run_here
 from generated import head, untrained_model
+from golden import check_numbers, read_table
 
 SHAPE, ZOOMS = (64, 76, 60), (2.4, 2.4, 2.6)
 
@@ -207,6 +208,11 @@ def test_command(tmp_path: Path) -> None:
     assert {row["method"] for row in rows} == {"cubic", "back-projection", "tiny"}
     with (tmp_path / "out" / "sizes.tsv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream, delimiter="\t"))) == 3 * 4
+    tables = {
+        path.name: read_table(path, without=("seconds",))
+        for path in sorted((tmp_path / "out").glob("*.tsv"))
+    }
+    check_numbers("evaluations.json", "hallucination", tables, rel=5e-3, abs=2e-3)
     page = (tmp_path / "out" / "summary.md").read_text()
     assert "| x2 slices, k-space | 5 mm | tiny | 3 |" in page
     for link in ("recovered.png", "lesions_h_T1w_x2slices-kspace.png"):

@@ -2,6 +2,7 @@
 """Lesions, grids, references and contrasts that training draws, against their distributions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 from scipy import stats
 
 from bids_moediff.training import lesions, sharpness
+from bids_moediff.training.pack import TrainingHead, make_image
+from bids_moediff.training.recipe import load_recipes, recipe_names
 from bids_moediff.training.sharpness import Grid, draw_grid
+from bids_moediff.training.volumes import make_volume
+from golden import check_numbers
+from training_data import CATALOGUE, heads
 
 
 def test_a_blob_has_the_volume_of_its_diameter_and_no_direction() -> None:
@@ -123,3 +129,40 @@ def test_plain_heads_are_coarsened_at_random_and_thick_slices_in_part() -> None:
     assert not Grid().changes and Grid((1.0, 1.0, 1.2)).changes
     pair: Any = SimpleNamespace(**{**vars(head), "kind": "pair"})
     assert draw_grid(pair, {"*": [1, 2, 2]}, 1.0, rng) == Grid()
+
+
+def drawn_from() -> list[TrainingHead]:
+    """An image, one with a reference, one of large voxels, a label map and a pair."""
+    first, second, third, labels = heads()
+    soft = make_image("low", first.volume / 2, (3.0, 3.0, 3.2), subject="low", source="generated")
+    pair = replace(
+        make_image("pair", second.volume / 2, (3.0, 3.0, 3.2), subject="p", source="generated"),
+        kind="pair",
+        condition=(0.0, 0.5, 1.5, 0.0, 0.7, 1.0),
+    )
+    start = np.roll(pair.volume, 1, 2)
+    referred = replace(second, reference=np.flip(second.volume, 0).copy())
+    return [
+        first,
+        referred,
+        replace(third, validation=False),
+        labels,
+        soft,
+        replace(pair, start=start),
+    ]
+
+
+@pytest.mark.parametrize("name", recipe_names(CATALOGUE))
+def test_a_number_always_draws_the_same_volume(name: str) -> None:
+    """Contrast, shading, grid, acquisition, noise, weights, tissue and references of a recipe."""
+    found = {}
+    for recipe in load_recipes(name, CATALOGUE, [], smoke=True):
+        for number, head in enumerate(drawn_from()):
+            if head.kind == "pair" and (recipe.uncertain or recipe.reference_count):
+                continue
+            random = np.random.default_rng([number, 3])
+            volume = make_volume(
+                head, recipe, random, torch.device("cpu"), tissue=True, others=drawn_from()[:2]
+            )
+            found[f"{recipe.stage} {number}"] = {key: one.float() for key, one in volume.items()}
+    check_numbers("training_draws.json", name, found, rel=2e-3, abs=2e-3)

@@ -28,6 +28,7 @@ from bids_moediff.training.loop import InterruptedRun, Trainer
 from bids_moediff.training.recipe import recipe_names
 from bids_moediff.training.state import WeightAverage, load_state, read_state, save_state
 from bids_moediff.training.volumes import make_volume
+from golden import check_numbers
 from training_data import CATALOGUE, heads, pack, tiny, train, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,12 +76,17 @@ def test_twenty_steps_of_every_recipe(
     words = ["--recipe", name, "--smoke", "--pack", data, "--output", tmp_path / "run"]
     words += ["--init", teacher]
     words += [student] if name.startswith("student-t") else []
-    words += ["--device", "cpu"]
+    words += ["--device", "cpu", "--set", "precision=fp32"]
     assert main([str(word) for word in words]) == 0
     loaded = load_model(tmp_path / "run" / "model")
     families = {"student": "student", "crfm": "crfm", "nsmoe": "nsmoe"}
     assert loaded.config["family"] == families.get(name.split("-")[0], "moediff")
     curve = json.loads((tmp_path / "run" / "model" / "curve.json").read_text())
+    told = {
+        stage: [{key: row[key] for key in ("losses", "gains")} for row in rows]
+        for stage, rows in curve.items()
+    }
+    check_numbers("training_curves.json", name, told, rel=0.02, abs=0.02)
     for rows in curve.values():
         assert not rows or rows[-1]["step"] == (0 if name.endswith("-tail") else 20)
         for row in rows:
