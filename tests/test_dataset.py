@@ -309,8 +309,12 @@ def test_outputs_that_would_spoil_the_input(settings, tmp_path):
     with pytest.raises(UsageError, match="derivatives/"):
         check(output_dir=raw / "out")
     check(output_dir=raw / "derivatives" / "sr")
-    with pytest.raises(UsageError, match="working directory"):
-        check(work_dir=raw / "work")
+    for inside in (raw, raw / "work", link / "work", raw / "derivatives" / "work"):
+        with pytest.raises(UsageError, match=r"working directory .* inside"):
+            check(work_dir=inside)
+    sr = raw / "derivatives" / "sr"
+    for own in (sr, sr / "w", link / "derivatives" / "sr" / "w"):
+        check(output_dir=sr, work_dir=own)
     with pytest.raises(UsageError, match="is a file"):
         check(output_dir=_file(tmp_path) / "x")
     with pytest.raises(UsageError, match="output folder /proc/x cannot be written"):

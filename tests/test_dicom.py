@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_moediff import __version__
+from bids_moediff.cli.dicom import _image as read_image
+from bids_moediff.cli.dicom import _sidecar as read_record
 from bids_moediff.cli.dicom import main
 from bids_moediff.dicom import source
 from bids_moediff.dicom.derived import stored
@@ -589,3 +592,28 @@ def test_slices_of_a_regular_grid():
         slices(0.0, 3.0) + slices(6.0, ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
     ):  # fmt: skip
         assert source._series(wrong) is None
+
+
+def test_what_is_read_of_an_image_and_its_record(tmp_path):
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    data = np.arange(24, dtype=np.int16).reshape(2, 3, 4, 1)
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "x.nii.gz")
+    found = read_image(tmp_path / "x.nii.gz")
+    assert found.shape == (2, 3, 4) and found.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(found.get_fdata(), data[..., 0])
+    np.testing.assert_array_equal(found.affine, affine)
+    record = tmp_path / "x.json"
+    for content, expected in (('{"a": 1}', {"a": 1}), ("[1]", {}), ("{", {})):
+        record.write_text(content)
+        assert read_record(tmp_path / "x.nii.gz") == expected == read_record(tmp_path / "x.nii")
+    record.unlink()
+    assert read_record(tmp_path / "x.nii") == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "whole", "word"), [(7, 7, "7"), (None, 0, ""), ("", 0, ""), ("x", 0, "x")]
+)
+def test_numbers_of_series_as_archives_have_them(number, whole, word):
+    header = SimpleNamespace(get={"SeriesNumber": number, "SeriesDescription": "t1"}.get)
+    found = source.Series((header,), (1, 1, 1), np.eye(4))
+    assert (found.number, found.number_word, found.name) == (whole, word, f"{word or '?'} t1")

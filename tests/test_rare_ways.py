@@ -5,6 +5,8 @@ import errno
 import fcntl
 import json
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from bids_moediff import __version__
@@ -26,11 +29,13 @@ from bids_moediff.cli.parser import build_parser
 from bids_moediff.cli.places import require_record
 from bids_moediff.errors import (
     DeviceError,
+    ImageError,
     NothingToProcessError,
     UsageError,
 )
+from bids_moediff.evaluation import hallucination
 from bids_moediff.evaluation import sampling as measured
-from bids_moediff.execution import batch, notes, preflight
+from bids_moediff.execution import batch, execute, notes, preflight
 from bids_moediff.families import load
 from bids_moediff.interfaces import run_record
 from bids_moediff.interfaces.products import WriteProduct
@@ -425,3 +430,84 @@ def test_only_own_products_are_removed(tmp_path, sidecar, gone):
     remove_product(image(), "expert", tmp_path, zooms)
     assert [path.exists() for path in (*made, picture)] == [not gone] * 4
     assert others[0].exists() and (figures / "other.png").exists()
+
+
+def test_children_end_by_themselves_or_are_killed(monkeypatch):
+    """At the end of a run that was interrupted; also children of children."""
+    stubborn = "trap '' TERM; echo ready; exec sleep 60"
+    started = [
+        subprocess.Popen(["bash", "-c", words], stdout=subprocess.PIPE)
+        for words in ("echo ready; exec sleep 60", stubborn, "echo ready")
+    ]
+    for process in started:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    started[2].wait()
+    alive = [psutil.Process(process.pid) for process in started[:2]]
+    monkeypatch.setattr(execute, "SECONDS_TO_END", 0.2)
+    own = SimpleNamespace(children=lambda recursive=False: alive if recursive else [])
+    errors = {"NoSuchProcess": psutil.NoSuchProcess, "wait_procs": psutil.wait_procs}
+    monkeypatch.setattr(execute, "psutil", SimpleNamespace(Process=lambda: own, **errors))
+    execute._end_children()
+    assert [process.wait(10) for process in alive] == [-signal.SIGTERM, -signal.SIGKILL]
+    for process in started:
+        process.wait(10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_graph_is_drawn_where_graphviz_is(tmp_path, monkeypatch, there):
+    calls: list[Any] = []
+    monkeypatch.setattr(execute, "_dot", lambda workflow: f"graph of {workflow}")
+    monkeypatch.setattr(execute.shutil, "which", lambda name: "/bin/dot" if there else None)
+    monkeypatch.setattr(
+        execute.subprocess, "run", lambda command, check: calls.append((command, check))
+    )
+    workflow: Any = "w"
+    execute._write_graph(Settings(output_dir=tmp_path), workflow)
+    path = tmp_path / "logs" / "graph.dot"
+    assert path.read_text() == "graph of w"
+    command = ["/bin/dot", "-Tsvg", "-o", str(path.with_suffix(".svg")), str(path)]
+    assert calls == [(command, False)] * there
+
+
+def test_a_head_that_takes_no_lesions_costs_itself(monkeypatch, tmp_path, capsys):
+    used: list[Any] = []
+
+    class Head(SimpleNamespace):
+        def load(self) -> str:
+            if self.name == "bad":
+                raise ImageError("It is odd.")
+            return f"loaded {self.name}"
+
+    def run(loaded: Any, protocols: Any, methods: Any, lesions: Any, tables: Any, *more: Any):
+        used.append((loaded, [one.key for one in protocols], methods, lesions, more[0]))
+        tables.heads.append({"head": loaded, "protocol": "p", "method": "m"})
+        more[1](tables.heads[-1])
+
+    def place(loaded: str, repeats: int, seed: int) -> tuple[str, int, int]:
+        return loaded, repeats, seed
+
+    heads = [Head(name=name) for name in ("bad", "good", "other")]
+    monkeypatch.setattr(evaluate, "load_heads", lambda _: heads)
+    monkeypatch.setattr(evaluate, "load_methods", lambda _: ["own"])
+    monkeypatch.setattr(hallucination, "place_lesions", place)
+    monkeypatch.setattr(hallucination, "run", run)
+    pages: list[Any] = []
+    monkeypatch.setattr(evaluate, "_write_lesion_page", lambda *given: pages.append(given))
+    words = ["hallucination", str(tmp_path), "--heads", "x", "--protocols", "x2iso-kspace"]
+    assert evaluate.main([*words, "--repeats", "3", "--random-seed", "4"]) == 1
+    assert "bad: It is odd." in capsys.readouterr().err
+    assert [item[0] for item in used] == ["loaded good", "loaded other"]
+    loaded, protocols, methods, lesions, figures = used[0]
+    assert (protocols, lesions) == (["x2iso-kspace"], (loaded, 3, 4))
+    assert figures == tmp_path / "figures" and methods[-1] == "own"
+    assert [method.name for method in methods[:-1]] == ["cubic", "back-projection"]
+    assert (tmp_path / "heads.tsv").read_text().count("loaded") == 2
+    ((tables, folder),) = pages
+    assert len(tables.heads) == 2 and folder == tmp_path
+    del heads[1:]
+    assert evaluate.main(words) == 1 and len(pages) == 1
+    assert evaluate.main([*words, "--repeats", "0"]) == 2
+    heads[:] = [Head(name="good")]
+    assert evaluate.main(words) == 0 and used[-1][3] == ("loaded good", 2, 0)

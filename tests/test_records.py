@@ -2,6 +2,7 @@
 """What steps hand to one another: requests, results, records, and what failed first."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.errors import ImageError, UsageError
-from bids_moediff.inference.request import ImageResult, Request, write_results
-from bids_moediff.interfaces import preparation, run_record
+from bids_moediff.inference.request import ImageResult, Request, read_results, write_results
+from bids_moediff.interfaces import network, preparation, run_record
 from bids_moediff.interfaces.groups import GroupRecord
 from bids_moediff.interfaces.network import (
     DescribePrepared,
@@ -175,6 +176,48 @@ def test_the_command_of_the_network_replaces_the_shell(tmp_path):
         ("--results", "results.json"),
     ):  # fmt: skip
         assert words[words.index(option) + 1] == value
+
+
+def test_the_network_runs_again_until_every_image_has_a_result(tmp_path, monkeypatch):
+    """Killed at the second of three images, it goes on with the third; two sentences are kept."""
+    images = [{"key": key, "image": "x", "out_dir": key} for key in "abc"]
+    request = put(tmp_path / "r.json", {"options": {}, "images": images})
+    results = tmp_path / "1" / "results.json"
+    put(results, {"old": ImageResult(status="done").to_dict()})
+    answers = [
+        ({"a": ImageResult(status="done"), "b": ImageResult(status="running")}, -9),
+        ({"c": ImageResult(status="done")}, 0),
+    ]  # fmt: skip
+    parents: list[str] = []
+
+    def once(self: Any, runtime: Any, correct_return_codes: Any = ()) -> Any:
+        assert parents or not results.exists(), "results of an earlier run"
+        assert {-9, 0, 137} <= set(correct_return_codes)
+        parents.append(runtime.environ["MOEDIFF_PARENT_PROCESS"])
+        items, runtime.returncode = answers[len(parents) - 1]
+        known = read_results(results) if results.exists() else {}
+        write_results(known | items, results)
+        runtime.stderr = f"try {len(parents)}"
+        return runtime
+
+    monkeypatch.setattr(network.CommandLine, "_run_interface", once)
+    step = SuperResolve(request=request, gigabytes=3.5)
+    done = step.run(cwd=str(results.parent))
+    assert parents == [str(os.getpid())] * 2
+    found = read_results(results)
+    assert {key: item.status for key, item in found.items()} == {
+        "a": "done", "b": "failed", "c": "done",
+    }  # fmt: skip
+    assert "about 3.5 GB" in found["b"].message and found["b"].exit_code == -9
+    assert (results.parent / FAILED_FILE).read_text() == found["b"].message
+    assert done.runtime.stderr == "try 1\ntry 2" and done.runtime.returncode == 0
+    assert done.outputs.results == str(results)
+    empty = put(tmp_path / "e.json", {"options": {}, "images": []})
+    place = tmp_path / "2"
+    place.mkdir()
+    SuperResolve(request=empty).run(cwd=str(place))
+    assert read_results(place / "results.json") == {} and len(parents) == 2
+    assert not (place / FAILED_FILE).exists()
 
 
 def status(tmp_path: Path, **more: Any) -> dict[str, Any]:

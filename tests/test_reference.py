@@ -100,6 +100,10 @@ def test_among_equals_the_order_of_contrasts_and_of_names_counts() -> None:
     wanted = ["acq-b_T1w", "acq-c_T1w", "acq-a_T2w", "acq-a_FLAIR", "acq-long_T1w", "acq-big_T1w"]
     assert order == wanted
     assert {one.suffix for one in left} == {"T2starw"}, "taken by name only"
+    unreadable = [image("acq-odd_T1w")]
+    for wanted_suffix in ("auto", "T1w"):
+        choice = choose_reference(image("PDw"), unreadable, wanted_suffix, lambda _: (np.inf,) * 3)
+        assert choice.image is None and "has no image" in choice.reason
     chosen = choose_reference(image("PDw"), left, "T2starw", sizes)
     assert chosen.image == image("acq-a_T2starw") and "the finest of 2" in chosen.reason
 
