@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bids_moediff.errors import ImageError, UsageError
+from bids_moediff.families.protocol import Restored
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
 from bids_moediff.imaging.consistency import agree, consistent_start
 from bids_moediff.imaging.interpolation import interpolate
@@ -32,7 +33,13 @@ from bids_moediff.inference.request import (
     read_results,
     write_results,
 )
-from bids_moediff.inference.warnings import range_warnings
+from bids_moediff.inference.self_ensemble import left_right_axis, restore_mirrored
+from bids_moediff.inference.uncertainty import Spread
+from bids_moediff.inference.warnings import (
+    estimate_remark,
+    range_warnings,
+    residual_warning,
+)
 from bids_moediff.inference.worker import Scan
 from bids_moediff.options import Options
 
@@ -531,3 +538,124 @@ def test_lengths_at_their_limits_are_taken(calls: list[tuple[str, Any]]) -> None
     for length in (0.05, 100, None):
         simple.super_resolve(image(data), metadata={"SliceThickness": length})
     assert len(calls) == 9
+
+
+# What is told
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine", "profile", "said"),
+    [
+        ((1, 1, 1), (1, 1, 1), Axis("kspace"), ["Not restored"]),
+        ((6.05, 1, 1), (1, 1, 1), Axis("kspace"), []),
+        ((6.07, 1, 1), (1, 1, 1), Axis("kspace"), ["6.1"]),
+        ((3.02, 3.02, 1), (1, 1, 1), Axis("kspace"), []),
+        ((3.04, 3.04, 1), (1, 1, 1), Axis("kspace"), ["More than one"]),
+        ((1.19, 1, 1), (1, 1, 1), Axis("kspace"), []),
+        ((1.18, 1, 1), (1, 1, 1), Axis("kspace"), ["1.18"]),
+        ((1, 1, 1), (0.5, 0.5, 0.298), Axis("kspace"), []),
+        ((1, 1, 1), (0.5, 0.5, 0.296), Axis("kspace"), ["0.296"]),
+        ((8.07, 4, 4), (4, 4, 4), Axis("kspace"), []),
+        ((8.09, 4, 4), (4, 4, 4), Axis("kspace"), ["8.09"]),
+        ((2, 1, 1), (1, 1, 1), Axis("box", 0.694), []),
+        ((2, 1, 1), (1, 1, 1), Axis("box", 0.692), ["0.69"]),
+        ((2, 1, 1), (1, 1, 1), Axis("gaussian", 1.21), []),
+        ((2, 1, 1), (1, 1, 1), Axis("gaussian", 1.215), ["1.2"]),
+        ((14, 7, 7), (2, 2, 0.2), Axis("box", 0.5), ["35.0", "More than", "0.2", "14", "0.50"]),
+    ],
+)
+def test_limits_of_what_the_networks_were_trained_on(
+    coarse: tuple[float, ...], fine: tuple[float, ...], profile: Axis, said: list[str]
+) -> None:
+    acquisition = Acquisition((profile, Axis("kspace"), Axis("kspace")))
+    found = range_warnings(coarse, fine, acquisition)
+    assert len(found) == len(said) and all(w in f for w, f in zip(said, found, strict=True))
+
+
+def test_an_axis_that_stays_has_no_width() -> None:
+    thin = Acquisition((Axis("box", 0.3), Axis("kspace"), Axis("kspace")))
+    assert range_warnings((1.01, 2, 2), (1, 1, 1), thin) == []
+    assert len(range_warnings((1.03, 2, 2), (1, 1, 1), thin)) == 1
+
+
+def test_a_thickness_read_from_the_image_is_told_with_the_likeliest() -> None:
+    thin = Acquisition((Axis("kspace"), Axis("kspace"), Axis("box", 0.5)))
+    weights = {"a": 0.1, "b": 0.5, "c": 0.15, "d": 0.25}
+    found = estimate_remark(thin, weights)
+    assert found is not None and "b 50 %, d 25 %, c 15 %." in found
+    assert estimate_remark(thin, {}) is None
+    usual = Acquisition((Axis("kspace"), Axis("kspace"), Axis("box", 0.75)))
+    assert estimate_remark(usual, weights) is None
+
+
+def test_a_result_that_does_not_explain_the_scan_beyond_its_noise() -> None:
+    data = np.array([[[3.0, 4.0], [0.0, 5.0]]])  # root mean square 3.54
+    size = np.sqrt(12.5)
+    assert residual_warning(data, 1.0, 1.11 / size) is not None
+    assert residual_warning(data, 1.0, 1.09 / size) is None
+    assert "2.0 times" in str(residual_warning(data, 1.0, 2 / size))
+    assert residual_warning(data, 0.0, 0.9) is None
+    assert residual_warning(data, 1e-4, 0.00099) is None
+    assert residual_warning(data, 1e-4, 0.00101) is not None
+
+
+def test_the_deviation_over_samples_is_that_of_numpy() -> None:
+    errors = torch.randn((5, 3, 4, 2), generator=torch.Generator().manual_seed(0)) + 1000
+    spread = Spread()
+    for count, error in enumerate(errors, 1):
+        assert (spread.deviation is None) == (count <= 2)
+        spread.add(error)
+        assert spread.count == count
+    assert spread.deviation is not None
+    assert spread.deviation.numpy() == pytest.approx(errors.numpy().std(0, ddof=1), rel=1e-3)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
+def test_left_and_right_of_any_orientation(order: tuple[int, ...]) -> None:
+    """The voxel axis that changes the first world coordinate most, either way."""
+    for sign in (1, -1):
+        linear = np.zeros((3, 3))
+        linear[range(3), order] = [2.0 * sign, 3.0, 4.0]
+        linear += 0.3
+        assert left_right_axis(nib.affines.from_matvec(linear, [1, 2, 3])) == order[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_mean_of_an_image_and_of_its_mirror_image(axis: int) -> None:
+    """Both passes get the problem as it is, and flipped; progress runs once from 0 to 1."""
+    source, inputs = everything()
+    problem = pose(source, FINE, inputs, CPU).problem()
+    seen, told = [], []
+    places = torch.arange(problem.start().numel()).reshape(problem.start().shape).float()
+
+    class Network:
+        def restore(self, given: Any, options: Any, progress: Any) -> Any:
+            seen.append(given)
+            progress("k", 0.0)
+            progress("k", 1.0)
+            start = given.start()
+            if len(seen) == 2:
+                start = (start.flip(axis) + places).flip(axis)
+            made = Restored(start, {"m": places})
+            yield made
+
+    options = Options()
+    found = restore_mirrored(
+        Network(),
+        problem,
+        options,
+        lambda *words: told.append(words),
+        axis,  # type: ignore[arg-type]
+    )
+    assert torch.allclose(found.image, problem.start() + places / 2, atol=1e-4)
+    assert found.maps == {"m": places}
+    assert told == [("k", 0.0), ("k", 0.5), ("k", 0.5), ("k", 1.0)]
+    turned = seen[1]
+    assert seen[0] is problem and turned.operator is None
+    volume = places / 1000
+    assert torch.equal(turned.measured, problem.measured.flip(axis))
+    assert torch.equal(turned.reference, problem.reference.flip(axis))
+    assert torch.equal(turned.start(), problem.start().flip(axis))
+    for name in ("agree", "round_trip"):
+        wanted = getattr(problem, name)(volume).flip(axis)
+        assert torch.equal(getattr(turned, name)(volume.flip(axis)), wanted)
