@@ -343,6 +343,7 @@ def test_inputs_that_are_no_data_set(settings, content, words):
 
 
 def test_input_that_is_not_there(settings):
+    settings.bids_dir.with_name("rwa1").touch()  # nearer, and no folder
     with pytest.raises(UsageError, match=r"does not exist.*did you mean raw\?"):
         check_input(dataclasses.replace(settings, bids_dir=settings.bids_dir.with_name("rwa")))
     (settings.bids_dir / "dataset_description.json").unlink()

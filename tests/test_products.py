@@ -18,7 +18,13 @@ from bids_moediff.bids.products import NETWORK, PREPARATION, PRODUCTS, find_prod
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.grid import output_grid
 from bids_moediff.interfaces.network import SelectResult
-from bids_moediff.interfaces.products import MAKERS, ResampleMask, SidecarRecord, WriteProduct
+from bids_moediff.interfaces.products import (
+    MAKERS,
+    ResampleMask,
+    SidecarRecord,
+    WriteProduct,
+    _reached,
+)
 from bids_moediff.interfaces.step import ImageStep, ImageStepInputSpec, ImageStepOutputSpec
 from bids_moediff.reports.figures import DRAW
 from bids_moediff.settings import Settings
@@ -140,6 +146,24 @@ def test_the_mask_on_the_output_grid_is_that_of_a_linear_interpolation(tmp_path:
     found = nib.load(step.run(cwd=str(tmp_path)).outputs.srmask)
     soft = resample_from_to(nib.Nifti1Image(data.astype(np.float32), mask.affine), grid, order=1)
     assert np.array_equal(np.asarray(found.dataobj), np.asarray(soft.dataobj) >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("box", "reached"),
+    [
+        ((slice(7, 12), slice(0, 6), slice(18, 24)), [(12, 25), (0, 13), (34, 47)]),
+        ((slice(0, 20), slice(0, 22), slice(0, 24)), [(0, 39), (0, 43), (0, 47)]),
+        ((slice(19, 20), slice(21, 22), slice(0, 1)), [(36, 39), (40, 43), (0, 3)]),
+    ],
+)
+def test_the_part_of_a_grid_that_a_mask_reaches(box, reached):
+    """A voxel of the mask beyond it on each side, and nothing beyond the grid."""
+    data = np.zeros((20, 22, 24), np.uint8)
+    data[box] = 1
+    mask = nib.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0]))
+    shape, affine = output_grid(mask.shape, mask.affine, (1.0, 1.0, 1.0))
+    found = _reached(mask, nib.Nifti1Image(np.zeros(shape, np.uint8), affine))
+    assert [(axis.start, axis.stop - 1) for axis in found] == reached
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("auto", np.int16), ("float32", np.float32)])

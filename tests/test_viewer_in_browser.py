@@ -291,8 +291,16 @@ def test_fingers_move_the_crosshair_and_zoom(page, root):
     touch("touchStart", (0.45, 0.5), (0.65, 0.5))
     touch("touchMove", (0.3, 0.5), (0.8, 0.5))
     touch("touchEnd")
-    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
     assert state(page)["zoom"] > 1.5
+    before, scale = act(page, "return [v.middle, v.view(canvas('axial')).scale]")
+    share = page.do("window.devicePixelRatio")
+    touch("touchStart", (0.4, 0.5), (0.6, 0.5))
+    touch("touchMove", (0.46, 0.4), (0.66, 0.4))
+    touch("touchEnd")
+    moved = np.subtract(act(page, "return v.middle"), before)
+    wanted = np.array([0.06 * place["width"], -0.1 * place["height"]]) * share / scale
+    assert moved == pytest.approx([*wanted, 0], abs=1), "the picture goes with both fingers"
+    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
     assert page.errors == []
 
 
@@ -597,3 +605,28 @@ def test_what_is_drawn(page):
     assert blue == [True, True, False, False]
     swipe = "v.get('right').value = 'input'; v.share = 0.6; v.get('crosshair').checked = false"
     assert shade(swipe, 0.6, 0.3)[2] < 120 < shade(swipe, 0.6, 0.3)[0]
+
+
+def test_the_bar_is_as_long_as_it_says(page):
+    """The longest of a few lengths that takes less than a third of the picture."""
+    choose(page, "left", "result")
+    choose(page, "right", "result")
+    lengths = []
+    for zoom in (1, 2, 8, 16):
+        scale, width, height = act(
+            page,
+            f"v.zoom = {zoom}; v.window = [50, 150]; v.volumes.result.data.fill(0);"
+            "v.get('crosshair').checked = false; v.slices.clear(); v.draw();"
+            "const c = canvas('axial'); return [v.view(c).scale, c.width, c.height]",
+        )
+        page.settle()
+        length = next((mm for mm in (50, 20, 10, 5, 2, 1) if mm * scale < width / 3), 1)
+        row = page.do(
+            "(() => { const c = document.querySelector('canvas[data-plane=axial]');"
+            f"const d = c.getContext('2d').getImageData(0, {height - 5}, c.width, 1).data;"
+            "return [...d].filter((_, i) => i % 4 === 0) })()"
+        )
+        bright = np.flatnonzero(np.array(row) > 200)
+        assert bright[0] == 6 and len(bright) == pytest.approx(length * scale, abs=1.5)
+        lengths.append(length)
+    assert len(set(lengths)) > 2
