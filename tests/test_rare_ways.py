@@ -20,6 +20,7 @@ import pytest
 from bids_moediff import __version__
 from bids_moediff.bids import database, dataset
 from bids_moediff.bids.discover import find_participants, nothing_to_process
+from bids_moediff.bids.earlier_masks import find_brain_mask
 from bids_moediff.bids.earlier_products import remove_product
 from bids_moediff.bids.image import AnatomicalImage, Participant
 from bids_moediff.bids.names import derivative_path, figure_path
@@ -511,3 +512,34 @@ def test_a_head_that_takes_no_lesions_costs_itself(monkeypatch, tmp_path, capsys
     assert evaluate.main([*words, "--repeats", "0"]) == 2
     heads[:] = [Head(name="good")]
     assert evaluate.main(words) == 0 and used[-1][3] == ("loaded good", 2, 0)
+
+
+@pytest.mark.parametrize(("count", "more"), [(5, ""), (6, " and 1 more"), (8, " and 3 more")])
+def test_five_names_are_enough_at_the_end(raw, count, more):
+    for number in range(count):
+        (raw / f"Subject{number}").mkdir()
+    (raw / "Subject").mkdir()
+    (raw / "sub-x").touch()
+    empty = [Participant(f"{number}", ()) for number in range(count)]
+    odd = Participant("odd", (), problems=("It cannot be read.",))
+    left_out = {f"T2w {preflight.LEFT_OUT}": 3, "T1map": 2}
+    found = [*empty, odd, Participant("01", (image(),), passed=left_out)]
+    passed, without, near = preflight.closing_remarks(settings_for(raw), found)
+    assert passed == "Not taken: 2 T1map."
+    assert without.endswith(f": sub-0 sub-1 sub-2 sub-3 sub-4{more}.")
+    assert f": Subject0 Subject1 Subject2 Subject3 Subject4{more};" in near
+    asked = settings_for(raw, participant_label=["01"])
+    assert preflight.closing_remarks(asked, found) == [passed, without]
+    assert preflight.closing_remarks(asked, [odd]) == []
+
+
+@pytest.mark.parametrize(("count", "more"), [(0, None), (3, ""), (4, ", ...")])
+def test_three_masks_that_do_not_fit_are_named(tmp_path, count, more):
+    anat = tmp_path / "other" / "sub-01" / "ses-9" / "anat"
+    anat.mkdir(parents=True)
+    names = [f"sub-01_ses-9_run-{n}_desc-brain_mask.nii.gz" for n in range(count)]
+    for name in names:
+        (anat / name).touch()
+    found = find_brain_mask(image(), tmp_path / "other")
+    there = "" if more is None else f" (there: {', '.join(names[:3])}{more})"
+    assert found.path is None and f"by its name{there}:" in found.remark
