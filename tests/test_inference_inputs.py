@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bids_moediff.combination.frame import frame_zooms, scan_zooms
 from bids_moediff.errors import ImageError, UsageError
 from bids_moediff.families.protocol import Restored
 from bids_moediff.imaging.acquisition import Acquisition, Axis, Operator
@@ -20,7 +21,9 @@ from bids_moediff.imaging.consistency import agree, consistent_start
 from bids_moediff.imaging.interpolation import interpolate
 from bids_moediff.imaging.noise import tissue_noise
 from bids_moediff.imaging.reference import resample_reference
+from bids_moediff.imaging.spectrum import interpolation_warning
 from bids_moediff.imaging.told import told_numbers
+from bids_moediff.inference import several as inference_several
 from bids_moediff.inference import simple
 from bids_moediff.inference.error_bound import ErrorBound
 from bids_moediff.inference.expected_error import Calibration, coarseness, expected_error
@@ -428,6 +431,20 @@ def test_one_image_is_restored_with_all_that_is_told(calls: list[tuple[str, Any]
     assert calls[2][1][2] == ImageRequest(key="image", image="", out_dir="")
 
 
+@pytest.mark.parametrize(("source", "said"), [("spectrum", True), ("header", False)])
+def test_interpolation_that_was_undone_is_told(
+    calls: list[tuple[str, Any]], source: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {
+        "AcquiredVoxelSizeFrom": source, "Warnings": ["w"], "InputVoxelSize": [1.0, 1.0, 1.0],
+        "AcquiredVoxelSize": [1.0, 1.0, 2.0],
+    }  # fmt: skip
+    monkeypatch.setattr(simple, "enhance_image", lambda *_: SimpleNamespace(record=record))
+    simple.restore(Scan(image()), Options())
+    sentence = interpolation_warning([1.0, 1.0, 1.0], [1.0, 1.0, 2.0])
+    assert sentence and record["Warnings"] == (["w", sentence] if said else ["w"])
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_a_reference_is_aligned_and_its_record_kept(
     calls: list[tuple[str, Any]], used: bool, monkeypatch: pytest.MonkeyPatch
@@ -659,3 +676,130 @@ def test_the_mean_of_an_image_and_of_its_mirror_image(axis: int) -> None:
     for name in ("agree", "round_trip"):
         wanted = getattr(problem, name)(volume).flip(axis)
         assert torch.equal(getattr(turned, name)(volume.flip(axis)), wanted)
+
+
+# Several scans
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What restoring and combining several scans hands on, in order."""
+    found: list[tuple[str, Any]] = []
+    sizes = {"a": (1.0, 1.2, 3.0), "b": (1.1, 3.0, 1.0)}
+
+    def prepare(scan: Scan, told: ImageRequest, options: Options) -> Any:
+        found.append(("prepare", (scan, told, options)))
+        where = nib.affines.from_matvec(np.diag(sizes[told.key]), [1, 2, 3])
+        return SimpleNamespace(
+            measured=SimpleNamespace(image=image(np.full((4, 5, 6), 7), where)),
+            sampling=SimpleNamespace(acquisition=f"sampling of {told.key}"),
+            noise=SimpleNamespace(sigma={"a": 2.5, "b": 0.0}[told.key]),
+        )
+
+    def enhance(resolver: Any, scan: Scan, prepared: Any, options: Options, report: Any) -> Any:
+        found.append(("enhance", (resolver, scan, options)))
+        report("stage", 0.25)
+        record = {"Model": f"m{len(found)}", "Device": "cpu", "Other": 1}
+        return SimpleNamespace(
+            image=f"image {len(found)}", standard_deviation=f"error {len(found)}", record=record
+        )
+
+    def combine(scans: Any, zooms: Any, *, progress: Any) -> Any:
+        found.append(("combine", (scans, zooms)))
+        progress("combining", 0.75)
+        return SimpleNamespace(
+            image=image(np.ones((4, 4, 4)), np.diag([0.7, 0.8, 0.9, 1])), steps=5,
+            scans=[SimpleNamespace(record=lambda: {"Scan": "a"})], warnings=["w"],
+        )  # fmt: skip
+
+    for name, fake in (("prepare", prepare), ("enhance_prepared", enhance), ("combine", combine)):
+        monkeypatch.setattr(inference_several, name, fake)
+    return found
+
+
+def two_scans() -> list[tuple[ImageRequest, Scan]]:
+    """An axial one and a coronal one."""
+    turned = nib.affines.from_matvec([[0, 1.1, 0], [0, 0, 3], [1, 0, 0]], [0, 0, 0])
+    places = (nib.affines.from_matvec(np.diag([1.0, 1.2, 3.0]), [0, 0, 0]), turned)
+    return [
+        (ImageRequest(key=key, image="", out_dir=""), Scan(image(np.ones((4, 5, 6)), place)))
+        for key, place in zip("ab", places, strict=True)
+    ]
+
+
+def test_scans_are_all_prepared_before_the_first_is_restored(
+    several: list[tuple[str, Any]],
+) -> None:
+    pairs, told = two_scans(), []
+    options = Options(output_resolution=(0.7, 0.8, 0.9), num_samples=4, outputs=("brainmask",))
+    found = inference_several.combine_images(
+        "resolver",
+        pairs,
+        options,
+        lambda *words: told.append(words),  # type: ignore[arg-type]
+    )
+    assert [name for name, _ in several] == ["prepare"] * 2 + ["enhance"] * 2 + ["combine"]
+    for index, (request, scan) in enumerate(pairs):
+        own = replace(
+            options, outputs=("uncertainty",), num_samples=1, sample=None,
+            output_resolution=scan_zooms(scan.image.affine, pairs[0][1].image.affine,
+                                         (0.7, 0.8, 0.9)),
+        )  # fmt: skip
+        assert several[index][1] == (scan, request, own)
+        assert several[2 + index][1] == ("resolver", scan, own)
+    scans, zooms = several[4][1]
+    assert zooms == (0.7, 0.8, 0.9)
+    assert [(s.name, s.acquisition, s.single, s.error, s.noise) for s in scans] == [
+        ("a", "sampling of a", "image 3", "error 3", 2.5),
+        ("b", "sampling of b", "image 4", "error 4", None),
+    ]  # fmt: skip
+    assert all((values(s.image) == 7).all() for s in scans)
+    assert told == [("a", "stage", 0.25), ("b", "stage", 0.25), ("combined", "combining", 0.75)]
+    assert found.record == {
+        "Model": "m3", "Device": "cpu", "OutputVoxelSize": [0.7, 0.8, 0.9],
+        "CombinedScans": [{"Scan": "a"}], "CombinationSteps": 5, "Warnings": ["w"],
+    }  # fmt: skip
+    several.clear()
+    inference_several.combine_images("resolver", pairs, Options())  # type: ignore[arg-type]
+    wanted = frame_zooms([scan.image.affine for _, scan in pairs], (0.7,) * 3)
+    assert several[4][1][1] == wanted
+
+
+def test_scans_that_were_restored_before_are_combined_with_what_was_lost(
+    several: list[tuple[str, Any]],
+) -> None:
+    triples = [
+        (told, scan, inference_several.Alone(f"alone {told.key}", None, {"Model": told.key}))  # type: ignore[arg-type]
+        for told, scan in two_scans()
+    ]
+    told: list[Any] = []
+    found = inference_several.combine_restored(
+        triples, [0.7, 0.8, 0.9], Options(num_samples=4), lambda *words: told.append(words),
+        {"c": "is gone"},
+    )  # fmt: skip
+    assert [name for name, _ in several] == ["prepare", "prepare", "combine"]
+    frame = triples[0][1].image.affine
+    for (name, (scan, request, options)), triple in zip(several, triples, strict=False):
+        assert (name, request, scan) == ("prepare", *triple[:2])
+        wanted = scan_zooms(scan.image.affine, frame, (0.7, 0.8, 0.9))
+        assert options == Options(num_samples=4, output_resolution=wanted)
+    scans, zooms = several[2][1]
+    assert zooms == (0.7, 0.8, 0.9) and [s.single for s in scans] == ["alone a", "alone b"]
+    assert told == [("combining", 0.75)]
+    assert found.record["CombinedScans"] == [
+        {"Scan": "a"}, {"Scan": "c", "Used": False, "Reason": "is gone"}
+    ]  # fmt: skip
+    assert found.record["Warnings"] == ["w", "c was left out: is gone"]
+    assert found.record["Model"] == "a"
+
+
+def test_scans_finer_than_the_result_cannot_be_combined(several: list[tuple[str, Any]]) -> None:
+    pairs = two_scans()
+    fits = Options(output_resolution=(1.0005, 1.0, 1.0))
+    inference_several.combine_images("resolver", pairs, fits)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="a has voxels"):
+        inference_several.combine_images(
+            "resolver",
+            pairs,
+            Options(output_resolution=(1.002, 1.0, 1.0)),  # type: ignore[arg-type]
+        )

@@ -15,9 +15,10 @@ from scipy.spatial.transform import Rotation
 from bids_moediff.errors import ImageError
 from bids_moediff.imaging.acquisition import Acquisition, Axis, axis_matrix
 from bids_moediff.imaging.spectrum import AxisResolution
+from bids_moediff.preprocessing import bias_field as bias
 from bids_moediff.preprocessing import measured_voxels, odd_slices, unwarp, wrapped
 from bids_moediff.preprocessing import slice_brightness as brightness
-from bids_moediff.preprocessing.bias_field import FADE, _enlarge, _extend, divide
+from bids_moediff.preprocessing.bias_field import FADE, _enlarge, _extend, bias_field, divide
 from bids_moediff.preprocessing.head_pose import _candidates, hesitation, turned, turned_head
 from bids_moediff.preprocessing.intensities import (
     _few_values,
@@ -614,3 +615,127 @@ def test_slices_of_no_common_level_are_refused() -> None:
     steps[4:] = np.nan  # of four pairs that were compared, three slices are odd
     with pytest.raises(ImageError, match="x: most"):
         brightness._refuse_most(levels, steps, "first", "x")
+
+
+def test_single_slices_and_bands_are_told_apart() -> None:
+    """A slice counts where it differs from both neighbours in one direction, by 40 % or more."""
+    up, little = np.log(1.5), np.log(1.38)
+    for steps, said in (
+        ([0, up, -up, 0, 0, 0], "(3, counted"), ([0, -up, up, 0, 0, 0], "(3, counted"),
+        ([0, little, -little, 0, 0, 0], None), ([0, up, -little, 0, 0, 0], None),
+        ([0, up, up, 0, 0, 0], None), ([0, 0, up, -up, 0, up, -up], "2 slices"),
+        ([up, -up, 0, 0], None), ([np.nan, 0, up, -up, 0, 0], "(4, counted"),
+    ):  # fmt: skip
+        found = brightness._unevenness(np.array(steps, float), "first")
+        assert len(found) == (said is not None) and (said is None or said in found[0]), steps
+        if said is not None:
+            assert "50 %" in found[0]
+    bands = np.tile([0.065, -0.065], 6)
+    assert "bands" in brightness._unevenness(bands, "first")[0]
+    assert "7 %" in brightness._unevenness(bands, "first")[0]
+    assert brightness._unevenness(bands * 0.055 / 0.065, "first") == []
+    assert brightness._unevenness(bands[:11], "first") == []
+
+
+def test_a_glaring_slice_counts_however_little_tissue_it_shows() -> None:
+    generator = np.random.default_rng(0)
+    object_ = 100 * (1 + generator.random((30, 26)))
+    planes = np.repeat(object_[None], 12, axis=0) + generator.normal(0, 2, (12, 30, 26))
+    planes[5, 4:] *= 0.01
+    planes[5, :4] *= 2.5  # 104 of 780 voxels; over twice the others
+    planes[9, 4:] *= 0.01
+    steps = brightness._steps(planes.astype(np.float32), 0)
+    found = np.isfinite(steps)
+    alike = brightness._correlations(planes.reshape(12, -1)) > brightness.LEAST_ALIKE
+    level = np.percentile(planes.reshape(12, -1), 98, axis=1)
+    bright = level > 2 * np.percentile(level, 90)
+    assert bright.tolist() == [k == 5 for k in range(12)]
+    for k in range(11):
+        rows = [planes.reshape(12, -1)[n] > 0.3 * level[n] for n in (k, k + 1)]
+        enough = (rows[0] & rows[1]).sum() >= 0.3 * 780
+        assert found[k] == (alike[k] and (enough or bright[k] or bright[k + 1])), k
+
+
+def test_the_field_is_read_from_bright_voxels_of_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On blocks of about 5 mm, of which half is bright at least; then it has a mean of 1."""
+    generator = np.random.default_rng(0)
+    shape, zooms = (26, 24, 22), [2.5, 5.0, 1.2]
+    data = generator.uniform(50, 100, shape)
+    data[8:12, 8:12, 8:12] = 5  # dark, as fluid: below a tenth of the upper quarter
+    data[12:15] = -1
+    mask = np.zeros(shape, np.uint8)
+    mask[3:22, 3:20, 3:19] = 1
+    asked: list[Any] = []
+    known = generator.normal(0, 0.1, (13, 24, 6))
+
+    def log_field(coarse: np.ndarray, use: np.ndarray, sizes: list[float]) -> np.ndarray:
+        asked.append((coarse, use, sizes))
+        return known
+
+    monkeypatch.setattr(bias, "_log_field", log_field)
+    found = bias_field(image(data, zooms, code=4), image(mask, zooms))
+    bright = (mask > 0) & (data > 0)
+    bright &= data > 0.1 * np.percentile(data[bright], 75)
+    padded = [np.pad(part, ((0, 0), (0, 0), (0, 2)), mode="edge").reshape(13, 2, 24, 1, 6, 4)
+              for part in (bright.astype(float), np.where(bright, data, 0))]  # fmt: skip
+    share, total = (part.mean((1, 3, 5)) for part in padded)
+    coarse, use, sizes = asked[0]
+    assert sizes == pytest.approx([5.0, 5.0, 4.8])
+    assert np.array_equal(use, share >= 0.5) and 0 < use.mean() < 0.6
+    assert coarse[use] == pytest.approx((total / np.maximum(share, 1e-6))[use], rel=1e-4)
+    smooth = np.exp(_enlarge(_extend(known, use, sizes), (2, 1, 4), shape))
+    wanted = smooth / smooth[mask > 0].mean()
+    assert np.asarray(found.dataobj) == pytest.approx(wanted, rel=1e-4)
+    assert found.get_data_dtype() == np.float32 and int(found.header["sform_code"]) == 4
+    with pytest.raises(ImageError, match="another grid"):
+        bias_field(image(data, zooms), image(mask, [2.5, 5.0, 1.21]))
+    few = np.zeros(shape, np.uint8)
+    few[:24, :9, :4] = 1  # 12 x 9 x 1 blocks, of which one row is dark
+    with pytest.raises(ImageError, match="too little"):
+        bias_field(image(data + 10, zooms), image(few, zooms))
+    few[:24, :10, :4] = 1
+    bias_field(image(data + 10, zooms), image(few, zooms))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "bright", "dark", "said"),
+    [(49, 950, 50, None), (50, 950, 50, "remark"), (51, 950, 50, "remark"), (52, 950, 50, "error"),
+     (60, 900, 50, None), (60, 950, 100, None), (60, 1000, 50, None), (60, 950, 0, None)],
+)  # fmt: skip
+def test_bright_voxels_beside_dark_ones_are_counted(
+    pairs: int, bright: int, dark: int, said: str | None
+) -> None:
+    """Within a tenth of the range from its ends, without these; from fifty pairs on."""
+    data = np.full((80, 80, 80), 200, np.float32)
+    data[0, 0, 0], data[0, 0, 40] = 0, 1000
+    for k in range(pairs):
+        data[4 + 2 * (k // 9), 4, 4 * (k % 9)] = bright
+        data[4 + 2 * (k // 9), 5, 4 * (k % 9)] = dark
+    remarks: list[str] = []
+    if said == "error":
+        with pytest.raises(ImageError, match="x: values look wrapped at 1023"):
+            wrapped._refuse_wrapped(data, 1024, 1000, remarks, "x")
+    else:
+        wrapped._refuse_wrapped(data, 1024, 1000, remarks, "x")
+    assert bool(remarks) == (said == "remark")
+
+
+@pytest.mark.parametrize(("middle", "refused"), [(2, True), (3, False)])
+def test_neighbours_of_the_middle_excuse_dark_ones(middle: int, refused: bool) -> None:
+    """One dark neighbour against 1.5 times a quarter of those in the middle: 0.75 or 1.125."""
+    data = np.full((80, 80, 80), 200, np.float32)
+    data[0, 0, 0], data[0, 0, 40] = 0, 1000
+    for k in range(60):
+        x, z = 4 + 3 * (k // 9), 4 + 4 * (k % 9)
+        data[x, 4, z], data[x, 5, z] = 950, 50
+        for place in ((x, 3, z), (x, 4, z + 1), (x, 4, z - 1))[:middle]:
+            data[place] = 500
+    other = np.where(data == 500, np.float32(750), data)  # not in the middle
+    for given, found in ((data, refused), (other, True)):
+        if found:
+            with pytest.raises(ImageError, match="17 %"):
+                wrapped._refuse_wrapped(given, 1024, 1000, [], "x")
+        else:
+            remarks: list[str] = []
+            wrapped._refuse_wrapped(given, 1024, 1000, remarks, "x")
+            assert not remarks
