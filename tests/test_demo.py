@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from bids_moediff.imaging.grid import covering_shape, voxel_sizes
 from conftest import DEMO
+from golden import check_numbers, described, read_table
 
 SOURCE = DEMO / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
 
@@ -134,3 +136,33 @@ def test_memory_is_what_was_planned(demo_output: Path) -> None:
     needed = json.loads((folder / "plan.json").read_text())["needed_gb"][item["key"]]
     app = 0.4  # GB, the processes beside the network
     assert item["peak_memory_gb"] + app == pytest.approx(needed, abs=0.25)
+
+
+# What depends on the processor, on versions and on the moment of the run, and wording.
+CHANGING = re.compile(
+    "(?i)sha256|version|seconds|memory|precision|device|processor|generatedby|residual"
+)
+
+
+def steady(content: object) -> object:
+    """A sidecar without what changes from run to run."""
+    if isinstance(content, dict):
+        return {k: steady(v) for k, v in content.items() if not CHANGING.search(k)}
+    return [steady(one) for one in content] if isinstance(content, list) else content
+
+
+def test_the_numbers_of_the_demo(demo_output: Path) -> None:
+    """Every sidecar and table, the size of every mask, brightness and spread of every image."""
+    found: dict[str, object] = {}
+    for path in sorted(demo_output.rglob("*")):
+        name = path.relative_to(demo_output).as_posix()
+        if name.startswith(("logs/", "descr", "dataset", "group_T1w.json")) or path.is_dir():
+            continue
+        if path.name.endswith(".nii.gz"):
+            numbers = described(np.asarray(nib.load(path).dataobj))
+            found[name] = {key: numbers[key] for key in ("shape", "mean", "deviation")}
+        elif path.suffix == ".json":
+            found[name] = steady(json.loads(path.read_text()))
+        elif path.suffix == ".tsv":
+            found[name] = [steady(row) for row in read_table(path)]
+    check_numbers("demo.json", "demo", found, rel=0.02, abs=5e-3)

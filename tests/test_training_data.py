@@ -2,6 +2,7 @@
 """Training data: packs, pairs found in BIDS data sets, degraded volumes, patches and slices."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from bids_moediff.imaging.protocols import ACQUISITIONS
 from bids_moediff.imaging.simulation import degrade, draw, fixed
 from bids_moediff.training import tensor_filters
 from bids_moediff.training.batches import patches, slices
-from bids_moediff.training.bids_heads import Selection, bids_heads, collect, manifest_heads
+from bids_moediff.training.bids_heads import (
+    Selection,
+    bids_heads,
+    collect,
+    manifest_heads,
+    mark_validation,
+)
 from bids_moediff.training.contrast import (
     CORTEX,
     WHITE,
@@ -44,6 +51,7 @@ from bids_moediff.training.pack import (
     save_pack,
     select_heads,
 )
+from bids_moediff.training.pipeline import write_pack
 from bids_moediff.training.sharpness import Grid, draw_grid, to_larger_voxels
 from bids_moediff.training.stage import relative_weight
 from bids_moediff.training.validation import gains, make_cases
@@ -610,6 +618,10 @@ def test_every_patch_counts_by_its_relative_error() -> None:
     weight = relative_weight(batch, border=1)
     assert float(weight[1, 0, 0, 0] / weight[0, 0, 0, 0]) == pytest.approx(0.1 / 0.02, rel=1e-5)
     assert float(weight[:, 0, 0, 0].mean()) == pytest.approx(1.0)
+    for axis in range(3):  # what lies in the border changes nothing
+        for end in (0, -1):
+            start[0].select(axis, end).fill_(9.0)
+    torch.testing.assert_close(relative_weight(batch, border=1), weight)
 
 
 @pytest.mark.parametrize("name", list(ACQUISITIONS))
@@ -622,3 +634,30 @@ def test_one_acquisition_for_all_volumes(name: str) -> None:
     plan = fixed(name, spare_first=True)
     assert plan.noise == 0 and plan.ratios == (1.0, *ratios[1:])
     assert {axis.profile for axis in plan.acquisition.axes} == {profile}
+
+
+@pytest.mark.parametrize(("count", "kept"), [(2, 1), (10, 1), (11, 2), (21, 3)])
+def test_a_tenth_of_the_participants_is_kept_out_rounded_up(count: int, kept: int) -> None:
+    people = [replace(heads()[0], name=f"{n}", subject=f"sub-{n}") for n in range(count)]
+    marked = mark_validation([*people, replace(people[0], name="again")], [])
+    assert len({head.subject for head in marked if head.validation}) == kept
+    assert marked[0].validation == marked[-1].validation
+
+
+def test_label_maps_alone_are_something_to_train_on(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    nib.save(
+        nib.Nifti1Image(label_map().astype(np.int16), np.diag([*ZOOMS, 1])), folder / "l.nii.gz"
+    )
+    options = Namespace(
+        data=[], labels=[folder], pairs="auto", modalities=["T1w"], max_voxel=9.0,
+        validation_label=[], max_megabytes=None,
+    )  # fmt: skip
+    write_pack(options, tmp_path / "pack.npz")
+    (head,) = load_pack(tmp_path / "pack.npz")
+    assert head.kind == "labels" and np.array_equal(
+        np.unique(head.volume), [0, 2, 3, 24, 41, 42, 207]
+    )
+    with pytest.raises(UsageError, match="what to train on"):
+        write_pack(Namespace(data=[], labels=[]), tmp_path / "none.npz")

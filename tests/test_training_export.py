@@ -81,7 +81,7 @@ def test_the_best_weights_win_over_the_last(tmp_path: Path) -> None:
         "student",
         STUDENT.to_dict(),
         hardware="an abacus",
-        data={"sha256": "0123", "training": ["a"], "validation": ["b"]},
+        data={"sha256": "0123", "training": ["uih_s1_T1w"], "validation": ["skyra_child_T1w"]},
     )
     run = tmp_path / "student"
     _run(run, StudentNetwork(STUDENT), record)
@@ -96,7 +96,9 @@ def test_the_best_weights_win_over_the_last(tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "m")
     assert torch.equal(loaded.network.head.bias, torch.full((8,), 0.25))  # type: ignore[union-attr]
     assert loaded.config["student"]["ranks"] == [4, 4, 4, 4]
-    assert "0123" in (tmp_path / "m" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "m" / "MODEL_CARD.md").read_text()
+    assert "0123" in card
+    assert "uMR 770" in card and "Skyra" in card  # whose heads trained and steered it
 
 
 @pytest.mark.parametrize("wrong", ["empty", "twice", "torn", "early"])

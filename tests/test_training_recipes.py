@@ -2,6 +2,7 @@
 """Recipes: files, changes on the command line, and how mistakes are told."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from bids_moediff.training.recipe import (
     load_recipes,
     recipe_names,
 )
+from golden import check
 from training_data import CATALOGUE
 
 FILES = CATALOGUE.recipe_files()
@@ -147,3 +149,42 @@ def test_a_run_may_go_on_in_the_arithmetic_of_another_machine(tmp_path):
     check_same(recipe, recipe.to_dict() | {"precision": "bf16"}, tmp_path)
     with pytest.raises(UsageError, match="seed"):
         check_same(recipe, recipe.to_dict() | {"seed": 99}, tmp_path)
+
+
+def test_the_settings_of_every_recipe() -> None:
+    """Whole and trial size, with what a recipe of several stages changes in them."""
+    told = {
+        f"{name}{' --smoke' if smoke else ''}": [
+            recipe.to_dict() for recipe in load_recipes(name, CATALOGUE, smoke=smoke)
+        ]
+        for name in recipe_names(CATALOGUE)
+        for smoke in (False, True)
+    }
+    check("recipes.json", json.dumps(told, indent=1, sort_keys=True) + "\n")
+
+
+def test_how_many_steps_fit_into_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty steps of one second warm up, half a second each is the speed of the others."""
+    now = [1000.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    budget = loop.Budget(2.0)  # ends at 1120 and looks for twelve seconds
+    for step in range(1, 21):
+        now[0] += 1.0
+        assert budget.plan(step) is None
+    for step in range(21, 44):
+        now[0] += 0.5
+        assert budget.plan(step) is None, step
+    now[0] += 0.5
+    assert budget.plan(44) == 44 + int(0.94 * (1120 - 1032) / 0.5)
+    long = loop.Budget(60.0)  # never looks for more than 25 seconds
+    for step in range(20):
+        long.plan(step + 1)
+    now[0] += 24.9
+    assert long.plan(30) is None
+    now[0] += 0.2
+    assert long.plan(31) is not None
+    late = loop.Budget(0.001)
+    for step in range(20):
+        late.plan(step + 1)
+    now[0] += 10.0
+    assert late.plan(21) == 22  # one more, however little time is left
