@@ -431,3 +431,68 @@ def test_coordinate_codes_are_those_of_the_first_scan(
 def test_one_scan_alone_is_not_combined() -> None:
     with pytest.raises(ValueError, match="two"):
         combine([scan()], (1, 1, 1))
+
+
+def test_scans_are_weighed_against_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first gives the shading of the rest; only a bad slice makes the views anew."""
+    told: list[Any] = []
+    setting: Any = SimpleNamespace(view=lambda scan, move, first: SimpleNamespace(
+        scan=scan, move=move, first=first))  # fmt: skip
+    weights = {"a": np.ones(3), "b": np.ones(3), "c": np.ones(3)}
+    asked: list[Any] = []
+
+    def weigh(view: Any, others: Sequence[Any]) -> np.ndarray:
+        asked.append((view.scan, [other.scan for other in others]))
+        return weights[view.scan]
+
+    monkeypatch.setattr(scans, "weigh_slices", weigh)
+    monkeypatch.setattr(scans, "_mended", lambda *words: ("mended", words))
+    names: Any = ["a", "b", "c"]
+    views, moves = scans._bring_together(
+        setting, names, MOVES[:3], lambda *words: told.append(words)
+    )
+    assert [(view.scan, view.first and view.first.scan) for view in views] == [
+        ("a", None), ("b", "a"), ("c", "a")
+    ]  # fmt: skip
+    assert [view.move is move for view, move in zip(views, MOVES, strict=False)] == [True] * 3
+    assert moves == MOVES[:3] and asked == [
+        ("a", ["b", "c"]),
+        ("b", ["a", "c"]),
+        ("c", ["a", "b"]),
+    ]
+    assert told == [("bring together", share) for share in (1 / 3, 2 / 3, 1.0)]
+    weights["b"] = np.array([1, 0.9, 1])
+    for count in (2, 3):
+        found: Any = scans._bring_together(setting, names[:count], MOVES[:count], lambda *_: None)
+        assert found[0] == "mended" and found[1][0] is setting
+        assert [view.scan for view in found[1][1]] == names[:count]
+        assert found[1][2] == MOVES[:count] and found[1][3] == [weights[n] for n in names[:count]]
+    asked.clear()
+    assert len(scans._bring_together(setting, ["b"], MOVES[:1], lambda *_: None)[0]) == 1  # type: ignore[list-item]
+    assert not asked
+
+
+@pytest.mark.parametrize("first_torn", [False, True])
+def test_torn_scans_are_mended_and_registered_anew(
+    first_torn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan without one whole slice cannot be mended; whole ones stay where they are."""
+    setting: Any = SimpleNamespace(view=lambda scan, move, first, found: SimpleNamespace(
+        scan=scan, move=move, first=first, found=found))  # fmt: skip
+    weights = [np.array([1, 0.5 if first_torn else 1.0]), np.array([1, 0.2]),
+               np.ones(2), np.array([0.1, 0.2])]  # fmt: skip
+    views: Any = [SimpleNamespace(scan=SimpleNamespace(single=f"single {k}")) for k in range(4)]
+    monkeypatch.setattr(scans, "mended", lambda view, found: SimpleNamespace(
+        single=f"mended {view.scan.single[-1]}", weights=found))  # fmt: skip
+    monkeypatch.setattr(scans, "register", lambda fixed, moving: (fixed, moving))
+    again, better = scans._mended(setting, views, list(MOVES), weights)
+    first = "mended 0" if first_torn else "single 0"
+    singles = [first, "mended 1", "single 2", "single 3"]
+    assert [view.scan.single for view in again] == singles
+    assert [view.found is found for view, found in zip(again, weights, strict=True)] == [True] * 4
+    assert [view.first is again[0] for view in again] == [False, True, True, True]
+    anew = [False, True, first_torn, True]
+    for k in range(4):
+        wanted: Any = (first, singles[k]) if anew[k] else MOVES[k]
+        assert better[k] == wanted if anew[k] else better[k] is wanted
+        assert again[k].move is better[k]

@@ -89,6 +89,10 @@ def test_which_turns_are_tried(sizes: tuple[int, int, int], own: float, count: i
         assert count == 23 or axes == (0, 1, 2)
 
 
+def test_without_a_brain_all_turns_are_tried() -> None:
+    assert len(list(_candidates(np.zeros((5, 6, 7), bool), 3.0, np.inf))) == 23
+
+
 @pytest.mark.parametrize(("share", "named"), [(0.94, True), (0.96, False)])
 def test_a_turn_is_named_where_the_network_is_clearly_surer(share: float, named: bool) -> None:
     """Undecided voxels of the air make the hesitation; the surest of all turns decides."""
