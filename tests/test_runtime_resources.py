@@ -12,6 +12,7 @@ import pytest
 from bids_moediff.runtime.allocation import is_out_of_memory
 from bids_moediff.runtime.platform import cgroup_folders
 from bids_moediff.runtime.resources import (
+    Limits,
     available_cpus,
     available_memory_gb,
     has_bfloat16,
@@ -91,6 +92,22 @@ def test_slurm_allocation():
     assert available_memory_gb(per_cpu, [], 64e9) == pytest.approx(3000 * mebibyte)
     per_gpu = {"SLURM_MEM_PER_GPU": "8000", "SLURM_GPUS_ON_NODE": "2"}
     assert available_memory_gb(per_gpu, [], 64e9) == pytest.approx(16000 * mebibyte)
+
+
+def test_limits_of_the_job_are_read_from_its_own_environment(monkeypatch):
+    for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (
+        ("SLURM_CPUS_PER_TASK", "1"), ("SLURM_MEM_PER_NODE", "10"),
+        ("CUDA_VISIBLE_DEVICES", "3,4"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    memory = 10 * 1024**2 / 1e9
+    assert available_cpus() == 1 == available_cpus(folders=[], affinity=9)
+    assert available_memory_gb() == memory == available_memory_gb(folders=[])
+    assert visible_devices("cuda") == ["cuda:0", "cuda:1"]
+    assert plan() == Limits(1, 1, memory) and plan(2, None, 3.0) == Limits(2, 2, 3.0)
+    assert plan(20) == Limits(20, 8, memory)
 
 
 def test_plan_keeps_what_was_asked_for_and_threads_within_processors():

@@ -207,6 +207,19 @@ def test_a_large_space_of_fluid(radius, said, suffix, level):
         assert volume == pytest.approx(8e-3 * (away < radius).sum(), rel=0.15)
 
 
+def test_of_several_spaces_of_fluid_the_largest_counts():
+    """A small one before it and one behind, on voxels of 3 mm."""
+    made = scan()
+    data = made.data.copy()
+    grid = np.indices(SHAPE)
+    for centre, radius in (((11.5, 19.5, 19.5), 3), ((23.5, 19.5, 19.5), 7.2), ((19, 10, 19), 2)):
+        away = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True)))
+        data[away < radius] = 30.0
+    found = str(checks.cavity(scan(data=data, zooms=(3.0, 3.0, 3.0))))
+    volume = float(found.split("(")[1].split(" ml")[0])
+    assert volume == pytest.approx(4 / 3 * np.pi * 2.16**3, rel=0.15)
+
+
 @pytest.mark.parametrize(("strength", "said"), [(0.10, False), (0.02, True)])
 def test_parts_without_structure(strength, said):
     """Noise of a share of the range between a dark core and a bright rim."""
