@@ -320,6 +320,32 @@ def test_order_of_numbers_texts_and_what_is_missing(group, browser):
             assert down == up[::-1] and sorted(up, key=int) == up
 
 
+# Dots, legend and data of a strip; choose a value; move the pointer over the strip.
+STRIP = (
+    "(() => { const strip = document.querySelector('#T1w .strip');"
+    "const places = (path) => [...path.getAttribute('d').matchAll(/M(\\S+) (\\S+?)h0/g)].map("
+    "(found) => [Number(found[1]), Number(found[2])]);"
+    "return { dots: [...strip.querySelectorAll('.dot')].map((path) =>"
+    "[getComputedStyle(path).stroke, places(path)]), far: places(strip.querySelector('.far')),"
+    "box: strip.querySelector('svg').getAttribute('viewBox'),"
+    "axis: strip.querySelector('.axis').getAttribute('y1'),"
+    "legend: [...document.querySelectorAll('#T1w .legend span')].map((entry) =>"
+    "[entry.querySelector('i').style.background, entry.textContent]),"
+    "data: JSON.parse(document.querySelector('#T1w .strips').textContent)[0] } })()"
+)
+CHOOSE = (
+    "(() => {{ const f = document.querySelector('#T1w {}'); f.value = '{}';"
+    "f.dispatchEvent(new Event('input')) }})()"
+)
+HOVER = (
+    "(() => {{ const svg = document.querySelector('#T1w .strip svg');"
+    "const box = svg.getBoundingClientRect(), scale = box.width / 620;"
+    "svg.dispatchEvent(new PointerEvent('pointermove', {{ clientX: box.left + {} * scale,"
+    "clientY: box.top + {} * scale }}));"
+    "return [document.querySelector('#T1w .under').textContent, svg.style.cursor] }})()"
+)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason=REASON)
 def test_dots_of_a_strip_have_the_lane_and_colour_of_their_group(tmp_path, browser):
     output, raw = multi_site(tmp_path)
@@ -327,27 +353,11 @@ def test_dots_of_a_strip_have_the_lane_and_colour_of_their_group(tmp_path, brows
     (output / "sub-03.html").write_text("<p>")
     browser.window(1280, 900)
     browser.open(write_group_report(output, raw_dir=raw))
-    look = (
-        "(() => { const strip = document.querySelector('#T1w .strip');"
-        "const places = (path) => [...path.getAttribute('d').matchAll(/M(\\S+) (\\S+?)h0/g)].map("
-        "(found) => [Number(found[1]), Number(found[2])]);"
-        "return { dots: [...strip.querySelectorAll('.dot')].map((path) =>"
-        "[getComputedStyle(path).stroke, places(path)]), far: places(strip.querySelector('.far')),"
-        "box: strip.querySelector('svg').getAttribute('viewBox'),"
-        "axis: strip.querySelector('.axis').getAttribute('y1'),"
-        "legend: [...document.querySelectorAll('#T1w .legend span')].map((entry) =>"
-        "[entry.querySelector('i').style.background, entry.textContent]),"
-        "data: JSON.parse(document.querySelector('#T1w .strips').textContent)[0] } })()"
-    )
-    choose = (
-        "(() => {{ const f = document.querySelector('#T1w {}'); f.value = '{}';"
-        "f.dispatchEvent(new Event('input')) }})()"
-    )
 
     def height(lane: float, share: float, wide: bool) -> float:
         return 7 + (13 * lane + 8 * share if wide else 18 * share)
 
-    found = browser.do(look)
+    found = browser.do(STRIP)
     dots = found["data"]["dots"]
     assert len(dots) == 12 and found["data"]["far"] == [3]
     blue, orange = "rgb(0, 114, 178)", "rgb(213, 94, 0)"
@@ -359,35 +369,28 @@ def test_dots_of_a_strip_have_the_lane_and_colour_of_their_group(tmp_path, brows
     assert np.abs(np.array(found["far"]) - [[610, height(1, dots[3][2], True)]]).max() < 0.06
     assert (found["box"], found["axis"]) == ("0 0 620 52", "38")
     assert found["legend"] == [[blue, "A (6)"], [orange, "B (6)"]]
-    browser.do(choose.format("[data-column=site]", "A"))
-    found = browser.do(look)
+    browser.do(CHOOSE.format("[data-column=site]", "A"))
+    found = browser.do(STRIP)
     assert [len(places) for _, places in found["dots"]] == [6, 0] and found["far"] == []
     assert found["legend"] == [[blue, "A (6)"], [orange, "B (0)"]]
-    browser.do(choose.format("[data-column=site]", ""))
-    browser.do(choose.format("[name=colour]", ""))
-    found = browser.do(look)
+    browser.do(CHOOSE.format("[data-column=site]", ""))
+    browser.do(CHOOSE.format("[name=colour]", ""))
+    found = browser.do(STRIP)
     (places,) = [places for _, places in found["dots"]]
     wanted = [[10 + 600 * x, height(0, y, False)] for _, x, y in dots]
     assert np.abs(np.array(places) - wanted).max() < 0.06
     assert (found["box"], found["axis"], found["legend"]) == ("0 0 620 44", "30", [])
-    hover = (
-        "(() => {{ const svg = document.querySelector('#T1w .strip svg');"
-        "const box = svg.getBoundingClientRect(), scale = box.width / 620;"
-        "svg.dispatchEvent(new PointerEvent('pointermove', {{ clientX: box.left + {} * scale,"
-        "clientY: box.top + {} * scale }}));"
-        "return [document.querySelector('#T1w .under').textContent, svg.style.cursor] }})()"
-    )
     at = wanted[3]
-    assert browser.do(hover.format(*at)) == ["sub-03_res-0p7mm_T1w; ", "pointer"]
-    assert browser.do(hover.format(at[0] - 5, at[1] - 4))[0] == "sub-03_res-0p7mm_T1w; "
-    assert browser.do(hover.format(at[0] - 9, at[1])) == ["", ""]
-    browser.do(choose.format("[name=search]", "  SUB-01   t1W "))
+    assert browser.do(HOVER.format(*at)) == ["sub-03_res-0p7mm_T1w; ", "pointer"]
+    assert browser.do(HOVER.format(at[0] - 5, at[1] - 4))[0] == "sub-03_res-0p7mm_T1w; "
+    assert browser.do(HOVER.format(at[0] - 9, at[1])) == ["", ""]
+    browser.do(CHOOSE.format("[name=search]", "  SUB-01   t1W "))
     assert browser.do(f"{ROWS}.map((r) => r.dataset.row)") == ["1"]
-    assert browser.do(hover.format(*at)) == ["", ""], "it is not shown"
+    assert browser.do(HOVER.format(*at)) == ["", ""], "it is not shown"
     assert browser.do("document.querySelector('.count').textContent") == "1 of 12 images shown"
-    browser.do(choose.format("[name=search]", ""))
+    browser.do(CHOOSE.format("[name=search]", ""))
     assert browser.do("document.querySelector('.count').textContent") == ""
-    browser.do(hover.format(*at))
+    browser.do(HOVER.format(*at))
     browser.do("document.querySelector('#T1w .strip svg').dispatchEvent(new Event('click'))")
     browser.wait("location.href.endsWith('sub-03.html')")
 
