@@ -466,6 +466,7 @@ def test_a_reference_on_another_grid_point_by_point() -> None:
         np.array([[0, 0, 2.0], [1.5, 0, 0], [0, 1.7, 0]]), [8, 4, 8]
     )  # along y, z and x
     found = reference.resample_reference(image, (9, 7, 8), affine)
+    assert found.dtype == np.float32
     counts = (1, 3, 2)  # 1.5 of 1.5 mm, 1.7 of 0.8, 2 of 1
     to_image = np.linalg.inv(image.affine) @ affine
     points = []

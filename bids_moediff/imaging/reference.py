@@ -173,7 +173,7 @@ def resample_reference(image: nib.Nifti1Image, shape: Shape, affine: np.ndarray)
     seen = ndimage.affine_transform(
         inside, centre[:3, :3], centre[:3, 3], shape, np.float32, order=1, mode="constant"
     )
-    result: np.ndarray = np.where(seen > 0.99, total / counts.prod(), 0).clip(0)
+    result: np.ndarray = np.where(seen > 0.99, total / float(counts.prod()), 0).clip(0)
     return result
 
 
