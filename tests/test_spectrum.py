@@ -86,7 +86,9 @@ def test_interpolation_is_found_by_its_period(texture, order, factor):
     assert period == pytest.approx(min(1 / factor, 1 - 1 / factor), abs=0.01)
 
 
-@pytest.mark.parametrize(("order", "factor"), [(1, 3), (1, 4), (3, 4), (1, 5)])
+@pytest.mark.parametrize(
+    ("order", "factor"), [(1, 3), (1, 4), (3, 4), (1, 5), (1, 6), (3, 6), (1, 7), (1, 8)]
+)
 def test_slices_cut_finer_get_their_whole_distance_back(texture, order, factor):
     """Voxels of a part of the distance (1.5 of 3) would give the scan too."""
     data = np.rint(upsample(texture[:48, :48, ::2], 2, factor, order))
@@ -311,7 +313,8 @@ def test_factors_of_a_period_of_its_mirror_image_and_of_its_harmonic():
     """By two is always asked for; beyond five nothing is."""
     assert spectrum._factors(None) == [2.0]
     assert spectrum._factors(0.4) == pytest.approx([2.0, 2.5, 1 / 0.6, 5.0])
-    assert spectrum._factors(0.17) == pytest.approx([2.0, 1 / 0.83])
+    assert spectrum._factors(0.17) == pytest.approx([2.0, 1 / 0.17, 1 / 0.83])
+    assert spectrum._factors(0.21) == pytest.approx([2.0, 1 / 0.21, 1 / 0.79])  # 9.5 is too much
 
 
 def test_of_factors_that_give_the_scan_the_largest_counts(monkeypatch):

@@ -36,8 +36,9 @@ SEGMENT_LENGTHS = (64, 48, 32, 24, 16)
 FEWEST_SEGMENTS = 300
 MOST_SEGMENTS = 6000
 LEAST_FACTOR = 1.15  # smaller differences are within the accuracy of the cut-off
-# Beyond this factor an image is smooth, not interpolated.
-LARGEST_FACTOR = 5.0
+LARGEST_FACTOR = 9.0  # of interpolation that is looked for: slices of 8 mm on voxels of 1 mm
+# An image whose spectrum is empty from earlier on is smooth, not zero-filled.
+LARGEST_FILL = 5.0
 ROUNDED = 0.98  # a period is known to a hundredth
 # What lies above the acquired band, in decibels against the last fifth of it: linear and cubic
 # kernels leave -15 to -3; above this, detail would be lost, so the period was found by chance.
@@ -354,7 +355,7 @@ def _axis_resolution(
     cutoff = empty_above(spectrum)
     if cutoff is not None and floor is not None and _noise_above(spectrum, cutoff, floor):
         cutoff = None
-    if cutoff is not None and cutoff <= 1 / LARGEST_FACTOR:
+    if cutoff is not None and cutoff <= 1 / LARGEST_FILL:
         cutoff = None
     usable = voxel / fraction if cutoff is None else voxel / min(fraction, cutoff)
     factors = _factors(_period(lines, valid))
