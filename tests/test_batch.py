@@ -2,7 +2,7 @@
 """A batch of participants from the check to the outcomes; only the steps are not run."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,21 @@ def test_each_image_has_its_outcome_and_each_participant_its_logs(study, capsys)
     assert note["exit_code"] == 66 and "1 T1map" in note["message"]
     assert not (logs / "sub-01" / "1" / "not_processed.json").exists(), "its record has all"
     assert participant_state(study.root / "out", "03")["status"] == "missing"
+
+
+def test_remarks_on_all_participants_are_counted(study, monkeypatch, capsys):
+    """Each once, whoever it is said of."""
+    checking = batch.check_participants
+
+    def with_notices(settings, labels):
+        for checked in checking(settings, labels):
+            own = (f"Of {checked.participant.label}.", "Of everybody.")
+            participant = replace(checked.participant, notices=own)
+            yield replace(checked, participant=participant)
+
+    monkeypatch.setattr(batch, "check_participants", with_notices)
+    assert study.run(LABELS, "1").num_remarks == len(LABELS) + 1
+    assert "bids_moediff: Of 02." in capsys.readouterr().err
 
 
 def test_what_is_finished_is_skipped_and_a_page_that_is_gone_is_made(study, capsys):

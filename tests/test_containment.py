@@ -219,6 +219,10 @@ def test_two_runs_on_one_participant(tmp_path, capsys):
             with own_work(settings, ["03"], "c") as third:  # nobody holds it
                 assert third.work_folder == settings.work_folder
     assert not settings.work_folder.exists(), "nobody would find what lies apart"
+    kept = Settings(output_dir=tmp_path / "other", keep_workdir=True)
+    with own_work(kept, ["01"], "a"), own_work(kept, ["01"], "b") as second:
+        participant_folder(second.work_folder, "01").mkdir(parents=True)
+    assert participant_folder(kept.work_folder / "run-b", "01").is_dir()
     participant_folder(settings.work_folder, "01").mkdir(parents=True)
     with own_work(settings, ["01"], "d"):
         assert participant_folder(settings.work_folder, "01").is_dir(), (

@@ -372,6 +372,17 @@ def test_a_folder_with_other_files_is_left_alone(case, capsys):
     assert "notes.txt" in capsys.readouterr().err
 
 
+def test_the_result_of_another_study_is_left_alone(case, capsys):
+    assert convert(case, "theirs") == 0
+    for path in (case / "theirs").iterdir():
+        header = pydicom.dcmread(path)
+        header.StudyInstanceUID = f"{header.StudyInstanceUID}.1"
+        header.save_as(path)
+    before = {path.name: path.read_bytes() for path in (case / "theirs").iterdir()}
+    assert convert(case, "theirs") == 2
+    assert before == {path.name: path.read_bytes() for path in (case / "theirs").iterdir()}
+
+
 def test_the_source_is_not_overwritten(case, capsys, tmp_path):
     write_source(tmp_path / "scan")
     for path in (tmp_path / "scan").iterdir():

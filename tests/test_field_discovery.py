@@ -12,7 +12,11 @@ import pytest
 
 from bids_moediff.bids import discover
 from bids_moediff.bids import statements as of_sidecars
-from bids_moediff.bids.discover import discover_participant, near_participants
+from bids_moediff.bids.discover import (
+    discover_participant,
+    near_participants,
+    require_an_image,
+)
 from bids_moediff.bids.image import AnatomicalImage
 from bids_moediff.bids.statements import read_statements
 from bids_moediff.cli.dry_run import print_plan
@@ -350,6 +354,10 @@ def test_a_folder_that_cannot_be_read_leaves_the_other_session_alone(tmp_path, m
     found = find(tmp_path)
     assert [image.key for image in found.images] == ["sub-01_ses-a_T1w"]
     assert found.problems == ("The folder sub-01/ses-b/anat cannot be read: Permission denied.",)
+
+    # Where nothing else is there, the run still says so in its place.
+    alone = settings_for(tmp_path, session_label=["b"])
+    assert require_an_image(alone, ["01"]) is None
 
     # The run names the folder and does not end with 0, though the other session is fine.
     nib.save(small_head(), tmp_path / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")

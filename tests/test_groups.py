@@ -173,6 +173,9 @@ def test_a_named_scan_that_cannot_be_used_is_noted(tmp_path):
     assert group.left_out == {names[1]: "broken"} and "acq-cor" in remarks[0]
     copy = type(group.image).from_json(group.image.to_json())
     assert copy.left_out == group.left_out
+    images = [replace(item, problem="broken" if "ax" in item.key else None) for item in images]
+    ((other,), _) = find_groups(images, file)
+    assert other.left_out == {names[0]: "broken"}, "the first one too"
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from bids_moediff.reports import facts
+from bids_moediff.reports import facts, figures
 from bids_moediff.reports.facts import resolution, run_card
+from bids_moediff.reports.figures import Overlay
 from bids_moediff.reports.methods import methods_html
 from bids_moediff.reports.participant import write_participant_report
 from report_data import make_run
+
+DRAWN: dict[str, Overlay] = {}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("derivatives")
-    return write_participant_report(root, "01", make_run(root))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, draw in figures.DRAW.items():
+
+            def noted(scene, overlay, path, draw=draw):
+                DRAWN[path.name] = overlay
+                return draw(scene, overlay, path)
+
+            patch.setitem(figures.DRAW, name, noted)
+        return write_participant_report(root, "01", make_run(root))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +78,9 @@ def test_all_pictures_are_there(report, page):
     pictures = re.findall(r"<img[^>]*>", page)
     assert len(pictures) == len(names) - 1, "the thumbnail is for lists"
     assert all('alt="' in tag for tag in pictures)
+    changes = DRAWN["sub-01_desc-srexpert1_T1w.png"]
+    assert changes.volume.data.shape[3] == len(changes.names) == 3
+    assert len({float(changes.volume.data[..., k].sum()) for k in range(3)}) == 3
 
 
 def test_added_detail_is_in_units_of_the_noise(tmp_path):
