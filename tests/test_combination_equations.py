@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_moediff.combination import copies
@@ -714,3 +715,17 @@ def test_images_are_compared_where_a_move_puts_them() -> None:
     assert np.array_equal(found, found.T) and np.diag(found).tolist() == [1, 1, 1]
     assert found[0, 1] > 0.999 and max(found[0, 2], found[1, 2]) < 0.9
     assert correlations([one, moved], [np.eye(4)] * 2)[0, 1] < 0.5
+
+
+@pytest.mark.parametrize(("noise", "weight"), [(2.0, 1.0), (2.2, 0.5), (2.4, 0.0)])
+def test_a_slice_counts_by_its_noise_over_the_expected_one(noise, weight):
+    """White noise that is smoothed in plane keeps 1 / (2 sqrt(pi) width) of its deviation."""
+    random = np.random.default_rng(0)
+    residual = 3.0 * random.standard_normal((90, 100, 9))
+    smoothed = ndimage.gaussian_filter(residual, (2.0, 2.0, 0))[..., 4].std()
+    assert smoothed == pytest.approx(3 / (2 * np.sqrt(np.pi) * 2), rel=0.05)
+    residual[..., 4] *= noise * 3 / (2 * np.sqrt(np.pi) * 2) / smoothed
+    inside = np.ones(residual.shape, bool)
+    found = slice_weights(residual, np.zeros(residual.shape), inside, 2, 3.0)
+    assert found[4] == pytest.approx(weight, abs=0.03)
+    assert (np.delete(found, 4) == 1).all()

@@ -11,7 +11,7 @@ import torch
 from bids_moediff.families.crfm.training import CRFMStage
 from bids_moediff.training.lesions import DARKEST, LesionPlan, lesion_field
 from bids_moediff.training.pack import load_pack, save_pack
-from bids_moediff.training.references import SHARES, draw_reference
+from bids_moediff.training.references import SHARES, _scanned, draw_reference
 from bids_moediff.training.volumes import Simulated, make_volume
 from training_data import heads, tiny, train
 
@@ -98,3 +98,12 @@ def test_a_run_of_a_few_steps(tmp_path: Path) -> None:
     assert len(stage.network_settings()["base_sha256"]) == 64
     rows = (tmp_path / "run" / "curve.jsonl").read_text()
     assert "mirrored reference" in rows and "over_base" in rows
+
+
+def test_a_scanned_reference_has_noise_in_its_field_of_view_only() -> None:
+    image = torch.zeros(40, 30, 30)
+    image[:12] = 0.5
+    scanned = [_scanned(image.clone(), np.random.default_rng(seed)) for seed in range(12)]
+    assert all(float(one[30:].abs().max()) == 0 for one in scanned)
+    rough = [float(one[:8].std()) for one in scanned]
+    assert max(rough) > 0.01 and len(set(rough)) > 6

@@ -275,3 +275,12 @@ def test_only_the_session_asked_for(tmp_path: Path) -> None:
 def test_threads_are_a_number(name: str) -> None:
     threads = build_parser().parse_args(["in", "out", "--factor", "2", name, "2"]).omp_nthreads
     assert (threads, type(threads)) == (2, int)
+
+
+def test_the_record_of_each_axis_has_the_width_in_mm():
+    image = nib.Nifti1Image(np.ones((16, 9, 40), np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
+    recipe = Coarsening((2.0, 1.0, 6.0), profiles=("kspace", "box", "box"), thickness=4.5)
+    _, record = degrade(image, recipe)
+    assert record["Profiles"] == [
+        {"Profile": "kspace"}, {"Profile": "none"}, {"Profile": "box", "Width": 4.5},
+    ]  # fmt: skip

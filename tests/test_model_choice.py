@@ -170,3 +170,13 @@ def test_what_a_student_cannot_give_is_said(tmp_path):
     assert any("--model moediff" in warning for warning in asked.record["Warnings"])
     assert asked.record["NumberOfSteps"] == 1
     assert asked.gates is None and asked.standard_deviation is None
+
+
+def test_each_option_that_runs_the_network_twice_doubles_its_count():
+    config = read_config("student")
+    ((name, once),) = stage_macs(config, Options()).items()
+    for more, times in (
+        ({"self_ensemble": True}, 2), ({"in_plane_refit": True}, 2),
+        ({"self_ensemble": True, "in_plane_refit": True}, 4),
+    ):  # fmt: skip
+        assert stage_macs(config, Options(**more)) == {name: times * once}

@@ -444,3 +444,17 @@ def test_paper_preset_builds_and_counts() -> None:
     assert counts == pytest.approx([64.04, 31.47, 54.98], rel=0.005)
     assert autoencoder == pytest.approx(22.30, rel=0.005)
     assert parameter_count(network) / 1e6 == pytest.approx(155.70, rel=0.005)
+
+
+def test_the_posterior_s_sample_lies_one_deviation_from_its_mean(monkeypatch):
+    """Kingma and Welling 2014, equation 10, for noise that is 1 everywhere."""
+    torch.manual_seed(0)
+    coder = KLAutoencoder(2, 8)
+    mean, log_variance = torch.full((1, 2, 4, 4), 0.3), torch.full((1, 2, 4, 4), -1.2)
+    monkeypatch.setattr(coder, "moments", lambda image: (mean, log_variance))
+    monkeypatch.setattr(coder, "decode", lambda latent: latent)
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    sample, divergence = coder.reconstruct(torch.zeros(1, 1, 16, 16))
+    torch.testing.assert_close(sample, mean + np.exp(-0.6))
+    wanted = 0.5 * (0.3**2 + np.exp(-1.2) - 1 + 1.2)
+    assert float(divergence) == pytest.approx(wanted, rel=1e-5)

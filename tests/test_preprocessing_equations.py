@@ -743,3 +743,14 @@ def test_neighbours_of_the_middle_excuse_dark_ones(middle: int, refused: bool) -
             remarks: list[str] = []
             wrapped._refuse_wrapped(given, 1024, 1000, remarks, "x")
             assert not remarks
+
+
+def test_both_steps_of_a_glaring_slice_are_known_however_little_it_shows():
+    data = np.full((80, 80, 12), 5.0)
+    data[30:52, 30:52] = 100.0  # 484 voxels of tissue
+    data[..., 6] = 20.0
+    data[30:45, 30:39, 6] = 400.0  # 135, less than three tenths of the usual
+    data += 0.1 * np.random.default_rng(0).standard_normal(data.shape)
+    steps = brightness._steps(data, 2)
+    assert steps[5] == pytest.approx(np.log(4), abs=0.05)
+    assert steps[6] == pytest.approx(-np.log(4), abs=0.05)

@@ -160,3 +160,27 @@ def test_progress_ends_at_one():
         networks()["mean"], torch.rand(20, 8, 8), torch.zeros(6), seen.append, max_voxels=300
     )
     assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 3
+
+
+class Late:
+    """Ten times its planes, three planes late, as many as come in."""
+
+    def __init__(self) -> None:
+        self.held = torch.zeros(1, 1, 0, 1, 1)
+
+    def push(self, planes: torch.Tensor, last: bool) -> torch.Tensor:
+        self.held = torch.cat([self.held, 10 * planes], 2)
+        count = self.held.shape[2] if last else max(0, self.held.shape[2] - 3)
+        ready, self.held = self.held[:, :, :count], self.held[:, :, count:]
+        return ready
+
+
+@pytest.mark.parametrize("sizes", [(5, 1, 4), (2, 7, 1), (1,) * 10, (4, 4, 1, 1), (10,)])
+def test_planes_meet_their_own_change_wherever_they_are_cut(sizes):
+    planes = torch.arange(1.0, 11).reshape(1, 1, 10, 1, 1)
+    residual = streaming.Residual(Late())
+    parts = [
+        residual.push(part, index == len(sizes) - 1)
+        for index, part in enumerate(planes.split(sizes, 2))
+    ]
+    torch.testing.assert_close(torch.cat(parts, 2), 11 * planes)

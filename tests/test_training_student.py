@@ -100,6 +100,10 @@ def test_the_teacher_is_consistent_with_the_measurement() -> None:
     plain = apply_to_volume(stage.teacher.mean, degraded.start, torch.tensor(degraded.condition))  # type: ignore[arg-type]
     expected = degraded.operator.project(plain, degraded.measured)
     assert torch.allclose(teacher, expected, atol=1e-5)
+    noisy = replace(degraded, noise=0.02)
+    expected = degraded.operator.project(plain, degraded.measured, 0.02)
+    assert torch.allclose(stage.finish(volume, noisy)["teacher"], expected, atol=1e-5)
+    assert float((expected - teacher).abs().max()) > 1e-3
     assert float((teacher - degraded.start).abs().max()) > 1e-3
 
 

@@ -13,11 +13,13 @@ from bids_moediff.families.load import load_model
 from bids_moediff.families.told_tail import (
     fading,
     fit_told_tail,
+    wanted_of,
     with_told_tail,
 )
 from bids_moediff.imaging.acquisition import Acquisition, Axis
 from bids_moediff.imaging.simulated_filters import FILTERS
 from bids_moediff.imaging.told import EXTRA_NUMBERS
+from bids_moediff.networks.last_layer import within_training
 from bids_moediff.networks.mean import MeanConfig, MeanNetwork
 from bids_moediff.training.stage import Batch
 from bids_moediff.training.uncertain import UncertainPlan, draw_uncertain, measure
@@ -122,3 +124,18 @@ def test_the_recipe_of_the_mean_keeps_everything_else(tmp_path: Path) -> None:
     assert set(after) - set(before) == {"mean.tail_terms.weight", "mean.tail_terms.bias"}
     assert after["mean.tail_terms.weight"][48:].abs().max() > 0
     assert after["mean.tail_terms.weight"][:48].abs().max() == 0
+
+
+def test_the_teacher_is_asked_within_what_it_was_trained_on() -> None:
+    teacher = shaken(MeanNetwork(MeanConfig(**SHAPE)))
+    given = batch(1, [0.0] * 4)
+    given["clear_condition"] = torch.tensor([[0.0, 0.0, 3.9, 0.0, 0.0, 0.2]])
+    with torch.no_grad():
+        found = wanted_of(teacher, given)
+        start = given["clear_start"][:, None]
+        wanted = teacher(start, within_training(given["clear_condition"]))
+        beyond = teacher(start, given["clear_condition"])
+    torch.testing.assert_close(found, wanted)
+    assert float((beyond - wanted).abs().max()) > 1e-3
+    given["by_truth"] = torch.tensor([True])
+    torch.testing.assert_close(wanted_of(teacher, given), given["target"][:, None])
