@@ -224,10 +224,8 @@ class SuperResolver:
         told, notes = self._uncertain(made, options, maps, store, report)
         if "kernels" in settled.options.outputs and "kernels" not in maps:
             notes.append(NO_KERNELS)
-        asked = settled.options
-        if asked.in_plane_refit and networks and REFIT not in ran:
-            asked = replace(asked, in_plane_refit=False)
-            notes.append(TOO_SMALL)
+        asked, words = _followed(settled.options, ran, networks)
+        notes += words
         report("done", 1.0)
         residual = posed.residual(made.image)
         return Result(
@@ -396,6 +394,15 @@ def _noted(progress: Progress | None) -> tuple[dict[str, None], Progress]:
             progress(stage, fraction)
 
     return ran, report
+
+
+def _followed(
+    options: Options, ran: Iterable[str], networks: Sequence[str]
+) -> tuple[Options, list[str]]:
+    """Return options as they were followed, by what ran, and a sentence if one was not."""
+    if options.in_plane_refit and networks and REFIT not in ran:
+        return replace(options, in_plane_refit=False), [TOO_SMALL]
+    return options, []
 
 
 def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:
