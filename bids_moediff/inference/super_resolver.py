@@ -222,10 +222,7 @@ class SuperResolver:
         posed = made.posed
         maps = {key: posed.image(data) for key, data in restored.maps.items()}
         told, notes = self._uncertain(made, options, maps, store, report)
-        if "kernels" in settled.options.outputs and "kernels" not in maps:
-            notes.append(NO_KERNELS)
-        asked, words = _followed(settled.options, ran, networks)
-        notes += words
+        asked, words = _followed(settled.options, networks, ran, maps)
         report("done", 1.0)
         residual = posed.residual(made.image)
         return Result(
@@ -237,7 +234,7 @@ class SuperResolver:
             | told
             | self._experts_record("gates" in maps)
             | ({"LabelTables": dict(restored.tables)} if restored.tables else {})
-            | {"Warnings": [*posed.warnings, *filter(None, [settled.left_out]), *notes]},
+            | {"Warnings": [*posed.warnings, *filter(None, [settled.left_out]), *notes, *words]},
         )
 
     def restore(
@@ -397,12 +394,19 @@ def _noted(progress: Progress | None) -> tuple[dict[str, None], Progress]:
 
 
 def _followed(
-    options: Options, ran: Iterable[str], networks: Sequence[str]
+    options: Options, networks: Sequence[str], ran: Iterable[str], maps: Iterable[str]
 ) -> tuple[Options, list[str]]:
-    """Return options as they were followed, by what ran, and a sentence if one was not."""
+    """Return the options as they were followed, by what ran, and a sentence on each that was not.
+
+    ``networks`` and ``ran`` are networks and stages that ran, ``maps`` what was made.
+    """
+    words = []
+    if "kernels" in options.outputs and "kernels" not in maps:
+        words.append(NO_KERNELS)
     if options.in_plane_refit and networks and REFIT not in ran:
-        return replace(options, in_plane_refit=False), [TOO_SMALL]
-    return options, []
+        options = replace(options, in_plane_refit=False)
+        words.append(TOO_SMALL)
+    return options, words
 
 
 def _networks(stages: Iterable[str], last: Restored) -> tuple[str, ...]:
