@@ -80,6 +80,16 @@ def test_the_finest_of_the_session_guides(target, wanted, chosen, words) -> None
     assert choice.record()["Used"] is False
 
 
+def test_a_coarser_image_of_the_session_goes_before_a_finer_one_of_another() -> None:
+    known = {"ses-1_T1w": (0.8, 0.8, 0.8), "ses-2_T1w": (1.0, 1.0, 1.0)}
+    target = image("ses-2_FLAIR")
+    choice = choose_reference(
+        target, [image(name) for name in known], "auto",
+        lambda one: known.get(one.key.removeprefix("sub-01_"), (1.0, 1.0, 3.0)),
+    )  # fmt: skip
+    assert choice.image is not None and choice.image.key == "sub-01_ses-2_T1w"
+
+
 def test_among_equals_the_order_of_contrasts_and_of_names_counts() -> None:
     """The smaller voxel first, then the smaller side, then T1w, T2w, FLAIR, others, and names."""
     known = {

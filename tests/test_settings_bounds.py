@@ -55,7 +55,8 @@ TAKEN_REFUSED: dict[str, tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]] = 
         ("cuda:", "cuda:a", "gpu", "CPU", "mps", "cpu:0", "xcuda", "cudax"),
     ),
     "participant_label": (
-        (("sub-01 02,02", ("01", "02")), (["a+b"], ("a+b",)), ([], ())), ("a_b", "a-b", ["é"])
+        (("sub-01 02,02", ("01", "02")), (["a+b"], ("a+b",)), ([], ())),
+        ("a_b", "a-b", ["é"], ["01", ""]),
     ),
     "session_label": ((("ses-a", ("a",)), (["b", "ses-b"], ("b",))), ("sub-a",)),
     "skip_bids_validation": (
