@@ -122,9 +122,15 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 60) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression is true, on the page that is there then."""
         end = time.monotonic() + seconds
-        while not self.do(f"Boolean({condition})"):
+        while True:
+            try:
+                if self.do(f"Boolean({condition})"):
+                    return
+            except RuntimeError as error:
+                if "navigated" not in str(error):  # between two pages nobody answers
+                    raise
             if time.monotonic() > end:
                 raise TimeoutError(condition)
             time.sleep(0.05)
