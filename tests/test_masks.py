@@ -139,3 +139,17 @@ def test_a_faint_rim_above_the_noise_belongs_to_the_head() -> None:
     real, imaginary = 12 * np.random.default_rng(0).standard_normal((2, *signal.shape))
     found = head_mask_array(np.hypot(signal + real, imaginary).astype(np.float32), (3.0,) * 3)
     assert dice(found, radius <= 1.0) > 0.97
+
+
+def test_dark_bone_that_reaches_the_border_is_no_deleted_part() -> None:
+    """Zeros of an image of few levels: a thin shell, and a channel from it to the last plane."""
+    random = np.random.default_rng(1)
+    x, y, z = np.meshgrid(*[np.arange(90) - 44.5] * 3, indexing="ij")
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    air = np.abs(2 * random.standard_normal(radius.shape)) + 1
+    data = np.rint(np.where(radius < 38, 120 + 10 * random.standard_normal(radius.shape), air))
+    bone = (radius < 34) & (radius > 33)
+    data[bone | ((np.abs(x) < 1) & (np.abs(z) < 1) & (y > 32))] = 0
+    found = head_mask_array(data, (1.0, 1.0, 1.0))
+    assert found[bone].mean() > 0.99
+    assert found.sum() == pytest.approx((radius < 38).sum(), rel=0.1)

@@ -96,6 +96,14 @@ def test_slices_cut_finer_get_their_whole_distance_back(texture, order, factor):
     assert (found.kind, found.acquired) == ("interpolated", pytest.approx(1, rel=0.03))
 
 
+def test_zero_filling_along_two_axes_is_found_along_both(texture):
+    """The noise floor is that of the third axis alone."""
+    data = np.rint(zero_filled(zero_filled(texture, 0, 1.5), 1, 1.5))
+    found = spectrum.acquired_resolution(data, (1 / 1.5, 1 / 1.5, 1.0), inside(data.shape))
+    assert [axis.kind for axis in found] == ["zero-filled", "zero-filled", "native"]
+    assert [axis.acquired for axis in found] == pytest.approx([1.0, 1.0, 1.0], rel=0.02)
+
+
 def test_interpolation_by_two_is_found_without_a_period():
     data = np.rint(upsample(anatomy(), 0, 2.0, 1))
     found = spectrum.axis_resolution(data, inside(data.shape), 0, 0.5)
