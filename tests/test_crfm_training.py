@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from bids_moediff.families.crfm import training as crfm_training
 from bids_moediff.families.crfm.training import CRFMStage
 from bids_moediff.training.lesions import DARKEST, LesionPlan, lesion_field
 from bids_moediff.training.pack import load_pack, save_pack
 from bids_moediff.training.references import SHARES, _scanned, draw_reference
+from bids_moediff.training.stage import Batch, relative_weight
 from bids_moediff.training.volumes import Simulated, make_volume
 from training_data import heads, tiny, train
 
@@ -85,7 +87,15 @@ def test_recipes_without_references_draw_what_they_drew() -> None:
     assert torch.equal(first["start"], second["start"])
 
 
-def test_a_run_of_a_few_steps(tmp_path: Path) -> None:
+def test_a_run_of_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches count by the error of the base, which is what the network corrects."""
+    weighed = []
+
+    def weight(batch: Batch, border: int) -> torch.Tensor:
+        weighed.append(float((batch["start"] - batch["base"]).abs().max()))
+        return relative_weight(batch, border)
+
+    monkeypatch.setattr(crfm_training, "relative_weight", weight)
     given = heads()
     given[2] = replace(given[2], reference=255 - given[2].volume)
     save_pack(given, tmp_path / "pack.npz")
@@ -96,6 +106,7 @@ def test_a_run_of_a_few_steps(tmp_path: Path) -> None:
     stage = CRFMStage(recipe, torch.device("cpu"), None)
     assert stage.network_settings()["base"] == "student"
     assert len(stage.network_settings()["base_sha256"]) == 64
+    assert len(weighed) >= recipe.steps and max(weighed) == 0
     rows = (tmp_path / "run" / "curve.jsonl").read_text()
     assert "mirrored reference" in rows and "over_base" in rows
 

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -284,3 +285,20 @@ def test_the_record_of_each_axis_has_the_width_in_mm():
     assert record["Profiles"] == [
         {"Profile": "kspace"}, {"Profile": "none"}, {"Profile": "box", "Width": 4.5},
     ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_listed_is_told_by_the_code(tmp_path, monkeypatch, capsys):
+    images = {"sub-01_ses-a_T1w": head(SHAPE, ZOOMS), "sub-01_ses-b_T1w": head(SHAPE, ZOOMS)}
+    dataset(tmp_path / "raw", images)
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("ses-b/anat"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # a superuser may read every folder
+    words = [str(tmp_path / "raw"), str(tmp_path / "out"), "--factor", "1", "1", "2"]
+    assert main(words) == 1
+    assert "sub-01/ses-b/anat cannot be read: Permission denied" in capsys.readouterr().err
+    assert (tmp_path / "out" / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz").is_file()

@@ -176,6 +176,11 @@ def test_a_named_scan_that_cannot_be_used_is_noted(tmp_path):
     images = [replace(item, problem="broken" if "ax" in item.key else None) for item in images]
     ((other,), _) = find_groups(images, file)
     assert other.left_out == {names[0]: "broken"}, "the first one too"
+    more = [image("sub-01_acq-obl_T2w", "torn"), image("sub-01_acq-par_T2w", "empty")]
+    ((third,), _) = find_groups([*images, *more], "auto")
+    assert third.left_out == {
+        names[0]: "broken", "sub-01_acq-obl_T2w": "torn", "sub-01_acq-par_T2w": "empty",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

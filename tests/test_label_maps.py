@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bids_moediff.errors import ImageError
+from bids_moediff.imaging import label_maps
 from bids_moediff.imaging.acquisition import Axis, axis_matrix
 from bids_moediff.imaging.grid import output_grid, voxel_sizes
 from bids_moediff.imaging.label_edges import edge_support
@@ -383,3 +384,12 @@ def test_a_map_may_lie_off_by_what_a_header_rounds(tmp_path, shift, taken):
         return
     with pytest.raises(ImageError, match="mm away"):
         there_and_back(tmp_path / "a.nii", data, moved)
+
+
+def test_voxels_that_touch_by_a_corner_are_one_region():
+    labels = np.zeros((5, 5, 5), np.int16)
+    labels[1, 1, 1] = labels[2, 2, 2] = labels[3, 3, 2] = 7
+    labels[4, 0, 0] = 7
+    regions, codes, counts = label_maps._regions(labels)
+    assert codes.tolist() == [0, 7, 7] and counts.tolist() == [121, 3, 1]
+    assert regions[1, 1, 1] == regions[2, 2, 2] == regions[3, 3, 2] != regions[4, 0, 0]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Least squares of a convolution from moments by lag is least squares of a convolution."""
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -45,3 +46,15 @@ def test_numbers_that_nobody_told_change_nothing() -> None:
     moments = ConditionedMoments(2, 1, 2)
     moments.add(*lag_moments(features, features[:1], torch.ones(10, 10, 10)), [0.0, 0.0])
     assert moments.solve(0.1).abs().max() == 0
+
+
+def test_the_ridge_is_relative_to_the_mean_square_of_the_features() -> None:
+    """The ones of the bias do not count: features of 0.01 would hardly be held by it."""
+    generator = torch.Generator().manual_seed(3)
+    features = 0.01 * torch.randn(1, 12, 12, 12, generator=generator)
+    inside = torch.zeros(12, 12, 12)
+    inside[2:-2, 2:-2, 2:-2] = 1.0
+    moments = ConditionedMoments(1, 1, 1)
+    moments.add(*lag_moments(features, 3.0 * features, inside), [1.0])
+    kernel = moments.solve(1.0)[0, :-1, 0].reshape(3, 3, 3)
+    assert float(kernel[1, 1, 1]) == pytest.approx(1.5, abs=0.15)  # half, by a ridge of its size

@@ -289,3 +289,27 @@ def test_ghosts_within_a_centimetre_of_the_head_are_no_air():
     with_ghosts = np.where(near, 3 * air, air)
     assert _air_reading(with_ghosts, zooms, head) == _air_reading(air, zooms, head) is not None
     assert _air_reading(np.where(near, air, 0), zooms, head) is None
+
+
+@pytest.mark.parametrize(("filled", "beyond", "lost"), [(0.8, 2.0, 1.2), (0.25, 3.0, 1.0)])
+def test_noise_beyond_the_band_counts_by_the_share_that_is_not_filled(
+    monkeypatch, filled, beyond, lost
+):
+    part, inside = np.zeros((4, 4, 4)), np.ones((4, 4, 4), bool)
+    monkeypatch.setattr(noise_level, "_middle", lambda data, head: (part, inside))
+    monkeypatch.setattr(
+        noise_level,
+        "_measured",
+        lambda *_: (np.ones((2, 2, 2)), inside, (2.0, 1.0, 1.0), lost, filled),
+    )
+    readings = {
+        2: noise_level._Corner(5.0, 6.0, (0,), True),
+        4: noise_level._Corner(beyond, 9.0, (1,), True),
+    }
+    monkeypatch.setattr(noise_level, "_flat_reading", lambda data, *_: readings[len(data)])
+    found = noise_level._corner_reading(part, (1.0, 1.0, 1.0), inside)
+    added = (1 - filled) * beyond**2
+    assert (found.low, found.middle) == pytest.approx(
+        (np.sqrt((5 * lost) ** 2 + added), np.sqrt((6 * lost) ** 2 + added))
+    )
+    assert (found.axes, found.white) == ((0,), False)

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -247,3 +248,18 @@ def test_the_interval_of_a_volume_is_that_of_one_more_sample(moved, held):
     assert found["volume_dark"] == found["volume_middle"] == held
     assert found["volume_bright"] == 1
     assert found["bias_dark"] == pytest.approx(10 / (10 + moved) - 1)
+
+
+def test_every_patch_counts_the_same_in_the_loss_of_the_scale():
+    """Seitzer et al. 2022 with beta 1/2, the weights of a patch divided by their own mean."""
+    generator = torch.Generator().manual_seed(4)
+    variance = 0.5 + torch.rand((2, 3, 4, 5), generator=generator)
+    variance[1] *= 100.0  # a patch with large errors
+    squares = variance * torch.rand((2, 3, 4, 5), generator=generator) * 3
+    weight = torch.rand((2, 3, 4, 5), generator=generator)
+    losses = []
+    for v, s, w in zip(variance.numpy(), squares.numpy(), weight.numpy(), strict=True):
+        share = w * np.sqrt(v)
+        losses.append(0.5 * np.mean(share / share.mean() * (np.log(v) + s / v)))
+    found = float(scale_loss(variance, squares, weight))
+    assert found == pytest.approx(float(np.mean(losses)), rel=1e-5)

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bids_moediff.imaging.noise import air_noise, estimate_noise, tissue_noise
+from bids_moediff.imaging.spectrum import AxisResolution
 from bids_moediff.quality import figures as quality
 from bids_moediff.quality import input_checks
 from bids_moediff.reports.captions import MAIN_FIGURES
@@ -247,3 +248,15 @@ def test_tissues_that_overlap_are_not_told_apart():
     parts = (rng.normal(20, 4, 9000), rng.normal(100, 5, 30000), rng.normal(103, 20, 30000))
     overlapping = np.concatenate(parts)
     assert quality.tissue_classes(overlapping, "T1w") is None
+
+
+def test_an_axis_that_cannot_be_judged_states_no_usable_resolution():
+    axes = (
+        AxisResolution(1.0, 1.3, "native", 1.0), AxisResolution(2.0, 2.6, "zero-filled", 4.0),
+        AxisResolution(5.0, 5.0, "unknown", 5.0),
+    )  # fmt: skip
+    assert quality._resolution_figures(axes) == {
+        "usable_x": 1.3, "acquired_x": 1.0, "interpolation_x": "native",
+        "usable_y": 2.6, "acquired_y": 4.0, "interpolation_y": "zero-filled",
+        "usable_z": None, "acquired_z": 5.0, "interpolation_z": "unknown",
+    }  # fmt: skip

@@ -60,6 +60,8 @@ def test_told_noise_is_taken_off_and_the_untold_stays_as_it_was() -> None:
     recipe = replace(tiny("mean-told-tail"), patch=28, border=4, fade=8, ridge=1e-4)
     batches = [batch(seed, [level, 0.0, 0.0, 0.0]) for seed, level in enumerate([1.0, 0.0] * 3)]
     fit_told_tail(teacher, network, batches, recipe)
+    own = network.tail_terms.bias.detach()[6 * network.tail.out_channels :]
+    assert float(own[: network.tail.out_channels].abs().max()) > 1e-4  # of the told noise
     new = batch(9, [1.0, 0.0, 0.0, 0.0])
     with torch.no_grad():
         wanted = teacher(new["clear_start"][:, None], new["clear_condition"])

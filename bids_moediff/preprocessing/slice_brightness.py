@@ -220,11 +220,11 @@ def _levels(jumps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         levels.append(min(near, key=lambda known: abs(known - level)) if near else level)
     found = np.array(levels)
     groups = np.abs(found[:, None] - found) < SAME
-    usual = groups[int(np.argmax(groups @ sizes))]
+    most = int(np.argmax(groups @ sizes))
+    usual, base = groups[most], found[most]
     for place in range(1, len(found) - 1):  # up and down again: the mean of both ways
         if not usual[place] and usual[place - 1] and usual[place + 1]:
             found[place] = found[place - 1] + (jumps[place - 1] - jumps[place]) / 2
-    base = float(np.average(found[usual], weights=sizes[usual]))
     found = np.where(usual, 0.0, found - base)
     places = np.flatnonzero(usual)
     for end in (np.s_[: places[0]], np.s_[places[-1] + 1 :]):
