@@ -133,13 +133,15 @@ def test_the_part_lies_around_the_centre_of_the_head():
     assert middle_of_head(torch.zeros(100, 40, 40)).shape == (96, 40, 40)
 
 
+def engine(network) -> tuple[SuperResolver, Inputs]:
+    model = LoadedModel(network, {"family": "student", "version": "test"}, "0" * 64, "random")
+    inputs = Inputs(acquisition=Acquisition((PLANE, PLANE, SLICES)))
+    return SuperResolver(model, torch.device("cpu"), "fp32"), inputs
+
+
 def test_the_engine_refits_slices_and_says_where_it_cannot(network, monkeypatch):
     monkeypatch.setattr(in_plane_refit, "FEWEST", 10)
-    config = {"family": "student", "version": "test"}
-    resolver = SuperResolver(
-        LoadedModel(network, config, "0" * 64, "random"), torch.device("cpu"), "fp32"
-    )
-    inputs = Inputs(acquisition=Acquisition((PLANE, PLANE, SLICES)))
+    resolver, inputs = engine(network)
     asked = Options(output_resolution=(1.0,) * 3, in_plane_refit=True)
     plain = resolver.enhance(scan(), replace(asked, in_plane_refit=False), inputs)
     seen = []
@@ -157,11 +159,7 @@ def test_the_engine_refits_slices_and_says_where_it_cannot(network, monkeypatch)
 
 def test_the_record_of_too_small_a_head_says_that_nothing_was_refitted(network, monkeypatch):
     monkeypatch.setattr(in_plane_refit, "FEWEST", 100_000)
-    config = {"family": "student", "version": "test"}
-    resolver = SuperResolver(
-        LoadedModel(network, config, "0" * 64, "random"), torch.device("cpu"), "fp32"
-    )
-    inputs = Inputs(acquisition=Acquisition((PLANE, PLANE, SLICES)))
+    resolver, inputs = engine(network)
     options = Options(output_resolution=(1.0,) * 3, in_plane_refit=True)
     found = resolver.enhance(scan(), options, inputs)
     assert found.record["InPlaneRefit"] is False
